@@ -1,0 +1,48 @@
+# Everything from a fresh clone, with nothing installed but Python (3.11 or newer) and make.
+PYTHON ?= python3
+# the last TransformerLens with HookedTransformer
+TL3 ?= 3.9.0
+
+.PHONY: demo test test-tl3 check docs clean
+
+demo: .venv/demo.ok   ## find neurons in the embedded model, switch them off, write a report
+	.venv/bin/python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
+
+test: .venv/dev.ok    ## all tests
+	.venv/bin/python -m pytest -q
+
+test-tl3: .venv-tl3/dev.ok   ## the same tests on TransformerLens 3.9
+	.venv-tl3/bin/python -m pytest -q
+
+check: .venv/dev.ok   ## lint, format, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+docs: .venv/docs.ok   ## the site, in site/
+	NO_MKDOCS_2_WARNING=1 TQDM_DISABLE=1 .venv/bin/mkdocs build --strict
+
+# torch first: a constraint alone would not keep pip from looking at newer builds of several GB
+.venv/demo.ok: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -c constraints.txt torch
+	.venv/bin/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev.ok: .venv/demo.ok
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv/docs.ok: .venv/demo.ok
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+.venv-tl3/dev.ok: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tl3
+	sed 's/^transformer-lens==.*/transformer-lens==$(TL3)/' constraints.txt > .venv-tl3/constraints.txt
+	.venv-tl3/bin/python -m pip install -q -c .venv-tl3/constraints.txt torch
+	.venv-tl3/bin/python -m pip install -q -c .venv-tl3/constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-tl3 site runs .cache

@@ -1,0 +1,39 @@
+"""Find, compare and test language-specific neurons, on TransformerLens."""
+
+from lsn_lens.batches import Layout
+from lsn_lens.collect import collect
+from lsn_lens.corpora import LanguageCorpus, load_corpora
+from lsn_lens.detect import detect, score
+from lsn_lens.evaluation.perplexity import perplexity_matrix, perplexity_table
+from lsn_lens.interventions import add, intervene, mean_ablation, other_mean_ablation, scale, set_to, zero
+from lsn_lens.methods import METHODS
+from lsn_lens.models import load_model
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.run import Run, load_run
+from lsn_lens.statistics import Statistics
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS",
+    "LanguageCorpus",
+    "Layout",
+    "NeuronScores",
+    "NeuronSet",
+    "Run",
+    "Statistics",
+    "add",
+    "collect",
+    "detect",
+    "intervene",
+    "load_corpora",
+    "load_model",
+    "load_run",
+    "mean_ablation",
+    "other_mean_ablation",
+    "perplexity_matrix",
+    "perplexity_table",
+    "scale",
+    "score",
+    "set_to",
+    "zero",
+]

@@ -1,0 +1,1 @@
+"""What an intervention does to a model."""

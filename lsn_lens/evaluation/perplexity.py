@@ -1,0 +1,164 @@
+"""Loss on held-out text, with and without an intervention: who is hurt when a language's units go?"""
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lsn_lens import models
+from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
+from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.interventions import Action, intervention_hooks, zero
+from lsn_lens.neurons import NeuronSet
+
+Measure = Literal["nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change"]
+NONE = "none"  # the row without intervention
+
+
+def perplexity_table(
+    model: models.Model,
+    corpora: Mapping[str, LanguageCorpus],
+    sets: NeuronSet | Mapping[str, NeuronSet],
+    action: Action | Callable[[str], Action] = zero,
+    *,
+    evaluate: Literal["all", "own"] = "all",
+    layout: Layout | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Loss of every language on its `hold_out` text while each language's units are changed.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        corpora: Text to measure on.
+        sets: One set, or several by name: measured one after the other on the same text.
+        action: What to do to the units, or a function from the intervened language to it.
+        evaluate: Measure every language, or only the one whose units are changed (for many random controls).
+        layout: How text becomes batches; packed blocks by default. Cap it at `PAPER_EVALUATION_TOKENS` as LAPE does.
+        progress: Show a progress bar.
+
+    Returns:
+        One row for each set, intervened language ("none" first) and evaluated language: `set`, `action`,
+        `intervened`, `evaluated`, `neurons`, `nll` (nats a token), `perplexity` (exp of it), `bits_per_byte`,
+        and for each its change against no intervention, `nll_change` and so on. Separators are read, but
+        predicting them is not scored, and neither is a block's first token.
+
+    Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
+    """
+    named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
+    with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
+        plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
+        passes = 1 + sum(len(each.languages) for each in named.values())
+        tokens = sum(map(plan.tokens_of, plan.shards))
+        with tqdm(total=passes * tokens, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
+            clean = _losses(model, plan, [], bar)
+            frames = [_rows("", "none", NONE, 0, clean, clean, plan)]
+            for name, each in named.items():
+                for language in each.languages:
+                    what = action if isinstance(action, Action) else action(language)
+                    hooks = intervention_hooks(model, each[language], what)
+                    losses = _losses(model, plan, hooks, bar)
+                    frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
+    return pd.concat(frames, ignore_index=True)
+
+
+def perplexity_matrix(
+    model: models.Model,
+    corpora: Mapping[str, LanguageCorpus],
+    found: NeuronSet,
+    action: Action | Callable[[str], Action] = zero,
+    *,
+    measure: Measure = "nll_change",
+    layout: Layout | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One measure of `perplexity_table` as a matrix: rows = intervened language, columns = evaluated language.
+
+    The rows start with "none" (no intervention). `attrs["table"]` holds all measures.
+
+    Args: as `perplexity_table`; `measure` is one of its columns.
+    """
+    table = perplexity_table(model, corpora, found, action, layout=layout, progress=progress)
+    return as_matrix(table, measure)
+
+
+def as_matrix(table: pd.DataFrame, measure: Measure = "nll_change") -> pd.DataFrame:
+    """Rows = intervened, columns = evaluated, from the rows of one set and action."""
+    matrix = table.pivot(index="intervened", columns="evaluated", values=measure)
+    matrix = matrix.loc[table["intervened"].unique(), table["evaluated"].unique()]
+    matrix.attrs["table"] = table.to_dict("list")
+    return matrix
+
+
+def _plan(
+    model: models.Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool
+) -> Plan:
+    tokens: dict[str, Tokens] = {
+        label: tokenize(
+            label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
+            d_vocab=models.vocabulary_size(model), progress=progress,
+        )
+        for label, corpus in corpora.items()
+    }  # fmt: skip
+    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx)
+
+
+@torch.no_grad()
+def _losses(model: models.Model, plan: Plan, hooks: list[tuple[str, Any]], bar: Any) -> dict[str, float]:
+    """Mean negative log-probability a token (nats), per language."""
+    device = models.device_of(model)
+    separator = separator_id(model.tokenizer, plan.layout.separator)
+    sums = dict.fromkeys(plan.tokens, 0.0)
+    counts = dict.fromkeys(plan.tokens, 0)
+    with models.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
+        for shard in plan.shards:
+            for batch in plan.batches(shard):
+                mask = batch.keep.to(device, torch.long) if batch.padded else None
+                logits = models.logits(model, batch.ids.to(device), mask)
+                targets = batch.ids[:, 1:].to(device)
+                scored = batch.keep[:, 1:].to(device)
+                if separator is not None:
+                    scored = scored & (targets != separator)
+                sums[batch.language] += float(_nll(logits[:, :-1], targets)[scored].double().sum())
+                counts[batch.language] += int(scored.sum())
+                bar.update(int(batch.keep.sum()))
+    return {label: sums[label] / max(counts[label], 1) for label in sums}
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Row by row, so that a large vocabulary needs room for one row's probabilities only."""
+    rows = [
+        torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in zip(logits, targets, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _rows(
+    name: str, action: str, intervened: str, neurons: int, losses: dict[str, float], clean: dict[str, float], plan: Plan
+) -> pd.DataFrame:
+    rows = []
+    for label, nll in losses.items():
+        tokens = plan.tokens[label]
+        separators = len(tokens.ends) if plan.layout.separator != "none" else 0
+        bits = (tokens.n_tokens - separators) / tokens.n_bytes / math.log(2)
+        values = {"nll": nll, "perplexity": math.exp(nll), "bits_per_byte": nll * bits}
+        before = {"nll": clean[label], "perplexity": math.exp(clean[label]), "bits_per_byte": clean[label] * bits}
+        changes = {f"{key}_change": values[key] - before[key] for key in values}
+        rows.append(
+            {
+                "set": name,
+                "action": action,
+                "intervened": intervened,
+                "evaluated": label,
+                "neurons": neurons,
+                **values,
+                **changes,
+            }
+        )
+    return pd.DataFrame(rows)

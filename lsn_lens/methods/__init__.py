@@ -1,0 +1,29 @@
+"""Published ways to find a language's units, one file each."""
+
+from typing import Any
+
+from lsn_lens.methods.base import Method
+from lsn_lens.methods.lap import Lap
+from lsn_lens.methods.lape import Lape, Lave
+from lsn_lens.methods.random import Random
+
+METHODS: dict[str, type] = {"lape": Lape, "lap": Lap, "lave": Lave, "random": Random}
+
+
+def get_method(method: str | Method, **parameters: Any) -> Method:
+    """A method by name and hyper-parameters; a ready method object is passed through.
+
+    Raises:
+        KeyError: No such name; the message lists them.
+        ValueError: A ready object together with hyper-parameters.
+    """
+    if not isinstance(method, str):
+        if parameters:
+            raise ValueError(f"{method!r} has its hyper-parameters already; {sorted(parameters)} cannot be added.")
+        return method
+    if method not in METHODS:
+        raise KeyError(f"unknown method {method!r}; the methods are {list(METHODS)}.")
+    return METHODS[method](**parameters)
+
+
+__all__ = ["METHODS", "Lap", "Lape", "Lave", "Method", "Random", "get_method"]

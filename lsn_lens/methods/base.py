@@ -1,0 +1,56 @@
+"""What a method is: a frozen dataclass of hyper-parameters with three functions, pure maths."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Statistic, Statistics
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Hyper-parameters and three functions; none of them runs a model."""
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What `collect` must keep for it."""
+        ...
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """How specific each unit is for each language."""
+        ...
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """Which units belong to each language."""
+        ...
+
+
+def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
+    """The `round(share * n)`-th smallest value (counted from 1), without interpolation.
+
+    Source: LAPE, released `identify.py`, which takes `kthvalue`.
+    """
+    flat = values.flatten()
+    place = min(max(round(share * flat.numel()), 1), flat.numel())
+    return flat.kthvalue(place).values
+
+
+def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
+    """Flat indices of the finite values, highest first; ties go to the lower layer, then the lower unit."""
+    flat = ranking.flatten()
+    order = flat.argsort(descending=True, stable=True)
+    return order[flat[order].isfinite()]
+
+
+def check_shares(**shares: float) -> None:
+    """Refuse shares outside (0, 1], by name."""
+    for name, value in shares.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name}={value}: expected a share in (0, 1].")
+
+
+def check_languages(languages: tuple[str, ...]) -> None:
+    """Refuse to compare fewer than two languages."""
+    if len(languages) < 2:
+        raise ValueError(f"got the languages {list(languages)}: comparing languages takes at least two.")

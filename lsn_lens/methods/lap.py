@@ -1,0 +1,47 @@
+"""LAP: the neurons that fire most in a language, whatever they do in the others."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lsn_lens.methods.base import best_first, check_languages, check_shares
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Statistic, Statistics
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Language activation probability alone.
+
+    Each language gets the same number of neurons, those with its highest share of tokens where act(gate) > 0;
+    together at most `rate` of all neurons.
+
+    Attributes:
+        rate: Share of all neurons, divided evenly among the languages.
+
+    Source: a comparison in Tang et al. 2024, whose exact rule is not known; equal numbers are our reading.
+    """
+
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Counts of `mlp_pre > 0`."""
+        return (Statistic("mlp_pre", "positive"),)
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """The probability to fire; -inf for a neuron that never does."""
+        check_languages(statistics.languages)
+        probability = statistics.probability("mlp_pre")
+        return NeuronScores(statistics.languages, {"mlp": probability.where(probability > 0, -torch.inf)}, repr(self))
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """Each language's highest."""
+        values = scores.values["mlp"]
+        count = round(self.rate * values[0].numel() / len(values))
+        mask = torch.zeros_like(values, dtype=torch.bool)
+        for language, each in enumerate(values):
+            mask[language].view(-1)[best_first(each)[:count]] = True
+        return NeuronSet(scores.languages, {"mlp": mask}, scores.method)

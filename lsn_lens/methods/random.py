@@ -1,0 +1,35 @@
+"""Random units: the control that every method must beat."""
+
+from dataclasses import dataclass, field, replace
+
+from lsn_lens.methods.base import Method
+from lsn_lens.methods.lape import Lape
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Statistic, Statistics
+
+
+@dataclass(frozen=True)
+class Random:
+    """Random units, as many in each language and layer as another method finds.
+
+    Attributes:
+        like: The method to match.
+        seed: Of the draw.
+
+    Source: the random baseline of Tang et al. 2024 (as many neurons a language); matching layers is ours.
+    """
+
+    like: Method = field(default_factory=Lape)
+    seed: int = 0
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What the matched method needs."""
+        return self.like.statistics()
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """The matched method's scores: random units have none of their own."""
+        return replace(self.like.score(statistics), method=repr(self))
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """A draw with the counts of the matched method's selection."""
+        return replace(self.like.select(scores).random_like(self.seed), method=repr(self))

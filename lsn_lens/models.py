@@ -1,0 +1,345 @@
+"""Load a model, check that it computes what Hugging Face computes, run it without waste.
+
+A *model* is an unwrapped `HookedTransformer` (TransformerLens 3.9) or `TransformerBridge` (3.9 and 4.x).
+Weights are never processed: folding and centring change what several methods measure.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.activations import ACT2FN
+
+from lsn_lens.sites import SITES, Site, flat, get_site
+
+DEMO_MODEL = Path(__file__).parent / "demo"
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the logits' standard deviation
+HALF_TOLERANCE = 0.1
+
+log = logging.getLogger(__name__)
+Model = Any
+
+
+def load_model(
+    name: str | Path,
+    *,
+    backend: Literal["auto", "hooked", "bridge"] = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    **options: Any,
+) -> Model:
+    """Load a model and its tokenizer, unprocessed, and check it against Hugging Face's own logits.
+
+    Args:
+        name: `"demo"` (the embedded model), a local folder, or a Hub id.
+        backend: "hooked" (HookedTransformer, TransformerLens 3.9), "bridge" (TransformerBridge), or "auto":
+            a HookedTransformer where the installed TransformerLens has one that can load this model
+            and passes the check, else a bridge.
+        device: Where to; a GPU if there is one.
+        dtype: Of the weights.
+        revision: Branch, tag or commit of a Hub model.
+        options: For `AutoModelForCausalLM.from_pretrained` (for example `trust_remote_code=True`).
+
+    Returns:
+        A HookedTransformer or a TransformerBridge, in evaluation mode.
+
+    Raises:
+        ValueError: A model that cannot be loaded, has NaN weights, disagrees with Hugging Face, or whose
+            tokenizer has ids that the model lacks.
+    """
+    if backend not in ("auto", "hooked", "bridge"):
+        raise ValueError(f"backend={backend!r}: expected 'auto', 'hooked' or 'bridge'.")
+    source = str(DEMO_MODEL) if str(name) == "demo" else str(name)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation="eager", **options
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{source!r} could not be loaded: it is neither 'demo', nor a folder with a Hugging Face causal language "
+            f"model and its tokenizer, nor a Hub id that can be reached from here. ({error})"
+        ) from error
+    hf_model = hf_model.to(device).eval().requires_grad_(False)
+    vocabulary = hf_model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{source!r}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}: they do not belong together."
+        )
+    expected = _probe_logits(hf_model, vocabulary)
+    if backend != "bridge":
+        try:
+            model = _hooked_transformer(source, hf_model, tokenizer, device, dtype)
+            _check_logits(model, expected, source)
+            return _labelled(model, name, revision)
+        except Exception as error:  # whatever TransformerLens raises for a model it cannot convert
+            if backend == "hooked":
+                raise ValueError(f"{source!r} cannot be a HookedTransformer: {error}") from error
+            if not isinstance(error, ImportError):
+                log.info("%s: no HookedTransformer (%s), using a TransformerBridge.", source, error)
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, device=device)
+    model.eval()
+    _check_logits(model, expected, source)
+    return _labelled(model, name, revision)
+
+
+def _labelled(model: Model, name: str | Path, revision: str | None) -> Model:
+    model.lsn_lens_source = {"name": Path(name).name if Path(name).exists() else str(name), "revision": revision}
+    return model
+
+
+def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Model:
+    """A HookedTransformer from a Hugging Face model that TransformerLens need not know by name."""
+    from transformer_lens import HookedTransformer, loading_from_pretrained  # TransformerLens 3.9 only
+
+    config = hf_model.config.to_dict()
+    config.setdefault("n_ctx", config.get("n_positions"))
+    # The converter reads a folder, and guesses the architecture from names such as "llama" in its path.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
+        cfg = loading_from_pretrained.get_pretrained_model_config(
+            folder, hf_cfg=config, device=str(device), dtype=dtype, default_prepend_bos=False
+        )
+        state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
+        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        model.load_and_process_state_dict(
+            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        )
+    model.move_model_modules_to_device()
+    return model.eval().requires_grad_(False)
+
+
+def _probe_ids(vocabulary: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(vocabulary, (size,), generator=generator) for size in (12, 7)]
+
+
+@torch.no_grad()
+def _probe_logits(hf_model: Any, vocabulary: int) -> list[Tensor]:
+    device = hf_model.get_input_embeddings().weight.device
+    logits = [hf_model(ids[None].to(device)).logits[0].cpu() for ids in _probe_ids(vocabulary)]
+    if not all(bool(each.isfinite().all()) for each in logits):
+        raise ValueError("the Hugging Face model gives NaN or infinite logits: its weights are broken for this dtype.")
+    return logits
+
+
+@torch.no_grad()
+def _check_logits(model: Model, expected: list[Tensor], source: str) -> None:
+    """Logits equal Hugging Face's, alone and under left and right padding."""
+    rows = _probe_ids(vocabulary_size(model))
+    longest = max(len(ids) for ids in rows)
+    allowed = TOLERANCE.get(expected[0].dtype, HALF_TOLERANCE)
+    for side in ("right", "left"):
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+            ids[i, place], mask[i, place] = row, 1
+        logits = model(ids.to(device_of(model)), attention_mask=mask.to(device_of(model)), return_type="logits").cpu()
+        for i, reference in enumerate(expected):
+            difference = (logits[i][mask[i].bool()] - reference).float().abs().max() / reference.float().std()
+            if not difference <= allowed:
+                raise ValueError(
+                    f"{source!r} as {type(model).__name__}: with {side} padding, logits differ from Hugging Face's by "
+                    f"{difference:.2g} of their standard deviation, at most {allowed:g} is allowed. This version of "
+                    "TransformerLens computes another function than the model; try backend='bridge' or a newer version."
+                )
+
+
+def is_bridge(model: Model) -> bool:
+    """Whether a model is a TransformerBridge (else a HookedTransformer)."""
+    return hasattr(model, "original_model")
+
+
+def vocabulary_size(model: Model) -> int:
+    """Tokens that the model has embeddings for."""
+    return model.original_model.get_input_embeddings().weight.shape[0] if is_bridge(model) else model.cfg.d_vocab
+
+
+def device_of(model: Model) -> torch.device:
+    """Where the model's input goes."""
+    return next(model.parameters()).device
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Name, class, dtype and a hash of all weights, as plain data."""
+    digest = hashlib.sha256()
+    parameters = (model.original_model if is_bridge(model) else model).named_parameters()
+    for _, parameter in sorted(parameters, key=lambda pair: pair[0]):
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    source = getattr(model, "lsn_lens_source", {"name": str(model.cfg.model_name), "revision": None})
+    return {
+        **source,
+        "class": type(model).__name__,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "layers": model.cfg.n_layers,
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def is_gated(model: Model) -> bool:
+    """Whether the MLP multiplies act(gate) with a second projection."""
+    return SITES["mlp_up"].hook_name(0) in model.hook_dict
+
+
+def activation(model: Model) -> Callable[[Tensor], Tensor]:
+    """The MLP's activation function."""
+    if not is_bridge(model):
+        return model.blocks[0].mlp.act_fn
+    config = model.original_model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for field in ("hidden_activation", "hidden_act", "activation_function"):
+        if getattr(config, field, None):
+            return ACT2FN[getattr(config, field)]
+    raise ValueError(f"{type(config).__name__} does not name its activation function.")
+
+
+def reader(model: Model, name: str) -> tuple[Site, Callable[[Tensor], Tensor]]:
+    """The site to hook for a named tensor, and what to apply to it: `[batch pos unit]` comes out."""
+    site = get_site(name)
+    if site.activated and not is_gated(model):
+        return SITES["mlp_post"], lambda acts: acts
+    act = activation(model) if site.activated else (lambda acts: acts)
+    return site, lambda acts: act(flat(acts, site))
+
+
+@torch.no_grad()
+def site_width(model: Model, name: str) -> int:
+    """Units of a site, measured with a few tokens in every layer.
+
+    Raises:
+        ValueError: The model lacks the site in some layer, its layers differ, or the tensor is not what
+            the site's name says (as in mixtures of experts).
+    """
+    site, read = reader(model, name)
+    what = f"{type(model).__name__} of {getattr(model.cfg, 'model_name', 'this model')}"
+    needed = (
+        [site, SITES["mlp_post"]] + ([SITES["mlp_up"]] if is_gated(model) else []) if site.basis == "mlp" else [site]
+    )
+    layers = range(model.cfg.n_layers)
+    missing = [
+        each.hook_name(layer) for each in needed for layer in layers if each.hook_name(layer) not in model.hook_dict
+    ]
+    if missing:
+        raise ValueError(f"site {name!r}: {what} has no {missing[0]}. {_why_no_mlp(model)}")
+    seen: dict[str, Tensor] = {}
+    hooks = [(each.hook_name(layer), _keep(seen, each.hook_name(layer))) for each in needed for layer in layers]
+    with model.hooks(fwd_hooks=hooks):
+        model(_probe_ids(vocabulary_size(model))[1][None].to(device_of(model)))
+    widths = {layer: read(seen[site.hook_name(layer)]).shape[-1] for layer in layers if site.hook_name(layer) in seen}
+    if len(set(widths.values())) != 1 or len(widths) != len(layers):
+        raise ValueError(f"site {name!r}: {what} has layers of different widths or without it: {widths}.")
+    if site.basis == "mlp":
+        for layer in layers:
+            _check_mlp(model, layer, seen, what)
+    return widths[0]
+
+
+def _keep(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(acts: Tensor, hook: Any) -> None:
+        seen[name] = acts.detach()
+
+    return hook
+
+
+def _why_no_mlp(model: Model) -> str:
+    config = model.original_model.config if is_bridge(model) else model.cfg
+    experts = next(
+        (k for k in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, k, None)), None
+    )
+    if experts:
+        return f"It is a mixture of experts ({experts}={getattr(config, experts)}), which has no single MLP to count."
+    return "Expected a dense MLP with the usual TransformerLens hooks."
+
+
+def _check_mlp(model: Model, layer: int, seen: dict[str, Tensor], what: str) -> None:
+    """`mlp_post` is the down projection's input, and what the activation makes of `mlp_pre`."""
+    post = seen[SITES["mlp_post"].hook_name(layer)]
+    try:
+        d_mlp = model.blocks[layer].mlp.W_out.shape[0]
+    except (AttributeError, TypeError, KeyError):
+        d_mlp = None
+    if post.shape[-1] != d_mlp:
+        raise ValueError(
+            f"{what}, layer {layer}: mlp.hook_post has {post.shape[-1]} units, the down projection takes {d_mlp}. "
+            f"{_why_no_mlp(model)}"
+        )
+    pre = seen.get(SITES["mlp_pre"].hook_name(layer))
+    if pre is not None and is_gated(model):
+        made = activation(model)(pre) * seen[SITES["mlp_up"].hook_name(layer)]
+        if not torch.allclose(made.float(), post.float(), rtol=0.02, atol=1e-3 * float(post.float().std())):
+            raise ValueError(f"{what}, layer {layer}: mlp.hook_post is not act(hook_pre) * hook_pre_linear.")
+
+
+@contextlib.contextmanager
+def lean(model: Model, hook_names: Iterable[str]) -> Iterator[Model]:
+    """Let a bridge run Hugging Face's own modules wherever no hook of `hook_names` is needed.
+
+    Hooks outside `hook_names` do not fire meanwhile. Where no attention hook is needed, attention is computed by
+    `scaled_dot_product_attention`. The output is the same up to rounding; a HookedTransformer is left as it is.
+    """
+    if not is_bridge(model):
+        yield model
+        return
+    needed = {id(model.hook_dict[name]) for name in hook_names}
+    swapped: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
+    attention_stays = False
+
+    def visit(module: torch.nn.Module) -> None:
+        nonlocal attention_stays
+        for name, child in list(module._modules.items()):
+            if child is None:
+                continue
+            original = child._modules.get("_original_component")
+            if original is not None and not any(id(each) in needed for each in child.modules()):
+                swapped.append((module, name, child))
+                module._modules[name] = original
+                visit(original)
+            else:
+                attention_stays |= "Attention" in type(child).__name__
+                visit(child)
+
+    hf_model = model.original_model
+    config = hf_model.config
+    implementation = config._attn_implementation
+    try:
+        visit(hf_model)
+        softcap = getattr(config, "attn_logit_softcapping", None)
+        if getattr(hf_model, "_supports_sdpa", False) and not attention_stays and softcap is None:
+            config._attn_implementation = "sdpa"
+        yield model
+    finally:
+        for module, name, child in reversed(swapped):
+            module._modules[name] = child
+        config._attn_implementation = implementation
+
+
+def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
+    """Run all blocks, but not the unembedding: the last residual stream (on a bridge after the final norm)."""
+    if not is_bridge(model):
+        return model(ids, attention_mask=mask, stop_at_layer=model.cfg.n_layers, return_type=None)
+    hf_model = model.original_model
+    body = getattr(hf_model, hf_model.base_model_prefix)
+    return body(ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch pos d_vocab"]:
+    """The model's logits; usable inside `lean`."""
+    if not is_bridge(model):
+        return model(ids, attention_mask=mask, return_type="logits")
+    return model.original_model(ids, attention_mask=mask, use_cache=False).logits

@@ -1,0 +1,281 @@
+"""What a detector returns: scores, and sets with their algebra."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+Mask = Bool[Tensor, "language layer unit"]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none: a temporary file, flushed to disk, takes the place of `path`."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno or 0)} while writing {len(content):,} bytes. Nothing half written is left; "
+            "what was finished before is kept. Make room and run the same call again",
+            str(path),
+        ) from error
+
+
+def _save(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
+    path = Path(path)
+    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+    write_bytes(path, save(contiguous, metadata={"lsn_lens": json.dumps(header)}))
+    return path
+
+
+def _load(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(str(path), framework="pt") as file:
+        header = json.loads((file.metadata() or {}).get("lsn_lens", "{}"))
+        if header.get("kind") != kind:
+            raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}.")
+        return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (not a dict)
+
+
+@dataclass(frozen=True)
+class NeuronScores:
+    """Per language, layer and unit, on one or several bases: higher means more specific.
+
+    A score of -inf says that the unit cannot belong to the language. `ranking` orders the units for
+    rules that select them for all languages at once; by default a unit's best score.
+    """
+
+    languages: tuple[str, ...]
+    values: Mapping[str, Float[Tensor, "language layer unit"]]
+    method: str
+    ranking: Mapping[str, Float[Tensor, "layer unit"]] = field(default_factory=dict)
+
+    def rank(self, basis: str) -> Float[Tensor, "layer unit"]:
+        """What orders the units of a basis over all languages."""
+        return self.ranking.get(basis, self.values[basis].amax(0))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each finite score: language, basis, layer, unit, score."""
+        return _frame(self.languages, {basis: each.isfinite() for basis, each in self.values.items()}, self.values)
+
+    def save(self, path: Path | str) -> Path:
+        """Write one safetensors file with a JSON header."""
+        header = {"kind": "scores", "languages": self.languages, "method": self.method}
+        ranking = {f"ranking.{basis}": each for basis, each in self.ranking.items()}
+        return _save(path, {**{f"values.{basis}": each for basis, each in self.values.items()}, **ranking}, header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "NeuronScores":
+        """Read what `save` wrote."""
+        tensors, header = _load(path, "scores")
+        parts = {
+            part: {key.removeprefix(f"{part}."): value for key, value in tensors.items() if key.startswith(f"{part}.")}
+            for part in ("values", "ranking")
+        }
+        return cls(tuple(header["languages"]), parts["values"], header["method"], parts["ranking"])
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronSet:
+    """Per language, on one or several bases, a bool mask `[layer, unit]`.
+
+    `found["fr"]` is the set of one language. `&`, `|`, `-` and `^` work language by language and need
+    the same languages, bases and shapes. A language without units keeps its place.
+    """
+
+    languages: tuple[str, ...]
+    masks: Mapping[str, Mask]
+    method: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for basis, mask in self.masks.items():
+            if mask.dtype != torch.bool or mask.ndim != 3 or len(mask) != len(self.languages):
+                raise ValueError(
+                    f"basis {basis!r}: expected a bool mask [language={len(self.languages)}, layer, unit], "
+                    f"got {mask.dtype} {tuple(mask.shape)}."
+                )
+
+    def __getitem__(self, languages: str | Iterable[str]) -> "NeuronSet":
+        """The set of one language, or of several in the order given."""
+        labels = (languages,) if isinstance(languages, str) else tuple(languages)
+        unknown = [label for label in labels if label not in self.languages]
+        if unknown:
+            raise KeyError(f"no language {unknown}; the languages are {list(self.languages)}.")
+        index = [self.languages.index(label) for label in labels]
+        return replace(self, languages=labels, masks={basis: mask[index] for basis, mask in self.masks.items()})
+
+    def __contains__(self, language: object) -> bool:
+        return language in self.languages
+
+    def __eq__(self, other: object) -> bool:
+        """Same languages and the same units; method and notes may differ."""
+        return (
+            isinstance(other, NeuronSet)
+            and self.languages == other.languages
+            and set(self.masks) == set(other.masks)
+            and all(torch.equal(mask, other.masks[basis]) for basis, mask in self.masks.items())
+        )
+
+    def __len__(self) -> int:
+        """How many different units belong to at least one language."""
+        return sum(int(mask.any(0).sum()) for mask in self.masks.values())
+
+    def _combine(self, other: "NeuronSet", symbol: str) -> "NeuronSet":
+        shapes = [{basis: tuple(mask.shape[1:]) for basis, mask in each.masks.items()} for each in (self, other)]
+        if self.languages != other.languages or shapes[0] != shapes[1]:
+            raise ValueError(
+                f"sets differ in languages or shape: {self.languages} {shapes[0]} and {other.languages} {shapes[1]}."
+            )
+        operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "^": torch.bitwise_xor}.get(symbol)
+        masks = {
+            basis: operation(mask, other.masks[basis]) if operation else mask & ~other.masks[basis]
+            for basis, mask in self.masks.items()
+        }
+        return NeuronSet(self.languages, masks, f"({self.method} {symbol} {other.method})")
+
+    def __and__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, "&")
+
+    def __or__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, "|")
+
+    def __sub__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, "-")
+
+    def __xor__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, "^")
+
+    def units(self, basis: str) -> Bool[Tensor, "layer unit"]:
+        """The units of a basis that belong to any of the languages."""
+        return self.masks[basis].any(0)
+
+    def counts(self) -> pd.Series:
+        """Number of units per language."""
+        totals = sum((mask.sum((1, 2)) for mask in self.masks.values()), torch.zeros(len(self.languages)).long())
+        return pd.Series(totals.tolist(), index=pd.Index(self.languages, name="language"), name="neurons")
+
+    def layer_counts(self) -> pd.DataFrame:
+        """Number of units per layer (rows) and language (columns), all bases together."""
+        totals = sum(mask.sum(2) for mask in self.masks.values())
+        frame = pd.DataFrame(torch.as_tensor(totals).T.tolist(), columns=pd.Index(self.languages, name="language"))
+        return frame.rename_axis("layer")
+
+    def jaccard(self) -> pd.DataFrame:
+        """Overlap of each pair of languages: shared units over all units of both, in [0, 1]; NaN for two empty sets."""
+        rows = torch.cat([mask.flatten(1) for mask in self.masks.values()], dim=1).double()
+        shared = rows @ rows.T
+        sizes = rows.sum(1)
+        values = (shared / (sizes[:, None] + sizes[None, :] - shared)).tolist()
+        return pd.DataFrame(values, index=self.languages, columns=self.languages)
+
+    def random_like(self, seed: int = 0) -> "NeuronSet":
+        """Random units, as many in each language and layer, none of them the language's own.
+
+        Where a layer has too few other units, its own are drawn from as well.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        masks = {}
+        for basis, mask in self.masks.items():
+            chances = torch.rand(mask.shape, generator=generator) + mask  # own units come last
+            order = chances.argsort(-1).argsort(-1)
+            masks[basis] = order < mask.sum(-1, keepdim=True)
+        return NeuronSet(self.languages, masks, f"random like {self.method}, seed {seed}")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a unit: language, basis, layer, unit."""
+        return _frame(self.languages, self.masks)
+
+    def save(self, path: Path | str) -> Path:
+        """Write one safetensors file with a JSON header; returns its path."""
+        header = {"kind": "neurons", "languages": self.languages, "method": self.method, "notes": dict(self.notes)}
+        return _save(path, self.masks, header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "NeuronSet":
+        """Read what `save` wrote."""
+        masks, header = _load(path, "neurons")
+        return cls(tuple(header["languages"]), masks, header["method"], header["notes"])
+
+    def to_lape_file(self, path: Path | str) -> None:
+        """Write the format of the released LAPE masks: `list[language] of list[layer] of LongTensor`, in a `.pth`."""
+        lists = [[layer.nonzero()[:, 0] for layer in mask] for mask in self.masks["mlp"]]
+        torch.save(lists, path)
+
+    @classmethod
+    def from_lape_file(cls, path: Path | str, languages: Iterable[str], d_mlp: int) -> "NeuronSet":
+        """Read the format of the released LAPE masks, which name no languages.
+
+        Args:
+            path: A `.pth` with `list[language] of list[layer] of LongTensor`.
+            languages: Their labels, in the file's order (released files: en, zh, fr, es, vi, id, and ja in some).
+            d_mlp: Neurons of one layer.
+
+        Raises:
+            ValueError: Another number of languages than the file has, layers that differ, an index beyond `d_mlp`.
+
+        Source: RUCAIBox/Language-Specific-Neurons, `identify.py` and its released files.
+        """
+        labels = tuple(languages)
+        lists = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(lists, list) or not all(isinstance(each, list) for each in lists):
+            raise ValueError(f"{path}: expected a list of languages, each a list of layers of indices.")
+        if len(lists) != len(labels):
+            raise ValueError(f"{path} has {len(lists)} languages, but {len(labels)} were named: {list(labels)}.")
+        if len({len(each) for each in lists}) != 1:
+            raise ValueError(f"{path}: languages have different numbers of layers: {[len(each) for each in lists]}.")
+        mask = torch.zeros(len(lists), len(lists[0]), d_mlp, dtype=torch.bool)
+        for language, layers in enumerate(lists):
+            for layer, index in enumerate(layers):
+                index = torch.as_tensor(index, dtype=torch.long)
+                if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < d_mlp:
+                    raise ValueError(
+                        f"{path}: {labels[language]}, layer {layer} has index {int(index.max())}, "
+                        f"but d_mlp is {d_mlp}. Is this another model's file?"
+                    )
+                mask[language, layer, index] = True
+        return cls(labels, {"mlp": mask}, f"LAPE masks from {Path(path).name}")
+
+    def __repr__(self) -> str:
+        each = ", ".join(f"{label} {count}" for label, count in self.counts().items())
+        shape = ", ".join(f"{basis} {list(mask.shape[1:])}" for basis, mask in self.masks.items())
+        return f"NeuronSet({len(self)} units: {each}; {shape}; {self.method})"
+
+    def _repr_html_(self) -> str:
+        table = self.layer_counts().T
+        table["all"] = self.counts()
+        return f"<p><b>NeuronSet</b>: {len(self)} units, {self.method}</p>{table.to_html()}"
+
+
+def _frame(
+    languages: tuple[str, ...], masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None
+) -> pd.DataFrame:
+    frames = []
+    for basis, mask in masks.items():
+        language, layer, unit = mask.nonzero(as_tuple=True)
+        columns = {
+            "language": [languages[i] for i in language.tolist()],
+            "basis": basis,
+            "layer": layer.tolist(),
+            "unit": unit.tolist(),
+        }
+        if values is not None:
+            columns["score"] = values[basis][language, layer, unit].tolist()
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)

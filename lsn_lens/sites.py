@@ -1,0 +1,69 @@
+"""Which tensor, on which basis: the sites of a model as rows of a table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named tensor whose last axis (two axes where `heads`) counts the units of a basis.
+
+    `hook` is the TransformerLens name inside a block; `activated` applies the model's activation
+    function to what the hook gives, since TransformerLens has no hook for act(gate).
+    """
+
+    name: str
+    basis: str
+    hook: str
+    heads: bool = False
+    activated: bool = False
+
+    def hook_name(self, layer: int) -> str:
+        """The full hook name in one layer."""
+        return f"blocks.{layer}.{self.hook}"
+
+
+SITES: dict[str, Site] = {
+    site.name: site
+    for site in (
+        Site("mlp_pre", "mlp", "mlp.hook_pre"),  # gate (or the only) projection, before the activation
+        Site("mlp_act", "mlp", "mlp.hook_pre", activated=True),  # act(gate)
+        Site("mlp_up", "mlp", "mlp.hook_pre_linear"),  # up projection; gated models only
+        Site("mlp_post", "mlp", "mlp.hook_post"),  # input of the down projection
+        Site("q", "q", "attn.hook_q", heads=True),
+        Site("k", "k", "attn.hook_k", heads=True),
+        Site("v", "v", "attn.hook_v", heads=True),
+        Site("z", "z", "attn.hook_z", heads=True),
+        Site("attn_out", "attn_out", "hook_attn_out"),
+        Site("mlp_out", "mlp_out", "hook_mlp_out"),
+        Site("resid_post", "resid", "hook_resid_post"),
+    )
+}
+
+WRITE_SITE: dict[str, str] = {
+    # where an intervention on a unit of the basis takes hold
+    "mlp": "mlp_post",
+    "q": "q",
+    "k": "k",
+    "v": "v",
+    "z": "z",
+    "attn_out": "attn_out",
+    "mlp_out": "mlp_out",
+    "resid": "resid_post",
+}
+
+
+def get_site(name: str) -> Site:
+    """The row of a name.
+
+    Raises:
+        KeyError: No such site; the message lists them.
+    """
+    if name not in SITES:
+        raise KeyError(f"unknown site {name!r}; the sites are {list(SITES)}.")
+    return SITES[name]
+
+
+def flat(acts: Any, site: Site) -> Any:
+    """`[batch pos head d_head]` to `[batch pos unit]` where the site has heads."""
+    return acts.flatten(-2) if site.heads else acts
