@@ -4,14 +4,17 @@ The tokens of each language go to a flat file once, so that counts and budgets a
 first forward pass and memory does not grow with the text. A shard is a run of batches of one language.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
-import math
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -35,11 +38,12 @@ class Layout:
             for documents; for blocks too, halved down to 128 while that gives fewer blocks than `shards`.
         separator: What each document begins with: the tokenizer's "bos" (its "eos" where it has none), "eos",
             or "none" (LAPE's released scripts add nothing). Blocks get nothing in front.
-        max_tokens: Cap for each language, for example `PAPER_FIND_TOKENS`; None takes all.
+        max_tokens: Cap for each language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within it;
+            documents are taken whole, until one reaches it.
         equal: The same number of tokens (blocks) or documents for each language: what the smallest has.
         batch_tokens: About how many tokens go through the model at once.
-        shards: At least this many shards a language, where the text allows.
-        shard_tokens: At most about this many tokens a shard.
+        shards: Parts that each language's batches are cut into, where the text allows: what a resumed run
+            keeps, what processes share, what a bootstrap draws from.
     """
 
     kind: Literal["blocks", "documents"] = "blocks"
@@ -49,16 +53,17 @@ class Layout:
     equal: bool = True
     batch_tokens: int = 4096
     shards: int = 16
-    shard_tokens: int = 1 << 20
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", ("blocks", "documents")), ("separator", ("bos", "eos", "none"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}.")
-        for name in ("length", "max_tokens", "batch_tokens", "shards", "shard_tokens"):
+        for name in ("length", "max_tokens", "batch_tokens", "shards"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1.")
+            if value is None and name in ("length", "max_tokens"):
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,18 @@ class Tokens:
 
 
 def separator_id(tokenizer: Any, separator: str) -> int | None:
-    """The id that a document begins with, or None."""
-    ids = {"none": None, "eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
-    return tokenizer.eos_token_id if separator == "bos" and ids["bos"] is None else ids[separator]
+    """The id that a document begins with; None for "none".
+
+    Raises:
+        ValueError: The tokenizer has no such token.
+    """
+    if separator == "none":
+        return None
+    ids = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    chosen = ids["eos"] if ids[separator] is None else ids[separator]
+    if chosen is None:
+        raise ValueError(f"the tokenizer has no {separator!r} token; use separator='none'.")
+    return chosen
 
 
 def tokenize(
@@ -108,35 +122,60 @@ def tokenize(
 
     Raises:
         ValueError: No text, or a token id that the model does not have.
+        OSError: The disk is full.
     """
     start = separator_id(tokenizer, separator)
     front = [] if start is None else [start]
-    ends, total, n_bytes, digest = [], 0, 0, hashlib.sha256()
+    ends, total, n_bytes, digest, without_tokens = array("q"), 0, 0, hashlib.sha256(), 0
     path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
-    with open(path, "wb") as file, tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:  # fmt: skip
-        stream = iter(documents)
-        while texts := list(islice(stream, 256)):
-            for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
-                if max_tokens is not None and total >= max_tokens:
-                    break
-                encoded = text.encode()
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)
-                row = np.array(front + ids, dtype=np.int32)
-                if d_vocab is not None and len(row) and int(row.max()) >= d_vocab:
-                    raise ValueError(
-                        f"{language}: the tokenizer gives id {int(row.max())}, but the model knows {d_vocab} tokens. "
-                        "Tokenizer and model do not belong together."
-                    )
-                file.write(row.tobytes())
-                total, n_bytes = total + len(row), n_bytes + len(encoded)
-                ends.append(total)
-                bar.update(len(row))
+    bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
+    with bar, _written(path, language) as file:
+        for text, ids in _encoded(documents, tokenizer):
+            row = np.array(front + ids, dtype=np.int32)
+            if not len(row):
+                without_tokens += 1
+                continue
+            if d_vocab is not None and int(row.max()) >= d_vocab:
+                raise ValueError(
+                    f"{language}: the tokenizer gives id {int(row.max())}, but the model knows {d_vocab} tokens. "
+                    "Tokenizer and model do not belong together."
+                )
+            file.write(row.tobytes())
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+            total, n_bytes = total + len(row), n_bytes + len(encoded)
+            ends.append(total)
+            bar.update(len(row))
             if max_tokens is not None and total >= max_tokens:
                 break
+    skipped = Counter(getattr(documents, "skipped", {})) + Counter({"no tokens": without_tokens})
     if not ends:
-        raise ValueError(f"{language}: no text. The source has no readable, non-empty document for this part.")
-    skipped = dict(getattr(documents, "skipped", {}))
-    return Tokens(language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), skipped)
+        left_out = f" Records left out: {dict(skipped)}." if skipped else ""
+        raise ValueError(
+            f"{language}: no text. The source has no readable, non-empty document for this part.{left_out}"
+        )
+    return Tokens(language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), dict(skipped))
+
+
+def _encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+    stream = iter(documents)
+    while texts := list(islice(stream, 256)):
+        yield from zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
+
+
+@contextlib.contextmanager
+def _written(path: Path, language: str) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "wb") as file:
+            yield file
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"{error.strerror} while writing the tokens of {language}. Make room, or set TMPDIR to a folder with room",
+            str(path),
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -173,14 +212,12 @@ class Plan:
         self.length = self._length(context)
         available = {label: self._rows(each) for label, each in self.tokens.items()}
         rows = dict.fromkeys(available, min(available.values())) if layout.equal else available
-        size = self.length if layout.kind == "blocks" else self._mean_document()
-        per_shard = max(1, layout.shard_tokens // size)
         self.batch_rows = max(1, layout.batch_tokens // self.length)
         self.shards = []
         for label, count in rows.items():
-            pieces = max(min(layout.shards, count), math.ceil(count / per_shard))
+            pieces = min(layout.shards, count)
             edges = [count * piece // pieces for piece in range(pieces + 1)]
-            self.shards += [Shard(label, i, a, b) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]
+            self.shards += [Shard(label, i, a, b) for i, (a, b) in enumerate(pairwise(edges))]
         self.rows = rows
 
     def _length(self, context: int) -> int:
@@ -188,14 +225,14 @@ class Plan:
         if length > context:
             raise ValueError(f"length={length} is beyond the model's context of {context} tokens.")
         if self.layout.kind == "documents":
-            for label, each in self.tokens.items():
-                sizes = np.diff(each.ends, prepend=0)
-                if sizes.max() > length:
-                    raise ValueError(
-                        f"{label}: document {int(sizes.argmax())} has {int(sizes.max())} tokens, more than {length}. "
-                        'Cut the documents, or use the layout "blocks".'
-                    )
-            return min(length, int(max(np.diff(each.ends, prepend=0).max() for each in self.tokens.values())))
+            sizes = {label: np.diff(each.ends, prepend=0) for label, each in self.tokens.items()}
+            label, longest = max(sizes.items(), key=lambda item: item[1].max())
+            if longest.max() > length:
+                raise ValueError(
+                    f"{label}: document {longest.argmax()} has {longest.max()} tokens, more than {length}. "
+                    'Cut the documents, or use the layout "blocks".'
+                )
+            return int(longest.max())
         if self.layout.length is None:
             smallest = min(each.n_tokens for each in self.tokens.values())
             while length > 128 and smallest // length < self.layout.shards:
@@ -212,11 +249,6 @@ class Plan:
                 'Give more text, a smaller length, or use the layout "documents".'
             )
         return rows
-
-    def _mean_document(self) -> int:
-        return max(
-            1, sum(each.n_tokens for each in self.tokens.values()) // sum(len(t.ends) for t in self.tokens.values())
-        )
 
     def batches(self, shard: Shard) -> Iterator[Batch]:
         """The batches of a shard, in order."""

@@ -1,8 +1,10 @@
 """One pass over the text for all methods: hooks, sums, shards, resume."""
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,6 +78,7 @@ def collect(
             "statistics": [each.key for each in wanted],
         }
         if folder is not None and rank == 0:
+            _check_room(folder, len(plan.shards), model.cfg.n_layers, [widths[each.site] for each in wanted])
             _claim(folder, plan, settings)
         if world > 1:
             dist.barrier()
@@ -135,6 +138,18 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _check_room(folder: Path, shards: int, layers: int, widths: list[int]) -> None:
+    """Refuse to start what the disk cannot hold."""
+    needed, free = shards * 8 * layers * (sum(widths) + 1), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the run's {shards} shards need {needed:,} bytes, {free:,} are free. Make room, give another folder, "
+            "or ask for fewer shards: layout=Layout(shards=...)",
+            str(folder),
+        )
+
+
 def _claim(folder: Path, plan: Plan, settings: Mapping[str, Any]) -> None:
     """Write run.json, or check that the one there says the same."""
     names: dict[str, list[str]] = {}
@@ -162,7 +177,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
-def _run_shards(
+def _run_shards(  # noqa: PLR0917 (all of it is one call's state)
     model: models.Model,
     plan: Plan,
     wanted: list[Statistic],
@@ -172,33 +187,32 @@ def _run_shards(
     world: int,
     progress: bool,
 ) -> dict[str, list[dict[str, Tensor]]]:
+    """Work off the shards that are not there yet; the sums stay in memory only without a folder."""
     mine = plan.shards[rank::world]
+    todo = [each for each in mine if folder is None or read_shard(shard_path(folder, each.name)) is None]
+    total, left = (sum(map(plan.tokens_of, each)) for each in (mine, todo))
     done: dict[str, list[dict[str, Tensor]]] = {label: [] for label in plan.tokens}
     recorder = Recorder(model, wanted, widths)
     with (
         tqdm(
-            total=sum(map(plan.tokens_of, mine)),
+            total=total,
+            initial=total - left,
             desc="collect",
             unit="tok",
             unit_scale=True,
             disable=not progress or rank > 0,
-        ) as bar,  # fmt: skip
+        ) as bar,
         recorder.attached(plan) as forward,
     ):
-        for shard in mine:
-            sums = read_shard(shard_path(folder, shard.name)) if folder is not None else None
-            if sums is None:
-                recorder.reset()
-                for batch in plan.batches(shard):
-                    forward(batch)
-                    bar.update(int(batch.keep.sum()))
-                sums = recorder.sums_on_cpu()
-                if folder is not None:
-                    write_shard(shard_path(folder, shard.name), sums)
+        for shard in todo:
+            recorder.reset()
+            for batch in plan.batches(shard):
+                forward(batch)
+                bar.update(int(batch.keep.sum()))
+            sums = recorder.sums_on_cpu()
+            if folder is not None:
+                write_shard(shard_path(folder, shard.name), sums)
             else:
-                bar.initial += plan.tokens_of(shard)  # not counted in tokens a second
-                bar.update(0)
-            if folder is None:
                 done[shard.language].append(sums)
     return done
 

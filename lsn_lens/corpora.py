@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet
 
 DEMO_TEXT = Path(__file__).parent / "demo" / "text"
@@ -26,95 +29,101 @@ PRESET_CODES: dict[str, dict[str, str]] = {
     "fineweb2": {
         "ar": "arb_Arab", "de": "deu_Latn", "es": "spa_Latn", "fr": "fra_Latn", "hi": "hin_Deva",
         "id": "ind_Latn", "ja": "jpn_Jpan", "ru": "rus_Cyrl", "vi": "vie_Latn", "zh": "cmn_Hani",
+        "zh-Hans": "cmn_Hani",
     },
-    "c4": {"he": "iw"},
+    "c4": {"he": "iw", "zh-Hans": "zh"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a record that cannot be used, and says why."""
+
+    reason: str
 
 
 @dataclass
 class Records:
-    """A text source that can be read again and again: one entry a record, None where unreadable.
+    """A text source that can be read again and again: one entry a record, None where unusable.
 
     `skipped` counts, for the latest reading, why records were left out.
     """
 
     name: str
+    read: Callable[[], Iterable[Any]]
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __iter__(self) -> Iterator[str | None]:
         self.skipped.clear()
         for record in self.read():
-            if isinstance(record, str) and record.strip():
-                yield record
-            else:
-                self.skipped["empty" if isinstance(record, str) else "unreadable"] += 1
-                yield None
-
-    def read(self) -> Iterator[Any]:
-        raise NotImplementedError
+            reason = _why_not(record)
+            if reason is not None:
+                self.skipped[reason] += 1
+            yield record if reason is None else None
 
 
-@dataclass
-class ListRecords(Records):
-    """Texts held in memory."""
+def _why_not(record: Any) -> str | None:
+    if isinstance(record, Unreadable):
+        return record.reason
+    if not isinstance(record, str):
+        return f"not text but {type(record).__name__}"
+    if not record.strip():
+        return "empty"
+    try:
+        record.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        return "not valid Unicode"
+    return None
 
-    texts: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[Any]:
-        return iter(self.texts)
-
-
-@dataclass
-class FileRecords(Records):
-    """The records of one language's files, read as a stream; `.txt` has one document a line."""
-
-    paths: tuple[Path, ...] = ()
-    column: str = "text"
-
-    def read(self) -> Iterator[Any]:
-        for path in self.paths:
-            if path.suffix == ".parquet":
-                yield from self._parquet(path)
-            else:
-                with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-                    for line in lines:
-                        yield self._parse(line, as_json=path.suffix != ".txt")
-
-    def _parquet(self, path: Path) -> Iterator[Any]:
-        file = pyarrow.parquet.ParquetFile(path)
-        if self.column not in file.schema_arrow.names:
-            raise ValueError(
-                f"{path} has no column {self.column!r}; its columns are {file.schema_arrow.names}. "
-                "Name the one with the text: load_corpora(..., column=...)."
-            )
-        for batch in file.iter_batches(columns=[self.column], batch_size=1024):
-            yield from batch.column(0).to_pylist()
-
-    def _parse(self, line: bytes, as_json: bool) -> Any:
+def _read_files(paths: list[Path], column: str) -> Iterator[Any]:
+    """The records of one language's files, as a stream; a damaged file is an error, as its rest is unknown."""
+    for path in paths:
         try:
-            text = line.decode("utf-8")
-            if not as_json:
-                return text.rstrip("\r\n")
-            return json.loads(text)[self.column]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-            return None
+            yield from _read_parquet(path, column) if path.suffix == ".parquet" else _read_lines(path, column)
+        except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowInvalid) as error:
+            raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
 
 
-@dataclass
-class DatasetRecords(Records):
-    """The rows of a `datasets` Dataset or IterableDataset."""
+def _read_parquet(path: Path, column: str) -> Iterator[Any]:
+    file = pyarrow.parquet.ParquetFile(path)
+    _check_column(column, file.schema_arrow.names, str(path))
+    for batch in file.iter_batches(columns=[column], batch_size=1024):
+        yield from batch.column(0).to_pylist()
 
-    dataset: Any = None
-    column: str = "text"
 
-    def read(self) -> Iterator[Any]:
-        for row in self.dataset:
-            if self.column not in row:
-                raise ValueError(
-                    f"{self.name} has no column {self.column!r}; its columns are {list(row)}. "
-                    "Name the one with the text: load_corpora(..., column=...)."
-                )
-            yield row[self.column]
+def _read_lines(path: Path, column: str) -> Iterator[Any]:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+        for line in lines:
+            yield _parse(line, None if path.suffix == ".txt" else column)
+
+
+def _parse(line: bytes, column: str | None) -> Any:
+    try:
+        text = line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return Unreadable("not UTF-8")
+    if column is None or not text.strip():
+        return text
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return Unreadable("not JSON")
+    return record[column] if isinstance(record, dict) and column in record else Unreadable(f"no {column!r}")
+
+
+def _read_dataset(dataset: Iterable[dict[str, Any]], column: str, name: str) -> Iterator[Any]:
+    for row in dataset:
+        _check_column(column, list(row), name)
+        yield row[column]
+
+
+def _check_column(column: str, columns: list[str], where: str) -> None:
+    if column not in columns:
+        raise ValueError(
+            f"{where} has no column {column!r}; its columns are {columns}. "
+            "Name the one with the text: load_corpora(..., column=...)."
+        )
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,11 @@ def load_corpora(
         raise ValueError(f"hold_out={hold_out}: expected a share in [0, 1).")
     wanted = None if languages is None else list(dict.fromkeys(languages))
     if isinstance(source, Mapping):
+        if hasattr(source, "column_names"):
+            raise ValueError(
+                f"the source has the splits {list(source)}: give each language one split, as in "
+                "load_corpora({'en': data['train']}); where the splits are languages, load_corpora(dict(data))."
+            )
         records = {label: _as_records(label, value, column) for label, value in source.items()}
         return _split(_pick(records, wanted, "the mapping"), hold_out)
     if source in PRESETS:
@@ -227,31 +241,42 @@ def _pick(records: dict[str, Records], wanted: list[str] | None, where: str) -> 
 
 def _folder(folder: Path, column: str, files: str) -> dict[str, Records]:
     paths: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(files)):
-        if path.is_file() and path.name.endswith(SUFFIXES):
+    try:
+        found = sorted(folder.glob(files))
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"files={files!r} is not a pattern for names inside {folder}: {error}.") from error
+    for path in found:
+        if path.is_file() and path.name.endswith(SUFFIXES) and not path.name.startswith("."):
             paths.setdefault(path.name.split(".")[0], []).append(path)
     if not paths:
         raise ValueError(f"{folder} has no files {files!r} ending in {', '.join(SUFFIXES)}.")
-    return {label: FileRecords(_names(each), paths=tuple(each), column=column) for label, each in paths.items()}
+    return {label: _file_records(each, column) for label, each in paths.items()}
 
 
-def _names(paths: list[Path]) -> str:
-    return f"{paths[0].parent.name}/{'+'.join(path.name for path in paths)}"
+def _file_records(paths: list[Path], column: str) -> Records:
+    name = f"{paths[0].absolute().parent.name}/{'+'.join(path.name for path in paths)}"
+    return Records(name, partial(_read_files, paths, column))
+
+
+def _dataset_records(name: str, dataset: Any, column: str) -> Records:
+    return Records(name, partial(_read_dataset, dataset, column, name))
 
 
 def _as_records(label: str, value: Any, column: str) -> Records:
     if isinstance(value, str | Path):
         path = Path(value)
-        if not (path.is_file() and path.name.endswith(SUFFIXES)):
-            raise ValueError(f"{label}: {str(value)!r} is not a file ending in {', '.join(SUFFIXES)}.")
-        return FileRecords(_names([path]), paths=(path,), column=column)
+        if not (path.name.endswith(SUFFIXES) and path.is_file()):
+            raise ValueError(
+                f"{label}: {str(value)[:100]!r} is not a file ending in {', '.join(SUFFIXES)}. Texts go in a list."
+            )
+        return _file_records([path], column)
     if hasattr(value, "column_names"):
         if isinstance(value, Mapping):
             raise ValueError(f"{label}: pass one split of the data set, one of {list(value)}.")
-        return DatasetRecords(f"datasets:{getattr(value, 'builder_name', None) or label}", dataset=value, column=column)
-    if isinstance(value, Iterable):
-        return ListRecords(f"texts:{label}", texts=tuple(value))
-    raise ValueError(f"{label}: expected texts, a file or a data set, got {type(value).__name__}.")
+        return _dataset_records(f"datasets:{getattr(value, 'builder_name', None) or label}", value, column)
+    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes) and not hasattr(value, "columns"):
+        return Records(f"texts:{label}", partial(iter, tuple(value)))
+    raise ValueError(f"{label}: expected a list of texts, a file or a data set, got {type(value).__name__}.")
 
 
 def _preset(name: str, wanted: list[str] | None, column: str) -> dict[str, Records]:
@@ -270,5 +295,5 @@ def _preset(name: str, wanted: list[str] | None, column: str) -> dict[str, Recor
                 f"preset {name!r} needs {repository} ({config}) from the Hugging Face Hub, which cannot be reached. "
                 "Offline, pass a folder of files or a mapping instead."
             ) from error
-        records[label] = DatasetRecords(f"{repository}/{config}", dataset=dataset, column=column)
+        records[label] = _dataset_records(f"{repository}/{config}", dataset, column)
     return records

@@ -14,7 +14,7 @@ from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 from lsn_lens.statistics import Statistics
 
-Values = float | Mapping[str, Float[Tensor, "layer unit"]]
+Values = int | float | Mapping[str, Float[Tensor, "layer unit"]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def set_to(values: Values, name: str = "set") -> Action:
     return Action(name, lambda acts, value: torch.zeros_like(acts) + value, values)
 
 
-def scale(factor: float) -> Action:
+def scale(factor: int | float) -> Action:
     """Multiply units by a factor."""
     return Action(f"scale {factor:g}", lambda acts, value: acts * value, factor)
 
@@ -75,7 +75,7 @@ def intervene(model: models.Model, neurons: NeuronSet, action: Action = zero) ->
         The model. Its hooks are gone when the block ends, also by an exception.
 
     Raises:
-        ValueError: The set is of another shape than the model.
+        ValueError: The set is of another shape than the model, or a value is NaN or infinite.
         KeyError: A basis that cannot be written to, or without values.
 
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
@@ -105,6 +105,8 @@ def intervention_hooks(
         for layer in units.any(1).nonzero()[:, 0].tolist():
             index = units[layer].nonzero()[:, 0].to(models.device_of(model))
             value = values[layer, units[layer]] if isinstance(values, Tensor) else values
+            if not torch.as_tensor(value).isfinite().all():
+                raise ValueError(f"action {action.name!r}: values for {basis!r} in layer {layer} are not all finite.")
             hooks.append((site.hook_name(layer), _hook(site.name, index, value, action.change)))
     return hooks
 

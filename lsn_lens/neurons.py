@@ -1,5 +1,10 @@
 """What a detector returns: scores, and sets with their algebra."""
 
+import contextlib
+import errno
+import hashlib
+import html
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,7 +23,11 @@ Mask = Bool[Tensor, "language layer unit"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: a temporary file, flushed to disk, takes the place of `path`."""
+    """Write a whole file or none: a temporary file, flushed to disk, takes the place of `path`.
+
+    Raises:
+        OSError: The disk is full, or the place cannot be written to; what was there before is kept.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,13 +35,15 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where even this fails, the first error is the one to tell
+            temporary.unlink()
+        do = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give a place that can be written to"
         raise OSError(
             error.errno,
-            f"{os.strerror(error.errno or 0)} while writing {len(content):,} bytes. Nothing half written is left; "
-            "what was finished before is kept. Make room and run the same call again",
+            f"{error.strerror or error} while writing {len(content):,} bytes. Nothing half written is left; "
+            f"what was finished before is kept. {do} and run the same call again",
             str(path),
         ) from error
 
@@ -40,20 +51,29 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _save(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-    contiguous = {key: value.contiguous() for key, value in tensors.items()}
-    write_bytes(path, save(contiguous, metadata={"lsn_lens": json.dumps(header)}))
+    own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    write_bytes(path, save(own, metadata={"lsn_lens": json.dumps(header)}))
     return path
 
 
 def _load(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(str(path), framework="pt") as file:
-        header = json.loads((file.metadata() or {}).get("lsn_lens", "{}"))
-        if header.get("kind") != kind:
-            raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}.")
-        return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (not a dict)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("lsn_lens", "{}"))
+            if header.get("kind") != kind:
+                raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}.")
+            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
 
 
-@dataclass(frozen=True)
+def _generator(*words: str | int) -> torch.Generator:
+    """Randomness that depends on the words alone, not on what was drawn before."""
+    digest = hashlib.sha256(json.dumps(words).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+@dataclass(frozen=True, eq=False)
 class NeuronScores:
     """Per language, layer and unit, on one or several bases: higher means more specific.
 
@@ -76,18 +96,18 @@ class NeuronScores:
 
     def save(self, path: Path | str) -> Path:
         """Write one safetensors file with a JSON header."""
-        header = {"kind": "scores", "languages": self.languages, "method": self.method}
-        ranking = {f"ranking.{basis}": each for basis, each in self.ranking.items()}
-        return _save(path, {**{f"values.{basis}": each for basis, each in self.values.items()}, **ranking}, header)
+        parts = {"values": self.values, "ranking": self.ranking}
+        tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
+        return _save(path, tensors, {"kind": "scores", "languages": self.languages, "method": self.method})
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronScores":
         """Read what `save` wrote."""
         tensors, header = _load(path, "scores")
-        parts = {
-            part: {key.removeprefix(f"{part}."): value for key, value in tensors.items() if key.startswith(f"{part}.")}
-            for part in ("values", "ranking")
-        }
+        parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
+        for key, value in tensors.items():
+            part, _, basis = key.partition(".")
+            parts[part][basis] = value
         return cls(tuple(header["languages"]), parts["values"], header["method"], parts["ranking"])
 
 
@@ -104,7 +124,11 @@ class NeuronSet:
     method: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    __hash__ = None  # type: ignore[assignment]  # equality is by content, and tensors can be changed
+
     def __post_init__(self) -> None:
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"a language is named twice: {list(self.languages)}.")
         for basis, mask in self.masks.items():
             if mask.dtype != torch.bool or mask.ndim != 3 or len(mask) != len(self.languages):
                 raise ValueError(
@@ -143,11 +167,8 @@ class NeuronSet:
             raise ValueError(
                 f"sets differ in languages or shape: {self.languages} {shapes[0]} and {other.languages} {shapes[1]}."
             )
-        operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "^": torch.bitwise_xor}.get(symbol)
-        masks = {
-            basis: operation(mask, other.masks[basis]) if operation else mask & ~other.masks[basis]
-            for basis, mask in self.masks.items()
-        }
+        operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "-": torch.gt, "^": torch.bitwise_xor}[symbol]
+        masks = {basis: operation(mask, other.masks[basis]) for basis, mask in self.masks.items()}
         return NeuronSet(self.languages, masks, f"({self.method} {symbol} {other.method})")
 
     def __and__(self, other: "NeuronSet") -> "NeuronSet":
@@ -188,14 +209,15 @@ class NeuronSet:
     def random_like(self, seed: int = 0) -> "NeuronSet":
         """Random units, as many in each language and layer, none of them the language's own.
 
-        Where a layer has too few other units, its own are drawn from as well.
+        Where a layer has too few other units, its own are drawn from as well. A language's draw depends
+        on its label and the seed, not on which other languages there are.
         """
-        generator = torch.Generator().manual_seed(seed)
-        masks = {}
+        masks = {basis: torch.empty_like(mask) for basis, mask in self.masks.items()}
         for basis, mask in self.masks.items():
-            chances = torch.rand(mask.shape, generator=generator) + mask  # own units come last
-            order = chances.argsort(-1).argsort(-1)
-            masks[basis] = order < mask.sum(-1, keepdim=True)
+            for place, language in enumerate(self.languages):
+                chances = torch.rand(mask.shape[1:], generator=_generator(seed, language, basis)) + mask[place]
+                order = chances.argsort(-1).argsort(-1)  # own units, all above 1, come last
+                masks[basis][place] = order < mask[place].sum(-1, keepdim=True)
         return NeuronSet(self.languages, masks, f"random like {self.method}, seed {seed}")
 
     def to_frame(self) -> pd.DataFrame:
@@ -214,9 +236,16 @@ class NeuronSet:
         return cls(tuple(header["languages"]), masks, header["method"], header["notes"])
 
     def to_lape_file(self, path: Path | str) -> None:
-        """Write the format of the released LAPE masks: `list[language] of list[layer] of LongTensor`, in a `.pth`."""
-        lists = [[layer.nonzero()[:, 0] for layer in mask] for mask in self.masks["mlp"]]
-        torch.save(lists, path)
+        """Write the format of the released LAPE masks: `list[language] of list[layer] of LongTensor`, in a `.pth`.
+
+        Raises:
+            ValueError: The set has another basis than `mlp`, which this format cannot hold.
+        """
+        if set(self.masks) != {"mlp"}:
+            raise ValueError(f"the format holds the basis 'mlp' alone, this set has {list(self.masks)}.")
+        buffer = io.BytesIO()
+        torch.save([[layer.nonzero()[:, 0] for layer in mask] for mask in self.masks["mlp"]], buffer)
+        write_bytes(Path(path), buffer.getvalue())
 
     @classmethod
     def from_lape_file(cls, path: Path | str, languages: Iterable[str], d_mlp: int) -> "NeuronSet":
@@ -242,12 +271,12 @@ class NeuronSet:
             raise ValueError(f"{path}: languages have different numbers of layers: {[len(each) for each in lists]}.")
         mask = torch.zeros(len(lists), len(lists[0]), d_mlp, dtype=torch.bool)
         for language, layers in enumerate(lists):
-            for layer, index in enumerate(layers):
-                index = torch.as_tensor(index, dtype=torch.long)
+            for layer, indices in enumerate(layers):
+                index = torch.as_tensor(indices, dtype=torch.long)
                 if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < d_mlp:
                     raise ValueError(
-                        f"{path}: {labels[language]}, layer {layer} has index {int(index.max())}, "
-                        f"but d_mlp is {d_mlp}. Is this another model's file?"
+                        f"{path}: {labels[language]}, layer {layer} has indices from {int(index.min())} to "
+                        f"{int(index.max())}, but d_mlp is {d_mlp}. Is this another model's file?"
                     )
                 mask[language, layer, index] = True
         return cls(labels, {"mlp": mask}, f"LAPE masks from {Path(path).name}")
@@ -260,7 +289,7 @@ class NeuronSet:
     def _repr_html_(self) -> str:
         table = self.layer_counts().T
         table["all"] = self.counts()
-        return f"<p><b>NeuronSet</b>: {len(self)} units, {self.method}</p>{table.to_html()}"
+        return f"<p><b>NeuronSet</b>: {len(self)} units, {html.escape(self.method)}</p>{table.to_html()}"
 
 
 def _frame(

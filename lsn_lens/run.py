@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ class Run:
     """What `collect` returns: everything left of the scores, without the model.
 
     Attributes:
-        shards: language -> the sums of each shard, in order (kept for resampling).
+        shards: language -> each shard in order, as sums in memory or the file that holds them.
         settings: Model, text and layout that the sums belong to.
         path: The run's folder; None for a run in memory.
     """
 
-    shards: Mapping[str, list[dict[str, Tensor]]] = field(repr=False)
+    shards: Mapping[str, Sequence[Path | Mapping[str, Tensor]]] = field(repr=False)
     settings: Mapping[str, Any] = field(repr=False)
     path: Path | None = None
 
@@ -42,10 +42,24 @@ class Run:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """All shards merged, in their order."""
-        merged = [merge(parts) for parts in self.shards.values()]
+        """All shards merged, in their order, one in memory at a time."""
+        merged = [reduce(lambda total, part: merge([total, part]), self.parts(label)) for label in self.shards]
         sums = {key: torch.stack([each[key] for each in merged]) for key in merged[0]}
         return Statistics(self.languages, sums, sums.pop(TOKENS))
+
+    def parts(self, language: str) -> Iterator[dict[str, Tensor]]:
+        """The sums of a language's shards, in order.
+
+        Raises:
+            ValueError: A file that is missing or damaged.
+        """
+        for shard in self.shards[language]:
+            sums = read_shard(shard) if isinstance(shard, Path) else dict(shard)
+            if sums is None:
+                raise ValueError(
+                    f"{shard} is missing or damaged. Call collect with the arguments of the run: it redoes that shard."
+                )
+            yield sums
 
     def to_frame(self) -> pd.DataFrame:
         """One row a language: tokens used, tokens, documents, bytes, records skipped, shards."""
@@ -107,7 +121,7 @@ def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
     Raises:
-        ValueError: Not a run, a run that is not finished, or a shard that is damaged.
+        ValueError: Not a run, or one of another version.
     """
     folder = Path(path)
     if not (folder / "run.json").is_file():
@@ -115,13 +129,5 @@ def load_run(path: str | Path) -> Run:
     stored = json.loads((folder / "run.json").read_text())
     if stored.get("schema") != SCHEMA:
         raise ValueError(f"{folder} was written with schema {stored.get('schema')}, this version reads {SCHEMA}.")
-    shards: dict[str, list[dict[str, Tensor]]] = {}
-    for label, names in stored["shards"].items():
-        parts = [read_shard(shard_path(folder, name)) for name in names]
-        bad = [name for name, part in zip(names, parts, strict=True) if part is None]
-        if bad:
-            raise ValueError(
-                f"{folder}: shards {bad} are missing or damaged. Call collect with the same arguments: it redoes them."
-            )
-        shards[label] = [part for part in parts if part is not None]
+    shards = {label: [shard_path(folder, name) for name in names] for label, names in stored["shards"].items()}
     return Run(shards, stored["settings"], folder)

@@ -21,7 +21,7 @@ Weights = Float[Tensor, "token"]
 def count_positive(rows: Rows, weights: Weights) -> Float[Tensor, "unit"]:
     """How many tokens have a value above zero. Exact: float32 holds integers up to 2**24."""
     total = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
-    step = ROWS if rows.device.type == "cpu" else len(rows)
+    step = ROWS if rows.device.type == "cpu" else max(1, len(rows))
     buffer = torch.empty((min(step, len(rows)), rows.shape[1]), dtype=torch.float32, device=rows.device)
     for first in range(0, len(rows), step):
         chunk = rows[first : first + step]
@@ -75,12 +75,14 @@ def merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Add sums key by key, in the order given.
 
     Raises:
-        ValueError: Nothing to merge, or parts with different keys.
+        ValueError: Nothing to merge, or parts with different keys or shapes.
     """
     if not parts:
         raise ValueError("nothing to merge: expected at least one part.")
-    if any(set(part) != set(parts[0]) for part in parts):
-        raise ValueError(f"parts hold different statistics: {[sorted(part) for part in parts]}.")
+    shapes = [{key: tuple(part[key].shape) for key in sorted(part)} for part in parts]
+    odd = [each for each in shapes if each != shapes[0]]
+    if odd:
+        raise ValueError(f"parts hold different statistics: {shapes[0]} and {odd[0]}.")
     total = {key: value.clone() for key, value in parts[0].items()}
     for part in parts[1:]:
         for key, value in part.items():
@@ -88,7 +90,7 @@ def merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """Merged sums, labelled: key -> `[language layer unit]`, and tokens seen `[language layer]`."""
 

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,17 +55,23 @@ def perplexity_table(
     named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
-        passes = 1 + sum(len(each.languages) for each in named.values())
-        tokens = sum(map(plan.tokens_of, plan.shards))
-        with tqdm(total=passes * tokens, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
-            clean = _losses(model, plan, [], bar)
+        jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
+        shown = [([language] if evaluate == "own" else list(plan.tokens)) for _, _, language in jobs]
+        unknown = sorted({label for labels in shown for label in labels} - set(plan.tokens))
+        if unknown:
+            raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(plan.tokens)}.")
+        tokens: Counter[str] = Counter()
+        for shard in plan.shards:
+            tokens[shard.language] += plan.tokens_of(shard)
+        total = tokens.total() + sum(tokens[label] for labels in shown for label in labels)
+        with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
+            clean = _losses(model, plan, [], list(plan.tokens), bar)
             frames = [_rows("", "none", NONE, 0, clean, clean, plan)]
-            for name, each in named.items():
-                for language in each.languages:
-                    what = action if isinstance(action, Action) else action(language)
-                    hooks = intervention_hooks(model, each[language], what)
-                    losses = _losses(model, plan, hooks, bar)
-                    frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
+            for (name, each, language), labels in zip(jobs, shown, strict=True):
+                what = action if isinstance(action, Action) else action(language)
+                hooks = intervention_hooks(model, each[language], what)
+                losses = _losses(model, plan, hooks, labels, bar)
+                frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -110,14 +117,16 @@ def _plan(
 
 
 @torch.no_grad()
-def _losses(model: models.Model, plan: Plan, hooks: list[tuple[str, Any]], bar: Any) -> dict[str, float]:
-    """Mean negative log-probability a token (nats), per language."""
+def _losses(
+    model: models.Model, plan: Plan, hooks: list[tuple[str, Any]], labels: list[str], bar: Any
+) -> dict[str, float]:
+    """Mean negative log-probability a token (nats) of the languages named."""
     device = models.device_of(model)
     separator = separator_id(model.tokenizer, plan.layout.separator)
-    sums = dict.fromkeys(plan.tokens, 0.0)
-    counts = dict.fromkeys(plan.tokens, 0)
+    sums = dict.fromkeys(labels, 0.0)
+    counts = dict.fromkeys(labels, 0)
     with models.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
-        for shard in plan.shards:
+        for shard in (each for each in plan.shards if each.language in sums):
             for batch in plan.batches(shard):
                 mask = batch.keep.to(device, torch.long) if batch.padded else None
                 logits = models.logits(model, batch.ids.to(device), mask)

@@ -50,6 +50,12 @@ def check_shares(**shares: float) -> None:
             raise ValueError(f"{name}={value}: expected a share in (0, 1].")
 
 
+def check_at_least(at_least: int) -> None:
+    """Refuse a number of neurons below 0."""
+    if at_least < 0:
+        raise ValueError(f"at_least={at_least}: expected a number of neurons, 0 or more.")
+
+
 def check_languages(languages: tuple[str, ...]) -> None:
     """Refuse to compare fewer than two languages."""
     if len(languages) < 2:

@@ -13,11 +13,10 @@ from lsn_lens.statistics import Statistic, Statistics
 class Lap:
     """Language activation probability alone.
 
-    Each language gets the same number of neurons, those with its highest share of tokens where act(gate) > 0;
-    together at most `rate` of all neurons.
+    Each language gets the same number of neurons, those with its highest share of tokens where act(gate) > 0.
 
     Attributes:
-        rate: Share of all neurons, divided evenly among the languages.
+        rate: Share of all neurons, divided evenly among the languages and rounded.
 
     Source: a comparison in Tang et al. 2024, whose exact rule is not known; equal numbers are our reading.
     """

@@ -7,15 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.methods.base import best_first, check_languages, check_shares, order_statistic
+from lsn_lens.methods.base import best_first, check_at_least, check_languages, check_shares, order_statistic
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.statistics import Statistic, Statistics
 
-DECIMALS = 12  # entropies that differ by less are ties, whatever the order of summation was
+DECIMALS = 12  # entropies equal to this many decimals are ties: beyond it there is rounding error only
 
 
 def entropy(values: Float[Tensor, "language layer unit"]) -> Float[Tensor, "layer unit"]:
     """Entropy (nats) of non-negative values normalised over languages; 0 log 0 = 0, and 0 where all are 0."""
+    values = values.sort(0).values  # the order of the languages must not show in the last bit
     shares = values / values.sum(0)
     return -torch.special.xlogy(shares, shares).nan_to_num(0.0).sum(0).round(decimals=DECIMALS)
 
@@ -44,10 +45,11 @@ def select_lowest_entropy(scores: NeuronScores, rate: float, at_least: int) -> N
     count = asked = round(rate * ranking.numel())
     if at_least:
         reached = belongs[:, order].cumsum(1)
-        short = {label: int(each[-1]) for label, each in zip(scores.languages, reached, strict=True) if len(order) and each[-1] < at_least}  # fmt: skip
-        if short or not len(order):
+        eligible = dict(zip(scores.languages, belongs[:, order].sum(1).tolist(), strict=True))
+        if min(eligible.values()) < at_least:
             raise ValueError(
-                f"at_least={at_least} neurons a language cannot be had; eligible are only {short or 'none'}."
+                f"at_least={at_least} neurons a language cannot be had; those that pass the filter and the bar "
+                f"are {eligible}. Ask for fewer, or lower filter_share and bar_share."
             )
         count = max(count, int((reached < at_least).sum(1).max()) + 1)
     chosen = torch.zeros(ranking.numel(), dtype=torch.bool)
@@ -83,6 +85,7 @@ class Lape:
 
     def __post_init__(self) -> None:
         check_shares(rate=self.rate, filter_share=self.filter_share, bar_share=self.bar_share)
+        check_at_least(self.at_least)
 
     def statistics(self) -> tuple[Statistic, ...]:
         """Counts of `mlp_pre > 0`, which is act(gate) > 0 for SiLU, GELU and ReLU."""
@@ -114,6 +117,7 @@ class Lave:
 
     def __post_init__(self) -> None:
         check_shares(rate=self.rate, filter_share=self.filter_share, bar_share=self.bar_share)
+        check_at_least(self.at_least)
 
     def statistics(self) -> tuple[Statistic, ...]:
         """Sums of act(gate)."""

@@ -1,0 +1,246 @@
+"""One description of a figure, drawn by matplotlib (png, svg, pdf) or plotly (html)."""
+
+import html
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+IMAGES = (".png", ".svg", ".pdf")
+PLOTLY_OPTIONS = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+}
+MOST_WRITTEN_CELLS = 24  # columns, beyond which numbers in the cells no longer fit
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """A matrix as coloured cells; `label` names the colours, NaN stays empty."""
+
+    values: pd.DataFrame
+    limits: tuple[float, float]
+    colours: tuple[str, ...]
+    label: str
+    form: str
+
+    def texts(self) -> list[list[str]]:
+        """What the cells say."""
+        fits = self.values.shape[1] <= MOST_WRITTEN_CELLS
+        return [
+            [format(value, self.form) if fits and math.isfinite(value) else "" for value in row]
+            for row in self.values.to_numpy(dtype=float)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """One bar a category; several `Bars` of a chart stand beside each other."""
+
+    values: pd.Series
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True, eq=False)
+class Dots:
+    """Any number of points a category: the index of `values` repeats."""
+
+    values: pd.Series
+    label: str
+    colour: str
+
+
+Mark = Heatmap | Bars | Dots
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What to draw, for either library. In a notebook it shows itself as an image; `.plotly()` is interactive.
+
+    Attributes:
+        title: Above the figure.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        marks: One `Heatmap`, or `Bars` and `Dots` over the same categories.
+        caption: How to read it, for whoever shows it.
+    """
+
+    title: str
+    x: str
+    y: str
+    marks: tuple[Mark, ...]
+    caption: str = ""
+
+    def matplotlib(self) -> Figure:
+        """A matplotlib figure, outside of pyplot."""
+        figure = Figure(figsize=self._inches(), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        bars = [mark for mark in self.marks if isinstance(mark, Bars)]
+        for mark in self.marks:
+            MATPLOTLIB[type(mark)](axes, mark, bars)
+        above = 6 if isinstance(self.marks[0], Heatmap) else 20  # points: room for the legend
+        axes.set_title(self.title, fontsize=11, loc="left", pad=above, parse_math=False)
+        axes.set_xlabel(self.x, fontsize=9, parse_math=False)
+        axes.set_ylabel(self.y, fontsize=9, parse_math=False)
+        axes.tick_params(labelsize=9, length=0)
+        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        return figure
+
+    def plotly(self) -> go.Figure:
+        """A plotly figure with transparent background."""
+        figure = go.Figure([PLOTLY[type(mark)](mark) for mark in self.marks])
+        grid = "rgba(128,128,128,0.25)"
+        is_map = isinstance(self.marks[0], Heatmap)
+        figure.update_layout(
+            template="none", barmode="group", bargap=0.35, height=round(self._inches()[1] * 100),
+            title={"text": _plain(self.title), "x": 0, "y": 0.98, "yanchor": "top", "font": {"size": 15}},
+            font={"family": FONT, "size": 13, "color": "#333"}, margin={"l": 20, "r": 20, "t": 50 if is_map else 80, "b": 20},
+            modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa1aa", "activecolor": "#62676f"},
+            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=not is_map,
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        )  # fmt: skip
+        axis = {"automargin": True, "showgrid": False, "zeroline": False, "ticks": ""}
+        figure.update_xaxes(**axis, type="category", title={"text": _plain(self.x), "standoff": 12})
+        if is_map:
+            figure.update_yaxes(**axis, type="category", autorange="reversed", title={"text": _plain(self.y), "standoff": 12})
+        else:
+            lines = {"showgrid": True, "gridcolor": grid, "zeroline": True, "zerolinecolor": "rgba(128,128,128,0.8)"}
+            figure.update_yaxes(**{**axis, **lines}, title={"text": _plain(self.y), "standoff": 12})
+        return figure
+
+    def _inches(self) -> tuple[float, float]:
+        first = self.marks[0].values
+        if isinstance(first, pd.DataFrame):
+            rows, columns = first.shape
+            return min(14.0, 3.2 + 0.62 * columns), min(14.0, 1.8 + 0.4 * rows)
+        return min(14.0, 4.0 + 0.55 * first.index.nunique() * len(self.marks) ** 0.5), 4.0
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.matplotlib().savefig(content, format="png")
+        return content.getvalue()
+
+
+def save(chart: Chart, path: Path | str, script: Literal["inside", "beside"] = "inside") -> Path:
+    """Write a figure: .png, .svg and .pdf by matplotlib, .html by plotly; all open offline.
+
+    Args:
+        chart: The figure.
+        path: Where to; its ending says what.
+        script: For .html: plotly.js (5 MB) "inside" each file, or once "beside" all files of the folder.
+
+    Raises:
+        ValueError: Another ending.
+    """
+    path = Path(path)
+    if path.suffix not in (*IMAGES, ".html"):
+        raise ValueError(f"{path.name}: figures end in {', '.join((*IMAGES, '.html'))}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in IMAGES:
+        chart.matplotlib().savefig(path)
+    else:
+        source = "directory" if script == "beside" else True
+        chart.plotly().write_html(path, include_plotlyjs=source, include_mathjax=False, config=PLOTLY_OPTIONS)
+    return path
+
+
+def fragment(chart: Chart, name: str) -> str:
+    """A chart as a piece of html, for a page that has plotly.js."""
+    return chart.plotly().to_html(
+        full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=PLOTLY_OPTIONS
+    )
+
+
+def _plain(label: object) -> str:
+    """Plotly reads a little html in texts; labels are no html."""
+    return html.escape(str(label), quote=False)
+
+
+def _names(labels: pd.Index) -> list[str]:
+    return [str(label) for label in labels]
+
+
+def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> None:
+    low, high = mark.limits
+    colours = LinearSegmentedColormap.from_list("", mark.colours)
+    colours.set_bad("none")
+    image = axes.imshow(mark.values.to_numpy(dtype=float), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(mark.values.shape[1]), _names(mark.values.columns), parse_math=False)
+    axes.set_yticks(range(mark.values.shape[0]), _names(mark.values.index), parse_math=False)
+    middle, reach = (low + high) / 2, (high - low) / 2
+    for row, texts in enumerate(mark.texts()):
+        for column, text in enumerate(texts):
+            value = float(mark.values.iat[row, column])
+            dark = abs(value - middle) > 0.72 * reach if low < 0 else value > low + 1.2 * reach
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "#222")
+    bar = axes.figure.colorbar(image, ax=axes, extend="both" if low < 0 else "neither", pad=0.02)
+    bar.set_label(mark.label.replace("<br>", "\n"), fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+
+
+def _bars_axes(axes: Axes, mark: Bars, bars: list[Bars]) -> None:
+    places = np.arange(len(mark.values))
+    width = 0.65 / len(bars)
+    shift = (bars.index(mark) - (len(bars) - 1) / 2) * width
+    axes.bar(places + shift, mark.values, width, color=mark.colour, label=mark.label)
+    axes.set_xticks(places, _names(mark.values.index), parse_math=False)
+    _lines(axes)
+
+
+def _dots_axes(axes: Axes, mark: Dots, bars: list[Bars]) -> None:
+    places = {name: place for place, name in enumerate(bars[0].values.index if bars else mark.values.index.unique())}
+    at = [places[name] for name in mark.values.index]
+    axes.scatter(at, mark.values, s=22, color=mark.colour, edgecolor="white", linewidth=0.6, zorder=3, label=mark.label)
+    _lines(axes)
+
+
+def _lines(axes: Axes) -> None:
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0)
+
+
+def _heatmap_trace(mark: Heatmap) -> go.Heatmap:
+    low, high = mark.limits
+    scale = [[place / (len(mark.colours) - 1), colour] for place, colour in enumerate(mark.colours)]
+    return go.Heatmap(
+        z=mark.values.to_numpy(dtype=float), x=[*map(_plain, mark.values.columns)], y=[*map(_plain, mark.values.index)],
+        zmin=low, zmax=high, colorscale=scale, text=mark.texts(), texttemplate="%{text}", xgap=2, ygap=2,
+        colorbar={"title": {"text": mark.label, "side": "right"}, "outlinewidth": 0, "thickness": 14},
+        hovertemplate="%{y} → %{x}<br>%{z:.5g}<extra></extra>", hoverongaps=False,
+    )  # fmt: skip
+
+
+def _bars_trace(mark: Bars) -> go.Bar:
+    return go.Bar(
+        x=[*map(_plain, mark.values.index)], y=mark.values, name=mark.label, marker={"color": mark.colour},
+        hovertemplate="%{x}: %{y:.5g}<extra>%{fullData.name}</extra>",
+    )  # fmt: skip
+
+
+def _dots_trace(mark: Dots) -> go.Scatter:
+    return go.Scatter(
+        x=[*map(_plain, mark.values.index)], y=mark.values, name=mark.label, mode="markers",
+        marker={"color": mark.colour, "size": 8, "line": {"color": "white", "width": 1}},
+        hovertemplate="%{x}: %{y:.5g}<extra>%{fullData.name}</extra>",
+    )  # fmt: skip
+
+
+MATPLOTLIB: dict[type, Callable[[Axes, Any, list[Bars]], None]] = {
+    Heatmap: _heatmap_axes, Bars: _bars_axes, Dots: _dots_axes
+}  # fmt: skip
+PLOTLY: dict[type, Callable[[Any], Any]] = {Heatmap: _heatmap_trace, Bars: _bars_trace, Dots: _dots_trace}

@@ -1,0 +1,110 @@
+"""Figures: each function turns a DataFrame into a `Chart`, which matplotlib and plotly can both draw."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from lsn_lens.charts import Bars, Chart, Dots, Heatmap, save
+
+HURT, OTHER, RANDOM = "#b5402a", "#8a9bb0", "#4a4f57"
+DIVERGING = ("#2c5f91", "#86aed0", "#f7f7f5", "#e39c80", "#b5402a")  # helped, unchanged, hurt
+SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
+
+__all__ = [
+    "Chart", "change_matrix", "control", "digits", "layer_counts", "method_rises", "overlap", "robust_limit", "save"
+]  # fmt: skip
+
+
+def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and language") -> Chart:
+    """From `NeuronSet.layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    counts = frame.T
+    limit = max(1.0, float(counts.to_numpy().max()))
+    cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")
+    return Chart(title, "layer", "language", (cells,), "How many neurons of each layer belong to each language.")
+
+
+def change_matrix(
+    matrix: pd.DataFrame,
+    title: str = "Change of the loss",
+    unit: str = "change of the loss, nats a token",
+    limit: float | None = None,
+) -> Chart:
+    """From `perplexity_matrix`: rows = neurons switched off of, columns = evaluated on; red = hurt, blue = helped.
+
+    The colours end at `limit`, by default `robust_limit`, so that one broken language does not wash out the rest; give
+    two matrices the same limit to compare them.
+    """
+    shown = matrix.drop(index="none", errors="ignore")
+    limit = limit or robust_limit(shown)
+    finite = shown.to_numpy(dtype=float)[np.isfinite(shown.to_numpy(dtype=float))]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    form = f"+z.{digits(limit)}f"
+    label = f"{unit}<br>values from {low:{form}} to {high:{form}}"
+    cells = Heatmap(shown, (-limit, limit), DIVERGING, label, form)
+    caption = (
+        f"Each cell: what switching off the row's neurons does to the column's text ({unit}). "
+        f"Values go from {low:{form}} to {high:{form}}; the colours end at ±{limit:.{digits(limit)}f}, "
+        "so that one language with huge values does not wash out the others."
+    )
+    return Chart(title, "evaluated on", "neurons switched off of", (cells,), caption)
+
+
+def robust_limit(matrix: pd.DataFrame) -> float:
+    """Where a symmetric colour scale ends: what three quarters of the rows, or of the columns, stay below.
+
+    The largest |value| of each row, its upper quartile, the same for the columns, and the smaller of the two: one
+    row or one column of huge values changes neither. Positive, whatever the matrix.
+    """
+    sizes = matrix.abs().to_numpy(dtype=float)
+    sizes = np.where(np.isfinite(sizes), sizes, 0.0)
+    limits = [np.quantile(sizes.max(axis, initial=0.0), 0.75, method="lower") for axis in (0, 1) if sizes.size]
+    return float(min(limits, default=0.0)) or float(sizes.max(initial=0.0)) or 1.0
+
+
+def digits(limit: float) -> int:
+    """Decimals that show about two significant digits of numbers of this size."""
+    return min(8, max(0, 1 - math.floor(math.log10(limit))))
+
+
+def overlap(jaccard: pd.DataFrame, title: str = "Overlap between languages") -> Chart:
+    """From `NeuronSet.jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+    apart = jaccard.mask(np.eye(len(jaccard), dtype=bool))
+    highest = float(np.nan_to_num(apart.to_numpy(dtype=float)).max(initial=0.0))
+    cells = Heatmap(apart, (0.0, highest or 1.0), SEQUENTIAL, "Jaccard index", ".2f")
+    return Chart(
+        title, "", "", (cells,),
+        "Neurons that two languages share, as a fraction of all neurons of either (0: none, 1: the same set).",
+    )  # fmt: skip
+
+
+def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own language against random neurons") -> Chart:
+    """Own rise of each language beside the rises of its random controls, for one method and action.
+
+    Args:
+        summary: Rows of `effects.summarise`.
+        points: Rows of `effects.control_points`.
+        title: Above the figure.
+    """
+    own = summary.set_index("language")["own_rise"]
+    random = points.set_index("language")["own_rise"]
+    marks = (Bars(own, "neurons found", HURT), Dots(random, "random neurons, one dot a seed", RANDOM))
+    return Chart(
+        title, "language", "rise of its own loss, nats a token", marks,
+        "Bars: the language's own loss when its neurons are off. Dots: the same number of random neurons in the same "
+        "layers. A bar that does not clear its dots shows nothing.",
+    )  # fmt: skip
+
+
+def method_rises(overall: pd.DataFrame, title: str = "Methods side by side") -> Chart:
+    """From `effects.overall`: mean rise of the own language, the other languages, and under random neurons."""
+    rows = overall.set_index(
+        overall["method"] + np.where(overall["action"].nunique() > 1, ", " + overall["action"], "")
+    )
+    series = (
+        ("own language", "mean_own_rise", HURT),
+        ("other languages", "mean_other_rise", OTHER),
+        ("own language, random neurons", "random_mean", RANDOM),
+    )
+    marks = tuple(Bars(rows[column], label, colour) for label, column, colour in series)
+    return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")

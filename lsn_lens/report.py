@@ -1,0 +1,205 @@
+"""A folder that answers a question: report.html (one file, opens offline), report.md, figures and provenance."""
+
+import html
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from lsn_lens.batches import corpus_hash
+from lsn_lens.charts import Chart, fragment, save
+from lsn_lens.evaluation.effects import doubts
+from lsn_lens.neurons import write_bytes
+from lsn_lens.plots import digits
+from lsn_lens.run import Run
+
+PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
+HEADINGS = {
+    "own_rise": "own rise", "own_rise_bits_per_byte": "in bits/byte", "own_rise_perplexity": "in perplexity",
+    "worst_other": "other hurt most", "worst_other_rise": "its rise", "mean_other_rise": "mean rise of others",
+    "random_mean": "random, mean", "random_max": "random, highest", "random_seeds": "seeds",
+    "share_above_random": "seeds exceeded", "own_hurt_most": "own hurt most", "mean_own_rise": "mean own rise",
+    "above_all_random": "above all random", "own_over_random": "own / random",
+}  # fmt: skip
+SIGNED = ("rise", "random_mean", "random_max", "change")
+SHARES = {"rate": ".2%", "share_above_random": ".0%"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of a report.
+
+    Attributes:
+        title: The heading.
+        text: Paragraphs.
+        tables: Caption -> table.
+        figures: File name without ending -> figure.
+        code: Commands, shown as they are.
+        view: Ready html that is shown as it is, for example from `neuron_on_text`; not in report.md.
+        data: Plain data, folded away as JSON.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    figures: Mapping[str, Chart] = field(default_factory=dict)
+    code: str = ""
+    view: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A title, what was found in one or two sentences, its numbers in short, and the sections."""
+
+    title: str
+    subtitle: str
+    lead: str
+    facts: Mapping[str, str]
+    sections: tuple[Section, ...]
+
+
+def write_report(report: Report, folder: Path | str) -> Path:
+    """Write report.html, report.md and figures/ (png and html); returns the path of report.html.
+
+    report.html asks nothing of the network: styles, plotly.js and figures are inside. All texts, labels and cells
+    are escaped.
+    """
+    folder = Path(folder)
+    for section in report.sections:
+        for name, chart in section.figures.items():
+            save(chart, folder / "figures" / f"{name}.png")
+            save(chart, folder / "figures" / f"{name}.html", script="beside")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {
+        "fragment": lambda chart, name: Markup(fragment(chart, name)),
+        "table_cells": table_cells,
+        "kinds": lambda frame: [_kind(name, frame[name]) for name in frame.columns],
+        "raw": Markup,
+        "json": lambda data: json.dumps(data, indent=1, ensure_ascii=False, default=str),
+    }
+    page = environment.get_template("report_template.html").render(report=report, plotly=Markup(get_plotlyjs()))
+    write_bytes(folder / "report.md", _markdown(report).encode())
+    write_bytes(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def lead(row: pd.Series) -> str:
+    """What a row of `effects.overall` says, in words, also where it says little."""
+    decimals = digits(max(abs(row["mean_own_rise"]), 1e-8)) + 1
+    own, other, random = (f"{row[key]:+z.{decimals}f}" for key in ("mean_own_rise", "mean_other_rise", "random_mean"))
+    found = (
+        f"For {row['own_hurt_most']} of {row['languages']} languages, switching off the neurons that {row['method']} "
+        f"finds hurts that language more than any other. On average the loss changes by {own} nats a token for the "
+        f"neurons' own language and by {other} for the others"
+    )
+    if pd.isna(row["random_mean"]):
+        found += "."
+    else:
+        found += f", next to {random} for its own language when as many random neurons of the same layers are off"
+        times = row["own_over_random"]
+        found += f": {times:.3g} times as much." if times > 1 else "."
+    reasons = doubts(row)
+    return f"A weak result: {'; '.join(reasons)}. {found}" if reasons else found
+
+
+def provenance(run: Run, settings: Mapping[str, Any], started: datetime) -> dict[str, Any]:
+    """What it takes to know where a result came from, as plain data.
+
+    Args:
+        run: The collected run.
+        settings: Of the experiment.
+        started: When it began, with a time zone.
+    """
+    text = run.settings["text"]
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": _git_commit(),
+        "platform": platform.platform(),
+        "model": dict(run.settings["model"]),
+        "corpus": {"sha256": corpus_hash(text), **text},
+        "seed": settings.get("seed"),
+        "settings": dict(settings),
+        "command": [Path(sys.executable).name, *sys.argv],
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the package is run from; None where it is none."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "report.py")  # an installed package may lie in someone else's checkout
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def table_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells as text: about three significant digits of a column's largest number, "n/a" for missing."""
+    headings = [HEADINGS.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
+    columns = [_column_cells(str(name), frame[name]) for name in frame.columns]
+    return headings, [list(cells) for cells in zip(*columns, strict=True)]
+
+
+def _kind(name: Hashable, values: pd.Series) -> str:
+    """The style of a column: numbers stand to the right, warnings are coloured."""
+    if pd.api.types.is_numeric_dtype(values):
+        return "number"
+    return "warning" if name in ("warning", "note") else "word"
+
+
+def _column_cells(name: str, values: pd.Series) -> list[str]:
+    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
+        return ["" if value is None else str(value) for value in values]
+    if pd.api.types.is_integer_dtype(values):
+        form = ",d"
+    elif name in SHARES:
+        form = SHARES[name]
+    else:
+        sizes = values.abs()[values.abs() < float("inf")]
+        decimals = digits(float(sizes.max())) + 1 if len(sizes) and sizes.max() > 0 else 1
+        form = f"+z.{decimals}f" if any(word in name for word in SIGNED) else f",.{decimals}f"
+    return ["n/a" if pd.isna(value) else format(value, form) for value in values]
+
+
+def _markdown(report: Report) -> str:
+    lines = [f"# {_line(report.title)}", _line(report.subtitle), f"**{_line(report.lead)}**"]
+    lines += ["\n".join(f"- {_line(name)}: {_line(value)}" for name, value in report.facts.items())]
+    for section in report.sections:
+        lines += [f"## {_line(section.title)}", *section.text]
+        lines += [f"![{_line(chart.title)}](figures/{name}.png)" for name, chart in section.figures.items()]
+        for caption, frame in section.tables.items():
+            headings, rows = table_cells(frame)
+            cells = pd.DataFrame([[_cell(each) for each in row] for row in rows], columns=[_cell(h) for h in headings])
+            lines += [_line(caption), cells.to_markdown(index=False, disable_numparse=True)]
+        lines += [f"```\n{section.code}\n```"] if section.code else []
+        lines += [f"```json\n{json.dumps(section.data, indent=1, default=str)}\n```"] if section.data else []
+    return "\n\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    return html.escape(" ".join(str(text).split()), quote=False)
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")

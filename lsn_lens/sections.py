@@ -1,0 +1,193 @@
+"""The report of a comparison of methods: what each section shows and says."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens import plots
+from lsn_lens.evaluation.perplexity import as_matrix
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.report import Report, Section, lead
+
+
+def comparison(
+    tables: Mapping[str, pd.DataFrame], found: Mapping[str, NeuronSet], view: str, origin: Mapping[str, Any]
+) -> Report:
+    """The whole report, best method first.
+
+    Args:
+        tables: `losses` (from `perplexity_table`), `languages`, `methods` and `controls` (from `effects`), `sizes` and
+            `text` (from `Run.to_frame`).
+        found: Each method's set.
+        view: From `neuron_on_text`, for the best method; "" for none.
+        origin: From `provenance`.
+    """
+    first = tables["methods"].iloc[0]
+    languages = list(origin["corpus"]["languages"])
+    return Report(
+        "Language-specific neurons",
+        f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
+        lead(first),
+        facts(first, tables),
+        (
+            methods_section(tables, found),
+            HOW_TO_READ,
+            *(method_section(name, found[name], tables) for name in tables["methods"]["method"].unique()),
+            Section(
+                f"Neurons on text: {first['method']}", TEXT_VIEW if view else ("No neurons were found.",), view=view
+            ),
+            text_section(tables, origin),
+            origin_section(origin),
+        ),
+    )
+
+
+def sizes(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
+    """How many neurons each method chose."""
+    rows = []
+    for name, each in found.items():
+        counts, all_neurons = each.counts(), sum(mask[0].numel() for mask in each.masks.values())
+        rows.append(
+            {
+                "method": name,
+                "different_neurons": len(each),
+                "rate": len(each) / all_neurons,
+                "over_all_languages": int(counts.sum()),
+                "fewest": int(counts.min()),
+                "language_with_fewest": str(counts.idxmin()),
+                "most": int(counts.max()),
+                "language_with_most": str(counts.idxmax()),
+                "parameters": each.method,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def facts(first: pd.Series, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """The best method's numbers in short."""
+    size = tables["sizes"].set_index("method").loc[first["method"]]
+    summary = tables["languages"]
+    mine = summary[(summary["method"] == first["method"]) & (summary["action"] == first["action"])]
+    ratio = first["own_over_random"]
+    return {
+        f"languages hurt most by their own neurons ({first['method']})": (
+            f"{first['own_hurt_most']} of {first['languages']}"
+        ),
+        "mean own rise, nats a token": f"{first['mean_own_rise']:+.3g}",
+        "times the random control's": f"{ratio:.3g}" if pd.notna(ratio) else first["note"] or "n/a",
+        "different neurons": f"{size['different_neurons']:,} ({size['rate']:.2%})",
+        "languages with a warning": str(int((mine["warning"] != "").sum())),
+    }
+
+
+def methods_section(tables: Mapping[str, pd.DataFrame], found: Mapping[str, NeuronSet]) -> Section:
+    """All methods at a glance."""
+    noted = [each.notes for each in found.values() if "chosen" in each.notes]
+    raised = next((notes for notes in noted if notes["chosen"] > notes["asked"]), None)
+    rate = "Every method chooses the share of neurons that was asked for."
+    if raised:
+        rate = (
+            f"The share asked for is {raised['asked']:,} neurons. It was raised to {raised['chosen']:,} "
+            f"({raised['rate']:.2%} of all), the smallest that gives every language the number asked for. All methods "
+            "choose that share; sizes still differ, since a neuron may belong to several languages and some methods "
+            "divide it evenly."
+        )
+    return Section(
+        "Methods side by side",
+        (
+            rate,
+            "Best first: for how many languages the own language is hurt most, then how far the mean own rise is above "
+            "both the other languages' and the random control's. The order comes from the text that is shown.",
+        ),
+        {"Rises of the loss in nats a token, means over languages": tables["methods"], "Sizes": tables["sizes"]},
+        {"methods": plots.method_rises(tables["methods"])},
+    )  # fmt: skip
+
+
+TEXT_VIEW = (
+    "The two highest scoring neurons of each language, on the first held-out document of every language (in the demo "
+    "text: the same sentence). Point at a neuron's name to see where it fires, click to keep it. The darker a token, "
+    "the higher act(gate); values below 0, where the neuron does not fire, are left white.",
+)
+
+HOW_TO_READ = Section(
+    "How to read this",
+    (
+        "A neuron is one unit of an MLP layer. A method looks at when neurons fire on text of each language, and says "
+        "which belong to which. Then the neurons of one language at a time are switched off, and the model's loss is "
+        "measured on held-out text of all languages.",
+        "The loss is the mean negative log-probability of a token, in nats. A rise of 0.1 means that tokens become "
+        "10 % less probable on average. Tokens differ between languages, so bits per byte stand beside it: the "
+        "same loss for each byte of text. Perplexity is exp(loss).",
+        "Neurons that belong to a language should hurt that language: a matrix with a red diagonal and pale elsewhere. "
+        "Random neurons, as many in each layer, are the control: a rise that they reach as well says nothing about the "
+        "language. A small model or little text makes all numbers noisy; warnings in the tables say where.",
+    ),
+)
+
+
+def method_section(name: str, found: NeuronSet, tables: Mapping[str, pd.DataFrame]) -> Section:
+    """One method: who is hurt, against the control, and where the neurons are."""
+    figures, shown, text = {}, {}, []
+    for action in tables["methods"]["action"].unique():
+        rows = {key: each[each["action"] == action] for key, each in tables.items() if "action" in each}
+        mine = {key: each[each["method"] == name] for key, each in rows.items() if "method" in each}
+        control = next(each for each in rows["losses"]["set"] if each.startswith(f"{name} random "))
+        matrix, random = (as_matrix(rows["losses"][rows["losses"]["set"] == each]) for each in (name, control))
+        limit, end = plots.robust_limit(matrix), slug(f"{name}-{action}")
+        figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, neurons set to {action}")
+        figures[f"change-random-{end}"] = plots.change_matrix(
+            random, f"{control}: the same for random neurons, on the same colours", limit=limit
+        )
+        figures[f"control-{end}"] = plots.control(mine["languages"], mine["controls"], f"{name} against random neurons")
+        shown[f"Neurons set to {action}: rises of the loss in nats a token"] = mine["languages"].drop(
+            columns=["action", "method"]
+        )
+        text.append(f"Neurons set to {action}. {lead(mine['methods'].iloc[0])}")
+    figures[slug(f"layers-{name}")] = plots.layer_counts(
+        found.layer_counts(), f"{name}: neurons per layer and language"
+    )
+    figures[slug(f"overlap-{name}")] = plots.overlap(found.jaccard(), f"{name}: neurons that languages share")
+    return Section(f"Method: {name}", tuple(text), shown, figures)
+
+
+def text_section(tables: Mapping[str, pd.DataFrame], origin: Mapping[str, Any]) -> Section:
+    """The text that was used, and how."""
+    used, seeds = origin["corpus"]["layout"], sorted(tables["controls"]["seed"].unique())
+    return Section(
+        "How it was measured",
+        (
+            f"Found on {used['kind']} of {used['length']} tokens; what documents begin with: {used['separator']}. "
+            "Measured on the held-out part of the corpus, which the methods never saw.",
+            f"Each method has {len(seeds)} random controls (seeds {', '.join(map(str, seeds))}): as many neurons in "
+            "each language and layer, none of them the language's own. The first is measured on all languages, the "
+            "others only on the language they stand for: all that the comparison needs.",
+        ),
+        {"Text that the neurons were found on": tables["text"]},
+    )
+
+
+def origin_section(origin: Mapping[str, Any]) -> Section:
+    """Where it comes from, and how to get it again."""
+    model, versions = origin["model"], ", ".join(f"{name} {each}" for name, each in origin["versions"].items())
+    return Section(
+        "Provenance",
+        (
+            f"Model {model['name']} ({model['class']}, {model['dtype']}, {model['layers']} layers, revision "
+            f"{model['revision'] or 'not given'}), weights sha256 {model['weights_sha256'][:16]}…; "
+            f"text sha256 {origin['corpus']['sha256'][:16]}…",
+            f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
+            "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
+            "figures in figures/, the sets in neurons/ (read them with lsn_lens.NeuronSet.load).",
+        ),
+        code=shlex.join(origin["command"]),
+        data=origin,
+    )
+
+
+def slug(text: str) -> str:
+    """For file names."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,152 @@
+"""The documents say what the code has: names, arguments, commands, methods; and nothing is fetched from elsewhere."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lsn_lens
+from lsn_lens.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs/tutorials").glob("*.py")])
+ELSEWHERE = re.compile(r"(?:src|href|url|import)\s*[=(]\s*[\"']?\s*(?:https?:)?//", re.IGNORECASE)
+
+
+def snippets():
+    """Python of all documents: fenced blocks (also inside tabs), and the tutorials whole."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        blocks = [text] if path.suffix == ".py" else re.findall(r"^( *)```python\n(.*?)^\1```", text, re.M | re.S)
+        for block in blocks:
+            source = block if isinstance(block, str) else inspect.cleandoc("\n" + block[1])
+            yield pytest.param(source, id=f"{path.relative_to(ROOT)}-{source[:20]!r}")
+
+
+def lsn_names(source):
+    """The names taken from `lsn`, with the call they are part of (or None)."""
+    tree = ast.parse(source)
+    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lsn":
+            yield node.attr, calls.get(id(node))
+
+
+def commands(text):
+    return {
+        name
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for name in re.findall(r"^make (\S+)", block, re.M)
+    }
+
+
+def makefile_targets():
+    return set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+@pytest.mark.parametrize("source", snippets())
+def test_names_and_arguments_in_documents_exist(source):
+    for name, call in lsn_names(source):
+        assert name in lsn_lens.__all__, f"lsn.{name}"
+        if call is not None and not any(isinstance(each, ast.Starred) for each in call.args):
+            keywords = {each.arg: each.value for each in call.keywords if each.arg}
+            inspect.signature(getattr(lsn_lens, name)).bind(*call.args, **keywords)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lsn_lens":
+            module = importlib.import_module(node.module)
+            for each in node.names:
+                assert hasattr(module, each.name) or importlib.import_module(f"{node.module}.{each.name}")
+
+
+def test_the_check_of_documents_notices_what_is_wrong():
+    good = "lsn.collect(model, corpora, methods=['lape'])"
+    assert [name for name, _ in lsn_names(good)] == ["collect"]
+    with pytest.raises(TypeError):
+        test_names_and_arguments_in_documents_exist("lsn.collect(model, corpora, method='lape')")
+    with pytest.raises(AssertionError):
+        test_names_and_arguments_in_documents_exist("lsn.find(run)")
+
+
+def test_the_reference_names_everything_public():
+    named = set(re.findall(r"^::: lsn_lens\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M))
+    assert named | {"METHODS"} == set(lsn_lens.__all__)
+
+
+def test_the_readme_names_two_commands_and_both_exist():
+    assert commands((ROOT / "README.md").read_text(encoding="utf-8")) == {"demo", "test"} <= makefile_targets()
+    assert commands((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) <= makefile_targets()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_its_words_on_a_method_page(method):
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs/methods").glob("*.md")]
+    assert any(f'"{method}"' in page for page in pages)
+    assert f"`{method}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_parameters_on_the_lape_page_are_those_of_the_code():
+    page = (ROOT / "docs/methods/lape.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", page, re.M))
+    assert {name: float(value) for name, value in rows.items()} == vars(METHODS["lape"]())
+
+
+def test_layout_fields_on_the_text_page_are_those_of_the_code():
+    page = (ROOT / "docs/corpora.md").read_text(encoding="utf-8")
+    section = page[page.index("## Layout") :]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(vars(lsn_lens.Layout()))
+
+
+class Loader(yaml.SafeLoader):
+    """Reads mkdocs.yml: its own tags name Python objects, which matter to mkdocs only."""
+
+
+Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+
+
+def test_the_site_fetches_nothing_from_elsewhere():
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    assert config["strict"] is True and config["theme"]["font"] is False
+    for each in config["extra_css"] + config["extra_javascript"]:
+        assert (ROOT / "docs" / each).is_file(), each
+    for path in (ROOT / "docs/assets").rglob("*"):
+        if path.suffix in {".css", ".svg", ".html"} or path.name == "math.js":
+            assert not ELSEWHERE.search(path.read_text(encoding="utf-8")), path
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"!\[[^]]*\]\(\s*(?:https?:)?//|<(?:script|img|link|iframe)\b[^>]*//", text), path
+
+
+def test_tutorials_run_when_the_site_is_built_and_errors_are_fatal():
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    options = next(each["mkdocs-jupyter"] for each in config["plugins"] if "mkdocs-jupyter" in each)
+    assert options["execute"] is True and options["allow_errors"] is False and options["include"] == ["tutorials/*.py"]
+
+
+def test_pictures_and_pages_that_documents_point_to_exist():
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if "://" in target or path.suffix == ".py":
+                continue
+            assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
+
+
+def test_links_of_tutorials_lead_to_pages():
+    for path in (ROOT / "docs/tutorials").glob("*.py"):
+        for target in re.findall(r"\]\(\.\./\.\./([^)#\s]+?)/?\)", path.read_text(encoding="utf-8")):
+            assert (ROOT / "docs" / f"{target}.md").is_file(), f"{path.name}: {target}"
+
+
+def test_mkdocs_serves_every_page():
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    listed = set(re.findall(r"[\w/]+\.(?:md|py)", str(config["nav"])))
+    pages = {
+        path.relative_to(ROOT / "docs").as_posix()
+        for path in PAGES
+        if path.is_relative_to(ROOT / "docs") and "vendor" not in path.parts
+    }
+    assert listed == pages

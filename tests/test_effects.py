@@ -1,0 +1,137 @@
+import math
+
+import pandas as pd
+import pytest
+
+from lsn_lens.evaluation import effects
+
+
+def rows(name, changes, neurons=20, action="zero"):
+    """Rows of a table: `changes[intervened][evaluated]` is the change in nats."""
+    return [
+        {
+            "set": name,
+            "action": action,
+            "intervened": off,
+            "evaluated": on,
+            "neurons": neurons if isinstance(neurons, int) else neurons[off],
+            "nll": 3 + change,
+            "perplexity": math.exp(3 + change),
+            "bits_per_byte": 1 + change / 2,
+            "nll_change": change,
+            "perplexity_change": math.exp(3 + change) - math.exp(3),
+            "bits_per_byte_change": change / 2,
+        }
+        for off, each in changes.items()
+        for on, change in each.items()
+    ]
+
+
+NONE = rows("", {"none": {"en": 0.0, "fr": 0.0, "zh": 0.0}}, 0, "none")
+FOUND = {
+    "en": {"en": 0.30, "fr": 0.10, "zh": 0.02},
+    "fr": {"en": 0.00, "fr": 0.20, "zh": 0.25},
+    "zh": {"en": 0.00, "fr": 0.00, "zh": 0.00},
+}
+RANDOM = [{"en": 0.01, "fr": 0.30, "zh": 0.00}, {"en": 0.03, "fr": -0.02, "zh": 0.02}]
+
+
+def own(changes):
+    return {language: {language: change} for language, change in changes.items()}
+
+
+@pytest.fixture
+def table():
+    controls = [row for seed, each in enumerate(RANDOM) for row in rows(f"lape random {seed}", own(each))]
+    counts = {"en": 20, "fr": 9, "zh": 0}
+    return pd.DataFrame([*NONE, *rows("lape", FOUND, counts), *controls])
+
+
+def test_a_row_for_each_language(table):
+    summary = effects.summarise(table)
+    assert list(summary["language"]) == ["en", "fr", "zh"]
+    en = summary.iloc[0]
+    assert (en["method"], en["action"], en["neurons"], en["random_seeds"]) == ("lape", "zero", 20, 2)
+    assert en["own_rise"] == pytest.approx(0.30)
+    assert en["own_rise_bits_per_byte"] == pytest.approx(0.15)
+    assert en["own_rise_perplexity"] == pytest.approx(math.exp(3.3) - math.exp(3))
+    assert (en["worst_other"], en["worst_other_rise"]) == ("fr", pytest.approx(0.10))
+    assert en["mean_other_rise"] == pytest.approx(0.06)
+    assert (en["random_mean"], en["random_max"]) == (pytest.approx(0.02), pytest.approx(0.03))
+    assert list(summary["share_above_random"]) == [1.0, 0.5, 0.0]
+
+
+def test_warnings_say_why_not_to_trust(table):
+    warnings = effects.summarise(table).set_index("language")["warning"]
+    assert warnings["en"] == ""
+    assert warnings["fr"] == "fewer than 10 neurons; not above every random control; zh is hurt more"
+    assert warnings["zh"] == "no neurons"
+
+
+def test_a_loss_that_is_no_number_is_a_warning(table):
+    table.loc[(table["set"] == "lape") & (table["intervened"] == "en") & (table["evaluated"] == "zh"), "nll_change"] = (
+        math.nan
+    )
+    en = effects.summarise(table).iloc[0]
+    assert en["worst_other"] == "zh"
+    assert en["warning"] == "the loss is not finite"
+
+
+def test_a_method_in_one_row(table):
+    row = effects.overall(effects.summarise(table)).iloc[0]
+    assert (row["languages"], row["own_hurt_most"], row["above_all_random"], row["neurons"]) == (3, 1, 1, 29)
+    assert row["mean_own_rise"] == pytest.approx(0.5 / 3)
+    assert row["mean_other_rise"] == pytest.approx((0.06 + 0.125 + 0) / 3)
+    assert row["random_mean"] == pytest.approx((0.02 + 0.14 + 0.01) / 3)
+    assert row["own_over_random"] == pytest.approx(0.5 / 0.17)
+    assert row["note"] == ""
+
+
+def test_a_random_mean_below_zero_gives_no_ratio():
+    table = pd.DataFrame([*rows("lape", FOUND), *rows("lape random 7", own({"en": -0.1, "fr": 0.0, "zh": 0.0}))])
+    row = effects.overall(effects.summarise(table)).iloc[0]
+    assert math.isnan(row["own_over_random"])
+    assert row["note"] == "random <= 0"
+
+
+def test_best_first_and_actions_apart():
+    strong = {off: {on: 0.5 if on == off else 0.0 for on in FOUND} for off in FOUND}
+    weak = {off: {on: 0.1 if on == off else 0.0 for on in FOUND} for off in FOUND}
+    table = pd.DataFrame([*rows("lap", FOUND), *rows("lave", weak), *rows("lape", strong), *rows("lape", weak, action="dataset mean")])  # fmt: skip
+    frame = effects.overall(effects.summarise(table))
+    assert list(zip(frame["method"], frame["action"], strict=True)) == [
+        ("lape", "zero"), ("lave", "zero"), ("lape", "dataset mean"), ("lap", "zero")
+    ]  # fmt: skip
+    assert frame["random_mean"].isna().all()
+
+
+def test_the_control_of_random_is_no_method():
+    table = pd.DataFrame([*rows("random", FOUND), *rows("random random 3", own(RANDOM[0]))])
+    assert set(effects.summarise(table)["method"]) == {"random"}
+    points = effects.control_points(table)
+    assert list(points["seed"]) == [3, 3, 3]
+    assert list(points["own_rise"]) == [0.01, 0.30, 0.00]
+    assert effects.control_name("random", 3) == "random random 3"
+
+
+def test_controls_measured_everywhere_count_their_own_language_only():
+    everywhere = {off: dict.fromkeys(FOUND, 0.9) | {off: 0.01} for off in FOUND}
+    table = pd.DataFrame([*rows("lape", FOUND), *rows("lape random 0", everywhere)])
+    assert list(effects.summarise(table)["random_max"]) == [0.01, 0.01, 0.01]
+
+
+def test_doubts_are_named():
+    good = pd.Series(
+        {"own_hurt_most": 7, "languages": 8, "above_all_random": 8, "mean_own_rise": 0.1, "mean_other_rise": 0.01, "random_mean": -0.01}  # fmt: skip
+    )
+    assert effects.doubts(good) == []
+    assert effects.doubts(good.replace({7: 4})) == ["for only 4 of 8 languages is the own language hurt most"]
+    assert "random neurons hurt as much" in effects.doubts(good.replace({-0.01: 0.2}))
+    assert "no random control was measured" in effects.doubts(good.replace({-0.01: math.nan}))
+
+
+def test_tables_that_cannot_be_used_are_refused():
+    with pytest.raises(ValueError, match="evaluate='all'"):
+        effects.summarise(pd.DataFrame(rows("lape", own(RANDOM[0]))))
+    with pytest.raises(ValueError, match="no set but controls"):
+        effects.summarise(pd.DataFrame(rows("lape random 0", own(RANDOM[0]))))

@@ -1,0 +1,394 @@
+"""Interventions do to a model's computation what editing its weights or modules would do, and leave no trace."""
+
+import pytest
+import torch
+from conftest import BACKENDS, D_MLP, D_MODEL, LAYERS, VOCABULARY, every_model, fused_rows, parts
+
+import lsn_lens as lsn
+from lsn_lens import models
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.sites import SITES, WRITE_SITE, flat
+
+TOLERANCE = 2e-5  # of the logits' standard deviation
+LENGTHS = (9, 6)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def some_units(model, basis="mlp", share=0.4, seed=0):
+    """A random set of units of one language, some in every layer."""
+    width = models.site_width(model, WRITE_SITE[basis])
+    chances = torch.rand(1, model.cfg.n_layers, width, generator=torch.Generator().manual_seed(seed))
+    return NeuronSet(("xx",), {basis: chances < share}, "some")
+
+
+def some_ids(rows=2, length=9):
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def padded(side):
+    """Rows of `LENGTHS` tokens, and their mask."""
+    ids, mask = some_ids(len(LENGTHS), max(LENGTHS)), torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.long)
+    for row, length in enumerate(LENGTHS):
+        mask[row, slice(0, length) if side == "right" else slice(-length, None)] = 1
+    return ids, mask
+
+
+def weights_of(module):
+    """`[out, in]`, also of a Conv1D, as a view."""
+    return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
+
+
+def silence(module, rows):
+    """Make some outputs of a module zero."""
+    if "Norm" in type(module).__name__:  # Gemma's norms scale by 1 + weight
+        module.weight[rows] = -1.0
+        return
+    weights_of(module)[rows] = 0.0
+    if module.bias is not None:
+        module.bias[rows] = 0.0
+
+
+def edited(hf_model, architecture, found):
+    """The Hugging Face model with the units of a set removed from its weights."""
+    for basis in found.masks:
+        for layer, units in enumerate(found.units(basis)):
+            rows, modules = units.nonzero()[:, 0], parts(architecture, hf_model, layer)
+            if basis in ("mlp", "z"):
+                weights_of(modules.down if basis == "mlp" else modules.o)[:, rows] = 0.0
+            elif basis in "qkv" and hasattr(modules, "qkv"):
+                silence(modules.qkv, fused_rows(architecture, basis, rows))
+            else:
+                silence(getattr(modules, basis), rows)
+    return hf_model
+
+
+def assert_close(actual, expected):
+    assert expected.std() > 0.1, "a degenerate model shows nothing"
+    assert (actual - expected).abs().max() <= TOLERANCE * expected.std()
+
+
+def hooks_of(model):
+    """All hooks on the model; a bridge has a few of its own on some architectures."""
+    return {name: [*point._forward_hooks.values(), *point.fwd_hooks] for name, point in model.hook_dict.items()}
+
+
+# what an intervention computes
+
+
+@every_model
+@pytest.mark.parametrize("basis", [basis for basis in WRITE_SITE if basis != "resid"])
+def test_zero_is_removing_the_weights(architecture, backend, basis, load, hugging_face):
+    model = load(architecture, backend)
+    found = some_units(model, basis)
+    ids = some_ids()
+    before = model(ids)
+    expected = edited(hugging_face(architecture), architecture, found)(ids).logits
+    with lsn.intervene(model, found, lsn.zero):
+        actual = model(ids)
+    assert_close(actual, expected)
+    assert (actual - before).abs().max() > 0.05 * before.std()
+
+
+@every_model
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_zero_under_padding(architecture, backend, side, load, hugging_face):
+    model = load(architecture, backend)
+    found = some_units(model)
+    ids, mask = padded(side)
+    reference = edited(hugging_face(architecture), architecture, found)
+    with lsn.intervene(model, found, lsn.zero):
+        actual = model(ids, attention_mask=mask)
+    for row, kept in enumerate(mask.bool()):
+        assert_close(actual[row, kept], reference(ids[row, kept][None]).logits[0])
+
+
+@every_model
+def test_zero_in_cached_generation(architecture, backend, load, hugging_face):
+    model = load(architecture, backend)
+    found = some_units(model)
+    ids = some_ids()
+    hf_model = edited(hugging_face(architecture), architecture, found)
+    hf_model.generation_config.eos_token_id = None
+    expected = hf_model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    with lsn.intervene(model, found, lsn.zero):
+        cached = model.generate(ids, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False)
+        uncached = ids
+        for _ in range(8):
+            uncached = torch.cat([uncached, model(uncached)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert cached.tolist() == uncached.tolist() == expected.tolist()
+
+
+def test_changes_act_like_hooks_on_the_hugging_face_modules(load, hugging_face):
+    """Grouped heads: a unit of z is a column of o_proj, a unit of v an output of v_proj."""
+    ids = some_ids()
+    for backend in BACKENDS:
+        model = load("llama", backend)
+        for basis in ("q", "k", "v", "z", "attn_out", "mlp_out", "resid"):
+            found = some_units(model, basis)
+            hf_model = hugging_face("llama")
+            for layer, units in enumerate(found.units(basis)):
+                change_module(parts("llama", hf_model, layer), basis, units, lambda acts: acts * -2 + 0.5)
+            with lsn.intervene(model, found, lsn.scale(-2)), lsn.intervene(model, found, lsn.add(0.5)):
+                assert_close(model(ids), hf_model(ids).logits)
+
+
+def change_module(modules, basis, units, change):
+    """Change some outputs of a Hugging Face module (for "z": inputs of o_proj) with a plain torch hook."""
+
+    def changed(acts):
+        return torch.where(units, change(acts), acts)
+
+    if basis == "z":
+        modules.o.register_forward_pre_hook(lambda module, args: (changed(args[0]), *args[1:]))
+    else:
+        module = modules.block if basis == "resid" else getattr(modules, basis)
+        module.register_forward_hook(lambda module, args, output: changed(output))
+
+
+ACTIONS = {
+    "zero": (lsn.zero, lambda acts, values: torch.zeros_like(acts)),
+    "set_to": (lsn.set_to(1.5), lambda acts, values: torch.full_like(acts, 1.5)),
+    "set_to values": (lambda values: lsn.set_to(values, "mean"), lambda acts, values: values.expand_as(acts)),
+    "scale": (lsn.scale(-0.5), lambda acts, values: acts * -0.5),
+    "add": (lsn.add(0.25), lambda acts, values: acts + 0.25),
+    "add values": (lsn.add, lambda acts, values: acts + values),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["mlp", "v", "z", "mlp_out", "resid"])
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_values_land_where_they_should(backend, basis, kind, load):
+    """Read back right after the write, in a layer whose input the intervention left alone."""
+    model = load("llama", backend)
+    site = SITES[WRITE_SITE[basis]]
+    found = some_units(model, basis)
+    found.masks[basis][:, 0] = False  # layer 1 only
+    units = found.units(basis)
+    values = torch.arange(units.numel(), dtype=torch.float64).view(units.shape) / units.numel()
+    action, expected = ACTIONS[kind]
+    ids, mask = padded("right")
+    before = read(model, site, ids, mask)
+    with lsn.intervene(model, found, action({basis: values}) if kind.endswith("values") else action):
+        after = read(model, site, ids, mask)
+    chosen = units[1]
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1][..., ~chosen], before[1][..., ~chosen])
+    assert torch.equal(after[1][..., chosen], expected(before[1], values[1].float())[..., chosen])
+    assert not torch.equal(after[1], before[1])
+
+
+def read(model, site, ids, mask=None):
+    """What a hook added now sees at a site, by layer, units flat."""
+    seen = {}
+    hooks = [(site.hook_name(layer), keep(seen, layer)) for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=hooks):
+        model(ids, attention_mask=mask)
+    return {layer: flat(acts, site) for layer, acts in seen.items()}
+
+
+def keep(seen, key):
+    def hook(acts, hook):
+        seen[key] = acts.clone()
+
+    return hook
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_bases_and_languages_at_once(backend, load):
+    model = load("llama", backend)
+    sets = [some_units(model, basis, seed=seed) for basis, seed in (("mlp", 0), ("z", 1))]
+    both = NeuronSet(("xx",), {**sets[0].masks, **sets[1].masks})
+    ids = some_ids()
+    with lsn.intervene(model, sets[0]), lsn.intervene(model, sets[1]):
+        expected = model(ids)
+    with lsn.intervene(model, both):
+        assert torch.equal(model(ids), expected)
+    halves = torch.cat([sets[0].masks["mlp"], some_units(model, seed=2).masks["mlp"]])
+    with lsn.intervene(model, NeuronSet(("xx", "yy"), {"mlp": halves})):
+        together = model(ids)
+    with lsn.intervene(model, NeuronSet(("zz",), {"mlp": halves.any(0, keepdim=True)})):
+        assert torch.equal(model(ids), together)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mean_ablation_sets_the_means_of_a_run(backend, load):
+    model = load("llama", backend)
+    width = models.site_width(model, "mlp_post")
+    sums = torch.randn(3, LAYERS, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    statistics = lsn.Statistics(("de", "fr", "zh"), {"mlp_post.sum": sums}, torch.full((3, LAYERS), 4))
+    found = some_units(model)
+    for action, expected in (
+        (lsn.mean_ablation(statistics), sums.mean(0) / 4),
+        (lsn.other_mean_ablation(statistics)("fr"), sums[[0, 2]].mean(0) / 4),
+    ):
+        with lsn.intervene(model, found, action):
+            after = read(model, SITES["mlp_post"], some_ids())
+        for layer, units in enumerate(found.units("mlp")):
+            assert torch.equal(after[layer][..., units], expected[layer, units].float().expand(2, 9, -1))
+
+
+# no trace
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_left_behind(backend, load):
+    model = load("llama", backend)
+    found, ids = some_units(model), some_ids()
+    before, weights, copy = model(ids), models.describe(model)["weights_sha256"], ids.clone()
+    hooks = hooks_of(model)
+    with lsn.intervene(model, found, lsn.set_to(3.0)) as inside:
+        assert inside is model
+        assert hooks_of(model) != hooks
+        assert not torch.equal(model(ids), before)
+    with pytest.raises(RuntimeError, match="by the user"), lsn.intervene(model, found):
+        raise RuntimeError("by the user")
+    with pytest.raises(RuntimeError, match="in a forward pass"), lsn.intervene(model, found, broken_action()):
+        model(ids)
+    assert hooks_of(model) == hooks
+    assert torch.equal(model(ids), before)
+    assert models.describe(model)["weights_sha256"] == weights
+    assert torch.equal(ids, copy)
+
+
+def broken_action():
+    def change(acts, values):
+        raise RuntimeError("in a forward pass")
+
+    return lsn.interventions.Action("broken", change)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_seen_by_others_stay_as_they_were(backend, load):
+    """A hook that came first keeps the activation without a copy: the write must not show in it."""
+    model = load("llama", backend)
+    ids, kept = some_ids(), {}
+    name = SITES["mlp_post"].hook_name(1)
+
+    def keep_without_copy(acts, hook):
+        kept["acts"], kept["copy"] = acts, acts.clone()
+
+    with model.hooks(fwd_hooks=[(name, keep_without_copy)]), lsn.intervene(model, some_units(model)):
+        model(ids)
+    assert torch.equal(kept["acts"], kept["copy"])
+    assert kept["acts"].abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_users_own_hooks_stay_and_see_only_the_users_passes(backend, load):
+    model = load("llama", backend)
+    calls = []
+    model.add_hook(SITES["mlp_post"].hook_name(0), lambda acts, hook: calls.append(1))
+    try:
+        with lsn.intervene(model, some_units(model)):
+            calls.clear()
+            model(some_ids())
+        assert len(calls) == 1
+        calls.clear()
+        lsn.interventions.intervention_hooks(model, some_units(model), lsn.zero)
+        assert not calls, "probing the model's width must not fire hooks of others"
+        model(some_ids())
+        assert len(calls) == 1
+    finally:
+        model.reset_hooks()
+
+
+@every_model
+def test_nesting(architecture, backend, load):
+    """The inner one acts on what the outer one left; each goes with its own block."""
+    model = load(architecture, backend)
+    outer, inner, ids = some_units(model, seed=1), some_units(model, seed=2), some_ids()
+    hooks = hooks_of(model)
+    with lsn.intervene(model, outer, lsn.set_to(0.7)):
+        alone = model(ids)
+        with lsn.intervene(model, inner, lsn.scale(2.0)):
+            values = read(model, SITES["mlp_post"], ids)[1]
+        assert torch.equal(model(ids), alone)
+    shared = (outer & inner).units("mlp")[1]
+    assert shared.any()
+    assert torch.equal(values[..., shared], torch.full_like(values[..., shared], 1.4))
+    assert hooks_of(model) == hooks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sites_can_be_probed_inside_an_intervention(backend, load):
+    """The probe looks at the bare model: neurons that are held at a value are no sign of another architecture."""
+    model = load("llama", backend)
+    with lsn.intervene(model, some_units(model), lsn.set_to(5)):
+        changed = model(some_ids())
+        assert models.site_width(model, "mlp_act") == D_MLP
+        assert torch.equal(model(some_ids()), changed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_set_changes_nothing(backend, load):
+    model = load("llama", backend)
+    ids, before, hooks = some_ids(), model(some_ids()), hooks_of(model)
+    empty = NeuronSet(("xx",), {"mlp": torch.zeros(1, LAYERS, D_MLP, dtype=torch.bool)})
+    with lsn.intervene(model, empty, lsn.set_to(9.0)):
+        assert hooks_of(model) == hooks
+        assert torch.equal(model(ids), before)
+
+
+def test_half_precision(tiny_model_folder):
+    """Values in float32 or float64 are brought to the activations' dtype."""
+    for backend in BACKENDS:
+        model = lsn.load_model(tiny_model_folder("llama"), backend=backend, device="cpu", dtype=torch.bfloat16)
+        found = some_units(model)
+        values = {"mlp": torch.full((LAYERS, D_MLP), 0.1, dtype=torch.float64)}
+        with lsn.intervene(model, found, lsn.set_to(values)):
+            seen = read(model, SITES["mlp_post"], some_ids())[0]
+        assert seen.dtype == torch.bfloat16
+        assert (seen[..., found.units("mlp")[0]] == torch.tensor(0.1, dtype=torch.bfloat16)).all()
+
+
+# refusals
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_refusals(backend, load):
+    model = load("llama", backend)
+    found, hooks = some_units(model), hooks_of(model)
+    wrong = {
+        "units": NeuronSet(("xx",), {"mlp": torch.ones(1, LAYERS, D_MLP + 1, dtype=torch.bool)}),
+        "layers": NeuronSet(("xx",), {"mlp": torch.ones(1, LAYERS + 1, D_MLP, dtype=torch.bool)}),
+        "grouped heads": NeuronSet(("xx",), {"v": torch.ones(1, LAYERS, D_MODEL, dtype=torch.bool)}),
+    }
+    for each in wrong.values():
+        with pytest.raises(ValueError, match="found on another model"), lsn.intervene(model, each):
+            pass
+    unknown = NeuronSet(("xx",), {"router": torch.ones(1, LAYERS, 4, dtype=torch.bool)})
+    with pytest.raises(KeyError, match=r"router.*the bases are"), lsn.intervene(model, unknown):
+        pass
+    with (
+        pytest.raises(KeyError, match="no values for basis 'mlp'; it has"),
+        lsn.intervene(model, found, lsn.set_to({"z": torch.zeros(LAYERS, D_MODEL)})),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"have shape \[1, 2\], expected \[2, 48\]"),
+        lsn.intervene(model, found, lsn.set_to({"mlp": torch.zeros(1, 2)})),
+    ):
+        pass
+    assert hooks_of(model) == hooks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_that_are_not_finite_are_refused(backend, load):
+    """A mean over no tokens is NaN: setting neurons to it would turn every later number into NaN."""
+    model = load("llama", backend)
+    found = some_units(model)
+    values = torch.zeros(LAYERS, D_MLP)
+    values[1, found.units("mlp")[1].nonzero()[0]] = float("nan")
+    for bad in ({"mlp": values}, float("inf")):
+        with pytest.raises(ValueError, match="not all finite"), lsn.intervene(model, found, lsn.set_to(bad)):
+            pass
+    values[:] = float("nan")
+    values[found.units("mlp")] = 1.0  # the values of other units are of no interest
+    with lsn.intervene(model, found, lsn.set_to({"mlp": values})):
+        assert model(some_ids()).isfinite().all()

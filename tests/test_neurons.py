@@ -1,0 +1,337 @@
+"""Scores and sets: algebra, controls, files."""
+
+import builtins
+import errno
+import json
+import os
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lsn_lens.neurons import NeuronScores, NeuronSet, write_bytes
+
+LANGUAGES = ("en", "fr", "zh")
+
+
+def random_set(seed, share=0.3, languages=LANGUAGES, method="test"):
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(len(languages), 3, 20, generator=generator)
+    wide = torch.rand(len(languages), 3, 30, generator=generator)
+    return NeuronSet(languages, {"mlp": draw < share, "z": wide < share}, method)
+
+
+def one_basis(units, languages=LANGUAGES, shape=(2, 10)):
+    """A set from (language, layer, unit) triples."""
+    mask = torch.zeros(len(languages), *shape, dtype=torch.bool)
+    for language, layer, unit in units:
+        mask[languages.index(language), layer, unit] = True
+    return NeuronSet(languages, {"mlp": mask}, "by hand")
+
+
+# algebra
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_set_algebra(seed):
+    a, b, c = (random_set(3 * seed + i, 0.4) for i in range(3))
+    assert a & b == b & a
+    assert a | b == b | a
+    assert (a & b) & c == a & (b & c)
+    assert a & (b | c) == (a & b) | (a & c)
+    assert a - b == a - (a & b)
+    assert a ^ b == (a | b) - (a & b)
+    assert (a - b) | (a & b) == a
+    assert a & a == a == a | a
+    assert len(a - a) == len(a ^ a) == 0
+    assert (a | b).counts().tolist() == (a.counts() + b.counts() - (a & b).counts()).tolist()
+
+
+def test_operators_by_hand():
+    a = one_basis([("en", 0, 1), ("en", 1, 2), ("fr", 0, 1)])
+    b = one_basis([("en", 1, 2), ("fr", 0, 5), ("zh", 0, 1)])
+    assert a & b == one_basis([("en", 1, 2)])
+    assert a | b == one_basis([("en", 0, 1), ("en", 1, 2), ("fr", 0, 1), ("fr", 0, 5), ("zh", 0, 1)])
+    assert a - b == one_basis([("en", 0, 1), ("fr", 0, 1)])
+    assert a ^ b == one_basis([("en", 0, 1), ("fr", 0, 1), ("fr", 0, 5), ("zh", 0, 1)])
+    assert (a & b).method == "(by hand & by hand)"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        one_basis([], languages=("en", "fr", "de")),
+        one_basis([], languages=("fr", "en", "zh")),
+        one_basis([], shape=(2, 11)),
+        random_set(0),
+    ],
+    ids=["languages", "order", "shape", "bases"],
+)
+def test_sets_that_do_not_fit_are_not_combined(other):
+    with pytest.raises(ValueError, match="differ in languages or shape"):
+        one_basis([]) & other
+
+
+def test_counts_and_units():
+    found = one_basis([("en", 0, 1), ("en", 1, 2), ("zh", 0, 1)])
+    assert found.counts().to_dict() == {"en": 2, "fr": 0, "zh": 1}
+    assert found.layer_counts().to_dict("list") == {"en": [1, 1], "fr": [0, 0], "zh": [1, 0]}
+    assert len(found) == 2  # (0, 1) belongs to two languages
+    assert found.units("mlp").nonzero().tolist() == [[0, 1], [1, 2]]
+    assert random_set(0).counts().tolist() == [
+        int(random_set(0).masks["mlp"][i].sum() + random_set(0).masks["z"][i].sum()) for i in range(3)
+    ]
+
+
+def test_languages_are_picked_by_name_and_in_order():
+    found = random_set(1)
+    assert found["fr"].languages == ("fr",)
+    assert torch.equal(found["fr"].masks["z"][0], found.masks["z"][1])
+    assert found[["zh", "en"]].languages == ("zh", "en")
+    assert found[["zh", "en"]][["en", "zh"]] == found[["en", "zh"]]
+    assert "fr" in found
+    assert "xx" not in found
+    with pytest.raises(KeyError, match=r"\['xx'\].*\['en', 'fr', 'zh'\]"):
+        found["xx"]
+
+
+def test_jaccard_by_hand():
+    found = one_basis([("en", 0, 1), ("en", 0, 2), ("en", 1, 1), ("fr", 0, 1), ("fr", 1, 1), ("fr", 1, 9)])
+    table = found.jaccard()
+    assert table.loc["en", "fr"] == table.loc["fr", "en"] == 2 / 4
+    assert table.loc["en", "en"] == table.loc["fr", "fr"] == 1
+    assert table.loc["en", "zh"] == 0
+    assert pd.isna(table.loc["zh", "zh"])
+
+
+def test_equality_is_by_content():
+    assert random_set(0) == random_set(0, method="another name")
+    assert random_set(0) != random_set(1)
+    assert random_set(0) != random_set(0)[["fr", "en", "zh"]]
+    assert one_basis([]) != random_set(0)
+    assert one_basis([]) != "a set"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(random_set(0))
+
+
+def test_masks_that_are_not_masks_are_refused():
+    with pytest.raises(ValueError, match="named twice"):
+        one_basis([], languages=("en", "en"))
+    with pytest.raises(ValueError, match=r"\[language=2, layer, unit\].*\(3, 2, 10\)"):
+        NeuronSet(("en", "fr"), {"mlp": torch.zeros(3, 2, 10, dtype=torch.bool)})
+
+
+# the random control
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_like_matches_and_avoids(seed):
+    found = random_set(seed, 0.15)
+    control = found.random_like(seed)
+    assert control.languages == found.languages
+    for basis, mask in found.masks.items():
+        assert torch.equal(control.masks[basis].sum(-1), mask.sum(-1))
+    assert len(control & found) == 0
+    assert control == found.random_like(seed)
+    assert control != found.random_like(seed + 1)
+
+
+def test_random_like_draws_for_a_language_whatever_the_others_are():
+    found = random_set(2)
+    assert found.random_like(5)["zh"] == found["zh"].random_like(5)
+    alike = NeuronSet(LANGUAGES, {"mlp": random_set(2).masks["mlp"][:1].expand(3, -1, -1)})
+    assert alike.random_like(0)["en"].units("mlp").ne(alike.random_like(0)["fr"].units("mlp")).any()
+
+
+def test_random_like_in_a_layer_with_too_few_others_takes_own_units_last():
+    mask = torch.zeros(1, 2, 10, dtype=torch.bool)
+    mask[0, 0, :7] = True
+    control = NeuronSet(("en",), {"mlp": mask}).random_like(0).masks["mlp"][0, 0]
+    assert control.sum() == 7
+    assert control[7:].all()
+
+
+def test_random_like_is_even():
+    mask = torch.zeros(1, 1, 11, dtype=torch.bool)
+    mask[0, 0, 4] = True
+    found = NeuronSet(("en",), {"mlp": mask})
+    drawn = sum(found.random_like(seed).masks["mlp"][0, 0].long() for seed in range(2000))
+    assert drawn[4] == 0
+    assert drawn.sum() == 2000
+    assert ((drawn - 200).abs()[torch.arange(11) != 4] < 70).all()  # 5 standard deviations
+
+
+# tables and texts
+
+
+def test_to_frame():
+    found = one_basis([("en", 1, 2), ("zh", 0, 1)])
+    expected = [
+        {"language": "en", "basis": "mlp", "layer": 1, "unit": 2},
+        {"language": "zh", "basis": "mlp", "layer": 0, "unit": 1},
+    ]
+    assert found.to_frame().to_dict("records") == expected
+    assert one_basis([]).to_frame().columns.tolist() == ["language", "basis", "layer", "unit"]
+    values = torch.full((2, 1, 3), -torch.inf)
+    values[1, 0, 2] = 0.5
+    scores = NeuronScores(("en", "fr"), {"mlp": values}, "test")
+    assert scores.to_frame().to_dict("records") == [
+        {"language": "fr", "basis": "mlp", "layer": 0, "unit": 2, "score": 0.5}
+    ]
+    assert scores.rank("mlp").tolist() == [[-torch.inf, -torch.inf, 0.5]]
+
+
+def test_what_a_notebook_shows():
+    found = one_basis([("en", 1, 2), ("zh", 0, 1)])
+    assert repr(found) == "NeuronSet(2 units: en 1, fr 0, zh 1; mlp [2, 10]; by hand)"
+    shown = NeuronSet(found.languages, found.masks, "a < b")._repr_html_()
+    assert "2 units, a &lt; b" in shown
+    assert "<td>1</td>" in shown
+    assert all(f"<th>{label}</th>" in shown for label in found.languages)
+
+
+# files
+
+
+def test_sets_are_saved_and_loaded(tmp_path):
+    mask = random_set(4).masks["mlp"]
+    found = NeuronSet(LANGUAGES, {"mlp": mask, "q": mask}, "Some(rate=0.1)", {"asked": 3, "rate": 0.25})
+    path = found.save(tmp_path / "deep" / "found.v1")
+    assert path == tmp_path / "deep" / "found.v1.safetensors"
+    loaded = NeuronSet.load(path)
+    assert loaded == found
+    assert (loaded.method, loaded.notes) == (found.method, found.notes)
+    assert found.save(path) == path
+    assert NeuronSet.load(found["fr"].save(tmp_path / "fr")) == found["fr"]
+
+
+def test_scores_are_saved_and_loaded(tmp_path):
+    values = {"mlp": torch.randn(2, 3, 4, dtype=torch.float64), "z": torch.randn(2, 3, 5)}
+    values["mlp"][0, 1] = -torch.inf
+    scores = NeuronScores(("en", "fr"), values, "test", {"mlp": torch.randn(3, 4)})
+    loaded = NeuronScores.load(scores.save(tmp_path / "scores"))
+    assert (loaded.languages, loaded.method) == (scores.languages, scores.method)
+    assert all(torch.equal(loaded.values[basis], value) for basis, value in values.items())
+    assert torch.equal(loaded.rank("mlp"), scores.ranking["mlp"])
+    assert torch.equal(loaded.rank("z"), values["z"].amax(0))
+
+
+def test_files_of_another_kind_are_refused(tmp_path):
+    path = random_set(0).save(tmp_path / "set")
+    with pytest.raises(ValueError, match="holds 'neurons', expected 'scores'"):
+        NeuronScores.load(path)
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="something else"):
+        NeuronSet.load(tmp_path / "model.safetensors")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"set\.safetensors is damaged"):
+        NeuronSet.load(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        NeuronSet.load(tmp_path / "nowhere.safetensors")
+
+
+# the released masks' format
+
+
+def test_lape_file_round_trip(tmp_path):
+    found = one_basis([("en", 0, 1), ("en", 1, 9), ("fr", 0, 1), ("en", 0, 0)])  # zh comes last and has none
+    found.to_lape_file(tmp_path / "masks.pth")
+    lists = torch.load(tmp_path / "masks.pth", weights_only=True)
+    assert [[index.tolist() for index in layers] for layers in lists] == [[[0, 1], [9]], [[1], []], [[], []]]
+    assert all(index.dtype == torch.int64 for layers in lists for index in layers)
+    loaded = NeuronSet.from_lape_file(tmp_path / "masks.pth", LANGUAGES, d_mlp=10)
+    assert loaded == found
+    assert loaded.counts()["zh"] == 0
+    assert "masks.pth" in loaded.method
+
+
+def test_lape_file_languages_are_in_the_order_of_the_file(tmp_path):
+    torch.save([[torch.tensor([3])], [torch.tensor([], dtype=torch.long)]], tmp_path / "masks.pth")
+    assert NeuronSet.from_lape_file(tmp_path / "masks.pth", ["zh", "en"], 10).counts().to_dict() == {"zh": 1, "en": 0}
+    with pytest.raises(ValueError, match="named twice"):
+        NeuronSet.from_lape_file(tmp_path / "masks.pth", ["zh", "zh"], 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([[torch.tensor([1])]], r"has 1 languages, but 2 were named: \['en', 'fr'\]"),
+        ([[torch.tensor([1])]] * 3, "has 3 languages, but 2"),
+        ([[torch.tensor([1])], [torch.tensor([1])] * 2], r"different numbers of layers: \[1, 2\]"),
+        ([[torch.tensor([1])], [torch.tensor([2, 10])]], "fr, layer 0 has indices from 2 to 10, but d_mlp is 10"),
+        ([[torch.tensor([1])], [torch.tensor([-1, 3])]], "indices from -1 to 3"),
+        ({"en": []}, "expected a list of languages"),
+        ([torch.tensor([1]), torch.tensor([2])], "expected a list of languages"),
+    ],
+    ids=["fewer", "more", "layers", "beyond", "negative", "dict", "flat"],
+)
+def test_lape_files_that_do_not_fit_are_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "masks.pth")
+    with pytest.raises(ValueError, match=message):
+        NeuronSet.from_lape_file(tmp_path / "masks.pth", ["en", "fr"], d_mlp=10)
+
+
+class Trap:
+    """Runs code when unpickled."""
+
+    def __reduce__(self):
+        return (builtins.exec, ("raise SystemExit('code was run')",))
+
+
+def test_lape_files_cannot_run_code(tmp_path):
+    torch.save([[Trap()]], tmp_path / "masks.pth")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
+        NeuronSet.from_lape_file(tmp_path / "masks.pth", ["en"], d_mlp=10)
+
+
+def test_lape_file_holds_mlp_only(tmp_path):
+    with pytest.raises(ValueError, match=r"'mlp' alone.*\['mlp', 'z'\]"):
+        random_set(0).to_lape_file(tmp_path / "masks.pth")
+    assert not list(tmp_path.iterdir())
+
+
+# whole files or none
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_write_bytes_replaces_a_file(tmp_path):
+    write_bytes(tmp_path / "new" / "file", b"one")
+    write_bytes(tmp_path / "new" / "file", b"two")
+    assert (tmp_path / "new" / "file").read_bytes() == b"two"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("at", ["fsync", "replace"])
+def test_a_full_disk_leaves_nothing_half_written(at, tmp_path, monkeypatch):
+    path = tmp_path / "set.safetensors"
+    kept = random_set(0)
+    kept.save(path)
+    if at == "fsync":
+        monkeypatch.setattr(os, "fsync", no_space)
+    else:
+        monkeypatch.setattr(type(path), "replace", no_space)
+    message = r"No space left.*Nothing half written.*Make room and run the same call again"
+    with pytest.raises(OSError, match=message) as caught:
+        random_set(1).save(path)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert NeuronSet.load(path) == kept
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match=r"Give a place that can be written to.*file/set"):
+        random_set(0).save(tmp_path / "file" / "set")
+
+
+def test_the_header_is_json(tmp_path):
+    path = random_set(0).save(tmp_path / "set")
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["lsn_lens"]
+    assert json.loads(header)["languages"] == list(LANGUAGES)

@@ -1,0 +1,139 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from lsn_lens import charts, plots
+
+LANGUAGES = ["en", "fr", "zh", "ja", "vi"]
+
+
+def diagonal(rise=0.05, elsewhere=0.002):
+    values = np.where(np.eye(len(LANGUAGES), dtype=bool), rise, elsewhere)
+    return pd.DataFrame(values, index=LANGUAGES, columns=LANGUAGES)
+
+
+def all_charts():
+    summary = pd.DataFrame({"language": LANGUAGES, "own_rise": [0.1, 0.2, -0.1, 0.0, 0.3]})
+    points = pd.DataFrame({"language": LANGUAGES * 3, "own_rise": np.linspace(-0.1, 0.1, 15)})
+    overall = pd.DataFrame(
+        {
+            "method": ["lape", "lap"],
+            "action": "zero",
+            "mean_own_rise": [0.1, 0.2],
+            "mean_other_rise": [0.0, 0.1],
+            "random_mean": [0.0, np.nan],
+        }
+    )
+    counts = pd.DataFrame(np.arange(10).reshape(2, 5), columns=LANGUAGES).rename_axis("layer")
+    return {
+        "layers": plots.layer_counts(counts),
+        "change": plots.change_matrix(diagonal()),
+        "overlap": plots.overlap(diagonal().abs()),
+        "control": plots.control(summary, points),
+        "methods": plots.method_rises(overall),
+    }
+
+
+@pytest.mark.parametrize("broken", ["row", "column", "cell"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_one_broken_language_does_not_flatten_the_colours(broken, size):
+    matrix = diagonal().iloc[:size, :size].copy()
+    place = {"row": (1, slice(None)), "column": (slice(None), 1), "cell": (1, 2)}[broken]
+    matrix.iloc[place] = 40.0
+    assert plots.robust_limit(matrix) == pytest.approx(0.05)
+    cells = plots.change_matrix(matrix).marks[0]
+    assert cells.limits == (pytest.approx(-0.05), pytest.approx(0.05))
+    assert "+40.000" in cells.label
+    assert "+40.000" in cells.texts()[1]
+
+
+def test_the_limit_is_positive_and_ignores_what_is_no_number():
+    matrix = diagonal()
+    matrix.iloc[0, 1] = np.nan
+    matrix.iloc[1, 0] = np.inf
+    assert plots.robust_limit(matrix) == pytest.approx(0.05)
+    assert plots.robust_limit(matrix * 0) > 0
+    assert plots.robust_limit(pd.DataFrame()) > 0
+    sparse = diagonal(0.0, 0.0)
+    sparse.iloc[0, 0] = 3.0
+    assert plots.robust_limit(sparse) == 3.0
+
+
+def test_the_row_without_intervention_is_not_shown():
+    matrix = pd.concat([pd.DataFrame(0.0, index=["none"], columns=LANGUAGES), diagonal()])
+    assert list(plots.change_matrix(matrix).marks[0].values.index) == LANGUAGES
+
+
+def test_both_libraries_show_the_same_numbers():
+    chart = plots.change_matrix(diagonal())
+    axes = chart.matplotlib().axes[0]
+    assert axes.images[0].get_clim() == pytest.approx((-0.05, 0.05))
+    assert [text.get_text() for text in axes.texts] == [each for row in chart.marks[0].texts() for each in row]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == LANGUAGES
+    trace = chart.plotly().data[0]
+    assert (trace.zmin, trace.zmax) == (-0.05, 0.05)
+    assert np.array_equal(np.asarray(trace.z), diagonal())
+    assert list(trace.y) == LANGUAGES
+    assert chart.plotly().layout.yaxis.autorange == "reversed"  # first row on top, as in matplotlib
+
+
+def test_bars_and_dots_stand_on_the_same_places():
+    chart = all_charts()["control"]
+    axes = chart.matplotlib().axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.1, 0.2, -0.1, 0.0, 0.3]
+    dots = np.asarray(axes.collections[0].get_offsets())
+    assert dots[:, 0].tolist() == [0, 1, 2, 3, 4] * 3
+    bars, points = chart.plotly().data
+    assert list(bars.x) == LANGUAGES
+    assert list(points.x) == LANGUAGES * 3
+    assert np.allclose(points.y, dots[:, 1])
+
+
+@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods"])
+def test_every_figure_can_be_drawn_by_both(name, tmp_path):
+    chart = all_charts()[name]
+    assert isinstance(chart.matplotlib(), Figure)
+    assert chart.caption
+    assert plots.save(chart, tmp_path / f"{name}.svg").read_text().count("<svg") == 1
+    assert len(chart.plotly().data) == len(chart.marks)
+
+
+def test_files_by_their_endings(tmp_path):
+    chart = all_charts()["overlap"]
+    assert plots.save(chart, tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+    whole = plots.save(chart, tmp_path / "a.html").read_text()
+    assert len(whole) > 1_000_000  # plotly.js is inside
+    small = plots.save(chart, tmp_path / "b.html", script="beside").read_text()
+    assert len(small) < 100_000
+    assert 'src="plotly.min.js"' in small
+    assert (tmp_path / "plotly.min.js").is_file()
+    with pytest.raises(ValueError, match=r"\.png, \.svg, \.pdf, \.html"):
+        plots.save(chart, tmp_path / "a.jpeg")
+
+
+def test_labels_are_no_markup_and_no_formula(tmp_path):
+    matrix = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["<b>x</b>", "$a_$"], columns=["<b>x</b>", "$a_$"])
+    chart = plots.change_matrix(matrix, title="$\\bad <i>")
+    trace = chart.plotly().data[0]
+    assert list(trace.x) == ["&lt;b&gt;x&lt;/b&gt;", "$a_$"]
+    plots.save(chart, tmp_path / "a.png")
+
+
+def test_wide_matrices_go_without_numbers():
+    wide = pd.DataFrame(np.ones((2, charts.MOST_WRITTEN_CELLS + 1)))
+    cells = charts.Heatmap(wide, (0, 1), plots.SEQUENTIAL, "", ".0f")
+    assert set(sum(cells.texts(), [])) == {""}
+
+
+def test_digits_show_two_significant():
+    assert [plots.digits(limit) for limit in (300, 3, 0.3, 0.05, 0.0132)] == [0, 1, 2, 3, 3]
+
+
+def test_nothing_global_is_touched():
+    import matplotlib
+    import plotly.io
+
+    before = dict(matplotlib.rcParams), plotly.io.templates.default, plotly.io.renderers.default
+    all_charts()["change"]._repr_png_()
+    assert (dict(matplotlib.rcParams), plotly.io.templates.default, plotly.io.renderers.default) == before
