@@ -70,6 +70,7 @@ class Config:
 
 
 STARTED = datetime.now(UTC)
+CONFIG = Config()
 if __name__ == "__main__":  # before the slow imports, so that --help answers at once
     CONFIG = auto_cli(Config, as_positional=False)
 
@@ -119,7 +120,7 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run, found: Se
         each.save(config.out / "neurons" / f"{name}.safetensors")
     best = tables["methods"]["method"].iloc[0]
     view = neurons_on_text(model, corpora, lsn.score(run, best), found[best])
-    origin = provenance(run, {**asdict(config), "out": str(config.out)}, STARTED)
+    origin = provenance(run, losses.attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
     return write_report(sections.comparison(tables, found, view, origin), config.out)
 
@@ -153,23 +154,28 @@ def find(run: lsn.Run, config: Config) -> Sets:
 
 
 def measure(model: Any, corpora: Corpora, run: lsn.Run, found: Sets, config: Config) -> pd.DataFrame:
-    """Losses for each set and its random controls: the first control on all languages, the others on their own."""
+    """Losses for each set and its random controls: one control on all languages, the others on their own."""
     seeds = range(config.seed, config.seed + config.control_seeds)
     draws = {effects.control_name(name, seed): each.random_like(seed) for seed in seeds for name, each in found.items()}
-    shown = {name: draws.pop(name) for name in [effects.control_name(name, seeds[0]) for name in found]}
+    first = effects.control_name(next(iter(found)), seeds[0])
+    shown = {first: draws.pop(first)}
     actions = {
         "zero": lsn.zero,
         "dataset mean": lsn.mean_ablation(run.statistics),
         "other languages' mean": lsn.other_mean_ablation(run.statistics),
     }
     text = replace(layout(config), max_tokens=config.evaluation_tokens)
+    whole: Any = "all", {**found, **shown}
+    rest: Any = "own", draws
     frames = [
         lsn.perplexity_table(model, corpora, sets, actions[name], evaluate=evaluate, layout=text)
         for name in config.ablations
-        for evaluate, sets in (("all", {**found, **shown}), ("own", draws))
+        for evaluate, sets in (whole, rest)
         if sets
     ]
-    return pd.concat(frames, ignore_index=True).drop_duplicates(["set", "action", "intervened", "evaluated"])
+    table = pd.concat(frames, ignore_index=True).drop_duplicates(["set", "action", "intervened", "evaluated"])
+    table.attrs = frames[0].attrs
+    return table
 
 
 def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -190,9 +196,14 @@ def neurons_on_text(model: Any, corpora: Corpora, scores: lsn.NeuronScores, foun
     return neuron_on_text(activations_on_text(model, texts, neurons.reset_index())) if len(neurons) else ""
 
 
-if __name__ == "__main__":
+def main(config: Config) -> None:
+    """Do it, or say in one line what was wrong with the settings."""
     try:
-        prepared = prepare(CONFIG)
+        prepared = prepare(config)
     except (ValueError, KeyError, OSError, RuntimeError) as error:  # these say in words what to do
         sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
-    print(f"report: {report(CONFIG, *prepared).resolve()}")
+    print(f"report: {report(config, *prepared).resolve()}")
+
+
+if __name__ == "__main__":
+    main(CONFIG)

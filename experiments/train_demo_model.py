@@ -27,7 +27,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from lsn_lens.corpora import load_corpora
 
@@ -99,6 +98,12 @@ def add_dropout(model: LlamaForCausalLM, share: float) -> None:
     for layer in model.model.layers:
         layer.self_attn.register_forward_hook(drop)
         layer.mlp.register_forward_hook(drop)
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint that was written whole: its trainer state is written last."""
+    whole = [state.parent for state in out.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 
 
 def train(
@@ -185,8 +190,8 @@ def train(
             learning_rate=learning_rate, weight_decay=weight_decay, adam_beta2=0.95, max_grad_norm=1.0,
             warmup_steps=warmup, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.05},
             save_steps=max(1, steps // checkpoints), eval_strategy="steps", eval_steps=max(1, steps // checkpoints),
-            logging_steps=max(1, steps // 50), bf16=bf16, torch_compile=compile, use_cpu=not torch.cuda.is_available(), seed=seed,
-            report_to="none",
+            logging_steps=max(1, steps // 50), bf16=bf16, torch_compile=compile, seed=seed,
+            use_cpu=not torch.cuda.is_available(), report_to="none",
         ),
         train_dataset=Blocks(list(streams.values()), block, steps * batch, seed),
         eval_dataset={
@@ -194,7 +199,7 @@ def train(
             for label, stream in held_streams.items()
         },
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
 
     losses = {label: trainer.evaluate(each)["eval_loss"] for label, each in trainer.eval_dataset.items()}
     scored = {
@@ -211,6 +216,7 @@ def train(
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "training.json").write_text(json.dumps(report, indent=1))
+    model.config.use_cache = True  # the trainer switches it off
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -106,7 +106,8 @@ class Chart:
         figure.update_layout(
             template="none", barmode="group", bargap=0.35, height=round(self._inches()[1] * 100),
             title={"text": _plain(self.title), "x": 0, "y": 0.98, "yanchor": "top", "font": {"size": 15}},
-            font={"family": FONT, "size": 13, "color": "#333"}, margin={"l": 20, "r": 20, "t": 50 if is_map else 80, "b": 20},
+            font={"family": FONT, "size": 13, "color": "#333"},
+            margin={"l": 20, "r": 20, "t": 50 if is_map else 80, "b": 20},
             modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa1aa", "activecolor": "#62676f"},
             paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=not is_map,
             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -114,7 +115,9 @@ class Chart:
         axis = {"automargin": True, "showgrid": False, "zeroline": False, "ticks": ""}
         figure.update_xaxes(**axis, type="category", title={"text": _plain(self.x), "standoff": 12})
         if is_map:
-            figure.update_yaxes(**axis, type="category", autorange="reversed", title={"text": _plain(self.y), "standoff": 12})
+            figure.update_yaxes(
+                **axis, type="category", autorange="reversed", title={"text": _plain(self.y), "standoff": 12}
+            )
         else:
             lines = {"showgrid": True, "gridcolor": grid, "zeroline": True, "zerolinecolor": "rgba(128,128,128,0.8)"}
             figure.update_yaxes(**{**axis, **lines}, title={"text": _plain(self.y), "standoff": 12})
@@ -174,8 +177,7 @@ def _names(labels: pd.Index) -> list[str]:
 
 def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> None:
     low, high = mark.limits
-    colours = LinearSegmentedColormap.from_list("", mark.colours)
-    colours.set_bad("none")
+    colours = LinearSegmentedColormap.from_list("", mark.colours).with_extremes(bad="none")
     image = axes.imshow(mark.values.to_numpy(dtype=float), cmap=colours, vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(mark.values.shape[1]), _names(mark.values.columns), parse_math=False)
     axes.set_yticks(range(mark.values.shape[0]), _names(mark.values.index), parse_math=False)
@@ -217,10 +219,11 @@ def _lines(axes: Axes) -> None:
 def _heatmap_trace(mark: Heatmap) -> go.Heatmap:
     low, high = mark.limits
     scale = [[place / (len(mark.colours) - 1), colour] for place, colour in enumerate(mark.colours)]
+    bar_title = {"text": mark.label, "side": "right", "font": {"size": 12}}
     return go.Heatmap(
         z=mark.values.to_numpy(dtype=float), x=[*map(_plain, mark.values.columns)], y=[*map(_plain, mark.values.index)],
         zmin=low, zmax=high, colorscale=scale, text=mark.texts(), texttemplate="%{text}", xgap=2, ygap=2,
-        colorbar={"title": {"text": mark.label, "side": "right"}, "outlinewidth": 0, "thickness": 14},
+        colorbar={"title": bar_title, "outlinewidth": 0, "thickness": 14},
         hovertemplate="%{y} → %{x}<br>%{z:.5g}<extra></extra>", hoverongaps=False,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lsn_lens import models
+from lsn_lens import forward, models
 from lsn_lens.batches import Batch, Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.methods import Method, get_method
@@ -177,7 +177,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
-def _run_shards(  # noqa: PLR0917 (all of it is one call's state)
+def _run_shards(
     model: models.Model,
     plan: Plan,
     wanted: list[Statistic],
@@ -202,12 +202,12 @@ def _run_shards(  # noqa: PLR0917 (all of it is one call's state)
             unit_scale=True,
             disable=not progress or rank > 0,
         ) as bar,
-        recorder.attached(plan) as forward,
+        recorder.attached(plan) as run_batch,
     ):
         for shard in todo:
             recorder.reset()
             for batch in plan.batches(shard):
-                forward(batch)
+                run_batch(batch)
                 bar.update(int(batch.keep.sum()))
             sums = recorder.sums_on_cpu()
             if folder is not None:
@@ -225,7 +225,6 @@ class Recorder:
         self.layers, self.device = model.cfg.n_layers, models.device_of(model)
         self.shapes = {each: (self.layers, widths[each.site]) for each in wanted}
         self.fired: Counter[str] = Counter()
-        self.weights = torch.empty(0)
         self.keep: Tensor | None = None
         self.hooks = self._hooks()
         self.reset()
@@ -262,7 +261,7 @@ class Recorder:
                 rows = rows.flatten(0, 1) if self.keep is None else rows[self.keep]
                 for each in statistics:
                     reduction = REDUCTIONS[each.reduction]
-                    self.sums[each.key][layer] += reduction.function(rows, self.weights).to(reduction.dtype)
+                    self.sums[each.key][layer] += reduction.function(rows).to(reduction.dtype)
 
         return record
 
@@ -270,27 +269,26 @@ class Recorder:
     def attached(self, plan: Plan) -> Iterator[Callable[[Batch], None]]:
         """Hooks on the model; yields the function that runs one batch."""
         names = [name for name, _ in self.hooks]
-        is_lean = lean_is_exact(self.model, names)
+        is_lean = forward.lean_is_exact(self.model, names)
         with contextlib.ExitStack() as stack:
             if is_lean:
-                stack.enter_context(models.lean(self.model, names))
+                stack.enter_context(forward.lean(self.model, names))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self.model.hooks(fwd_hooks=self.hooks))
 
-            def forward(batch: Batch) -> None:
+            def run_batch(batch: Batch) -> None:
                 mask = batch.keep.to(self.device, torch.long) if batch.padded else None
                 self.keep = batch.keep.to(self.device) if batch.padded else None
-                self.weights = torch.ones(int(batch.keep.sum()), device=self.device)
                 self.fired.clear()
-                hidden = models.hidden_states(self.model, batch.ids.to(self.device), mask)
+                hidden = forward.hidden_states(self.model, batch.ids.to(self.device), mask)
                 wrong = {name: self.fired[name] for name in names if self.fired[name] != 1}
                 if wrong:
                     raise RuntimeError(f"hooks must fire once a batch; these fired otherwise: {wrong}.")
-                self.sums[TOKENS] += len(self.weights)
+                self.sums[TOKENS] += int(batch.keep.sum())
                 if not bool(hidden[batch.keep.to(self.device)].isfinite().all()):
                     self._name_the_place(batch, mask, plan)
 
-            yield forward
+            yield run_batch
 
     def _name_the_place(self, batch: Batch, mask: Tensor | None, plan: Plan) -> None:
         """Run a bad batch again and say where NaN or infinity comes up first."""
@@ -314,16 +312,3 @@ class Recorder:
             f"{plan.place(batch.language, batch.rows[row])}. Finished shards are kept. "
             "Broken weights, or a dtype too small for this model (try torch.float32 or torch.bfloat16)."
         )
-
-
-@torch.no_grad()
-def lean_is_exact(model: models.Model, hook_names: list[str]) -> bool:
-    """Whether the lean forward gives this model's own hidden states, tried on a few tokens."""
-    if not models.is_bridge(model):
-        return False
-    ids = torch.arange(16, device=models.device_of(model)).view(2, 8) % models.vocabulary_size(model)
-    full = models.hidden_states(model, ids, None).float()
-    with models.lean(model, hook_names):
-        short = models.hidden_states(model, ids, None).float()
-    allowed = models.TOLERANCE.get(next(model.parameters()).dtype, models.HALF_TOLERANCE)
-    return bool((full - short).abs().max() <= allowed * full.std())

@@ -1,4 +1,4 @@
-"""Load a model, check that it computes what Hugging Face computes, run it without waste.
+"""Load a model, and check that it computes what Hugging Face computes.
 
 A *model* is an unwrapped `HookedTransformer` (TransformerLens 3.9) or `TransformerBridge` (3.9 and 4.x).
 Weights are never processed: folding and centring change what several methods measure.
@@ -6,16 +6,16 @@ Weights are never processed: folding and centring change what several methods me
 
 import contextlib
 import hashlib
+import importlib
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
@@ -89,7 +89,7 @@ def _hugging_face(source: str, revision: str | None, dtype: torch.dtype, options
     """Model and tokenizer; the weights are whole, finite, and enough for the tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        hf_model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation="eager", output_loading_info=True, **options
         )
     except Exception as error:  # damaged files raise errors of many classes
@@ -97,6 +97,7 @@ def _hugging_face(source: str, revision: str | None, dtype: torch.dtype, options
             f"{source!r} could not be loaded. Expected 'demo', a folder with a Hugging Face causal language model and "
             f"its tokenizer, or a Hub id that can be reached from here. {type(error).__name__}: {error}"
         ) from error
+    hf_model, report = loaded
     if report["missing_keys"]:  # transformers would go on with random numbers
         raise ValueError(f"{source!r}: its files lack the weights {sorted(report['missing_keys'])}.")
     for name, parameter in hf_model.named_parameters():
@@ -118,8 +119,9 @@ def _labelled(model: Model, name: str | Path, revision: str | None) -> Model:
 
 def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Model:
     """A HookedTransformer from a Hugging Face model that TransformerLens need not know by name."""
-    from transformer_lens import HookedTransformer, loading_from_pretrained  # TransformerLens 3.9 only
-
+    # TransformerLens 3.9 only; 4 raises ImportError
+    loading_from_pretrained: Any = importlib.import_module("transformer_lens.loading_from_pretrained")
+    hooked_transformer: Any = importlib.import_module("transformer_lens").HookedTransformer
     config = hf_model.config.to_dict()
     config.setdefault("n_ctx", config.get("n_positions"))
     # The converter reads a folder, and guesses the architecture from names such as "llama" in its path.
@@ -131,7 +133,7 @@ def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any, device: torc
         )
         state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
         cfg.model_name = Path(source).name  # it would be the temporary folder's
-        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        model = hooked_transformer(cfg, tokenizer, move_to_device=False)
         model.load_and_process_state_dict(
             state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
         )
@@ -319,76 +321,3 @@ def _check_mlp(model: Model, layer: int, seen: dict[str, Tensor], what: str) -> 
         made = activation(model)(pre) * seen[SITES["mlp_up"].hook_name(layer)]
         if not torch.allclose(made.float(), post.float(), rtol=0.02, atol=1e-3 * float(post.float().std())):
             raise ValueError(f"{what}, layer {layer}: mlp.hook_post is not act(hook_pre) * hook_pre_linear.")
-
-
-@contextlib.contextmanager
-def lean(model: Model, hook_names: Iterable[str]) -> Iterator[Model]:
-    """Let a bridge run Hugging Face's own modules wherever no hook of `hook_names` is needed.
-
-    Most other hooks do not fire meanwhile. Where no attention hook is needed, attention is computed by
-    `scaled_dot_product_attention`. The output is the same up to rounding; a HookedTransformer is left as it is.
-    """
-    if not is_bridge(model):
-        yield model
-        return
-    needed = {id(model.hook_dict[name]) for name in hook_names}
-    swapped: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
-    attention_stays = False
-
-    def visit(module: torch.nn.Module) -> None:
-        nonlocal attention_stays
-        wrapped = module._modules.get("_original_component")
-        if wrapped is not None:  # a bridge's component that stays reaches into its own parts: leave these
-            visit(wrapped)
-            return
-        for name, child in list(module._modules.items()):
-            if child is None:
-                continue
-            original = child._modules.get("_original_component")
-            if original is not None and not any(id(each) in needed for each in child.modules()):
-                swapped.append((module, name, child))
-                module._modules[name] = original
-                visit(original)
-            else:
-                attention_stays |= "Attention" in type(child).__name__
-                visit(child)
-
-    hf_model = model.original_model
-    config = hf_model.config
-    implementation = config._attn_implementation
-    try:
-        visit(hf_model)
-        softcap = getattr(config, "attn_logit_softcapping", None)
-        if getattr(hf_model, "_supports_sdpa", False) and not attention_stays and softcap is None:
-            config._attn_implementation = "sdpa"
-        yield model
-    finally:
-        for module, name, child in reversed(swapped):
-            module._modules[name] = child
-        config._attn_implementation = implementation
-
-
-def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
-    """Run all blocks, but not the unembedding: the last residual stream (on a bridge after the final norm).
-
-    Usable inside `lean`. Padding must be on the right: Hugging Face's modules count positions from the left.
-    """
-    _check_right_padded(mask)
-    if not is_bridge(model):
-        return model(ids, attention_mask=mask, stop_at_layer=model.cfg.n_layers, return_type=None)
-    hf_model = model.original_model
-    body = getattr(hf_model, hf_model.base_model_prefix)
-    return body(ids, attention_mask=mask, use_cache=False).last_hidden_state
-
-
-def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch pos d_vocab"]:
-    """The model's logits; usable inside `lean`. Padding must be on the right."""
-    _check_right_padded(mask)
-    if not is_bridge(model):
-        return model(ids, attention_mask=mask, return_type="logits")
-    return model.original_model(ids, attention_mask=mask, use_cache=False).logits
-
-
-def _check_right_padded(mask: Tensor | None) -> None:
-    if mask is not None and not bool((mask[:, 1:] <= mask[:, :-1]).all()):
-        raise ValueError("the attention mask has padding before tokens; expected all padding on the right.")

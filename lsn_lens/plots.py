@@ -27,7 +27,7 @@ def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and langua
 def change_matrix(
     matrix: pd.DataFrame,
     title: str = "Change of the loss",
-    unit: str = "change of the loss, nats a token",
+    unit: str = "nats a token",
     limit: float | None = None,
 ) -> Chart:
     """From `perplexity_matrix`: rows = neurons switched off of, columns = evaluated on; red = hurt, blue = helped.
@@ -40,10 +40,10 @@ def change_matrix(
     finite = shown.to_numpy(dtype=float)[np.isfinite(shown.to_numpy(dtype=float))]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     form = f"+z.{digits(limit)}f"
-    label = f"{unit}<br>values from {low:{form}} to {high:{form}}"
+    label = f"{unit}<br>from {low:{form}} to {high:{form}}"
     cells = Heatmap(shown, (-limit, limit), DIVERGING, label, form)
     caption = (
-        f"Each cell: what switching off the row's neurons does to the column's text ({unit}). "
+        f"Each cell: what switching off the row's neurons does to the loss on the column's text ({unit}). "
         f"Values go from {low:{form}} to {high:{form}}; the colours end at ±{limit:.{digits(limit)}f}, "
         "so that one language with huge values does not wash out the others."
     )
@@ -86,8 +86,7 @@ def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own langu
         points: Rows of `effects.control_points`.
         title: Above the figure.
     """
-    own = summary.set_index("language")["own_rise"]
-    random = points.set_index("language")["own_rise"]
+    own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
     marks = (Bars(own, "neurons found", HURT), Dots(random, "random neurons, one dot a seed", RANDOM))
     return Chart(
         title, "language", "rise of its own loss, nats a token", marks,
@@ -106,5 +105,5 @@ def method_rises(overall: pd.DataFrame, title: str = "Methods side by side") -> 
         ("other languages", "mean_other_rise", OTHER),
         ("own language, random neurons", "random_mean", RANDOM),
     )
-    marks = tuple(Bars(rows[column], label, colour) for label, column, colour in series)
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
     return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
@@ -32,7 +34,7 @@ HEADINGS = {
     "share_above_random": "seeds exceeded", "own_hurt_most": "own hurt most", "mean_own_rise": "mean own rise",
     "above_all_random": "above all random", "own_over_random": "own / random",
 }  # fmt: skip
-SIGNED = ("rise", "random_mean", "random_max", "change")
+NATS = ("own_rise", "worst_other_rise", "mean_own_rise", "mean_other_rise", "random_mean", "random_max")
 SHARES = {"rate": ".2%", "share_above_random": ".0%"}
 
 
@@ -97,16 +99,16 @@ def write_report(report: Report, folder: Path | str) -> Path:
     return folder / "report.html"
 
 
-def lead(row: pd.Series) -> str:
-    """What a row of `effects.overall` says, in words, also where it says little."""
-    decimals = digits(max(abs(row["mean_own_rise"]), 1e-8)) + 1
+def lead(row: Mapping[Hashable, Any]) -> str:
+    """What a row of `effects.overall` (as a mapping) says, in words, also where it says little."""
+    decimals = _decimals(abs(row["mean_own_rise"]))
     own, other, random = (f"{row[key]:+z.{decimals}f}" for key in ("mean_own_rise", "mean_other_rise", "random_mean"))
     found = (
         f"For {row['own_hurt_most']} of {row['languages']} languages, switching off the neurons that {row['method']} "
         f"finds hurts that language more than any other. On average the loss changes by {own} nats a token for the "
         f"neurons' own language and by {other} for the others"
     )
-    if pd.isna(row["random_mean"]):
+    if math.isnan(row["random_mean"]):
         found += "."
     else:
         found += f", next to {random} for its own language when as many random neurons of the same layers are off"
@@ -116,11 +118,12 @@ def lead(row: pd.Series) -> str:
     return f"A weak result: {'; '.join(reasons)}. {found}" if reasons else found
 
 
-def provenance(run: Run, settings: Mapping[str, Any], started: datetime) -> dict[str, Any]:
+def provenance(run: Run, measured: Mapping[str, Any], settings: Mapping[str, Any], started: datetime) -> dict[str, Any]:
     """What it takes to know where a result came from, as plain data.
 
     Args:
         run: The collected run.
+        measured: The text that losses were measured on, from `perplexity_table`'s `attrs["text"]`.
         settings: Of the experiment.
         started: When it began, with a time zone.
     """
@@ -131,6 +134,7 @@ def provenance(run: Run, settings: Mapping[str, Any], started: datetime) -> dict
         "platform": platform.platform(),
         "model": dict(run.settings["model"]),
         "corpus": {"sha256": corpus_hash(text), **text},
+        "hold_out": {"sha256": corpus_hash(measured), **measured},
         "seed": settings.get("seed"),
         "settings": dict(settings),
         "command": [Path(sys.executable).name, *sys.argv],
@@ -155,9 +159,13 @@ def _git_commit() -> str | None:
 
 
 def table_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells as text: about three significant digits of a column's largest number, "n/a" for missing."""
+    """Headings and cells as text: about three significant digits of a column's largest number, "n/a" for missing.
+
+    Columns in nats a token have the same number of digits, so that they can be compared.
+    """
     headings = [HEADINGS.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
-    columns = [_column_cells(str(name), frame[name]) for name in frame.columns]
+    largest = _largest(frame[[name for name in frame.columns if name in NATS]])
+    columns = [_column_cells(str(name), frame.loc[:, name], largest) for name in frame.columns]
     return headings, [list(cells) for cells in zip(*columns, strict=True)]
 
 
@@ -168,7 +176,7 @@ def _kind(name: Hashable, values: pd.Series) -> str:
     return "warning" if name in ("warning", "note") else "word"
 
 
-def _column_cells(name: str, values: pd.Series) -> list[str]:
+def _column_cells(name: str, values: pd.Series, largest: float) -> list[str]:
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return ["" if value is None else str(value) for value in values]
     if pd.api.types.is_integer_dtype(values):
@@ -176,17 +184,27 @@ def _column_cells(name: str, values: pd.Series) -> list[str]:
     elif name in SHARES:
         form = SHARES[name]
     else:
-        sizes = values.abs()[values.abs() < float("inf")]
-        decimals = digits(float(sizes.max())) + 1 if len(sizes) and sizes.max() > 0 else 1
-        form = f"+z.{decimals}f" if any(word in name for word in SIGNED) else f",.{decimals}f"
+        sign = "+z" if name in NATS or name.endswith(("_rise", "_rise_bits_per_byte", "_rise_perplexity")) else ","
+        form = f"{sign}.{_decimals(largest if name in NATS else _largest(values))}f"
     return ["n/a" if pd.isna(value) else format(value, form) for value in values]
+
+
+def _largest(values: Any) -> float:
+    """The largest finite size in a column or table; 0 where there is none."""
+    sizes = np.abs(np.asarray(values, dtype=float)).ravel()
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
+
+
+def _decimals(largest: float) -> int:
+    """About three significant digits of the largest number, and one decimal at least."""
+    return max(1, digits(largest) + 1) if largest > 0 else 1
 
 
 def _markdown(report: Report) -> str:
     lines = [f"# {_line(report.title)}", _line(report.subtitle), f"**{_line(report.lead)}**"]
     lines += ["\n".join(f"- {_line(name)}: {_line(value)}" for name, value in report.facts.items())]
     for section in report.sections:
-        lines += [f"## {_line(section.title)}", *section.text]
+        lines += [f"## {_line(section.title)}", *map(_line, section.text)]
         lines += [f"![{_line(chart.title)}](figures/{name}.png)" for name, chart in section.figures.items()]
         for caption, frame in section.tables.items():
             headings, rows = table_cells(frame)

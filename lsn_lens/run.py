@@ -83,7 +83,8 @@ class Run:
         model, layout = self.settings["model"], self.settings["text"]["layout"]
         return (
             f"<p><b>Run</b> of {model['name']} ({model['class']}, {model['layers']} layers): "
-            f"{', '.join(self.statistics.sums)}; {layout['kind']} of {layout['length']} tokens</p>{self.to_frame().to_html()}"
+            f"{', '.join(self.statistics.sums)}; {layout['kind']} of {layout['length']} tokens</p>"
+            f"{self.to_frame().to_html()}"
         )
 
 

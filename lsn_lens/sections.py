@@ -1,8 +1,9 @@
 """The report of a comparison of methods: what each section shows and says."""
 
+import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ def comparison(
         view: From `neuron_on_text`, for the best method; "" for none.
         origin: From `provenance`.
     """
-    first = tables["methods"].iloc[0]
+    first = tables["methods"].to_dict("records")[0]
     languages = list(origin["corpus"]["languages"])
     return Report(
         "Language-specific neurons",
@@ -66,20 +67,19 @@ def sizes(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def facts(first: pd.Series, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+def facts(first: Mapping[Hashable, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """The best method's numbers in short."""
-    size = tables["sizes"].set_index("method").loc[first["method"]]
-    summary = tables["languages"]
-    mine = summary[(summary["method"] == first["method"]) & (summary["action"] == first["action"])]
+    size = of(tables["sizes"], method=first["method"]).to_dict("records")[0]
+    mine = of(tables["languages"], method=first["method"], action=first["action"])
     ratio = first["own_over_random"]
     return {
         f"languages hurt most by their own neurons ({first['method']})": (
             f"{first['own_hurt_most']} of {first['languages']}"
         ),
         "mean own rise, nats a token": f"{first['mean_own_rise']:+.3g}",
-        "times the random control's": f"{ratio:.3g}" if pd.notna(ratio) else first["note"] or "n/a",
+        "times the random control's": f"{ratio:.3g}" if not math.isnan(ratio) else first["note"] or "n/a",
         "different neurons": f"{size['different_neurons']:,} ({size['rate']:.2%})",
-        "languages with a warning": str(int((mine["warning"] != "").sum())),
+        "languages with a warning": str(sum(mine["warning"] != "")),
     }
 
 
@@ -90,11 +90,13 @@ def methods_section(tables: Mapping[str, pd.DataFrame], found: Mapping[str, Neur
     rate = "Every method chooses the share of neurons that was asked for."
     if raised:
         rate = (
-            f"The share asked for is {raised['asked']:,} neurons. It was raised to {raised['chosen']:,} "
-            f"({raised['rate']:.2%} of all), the smallest that gives every language the number asked for. All methods "
-            "choose that share; sizes still differ, since a neuron may belong to several languages and some methods "
-            "divide it evenly."
+            f"The rate asked for gives {raised['asked']:,} neurons. It was raised to {raised['chosen']:,} neurons "
+            f"({raised['rate']:.2%} of all), the smallest number that gives every language as many as asked for. All "
+            "methods use that rate; sizes still differ, since a neuron may belong to several languages and some "
+            "methods divide the number evenly."
         )
+    methods = tables["methods"]
+    shown = methods if "".join(methods["note"]) else methods.drop(columns="note")
     return Section(
         "Methods side by side",
         (
@@ -102,11 +104,12 @@ def methods_section(tables: Mapping[str, pd.DataFrame], found: Mapping[str, Neur
             "Best first: for how many languages the own language is hurt most, then how far the mean own rise is above "
             "both the other languages' and the random control's. The order comes from the text that is shown.",
         ),
-        {"Rises of the loss in nats a token, means over languages": tables["methods"], "Sizes": tables["sizes"]},
-        {"methods": plots.method_rises(tables["methods"])},
+        {"Rises of the loss in nats a token, means over languages": shown, "Sizes": tables["sizes"]},
+        {"methods": plots.method_rises(methods)},
     )  # fmt: skip
 
 
+HIDDEN = ["action", "method", "random_seeds"]  # said in the text
 TEXT_VIEW = (
     "The two highest scoring neurons of each language, on the first held-out document of every language (in the demo "
     "text: the same sentence). Point at a neuron's name to see where it fires, click to keep it. The darker a token, "
@@ -133,20 +136,21 @@ def method_section(name: str, found: NeuronSet, tables: Mapping[str, pd.DataFram
     """One method: who is hurt, against the control, and where the neurons are."""
     figures, shown, text = {}, {}, []
     for action in tables["methods"]["action"].unique():
-        rows = {key: each[each["action"] == action] for key, each in tables.items() if "action" in each}
-        mine = {key: each[each["method"] == name] for key, each in rows.items() if "method" in each}
-        control = next(each for each in rows["losses"]["set"] if each.startswith(f"{name} random "))
-        matrix, random = (as_matrix(rows["losses"][rows["losses"]["set"] == each]) for each in (name, control))
-        limit, end = plots.robust_limit(matrix), slug(f"{name}-{action}")
+        losses = of(tables["losses"], action=action)
+        summary, points = (of(tables[each], action=action, method=name) for each in ("languages", "controls"))
+        matrix, end = as_matrix(of(losses, set=name)), slug(f"{name}-{action}")
         figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, neurons set to {action}")
-        figures[f"change-random-{end}"] = plots.change_matrix(
-            random, f"{control}: the same for random neurons, on the same colours", limit=limit
+        for control in dict.fromkeys(each for each in losses["set"] if each.startswith(f"{name} random ")):
+            random = as_matrix(of(losses, set=control))
+            if random.notna().all(axis=None):  # the others were measured on their own language only
+                title = f"{control}: the same for random neurons, same colour scale"
+                limit = plots.robust_limit(matrix)
+                figures[f"change-{slug(control)}-{slug(action)}"] = plots.change_matrix(random, title, limit=limit)
+        figures[f"control-{end}"] = plots.control(summary, points, f"{name} against random neurons, set to {action}")
+        shown[f"Neurons set to {action}: rises of the loss in nats a token"] = summary.drop(columns=HIDDEN)
+        text.append(
+            f"Neurons set to {action}. {lead(of(tables['methods'], action=action, method=name).to_dict('records')[0])}"
         )
-        figures[f"control-{end}"] = plots.control(mine["languages"], mine["controls"], f"{name} against random neurons")
-        shown[f"Neurons set to {action}: rises of the loss in nats a token"] = mine["languages"].drop(
-            columns=["action", "method"]
-        )
-        text.append(f"Neurons set to {action}. {lead(mine['methods'].iloc[0])}")
     figures[slug(f"layers-{name}")] = plots.layer_counts(
         found.layer_counts(), f"{name}: neurons per layer and language"
     )
@@ -163,8 +167,8 @@ def text_section(tables: Mapping[str, pd.DataFrame], origin: Mapping[str, Any]) 
             f"Found on {used['kind']} of {used['length']} tokens; what documents begin with: {used['separator']}. "
             "Measured on the held-out part of the corpus, which the methods never saw.",
             f"Each method has {len(seeds)} random controls (seeds {', '.join(map(str, seeds))}): as many neurons in "
-            "each language and layer, none of them the language's own. The first is measured on all languages, the "
-            "others only on the language they stand for: all that the comparison needs.",
+            "each language and layer, none of them the language's own. The first control of the first method is "
+            "measured on all languages, the others only on the language they stand for: all the comparison needs.",
         ),
         {"Text that the neurons were found on": tables["text"]},
     )
@@ -186,6 +190,13 @@ def origin_section(origin: Mapping[str, Any]) -> Section:
         code=shlex.join(origin["command"]),
         data=origin,
     )
+
+
+def of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """The rows with these values."""
+    for column, value in values.items():
+        table = table.loc[table[column].eq(value)]
+    return table
 
 
 def slug(text: str) -> str:

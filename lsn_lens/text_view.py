@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lsn_lens import models
+from lsn_lens import forward, models
 
 
 @torch.no_grad()
@@ -31,7 +31,8 @@ def activations_on_text(
     """
     if neurons.empty:
         raise ValueError("no neurons to show: the table is empty.")
-    labels = [f"{row.language}: layer {row.layer}, unit {row.unit}" for row in neurons.itertuples()]
+    rows = neurons[["language", "layer", "unit"]].itertuples(index=False, name=None)
+    labels = [f"{language}: layer {layer}, unit {unit}" for language, layer, unit in rows]
     frames = []
     for label, text in texts.items():
         acts, spans = _read(model, text, neurons, site)
@@ -86,7 +87,7 @@ def _read(model: models.Model, text: str, neurons: pd.DataFrame, name: str) -> t
 
     layers = sorted(set(neurons["layer"]))
     with model.hooks(fwd_hooks=[(site.hook_name(layer), keep(layer)) for layer in layers]):
-        models.hidden_states(model, torch.tensor([ids], device=models.device_of(model)), None)
+        forward.hidden_states(model, torch.tensor([ids], device=models.device_of(model)), None)
     columns = [kept[layer][len(front) :, unit] for layer, unit in zip(neurons["layer"], neurons["unit"], strict=True)]
     return torch.stack(columns, dim=1), encoded["offset_mapping"]
 

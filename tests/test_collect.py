@@ -12,7 +12,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens import models
+from lsn_lens import forward, models
 from lsn_lens.run import Run
 
 LANGUAGES = ["en", "fr", "zh"]
@@ -265,8 +265,8 @@ def _down(model, layer):
 
 
 def test_a_hook_that_fires_twice_is_an_error(model, corpora, monkeypatch):
-    once = models.hidden_states
-    monkeypatch.setattr(models, "hidden_states", lambda *arguments: (once(*arguments), once(*arguments))[1])
+    once = forward.hidden_states
+    monkeypatch.setattr(forward, "hidden_states", lambda *arguments: (once(*arguments), once(*arguments))[1])
     with pytest.raises(RuntimeError, match="once a batch"):
         lsn.collect(model, corpora, layout=SMALL, progress=False)
 

@@ -97,7 +97,9 @@ def test_a_random_mean_below_zero_gives_no_ratio():
 def test_best_first_and_actions_apart():
     strong = {off: {on: 0.5 if on == off else 0.0 for on in FOUND} for off in FOUND}
     weak = {off: {on: 0.1 if on == off else 0.0 for on in FOUND} for off in FOUND}
-    table = pd.DataFrame([*rows("lap", FOUND), *rows("lave", weak), *rows("lape", strong), *rows("lape", weak, action="dataset mean")])  # fmt: skip
+    sets = {"lap": FOUND, "lave": weak, "lape": strong}
+    table = pd.DataFrame([row for name, each in sets.items() for row in rows(name, each)])
+    table = pd.concat([table, pd.DataFrame(rows("lape", weak, action="dataset mean"))])
     frame = effects.overall(effects.summarise(table))
     assert list(zip(frame["method"], frame["action"], strict=True)) == [
         ("lape", "zero"), ("lave", "zero"), ("lape", "dataset mean"), ("lap", "zero")
@@ -121,13 +123,18 @@ def test_controls_measured_everywhere_count_their_own_language_only():
 
 
 def test_doubts_are_named():
-    good = pd.Series(
-        {"own_hurt_most": 7, "languages": 8, "above_all_random": 8, "mean_own_rise": 0.1, "mean_other_rise": 0.01, "random_mean": -0.01}  # fmt: skip
-    )
+    good = {
+        "own_hurt_most": 7,
+        "languages": 8,
+        "above_all_random": 8,
+        "mean_own_rise": 0.1,
+        "mean_other_rise": 0.01,
+        "random_mean": -0.01,
+    }
     assert effects.doubts(good) == []
-    assert effects.doubts(good.replace({7: 4})) == ["for only 4 of 8 languages is the own language hurt most"]
-    assert "random neurons hurt as much" in effects.doubts(good.replace({-0.01: 0.2}))
-    assert "no random control was measured" in effects.doubts(good.replace({-0.01: math.nan}))
+    assert effects.doubts({**good, "own_hurt_most": 4}) == ["for only 4 of 8 languages is the own language hurt most"]
+    assert "random neurons hurt as much" in effects.doubts({**good, "random_mean": 0.2})
+    assert "no random control was measured" in effects.doubts({**good, "random_mean": math.nan})
 
 
 def test_tables_that_cannot_be_used_are_refused():

@@ -128,7 +128,7 @@ def test_changes_act_like_hooks_on_the_hugging_face_modules(load, hugging_face):
     ids = some_ids()
     for backend in BACKENDS:
         model = load("llama", backend)
-        for basis in ("q", "k", "v", "z", "attn_out", "mlp_out", "resid"):
+        for basis in WRITE_SITE:
             found = some_units(model, basis)
             hf_model = hugging_face("llama")
             for layer, units in enumerate(found.units(basis)):
@@ -138,13 +138,14 @@ def test_changes_act_like_hooks_on_the_hugging_face_modules(load, hugging_face):
 
 
 def change_module(modules, basis, units, change):
-    """Change some outputs of a Hugging Face module (for "z": inputs of o_proj) with a plain torch hook."""
+    """Change some outputs of a Hugging Face module with a plain torch hook; inputs of o_proj and down_proj."""
 
     def changed(acts):
         return torch.where(units, change(acts), acts)
 
-    if basis == "z":
-        modules.o.register_forward_pre_hook(lambda module, args: (changed(args[0]), *args[1:]))
+    if basis in ("mlp", "z"):
+        module = modules.down if basis == "mlp" else modules.o
+        module.register_forward_pre_hook(lambda module, args: (changed(args[0]), *args[1:]))
     else:
         module = modules.block if basis == "resid" else getattr(modules, basis)
         module.register_forward_hook(lambda module, args, output: changed(output))

@@ -127,12 +127,14 @@ def test_equal_entropies_go_to_the_lower_layer_then_the_lower_unit():
 
 
 def test_proportional_probabilities_are_ties_whatever_the_totals():
-    tokens = np.array([70, 110, 130])
-    counts = np.zeros((3, 1, 40), dtype=np.int64)
-    for unit in range(40):  # the same shares of three languages, at different heights and in all orders
-        counts[:, 0, unit] = np.roll([1, 2, 4], unit) * tokens * (1 + unit % 2) // 10
-    found = find(Lape(rate=0.25, filter_share=0.01, bar_share=0.01), statistics_of(counts, tokens))
-    assert found.units("mlp")[0].nonzero()[:, 0].tolist() == list(range(10))
+    tokens = np.array([9, 17, 23, 31, 41]) * 1000
+    counts = np.zeros((5, 1, 100), dtype=np.int64)
+    for unit in range(100):  # the same shares of five languages, at different heights and in all orders
+        counts[:, 0, unit] = np.roll([1, 2, 3, 5, 7], unit) * (1 + 37 * unit % 100) * tokens // 1000
+    statistics = statistics_of(counts, tokens)
+    method = Lape(rate=0.25, filter_share=0.001, bar_share=0.001)
+    assert len(method.score(statistics).rank("mlp").unique()) == 1
+    assert find(method, statistics).units("mlp")[0].nonzero()[:, 0].tolist() == list(range(25))
 
 
 def test_dead_and_nearly_dead_neurons_are_never_chosen():
@@ -276,6 +278,12 @@ def test_lap_takes_each_languages_most_active(seed):
             firing = [(-each[layer, unit], layer, unit) for layer, unit in np.argwhere(each > 0).tolist()]
             expected.append({(layer, unit) for _, layer, unit in sorted(firing)[:number]})
         assert as_sets(find(Lap(rate), statistics_of(counts, tokens))) == expected
+
+
+def test_lap_gives_a_language_that_seldom_fires_fewer():
+    counts = np.zeros((2, 1, 20), dtype=np.int64)
+    counts[0], counts[1, 0, [2, 11]] = 7, 1
+    assert find(Lap(rate=1.0), statistics_of(counts, [10, 10])).counts().to_dict() == {"a": 10, "b": 2}
 
 
 def test_best_first_keeps_the_order_of_ties_and_drops_what_is_not_finite():

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
     {"sites", "statistics", "neurons", "corpora", "batches"},
-    {"models", "interventions", "run", "methods"},
+    {"models", "forward", "interventions", "run", "methods"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view"},
     {"charts"},
@@ -18,7 +18,7 @@ LAYERS = (
     {"sections"},
 )
 # an import inside one layer that is meant: writing to units needs to know the model's sites
-BESIDE = {("interventions", "models")}
+BESIDE = {("interventions", "models"), ("forward", "models")}
 
 
 def modules():

@@ -43,11 +43,11 @@ def acts():
 
 def sums_of(acts, wanted):
     """What `collect` keeps of the activations; act is ReLU here, which keeps the sums exact."""
-    weights, sums = torch.ones(len(acts)), {"tokens": torch.full((LAYERS,), len(acts))}
+    sums = {"tokens": torch.full((LAYERS,), len(acts))}
     for each in wanted:
         values = acts.relu() if SITES[each.site].activated else acts
         reduction = REDUCTIONS[each.reduction]
-        layers = [reduction.function(values[:, layer], weights).to(reduction.dtype) for layer in range(LAYERS)]
+        layers = [reduction.function(values[:, layer]).to(reduction.dtype) for layer in range(LAYERS)]
         sums[each.key] = torch.stack(layers)
     return sums
 

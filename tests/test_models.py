@@ -21,7 +21,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 import lsn_lens as lsn
-from lsn_lens import models
+from lsn_lens import forward, models
 from lsn_lens.sites import SITES, get_site
 
 CLASSES = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
@@ -70,7 +70,7 @@ def test_logits_equal_hugging_faces(architecture, backend, load, hugging_face):
     ids = some_ids(length=20)  # longer than the sliding windows
     expected = hugging_face(architecture)(ids).logits
     assert_close(model(ids), expected)
-    assert_close(models.logits(model, ids), expected)
+    assert_close(forward.logits(model, ids), expected)
 
 
 @pytest.mark.parametrize("architecture", [*PARTS, "mixtral"])
@@ -106,7 +106,7 @@ def test_auto_falls_back_where_the_conversion_fails(variant):
 def test_demo(demo):
     assert models.describe(demo)["name"] == "demo"
     ids = torch.tensor([demo.tokenizer.encode("A small boat on the river")])
-    assert models.hidden_states(demo, ids, None).isfinite().all()
+    assert forward.hidden_states(demo, ids, None).isfinite().all()
     assert models.site_width(demo, "mlp_pre") == models.site_width(demo, "mlp_post")
 
 
@@ -115,6 +115,7 @@ def test_demo(demo):
 def test_dtype(backend, dtype, tiny_model_folder):
     model = lsn.load_model(tiny_model_folder("llama"), backend=backend, device="cpu", dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.cfg.dtype == dtype
     assert models.describe(model)["dtype"] == str(dtype).removeprefix("torch.")
     assert model(some_ids()).dtype == dtype
 
@@ -422,16 +423,16 @@ def test_lean_gives_the_same(architecture, backend, load):
     mask[1, 13:] = 0
     kept = mask.bool()
     expected = model(ids, attention_mask=mask)
-    hidden = models.hidden_states(model, ids, mask)
+    hidden = forward.hidden_states(model, ids, mask)
     everything = [name for name in SITES if name != "mlp_act" and hook_names(model, (name,))]
     full = seen_by_names(model, ids, mask, hook_names(model, everything))
     before = modules_of(model)
     for sites in SITES_TO_COUNT:
         names = hook_names(model, sites)
-        with models.lean(model, names) as inside:
+        with forward.lean(model, names) as inside:
             assert inside is model
-            assert_close(models.logits(model, ids, mask)[kept], expected[kept])
-            assert_close(models.hidden_states(model, ids, mask)[kept], hidden[kept])
+            assert_close(forward.logits(model, ids, mask)[kept], expected[kept])
+            assert_close(forward.hidden_states(model, ids, mask)[kept], hidden[kept])
             for name, acts in seen_by_names(model, ids, mask, names).items():
                 assert_close(acts[kept], full[name][kept])
         assert modules_of(model) == before
@@ -450,7 +451,7 @@ def seen_by_names(model, ids, mask, names):
         return hook
 
     with model.hooks(fwd_hooks=[(name, keep_once(name)) for name in names]):
-        models.hidden_states(model, ids, mask)
+        forward.hidden_states(model, ids, mask)
     assert set(seen) == set(names)
     return seen
 
@@ -472,27 +473,27 @@ def test_lean_drops_what_is_not_needed(architecture, load):
     ]
     hooks = [(name, lambda acts, hook: fired.append(hook.name)) for name in others]
     with model.hooks(fwd_hooks=hooks):
-        models.hidden_states(model, some_ids(), None)
+        forward.hidden_states(model, some_ids(), None)
         assert len(fired) == len(others)
         fired.clear()
-        with models.lean(model, hook_names(model, ("mlp_pre",))):
-            models.hidden_states(model, some_ids(), None)
+        with forward.lean(model, hook_names(model, ("mlp_pre",))):
+            forward.hidden_states(model, some_ids(), None)
             # sdpa cannot cap attention logits, as Gemma 2 does
             expected = "eager" if architecture == "gemma2" else "sdpa"
             assert model.original_model.config._attn_implementation == expected
         assert not fired
-        models.hidden_states(model, some_ids(), None)
+        forward.hidden_states(model, some_ids(), None)
         assert len(fired) == len(others)
 
 
 def test_lean_restores_after_an_exception(load):
     model = load("llama", "bridge")
     before, expected = modules_of(model), model(some_ids())
-    with pytest.raises(RuntimeError, match="inside"), models.lean(model, hook_names(model, ("mlp_pre",))):
+    with pytest.raises(RuntimeError, match="inside"), forward.lean(model, hook_names(model, ("mlp_pre",))):
         assert modules_of(model) != before
         raise RuntimeError("inside")
     assert modules_of(model) == before
-    with pytest.raises(KeyError), models.lean(model, ["blocks.0.no_such_hook"]):
+    with pytest.raises(KeyError), forward.lean(model, ["blocks.0.no_such_hook"]):
         pass
     assert modules_of(model) == before
     assert torch.equal(model(some_ids()), expected)
@@ -506,8 +507,8 @@ def test_interventions_inside_lean(architecture, backend, load):
     hooks = lsn.interventions.intervention_hooks(model, lsn.NeuronSet(("xx",), {"mlp": chances < 0.4}), lsn.zero)
     with model.hooks(fwd_hooks=hooks):
         expected = model(ids)
-    with models.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
-        assert_close(models.logits(model, ids), expected)
+    with forward.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
+        assert_close(forward.logits(model, ids), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -516,6 +517,6 @@ def test_left_padding_is_refused_by_the_lean_forward(backend, load):
     model, ids = load("gpt2", backend), some_ids()
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
-    for run in (models.hidden_states, models.logits):
+    for run in (forward.hidden_states, forward.logits):
         with pytest.raises(ValueError, match="expected all padding on the right"):
             run(model, ids, mask)

@@ -122,12 +122,12 @@ def test_labels_are_no_markup_and_no_formula(tmp_path):
 
 def test_wide_matrices_go_without_numbers():
     wide = pd.DataFrame(np.ones((2, charts.MOST_WRITTEN_CELLS + 1)))
-    cells = charts.Heatmap(wide, (0, 1), plots.SEQUENTIAL, "", ".0f")
-    assert set(sum(cells.texts(), [])) == {""}
+    cells = charts.Heatmap(wide, (0.0, 1.0), plots.SEQUENTIAL, "", ".0f")
+    assert {text for row in cells.texts() for text in row} == {""}
 
 
 def test_digits_show_two_significant():
-    assert [plots.digits(limit) for limit in (300, 3, 0.3, 0.05, 0.0132)] == [0, 1, 2, 3, 3]
+    assert [plots.digits(limit) for limit in (300.0, 3.0, 0.3, 0.05, 0.0132)] == [0, 1, 2, 3, 3]
 
 
 def test_nothing_global_is_touched():

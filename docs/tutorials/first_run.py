@@ -155,7 +155,7 @@ table.style.format("{:.3f}")
 {label: after[label] - before[label] for label in corpora}
 
 # %% [markdown]
-# What the model would say next, with and without its French neurons:
+# Which tokens (pieces of words) the model expects next, with and without its French neurons:
 
 # %%
 start = " ".join(next(iter(corpora["fr"].hold_out)).split()[:5])

@@ -5,6 +5,7 @@ import re
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 FEW_NEURONS = 10
@@ -39,12 +40,14 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         ValueError: No method in the table, or one that lacks a language.
     """
     rows = _named(table)
-    found = rows[rows["seed"].isna()]
+    found = rows.loc[rows["seed"].isna()]
     if found.empty:
         raise ValueError(f"the table has no set but controls: {sorted(table['set'].unique())}.")
-    controls = rows[rows["seed"].notna() & (rows["intervened"] == rows["evaluated"])]
-    groups = found.groupby(["action", "method", "intervened"], sort=False)
-    summary = pd.DataFrame([_language_row(key, each, controls) for key, each in groups])
+    random = control_points(table)
+    keys = found[["action", "method", "intervened"]].drop_duplicates().itertuples(index=False, name=None)
+    summary = pd.DataFrame(
+        [_language_row(action, method, language, found, random) for action, method, language in keys]
+    )
     return summary.assign(warning=[_warning(row) for row in summary.to_dict("records")])
 
 
@@ -60,8 +63,8 @@ def overall(summary: pd.DataFrame) -> pd.DataFrame:
         `mean_other_rise`, `random_mean` (nats a token), `own_over_random` (a ratio; NaN where the random mean is
         not above 0, which `note` says), `note`.
     """
-    groups = summary.groupby(["action", "method"], sort=False)
-    frame = pd.DataFrame([_method_row(key, each) for key, each in groups])
+    keys = summary[["action", "method"]].drop_duplicates().itertuples(index=False, name=None)
+    frame = pd.DataFrame([_method_row(action, method, summary) for action, method in keys])
     margin = frame["mean_own_rise"] - frame[["mean_other_rise", "random_mean"]].max(axis=1)
     order = frame.assign(margin=margin).sort_values(["own_hurt_most", "margin"], ascending=False, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
@@ -69,10 +72,11 @@ def overall(summary: pd.DataFrame) -> pd.DataFrame:
 
 def own_is_hurt_most(summary: pd.DataFrame) -> pd.Series:
     """For each row of `summarise`, whether the own language is hurt, and more than any other."""
-    return (summary["own_rise"] > 0) & (summary["own_rise"] > summary["worst_other_rise"])
+    own = summary.loc[:, "own_rise"]
+    return (own > 0) & (own > summary["worst_other_rise"])
 
 
-def doubts(row: pd.Series) -> list[str]:
+def doubts(row: Mapping[Hashable, Any]) -> list[str]:
     """Why a row of `overall` is a weak result, in words; empty where it is not."""
     few = row["own_hurt_most"] * 2 <= row["languages"]
     reasons = {
@@ -80,9 +84,9 @@ def doubts(row: pd.Series) -> list[str]:
         "switching the neurons off does not raise the loss of their own language": row["mean_own_rise"] <= 0,
         "other languages are hurt as much on average": row["mean_own_rise"] <= row["mean_other_rise"],
         "random neurons hurt as much": row["mean_own_rise"] <= row["random_mean"],
-        "no random control was measured": pd.isna(row["random_mean"]),
+        "no random control was measured": math.isnan(row["random_mean"]),
         f"only {row['above_all_random']} of {row['languages']} languages exceed every random control": (
-            row["above_all_random"] * 2 <= row["languages"] and not pd.isna(row["random_mean"])
+            row["above_all_random"] * 2 <= row["languages"] and not math.isnan(row["random_mean"])
         ),
     }
     return [reason for reason, holds in reasons.items() if holds]
@@ -95,32 +99,41 @@ def control_points(table: pd.DataFrame) -> pd.DataFrame:
         Columns `action`, `method`, `language`, `seed`, `own_rise` (nats a token).
     """
     rows = _named(table)
-    own = rows[rows["seed"].notna() & (rows["intervened"] == rows["evaluated"])]
-    points = own.rename(columns={"intervened": "language", "nll_change": "own_rise"})
-    return points[["action", "method", "language", "seed", "own_rise"]].reset_index(drop=True)
+    is_own = rows["seed"].notna() & rows["intervened"].eq(rows["evaluated"])
+    columns = {
+        "action": "action",
+        "method": "method",
+        "intervened": "language",
+        "seed": "seed",
+        "nll_change": "own_rise",
+    }
+    return rows.loc[is_own, list(columns)].set_axis(list(columns.values()), axis=1).reset_index(drop=True)
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with an intervention, and columns `method` and `seed` (missing where the set is no control)."""
-    rows = table[table["action"] != "none"]
+    rows = table.loc[table["action"].ne("none")]
     parts = [CONTROL.fullmatch(name) for name in rows["set"]]
     methods = [part["method"] if part else name for part, name in zip(parts, rows["set"], strict=True)]
     seeds = [int(part["seed"]) if part else None for part in parts]
     return rows.assign(method=methods, seed=pd.array(seeds, dtype="Int64"))
 
 
-def _language_row(key: tuple[str, str, str], rows: pd.DataFrame, controls: pd.DataFrame) -> dict[str, object]:
-    action, method, language = key
-    own, others = rows[rows["evaluated"] == language], rows[rows["evaluated"] != language]
+def _language_row(
+    action: str, method: str, language: str, found: pd.DataFrame, random: pd.DataFrame
+) -> dict[str, object]:
+    same = found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)
+    is_own = found["evaluated"].eq(language)
+    own, others = found.loc[same & is_own], found.loc[same & ~is_own]
     if len(own) != 1 or others.empty:
         raise ValueError(
             f"set {method!r}, {language!r}: expected one row for it and one for each other language, got "
-            f"{list(rows['evaluated'])}. Measure methods with evaluate='all', and give each set its own name."
+            f"{list(found.loc[same, 'evaluated'])}. Measure with evaluate='all', and give each set a name of its own."
         )
-    same = (controls["action"] == action) & (controls["method"] == method) & (controls["intervened"] == language)
-    random = controls.loc[same, "nll_change"]
+    drawn = random["action"].eq(action) & random["method"].eq(method) & random["language"].eq(language)
+    controls = random.loc[drawn, "own_rise"]
     rise = own.iloc[0]
-    worst = others.sort_values("nll_change", ascending=False, na_position="first", kind="stable").iloc[0]
+    worst = others.sort_values(by="nll_change", ascending=False, na_position="first", kind="stable").iloc[0]
     return {
         "action": action,
         "method": method,
@@ -129,11 +142,11 @@ def _language_row(key: tuple[str, str, str], rows: pd.DataFrame, controls: pd.Da
         **{name: float(rise[column]) for name, column in RISES.items()},
         "worst_other": worst["evaluated"],
         "worst_other_rise": float(worst["nll_change"]),
-        "mean_other_rise": float(others["nll_change"].mean()),
-        "random_mean": float(random.mean()),
-        "random_max": float(random.max()),
-        "random_seeds": len(random),
-        "share_above_random": float((rise["nll_change"] > random).mean()),
+        "mean_other_rise": float(np.mean(others["nll_change"])),
+        "random_mean": float(controls.mean()),
+        "random_max": float(controls.max()),
+        "random_seeds": len(controls),
+        "share_above_random": float((controls < rise["nll_change"]).mean()),
     }
 
 
@@ -150,18 +163,19 @@ def _warning(row: Mapping[Hashable, Any]) -> str:
     return "; ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def _method_row(key: tuple[str, str], rows: pd.DataFrame) -> dict[str, object]:
-    own, random = float(rows["own_rise"].mean()), float(rows["random_mean"].mean())
+def _method_row(action: str, method: str, summary: pd.DataFrame) -> dict[str, object]:
+    rows = summary.loc[summary["action"].eq(action) & summary["method"].eq(method)]
+    own, random = float(np.mean(rows["own_rise"])), float(np.mean(rows["random_mean"]))
     return {
-        "action": key[0],
-        "method": key[1],
-        "neurons": int(rows["neurons"].sum()),
+        "action": action,
+        "method": method,
+        "neurons": int(np.sum(rows["neurons"])),
         "languages": len(rows),
-        "own_hurt_most": int(own_is_hurt_most(rows).sum()),
-        "above_all_random": int((rows["own_rise"] > rows["random_max"]).sum()),
+        "own_hurt_most": int(np.sum(own_is_hurt_most(rows))),
+        "above_all_random": int(np.sum(rows["own_rise"].gt(rows["random_max"]))),
         "mean_own_rise": own,
-        "mean_other_rise": float(rows["mean_other_rise"].mean()),
+        "mean_other_rise": float(np.mean(rows["mean_other_rise"])),
         "random_mean": random,
-        "own_over_random": own / random if random > 0 else float("nan"),
+        "own_over_random": own / random if random > 0 else math.nan,
         "note": "random <= 0" if random <= 0 else "",
     }

@@ -1,5 +1,6 @@
 """Loss on held-out text, with and without an intervention: who is hurt when a language's units go?"""
 
+import contextlib
 import math
 import tempfile
 from collections import Counter
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lsn_lens import models
+from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.interventions import Action, intervention_hooks, zero
@@ -48,7 +49,7 @@ def perplexity_table(
         One row for each set, intervened language ("none" first) and evaluated language: `set`, `action`,
         `intervened`, `evaluated`, `neurons`, `nll` (nats a token), `perplexity` (exp of it), `bits_per_byte`,
         and for each its change against no intervention, `nll_change` and so on. Separators are read, but
-        predicting them is not scored, and neither is a block's first token.
+        predicting them is not scored, and neither is a block's first token. `attrs["text"]` describes the text.
 
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
     """
@@ -72,7 +73,9 @@ def perplexity_table(
                 hooks = intervention_hooks(model, each[language], what)
                 losses = _losses(model, plan, hooks, labels, bar)
                 frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
-    return pd.concat(frames, ignore_index=True)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs["text"] = plan.describe()
+    return table
 
 
 def perplexity_matrix(
@@ -113,6 +116,8 @@ def _plan(
         )
         for label, corpus in corpora.items()
     }  # fmt: skip
+    if models.device_of(model).type == "cpu":  # logits of more tokens leave the cache
+        layout = replace(layout, batch_tokens=min(layout.batch_tokens, 512))
     return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx)
 
 
@@ -125,11 +130,13 @@ def _losses(
     separator = separator_id(model.tokenizer, plan.layout.separator)
     sums = dict.fromkeys(labels, 0.0)
     counts = dict.fromkeys(labels, 0)
-    with models.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
+    names = [name for name, _ in hooks]
+    lean = forward.lean(model, names) if forward.lean_is_exact(model, names) else contextlib.nullcontext()
+    with lean, model.hooks(fwd_hooks=hooks):
         for shard in (each for each in plan.shards if each.language in sums):
             for batch in plan.batches(shard):
                 mask = batch.keep.to(device, torch.long) if batch.padded else None
-                logits = models.logits(model, batch.ids.to(device), mask)
+                logits = forward.logits(model, batch.ids.to(device), mask)
                 targets = batch.ids[:, 1:].to(device)
                 scored = batch.keep[:, 1:].to(device)
                 if separator is not None:

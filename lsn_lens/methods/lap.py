@@ -18,7 +18,7 @@ class Lap:
     Attributes:
         rate: Share of all neurons, divided evenly among the languages and rounded.
 
-    Source: a comparison in Tang et al. 2024, whose exact rule is not known; equal numbers are our reading.
+    Source: ours, a plain comparison for LAPE from the same counts.
     """
 
     rate: float = 0.01

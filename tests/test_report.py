@@ -1,0 +1,187 @@
+import json
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import lsn_lens as lsn
+from lsn_lens import plots, report, text_view
+from lsn_lens.report import Report, Section
+
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese
+HOSTILE = ["<script>alert(1)</script>", "a|b", 'x"onload="y', "日本語 & co"]
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes; what stands in scripts is no tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def row(**changes):
+    good = {"method": "lape", "action": "zero", "languages": 8, "own_hurt_most": 7, "above_all_random": 8}
+    numbers = {
+        "mean_own_rise": 0.05,
+        "mean_other_rise": 0.004,
+        "random_mean": 0.002,
+        "own_over_random": 25.0,
+        "note": "",
+    }
+    return {**good, **numbers, **changes}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    matrix = pd.DataFrame(np.eye(4) * 0.1, index=HOSTILE, columns=HOSTILE)
+    table = pd.DataFrame({"language": HOSTILE, "own_rise": [0.1234, -0.00001, np.nan, 0.0], "warning": HOSTILE})
+    view = text_view.neuron_on_text(
+        pd.DataFrame({"text": HOSTILE, "place": 0, "piece": HOSTILE, "neuron": HOSTILE[0], "activation": 1.0})
+    )
+    section = Section(
+        HOSTILE[0], tuple(HOSTILE), {HOSTILE[1]: table}, {"change": plots.change_matrix(matrix, HOSTILE[0])},
+        code="python a.py '<b>'", view=view, data={"label": HOSTILE[0]},
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("report")
+    path = report.write_report(Report(HOSTILE[0], HOSTILE[2], HOSTILE[0], {"of": "7 of 8"}, (section,)), out)
+    assert path == out / "report.html"
+    return out
+
+
+def test_the_page_asks_nothing_of_the_network(folder):
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert links == ["#part-1"]
+    assert not {"link", "iframe", "img", "object", "embed"} & set(page.tags)
+    assert "@import" not in text.split("</style>")[0]
+    assert "unpkg.com" not in text
+    assert text.count("* plotly.js v") == 1
+
+
+def test_hostile_names_stay_text(folder):
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert page.tags.count("script") == 4  # plotly.js, the figure, the neurons on text, the colours of dark mode
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_everything_is_there(folder):
+    assert (folder / "figures" / "change.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "figures" / "change.html").is_file()
+    page = (folder / "report.html").read_text()
+    assert "日本語 &amp; co" in page
+    assert page.count("Plotly.newPlot(") >= 1
+    assert "+0.123<" in page
+
+
+def test_markdown_says_the_same(folder):
+    text = (folder / "report.md").read_text()
+    assert "![&lt;script&gt;alert(1)&lt;/script&gt;](figures/change.png)" in text
+    assert "a\\|b" in text
+    assert "<script>" not in text.split("```")[0]
+    assert "python a.py" in text
+
+
+def test_digits_of_tables():
+    frame = pd.DataFrame(
+        {
+            "own_rise": [0.01234, -0.00004, np.nan],
+            "neurons": [12345, 1, 0],
+            "own_over_random": [12.34, 1.0, np.nan],
+            "share_above_random": [1.0, 0.8, 0.0],
+            "rate": [0.0187, 0.01, 0.01],
+            "method": ["lape", "lap", "lave"],
+        }
+    )
+    headings, rows = report.table_cells(frame)
+    assert headings == ["own rise", "neurons", "own / random", "seeds exceeded", "rate", "method"]
+    assert rows[0] == ["+0.0123", "12,345", "12.3", "100%", "1.87%", "lape"]
+    assert rows[1] == ["+0.0000", "1", "1.0", "80%", "1.00%", "lap"]
+    assert rows[2][0] == rows[2][2] == "n/a"
+    assert report.table_cells(frame.head(0))[1] == []
+
+
+def test_the_lead_is_what_the_numbers_say():
+    assert report.lead(row()) == (
+        "For 7 of 8 languages, switching off the neurons that lape finds hurts that language more than any other. On "
+        "average the loss changes by +0.0500 nats a token for the neurons' own language and by +0.0040 for the others, "
+        "next to +0.0020 for its own language when as many random neurons of the same layers are off: 25 times as much."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"own_hurt_most": 3}, "for only 3 of 8 languages is the own language hurt most"),
+        ({"mean_own_rise": 0.001, "own_over_random": 0.5}, "random neurons hurt as much"),
+        ({"mean_other_rise": 0.05}, "other languages are hurt as much on average"),
+        ({"mean_own_rise": -0.1}, "does not raise the loss of their own language"),
+        ({"above_all_random": 4}, "only 4 of 8 languages exceed every random control"),
+    ],
+)
+def test_a_weak_result_is_called_weak(changes, reason):
+    text = report.lead(row(**changes))
+    assert text.startswith("A weak result: ")
+    assert reason in text
+
+
+def test_without_a_ratio_none_is_claimed():
+    text = report.lead(row(random_mean=-0.001, own_over_random=np.nan, note="random <= 0"))
+    assert text.endswith("are off.")
+    assert "times" not in text
+
+
+@pytest.fixture(scope="module")
+def run(load):
+    texts = {"en": ["the river is high after the rain"] * 4, "fr": ["la rivière est haute après la pluie", " "] * 4}
+    return lsn.collect(
+        load("llama"), lsn.load_corpora(texts, hold_out=0.0), layout=lsn.Layout(length=8), progress=False
+    )
+
+
+def test_provenance_names_all_that_matters(run):
+    started = datetime.now(UTC) - timedelta(seconds=5)
+    origin = report.provenance(run, run.settings["text"], {"seed": 3, "methods": ("lape",)}, started)
+    assert set(origin["versions"]) == {"python", *report.PACKAGES}
+    assert origin["model"]["weights_sha256"] == run.settings["model"]["weights_sha256"]
+    assert "revision" in origin["model"]
+    assert len(origin["corpus"]["sha256"]) == 64
+    assert origin["corpus"]["languages"]["fr"]["skipped"] == {"empty": 4}
+    assert origin["corpus"]["languages"]["en"]["tokens_used"] > 0
+    assert origin["seed"] == 3
+    assert origin["seconds"] >= 5
+    assert datetime.fromisoformat(origin["started"]).tzinfo
+    assert {"settings", "command", "git_commit", "platform"} <= set(origin)
+    assert json.loads(json.dumps(origin))["settings"]["methods"] == ["lape"]
+
+
+def test_neurons_on_text(load):
+    model = load("llama")
+    neurons = pd.DataFrame({"language": ["en", "zh"], "layer": [0, 1], "unit": [5, 7]})
+    texts = {"en": "the river", "zh": "雨后河水"}
+    table = text_view.activations_on_text(model, texts, neurons)
+    assert list(table["neuron"].unique()) == ["en: layer 0, unit 5", "zh: layer 1, unit 7"]
+    for label, text in texts.items():
+        pieces = table[(table["text"] == label)].drop_duplicates("place")["piece"]
+        assert "".join(pieces) == text  # characters of several tokens are whole
+    ids = [model.tokenizer.bos_token_id, *model.tokenizer("the river", add_special_tokens=False)["input_ids"]]
+    _, cache = model.run_with_cache(torch.tensor([ids]))
+    expected = torch.nn.functional.silu(cache["blocks.0.mlp.hook_pre"][0, 1:, 5])
+    mine = table[(table["text"] == "en") & (table["neuron"] == "en: layer 0, unit 5")]["activation"]
+    assert mine.to_list() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4)
+    with pytest.raises(ValueError, match="no neurons"):
+        text_view.activations_on_text(model, texts, neurons.head(0))
+    with pytest.raises(ValueError, match="context of 64"):
+        text_view.activations_on_text(model, {"en": "river " * 200}, neurons)
