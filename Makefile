@@ -24,6 +24,7 @@ docs: .venv/docs.ok   ## the site, in site/
 
 # torch first: a constraint alone would not keep pip from looking at newer builds of several GB
 .venv/demo.ok: pyproject.toml constraints.txt
+	@echo "installing into .venv (a few minutes, most of it PyTorch)"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q -c constraints.txt torch
 	.venv/bin/python -m pip install -q -c constraints.txt -e .
