@@ -227,6 +227,7 @@ class Recorder:
         self.fired: Counter[str] = Counter()
         self.keep: Tensor | None = None
         self.hooks = self._hooks()
+        self.is_lean = forward.lean_is_exact(model, [name for name, _ in self.hooks])
         self.reset()
 
     def reset(self) -> None:
@@ -269,9 +270,8 @@ class Recorder:
     def attached(self, plan: Plan) -> Iterator[Callable[[Batch], None]]:
         """Hooks on the model; yields the function that runs one batch."""
         names = [name for name, _ in self.hooks]
-        is_lean = forward.lean_is_exact(self.model, names)
         with contextlib.ExitStack() as stack:
-            if is_lean:
+            if self.is_lean:
                 stack.enter_context(forward.lean(self.model, names))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self.model.hooks(fwd_hooks=self.hooks))
@@ -285,7 +285,8 @@ class Recorder:
                 if wrong:
                     raise RuntimeError(f"hooks must fire once a batch; these fired otherwise: {wrong}.")
                 self.sums[TOKENS] += int(batch.keep.sum())
-                if not bool(hidden[batch.keep.to(self.device)].isfinite().all()):
+                seen = hidden if self.keep is None else hidden[self.keep]
+                if not bool(seen.sum(dtype=torch.float32).isfinite()):  # NaN and infinity survive a sum
                     self._name_the_place(batch, mask, plan)
 
             yield run_batch
