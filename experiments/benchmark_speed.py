@@ -11,10 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
 from jsonargparse import auto_cli
+
+Backend = Literal["auto", "hooked", "bridge"]
 
 
 def random_llama(folder: Path) -> Path:
@@ -33,7 +36,7 @@ def random_llama(folder: Path) -> Path:
     return folder
 
 
-def variants(source: str, tokens: int, backend: str) -> tuple[int, dict[str, Callable[[], object]]]:
+def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str, Callable[[], object]]]:
     """Name -> one pass over the same batches; the first is the baseline."""
     import lsn_lens as lsn
     from lsn_lens import models
@@ -85,7 +88,7 @@ def variants(source: str, tokens: int, backend: str) -> tuple[int, dict[str, Cal
     }
 
 
-def benchmark(rounds: int = 9, tokens: int = 8192, backend: str = "auto", threads: int | None = None) -> None:
+def benchmark(rounds: int = 9, tokens: int = 8192, backend: Backend = "auto", threads: int | None = None) -> None:
     """Print the ratios.
 
     Args:

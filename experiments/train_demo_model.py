@@ -14,6 +14,7 @@ import shlex
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,10 +85,10 @@ class InOrderTrainer(Trainer):
     """A `Trainer` that takes the training blocks as they come: `Blocks` has shuffled them."""
 
     def _get_train_sampler(self, *args, **kwargs):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        return torch.utils.data.SequentialSampler(range(len(self.train_dataset)))  # pyright: ignore[reportArgumentType]
 
 
-def add_dropout(model: LlamaForCausalLM, share: float) -> None:
+def add_dropout(model: Any, share: float) -> None:
     """Dropout on what attention and MLP write, in training only; leaves the saved model plain."""
 
     def drop(module, inputs, output):
@@ -174,15 +175,20 @@ def train(
     }
     held_streams = {label: encode(each, tokenizer) for label, each in held.items()}
 
+    end: Any = tokenizer.bos_token_id
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=d_model, intermediate_size=d_mlp, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=block,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True, bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if dropout:
         add_dropout(model, dropout)
     steps = math.ceil(tokens / (block * batch))
+    validation_blocks: dict[str, Any] = {
+        label: Blocks([stream], block, len(stream) // block, seed, shuffle=False)
+        for label, stream in held_streams.items()
+    }
     trainer = InOrderTrainer(
         model,
         TrainingArguments(
@@ -194,14 +200,11 @@ def train(
             use_cpu=not torch.cuda.is_available(), report_to="none",
         ),
         train_dataset=Blocks(list(streams.values()), block, steps * batch, seed),
-        eval_dataset={
-            label: Blocks([stream], block, len(stream) // block, seed, shuffle=False)
-            for label, stream in held_streams.items()
-        },
+        eval_dataset=validation_blocks,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
 
-    losses = {label: trainer.evaluate(each)["eval_loss"] for label, each in trainer.eval_dataset.items()}
+    losses = {label: trainer.evaluate(each)["eval_loss"] for label, each in validation_blocks.items()}
     scored = {
         label: sum(len(text.encode()) for text in each) / len(held_streams[label]) for label, each in held.items()
     }
