@@ -17,6 +17,7 @@ from lsn_lens.run import Run
 
 LANGUAGES = ["en", "fr", "zh"]
 SMALL = lsn.Layout(length=32, max_tokens=640, shards=4, batch_tokens=128)
+ROUNDING = 1e-5  # a HookedTransformer computes the same in another order: the sign of smaller values is open
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
@@ -66,16 +67,20 @@ def test_counts_and_sums_equal_plain_hugging_face(model, corpora, whole):
             ids += [model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]
         used = int(whole.statistics.tokens[index, 0])
         assert used == 640
-        counts, act_sums, post_sums = (torch.zeros(6, 768, dtype=torch.float64) for _ in range(3))
+        surely, perhaps, act_sums, post_sums = (torch.zeros(6, 768, dtype=torch.float64) for _ in range(4))
         for start in range(0, used, 32):
             seen["gate"].clear(), seen["down"].clear()
             hf(torch.tensor([ids[start : start + 32]]))
-            act = torch.nn.functional.silu(torch.stack(seen["gate"]))
-            counts += (act > 0).sum(1)
+            gate = torch.stack(seen["gate"])
+            act = torch.nn.functional.silu(gate)
+            surely += (act > 0).sum(1) if models.is_bridge(model) else (gate > ROUNDING).sum(1)
+            perhaps += (act > 0).sum(1) if models.is_bridge(model) else (gate > -ROUNDING).sum(1)
             act_sums += act.double().sum(1)
             post_sums += torch.stack(seen["down"]).double().sum(1)
         sums = whole.statistics.sums
-        assert torch.equal(sums["mlp_pre.positive"][index].double(), counts)
+        counts = sums["mlp_pre.positive"][index].double()
+        assert ((surely <= counts) & (counts <= perhaps)).all()  # on a bridge the two are equal
+        assert (perhaps - surely).sum() <= 1e-5 * used * counts.numel()  # next to nothing is open
         torch.testing.assert_close(sums["mlp_act.sum"][index], act_sums, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(sums["mlp_post.sum"][index], post_sums, rtol=1e-4, atol=1e-3)
 
