@@ -1,8 +1,8 @@
-"""What collecting costs, as ratios against the bare Hugging Face forward in the same interleaved run.
+"""What collecting costs, as ratios against the bare Hugging Face forward and against LAPE in the same interleaved run.
 
     python experiments/benchmark_speed.py
 
-The baseline is the base model (no LM head, sdpa attention) on the same batches. Each round runs every
+The baseline is the base model (no LM head, sdpa attention) on the same batches of sentences. Each round runs every
 variant once, in turn; the medians of the ratios within a round are printed with their range.
 """
 
@@ -11,22 +11,27 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from jsonargparse import auto_cli
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import lsn_lens as lsn
+from lsn_lens import models
+from lsn_lens.batches import Plan
+from lsn_lens.collect import _constants, _tokenize, needs_of, widths_of
+from lsn_lens.methods import METHODS, get_method
+from lsn_lens.passes import Pass
+
+LAPE, EVERYTHING, ALONE, ONE_BY_ONE = "lape", "everything in one pass", "alone: ", "everything, one by one"
 Backend = Literal["auto", "hooked", "bridge"]
 
 
 def random_llama(folder: Path) -> Path:
     """An 8-layer, d_model 256 Llama with random weights and the demo's tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from lsn_lens.models import DEMO_MODEL
-
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(models.DEMO_MODEL)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=8,
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=256,
@@ -36,20 +41,26 @@ def random_llama(folder: Path) -> Path:
     return folder
 
 
+APART = {  # what costs more than sums: shown on its own
+    "average_precision": "values of every sentence",
+    "act_grad": "a backward pass",
+}
+
+
+def cheap(name: str) -> Any:
+    """A method without what is counted apart: PLND without the exact importance of queries and keys."""
+    return get_method(name, bases=("mlp", "v", "z")) if name == "plnd" else get_method(name)
+
+
 def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str, Callable[[], object]]]:
     """Name -> one pass over the same batches; the first is the baseline."""
-    import lsn_lens as lsn
-    from lsn_lens import models
-    from lsn_lens.batches import Plan
-    from lsn_lens.collect import Recorder, _tokenize, needed_statistics
-
     model = lsn.load_model(source, backend=backend)
     bare = models.AutoModelForCausalLM.from_pretrained(
         models.DEMO_MODEL if source == "demo" else source, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     body = getattr(bare, bare.base_model_prefix)
     corpora = lsn.load_corpora("demo", ["en", "fr"])
-    layout = lsn.Layout(length=128, max_tokens=tokens // 2, shards=1)
+    layout = lsn.Layout(kind="documents", max_tokens=tokens // 2, shards=1)
     folder = tempfile.TemporaryDirectory()
     plan = Plan(_tokenize(model, corpora, Path(folder.name), layout, progress=False), layout, model.cfg.n_ctx)
     batches = [batch for shard in plan.shards for batch in plan.batches(shard)]
@@ -57,38 +68,42 @@ def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str,
     @torch.no_grad()
     def baseline() -> None:
         for batch in batches:
-            body(batch.ids, use_cache=False)
+            body(batch.ids, attention_mask=batch.keep.long(), use_cache=False)
 
-    def collecting(methods: list[str]) -> Callable[[], object]:
-        wanted = needed_statistics(methods)
-        recorder = Recorder(model, wanted, {each.site: models.site_width(model, each.site) for each in wanted})
+    def collecting(methods: list[Any]) -> Callable[[], object]:
+        needs = needs_of(model, methods)
+        widths = widths_of(model, needs)
+        passing = Pass(model, needs, widths, _constants(model, plan, needs, widths, None, 0, 1))
 
         def one_pass() -> None:
-            recorder.reset()
-            with recorder.attached(plan) as forward:
+            passing.reset()
+            with passing.attached(plan) as forward:
                 for batch in batches:
                     forward(batch)
 
         return one_pass
 
-    @torch.no_grad()
-    def cached() -> None:
-        for batch in batches:
-            _, cache = model.run_with_cache(batch.ids, names_filter=lambda name: name.endswith("mlp.hook_post"))
-            for layer in range(model.cfg.n_layers):
-                (cache[f"blocks.{layer}.mlp.hook_post"] > 0).sum((0, 1))
-
-    return sum(batch.ids.numel() for batch in batches), {
+    names = [name for name in METHODS if name != "random"]
+    rest = [cheap(name) for name in names if name not in APART]
+    return sum(int(batch.keep.sum()) for batch in batches), {
         "bare base model": baseline,
-        "collect lape": collecting(["lape"]),
-        "collect lape, lap, lave": collecting(["lape", "lap", "lave"]),
-        "whole lsn.collect of lape": lambda: lsn.collect(model, corpora, ["lape"], layout=layout, progress=False),
-        "run_with_cache of hook_post": cached,
+        LAPE: collecting(["lape"]),
+        "all but what is apart": collecting(rest),
+        "... and average precision": collecting([*rest, "average_precision"]),
+        "... and exact attention importance": collecting([*rest, "plnd"]),
+        "... and activation x gradient": collecting([*rest, "act_grad"]),
+        EVERYTHING: collecting(names),
+        **{f"{ALONE}{name}": collecting([name]) for name in names},
         "bare base model again": baseline,
     }
 
 
-def benchmark(rounds: int = 9, tokens: int = 8192, backend: Backend = "auto", threads: int | None = None) -> None:
+def baseline_of(times: dict[str, list[float]]) -> list[float]:
+    """Each round's baseline: the mean of its first and its last measurement."""
+    return [(a + b) / 2 for a, b in zip(times["bare base model"], times["bare base model again"], strict=True)]
+
+
+def benchmark(rounds: int = 7, tokens: int = 8192, backend: Backend = "auto", threads: int | None = None) -> None:
     """Print the ratios.
 
     Args:
@@ -108,16 +123,21 @@ def benchmark(rounds: int = 9, tokens: int = 8192, backend: Backend = "auto", th
                     start = time.perf_counter()
                     one_pass()
                     times[key].append(time.perf_counter() - start)
-            base = times["bare base model"][1:]
-            rows = {}
-            for key, each in times.items():
-                ratios = [a / b for a, b in zip(each[1:], base, strict=True)]
-                rows[key] = {
-                    "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
-                    "tokens/s": round(total / statistics.median(each[1:])),
-                }  # fmt: skip
-            print(f"\n{name}: {total} tokens a pass, {rounds} rounds, {torch.get_num_threads()} threads")
-            print(pd.DataFrame.from_dict(rows, orient="index").round(3).to_string())
+            times = {key: each[1:] for key, each in times.items()}
+            times[ONE_BY_ONE] = [
+                sum(each) for each in zip(*(times[k] for k in times if k.startswith(ALONE)), strict=True)
+            ]
+            base = baseline_of(times)
+            print(f"\n{name}: {total} tokens a pass, {rounds} rounds, {torch.get_num_threads()} threads; medians")
+            columns = {"x bare model": base, "x lape": times[LAPE], "x all in one pass": times[EVERYTHING]}
+            rows = {key: {title: ratio(each, other) for title, other in columns.items()} for key, each in times.items()}
+            print(pd.DataFrame.from_dict(rows, orient="index").to_string())
+
+
+def ratio(times: list[float], base: list[float]) -> str:
+    """Median of the ratios within a round, with their range."""
+    each = [a / b for a, b in zip(times, base, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
 if __name__ == "__main__":

@@ -5,27 +5,44 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+import pandas as pd
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lsn_lens import forward, models
-from lsn_lens.batches import Batch, Layout, Plan, Tokens, tokenize
+from lsn_lens import models
+from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.methods import Method, get_method
 from lsn_lens.neurons import write_bytes
-from lsn_lens.run import SCHEMA, TOKENS, Run, load_run, read_shard, shard_path, write_shard
-from lsn_lens.statistics import REDUCTIONS, Statistic
+from lsn_lens.passes import Pass, Tensors
+from lsn_lens.recorders import RECORDERS
+from lsn_lens.requirements import requirements
+from lsn_lens.run import (
+    CONSTANTS,
+    SCHEMA,
+    Run,
+    documents_path,
+    is_finished,
+    load_run,
+    read_shard,
+    shard_path,
+    write_shard,
+)
+from lsn_lens.sites import WRITE_SITE, get_site
+from lsn_lens.statistics import Need, Statistic, unique
+
+SAID_FROM = 1e9  # bytes on disk from which a run says what it will write
 
 
 def collect(
@@ -48,7 +65,8 @@ def collect(
         corpora: From `load_corpora`, two languages or more.
         methods: Names or method objects whose statistics are wanted.
         out: The run's folder; None keeps the run in memory.
-        layout: How text becomes batches; by default packed blocks, as many tokens for each language.
+        layout: How text becomes batches, as many for each language; by default one row a document where a method
+            looks at single documents (plnd, average_precision, sharing), else packed blocks.
         progress: Show a progress bar with tokens a second and the time left.
 
     Returns:
@@ -60,7 +78,8 @@ def collect(
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
-    wanted = needed_statistics(methods)
+    wanted = needs_of(model, methods)
+    layout = _layout(layout, wanted)
     if len(corpora) < 2:
         raise ValueError(f"got the languages {list(corpora)}: comparing languages takes at least two.")
     rank, world = _processes(out)
@@ -69,34 +88,97 @@ def collect(
         if folder is not None and rank == 0:
             stack.enter_context(_locked(folder))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsn_lens-")))
-        tokens = _tokenize(model, corpora, scratch, layout or Layout(), progress and rank == 0)
-        plan = Plan(tokens, layout or Layout(), context=model.cfg.n_ctx)
-        widths = {site: models.site_width(model, site) for site in dict.fromkeys(each.site for each in wanted)}
+        tokens = _tokenize(model, corpora, scratch, layout, progress and rank == 0)
+        plan = Plan(tokens, layout, context=model.cfg.n_ctx)
+        widths = widths_of(model, wanted)
         settings = {
             "model": models.describe(model),
             "text": plan.describe(),
             "statistics": [each.key for each in wanted],
+            "rows": any(each.rows(model.cfg.n_layers, widths) for each in wanted),
         }
         if folder is not None and rank == 0:
-            _check_room(folder, len(plan.shards), model.cfg.n_layers, [widths[each.site] for each in wanted])
+            _check_room(folder, _required(wanted, model, widths, plan), progress)
             _claim(folder, plan, settings)
-        if world > 1:
-            dist.barrier()
-        shards = _run_shards(model, plan, wanted, widths, folder, rank, world, progress)
+        constants = _constants(model, plan, wanted, widths, folder, rank, world)
+        shards, documents, costs = _run_shards(model, plan, wanted, widths, constants, folder, rank, world, progress)
+        if folder is not None:
+            write_bytes(folder / f"costs-{rank}.json", json.dumps(costs, indent=1).encode())
         if world > 1:
             dist.barrier()
     if folder is not None:
         return load_run(folder)
-    return Run(shards, settings)
+    return Run(shards, settings, None, documents if settings["rows"] else {}, constants, costs)
 
 
-def needed_statistics(methods: Iterable[str | Method]) -> list[Statistic]:
-    """What the methods need, without repeats; `mlp_post.sum` is always there, for ablating to a mean."""
+def needed_statistics(methods: Iterable[str | Method]) -> list[Need]:
+    """What the methods need, without repeats, and the sums that ablating their units to a mean takes."""
     each = [get_method(method) for method in ([methods] if isinstance(methods, str) else methods)]
     if not each:
         raise ValueError("no methods: name at least one.")
-    needs = [statistic for method in each for statistic in method.statistics()]
-    return list(dict.fromkeys([*needs, Statistic("mlp_post", "sum")]))
+    needs = [need for method in each for need in method.statistics()]
+    written = [WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites]
+    return unique([*needs, Statistic("mlp_post", "sum"), *(Statistic(each, "sum", optional=True) for each in written)])
+
+
+def needs_of(model: models.Model, methods: Iterable[str | Method]) -> list[Need]:
+    """`needed_statistics`, without those optional ones whose sites the model lacks."""
+    return [
+        need
+        for need in needed_statistics(methods)
+        if not need.optional or all(models.has_site(model, site) for site in need.sites)
+    ]
+
+
+def widths_of(model: models.Model, needs: Iterable[Need]) -> dict[str, int]:
+    """Units of every site that the needs name."""
+    return {site: models.site_width(model, site) for site in dict.fromkeys(x for need in needs for x in need.sites)}
+
+
+def _layout(layout: Layout | None, needs: list[Need]) -> Layout:
+    """The layout asked for, or the one that the needs ask for."""
+    by_document = [need.key for need in needs if need.by_document]
+    if layout is None:
+        return Layout(kind="documents") if by_document else Layout()
+    if by_document and layout.kind != "documents":
+        raise ValueError(
+            f'these statistics are of single documents: {by_document}. Give layout=Layout(kind="documents"), or leave '
+            "out the methods that need them."
+        )
+    return layout
+
+
+def _required(needs: list[Need], model: models.Model, widths: Mapping[str, int], plan: Plan) -> pd.DataFrame:
+    shards = Counter(each.language for each in plan.shards)
+    documents = plan.rows if plan.layout.kind == "documents" else dict.fromkeys(plan.rows, 0)
+    return requirements(needs, model.cfg.n_layers, widths, shards, documents)
+
+
+def _constants(
+    model: models.Model,
+    plan: Plan,
+    needs: list[Need],
+    widths: Mapping[str, int],
+    folder: Path | None,
+    rank: int,
+    world: int,
+) -> dict[str, Tensor]:
+    """What recorders fix before the run: made once, by the first process, and kept with the run."""
+    kept = read_shard(folder / CONSTANTS) if folder is not None and (rank == 0 or world == 1) else None
+    if kept is None and rank == 0:
+        kept = {
+            key: value.cpu()
+            for need in needs
+            for key, value in RECORDERS[type(need)].prepare(model, need, widths, plan).items()
+        }
+        if folder is not None:
+            write_shard(folder / CONSTANTS, kept)
+    if world > 1:
+        dist.barrier()
+    kept = read_shard(folder / CONSTANTS) if kept is None and folder is not None else kept
+    if kept is None:
+        raise ValueError(f"{folder} has no {CONSTANTS}, which its first process writes.")
+    return kept
 
 
 def _tokenize(
@@ -138,14 +220,17 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_room(folder: Path, shards: int, layers: int, widths: list[int]) -> None:
-    """Refuse to start what the disk cannot hold."""
-    needed, free = shards * 8 * layers * (sum(widths) + 1), shutil.disk_usage(folder).free
+def _check_room(folder: Path, required: pd.DataFrame, progress: bool) -> None:
+    """Say what will be written, and refuse to start what the disk cannot hold."""
+    disk: dict[str, int] = required["disk"].to_dict()
+    needed, free, largest = sum(disk.values()), shutil.disk_usage(folder).free, max(disk, key=lambda key: disk[key])
+    if progress and needed > SAID_FROM:
+        tqdm.write(f"{folder}: up to {needed / 1e9:.1f} GB will be written, most of it {largest}.", file=sys.stderr)
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"the run's {shards} shards need {needed:,} bytes, {free:,} are free. Make room, give another folder, "
-            "or ask for fewer shards: layout=Layout(shards=...)",
+            f"the run needs {needed:,} bytes (most of it {largest}: {disk[largest]:,}), {free:,} are free. "
+            "Make room, give another folder, leave out a method, or ask for fewer shards: layout=Layout(shards=...)",
             str(folder),
         )
 
@@ -180,19 +265,27 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 def _run_shards(
     model: models.Model,
     plan: Plan,
-    wanted: list[Statistic],
+    needs: list[Need],
     widths: Mapping[str, int],
+    constants: Mapping[str, Tensor],
     folder: Path | None,
     rank: int,
     world: int,
     progress: bool,
-) -> dict[str, list[dict[str, Tensor]]]:
-    """Work off the shards that are not there yet; the sums stay in memory only without a folder."""
+) -> tuple[dict[str, list[Tensors]], dict[str, list[Tensors]], dict[str, float]]:
+    """Work off the shards that are not there yet; sums and rows stay in memory only without a folder."""
+    keeps_rows = any(need.rows(model.cfg.n_layers, widths) for need in needs)
+
+    def places(name: str) -> tuple[Path, Path | None]:
+        root = folder or Path()
+        return shard_path(root, name), documents_path(root, name) if keeps_rows else None
+
     mine = plan.shards[rank::world]
-    todo = [each for each in mine if folder is None or read_shard(shard_path(folder, each.name)) is None]
+    todo = [each for each in mine if folder is None or not is_finished(*places(each.name))]
     total, left = (sum(map(plan.tokens_of, each)) for each in (mine, todo))
-    done: dict[str, list[dict[str, Tensor]]] = {label: [] for label in plan.tokens}
-    recorder = Recorder(model, wanted, widths)
+    sums: dict[str, list[Tensors]] = {label: [] for label in plan.tokens}
+    documents: dict[str, list[Tensors]] = {label: [] for label in plan.tokens}
+    passing = Pass(model, needs, widths, constants)
     with (
         tqdm(
             total=total,
@@ -202,114 +295,19 @@ def _run_shards(
             unit_scale=True,
             disable=not progress or rank > 0,
         ) as bar,
-        recorder.attached(plan) as run_batch,
+        passing.attached(plan) as run_batch,
     ):
         for shard in todo:
-            recorder.reset()
+            passing.reset()
             for batch in plan.batches(shard):
                 run_batch(batch)
                 bar.update(int(batch.keep.sum()))
-            sums = recorder.sums_on_cpu()
             if folder is not None:
-                write_shard(shard_path(folder, shard.name), sums)
+                sums_place, rows_place = places(shard.name)
+                if rows_place is not None:
+                    write_shard(rows_place, passing.rows_on_cpu())
+                write_shard(sums_place, passing.sums_on_cpu(), rows_place)
             else:
-                done[shard.language].append(sums)
-    return done
-
-
-class Recorder:
-    """Adds what the hooks see to sums; one forward pass at a time, each hook exactly once."""
-
-    def __init__(self, model: models.Model, wanted: list[Statistic], widths: Mapping[str, int]):
-        self.model, self.wanted = model, wanted
-        self.layers, self.device = model.cfg.n_layers, models.device_of(model)
-        self.shapes = {each: (self.layers, widths[each.site]) for each in wanted}
-        self.fired: Counter[str] = Counter()
-        self.keep: Tensor | None = None
-        self.hooks = self._hooks()
-        self.is_lean = forward.lean_is_exact(model, [name for name, _ in self.hooks])
-        self.reset()
-
-    def reset(self) -> None:
-        """Start a new shard."""
-        self.sums = {
-            each.key: torch.zeros(shape, dtype=REDUCTIONS[each.reduction].dtype, device=self.device)
-            for each, shape in self.shapes.items()
-        }
-        self.sums[TOKENS] = torch.zeros(self.layers, dtype=torch.int64, device=self.device)
-
-    def sums_on_cpu(self) -> dict[str, Tensor]:
-        """The shard's sums."""
-        return {key: value.cpu() for key, value in self.sums.items()}
-
-    def _hooks(self) -> list[tuple[str, Callable[..., None]]]:
-        """One hook for each hook point: several sites can read the same one."""
-        readers: dict[str, list[tuple[Callable[[Tensor], Tensor], list[Statistic]]]] = {}
-        for name in dict.fromkeys(each.site for each in self.wanted):
-            site, read = models.reader(self.model, name)
-            readers.setdefault(site.hook, []).append((read, [each for each in self.wanted if each.site == name]))
-        return [
-            (f"blocks.{layer}.{hook}", self._hook(layer, f"blocks.{layer}.{hook}", each))
-            for hook, each in readers.items()
-            for layer in range(self.layers)
-        ]
-
-    def _hook(self, layer: int, name: str, readers: list[Any]) -> Callable[..., None]:
-        def record(acts: Tensor, hook: Any) -> None:
-            self.fired[name] += 1
-            for read, statistics in readers:
-                rows = read(acts)
-                rows = rows.flatten(0, 1) if self.keep is None else rows[self.keep]
-                for each in statistics:
-                    reduction = REDUCTIONS[each.reduction]
-                    self.sums[each.key][layer] += reduction.function(rows).to(reduction.dtype)
-
-        return record
-
-    @contextlib.contextmanager
-    def attached(self, plan: Plan) -> Iterator[Callable[[Batch], None]]:
-        """Hooks on the model; yields the function that runs one batch."""
-        names = [name for name, _ in self.hooks]
-        with contextlib.ExitStack() as stack:
-            if self.is_lean:
-                stack.enter_context(forward.lean(self.model, names))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(self.model.hooks(fwd_hooks=self.hooks))
-
-            def run_batch(batch: Batch) -> None:
-                mask = batch.keep.to(self.device, torch.long) if batch.padded else None
-                self.keep = batch.keep.to(self.device) if batch.padded else None
-                self.fired.clear()
-                hidden = forward.hidden_states(self.model, batch.ids.to(self.device), mask)
-                wrong = {name: self.fired[name] for name in names if self.fired[name] != 1}
-                if wrong:
-                    raise RuntimeError(f"hooks must fire once a batch; these fired otherwise: {wrong}.")
-                self.sums[TOKENS] += int(batch.keep.sum())
-                seen = hidden if self.keep is None else hidden[self.keep]
-                if not bool(seen.sum(dtype=torch.float32).isfinite()):  # NaN and infinity survive a sum
-                    self._name_the_place(batch, mask, plan)
-
-            yield run_batch
-
-    def _name_the_place(self, batch: Batch, mask: Tensor | None, plan: Plan) -> None:
-        """Run a bad batch again and say where NaN or infinity comes up first."""
-        keep = batch.keep.to(self.device)
-        found: list[tuple[int, int]] = []
-
-        def look(layer: int) -> Callable[..., None]:
-            def hook(acts: Tensor, hook: Any) -> None:
-                bad = ~acts.isfinite().flatten(2).all(-1) & keep
-                if not found and bool(bad.any()):
-                    found.append((layer, int(bad.nonzero()[0, 0])))
-
-            return hook
-
-        with self.model.hooks(fwd_hooks=[(f"blocks.{i}.hook_resid_post", look(i)) for i in range(self.layers)]):
-            self.model(batch.ids.to(self.device), attention_mask=mask)
-        layer, row = found[0] if found else (self.layers - 1, 0)
-        name = models.describe(self.model)["name"]
-        raise FloatingPointError(
-            f"NaN or infinity in {name}, layer {layer}, language {batch.language}, "
-            f"{plan.place(batch.language, batch.rows[row])}. Finished shards are kept. "
-            "Broken weights, or a dtype too small for this model (try torch.float32 or torch.bfloat16)."
-        )
+                sums[shard.language].append(passing.sums_on_cpu())
+                documents[shard.language].append(passing.rows_on_cpu())
+    return sums, documents, dict(passing.seconds)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from lsn_lens import models
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
-from lsn_lens.statistics import Statistics
+from lsn_lens.statistics import Statistic, Statistics
 
 Values = int | float | Mapping[str, Float[Tensor, "layer unit"]]
 
@@ -51,15 +52,22 @@ def add(values: Values, name: str = "add") -> Action:
 
 
 def mean_ablation(statistics: Statistics) -> Action:
-    """Set MLP neurons to their mean over all languages of a run (`run.statistics`), each language counting the same."""
-    return set_to({"mlp": statistics.pooled_mean("mlp_post").float()}, "dataset mean")
+    """Set units to their mean over all languages of a run (`run.statistics`), each language counting the same."""
+    return set_to(_means(statistics), "dataset mean")
 
 
 def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
-    """For a language, set MLP neurons to their mean over the other languages of a run (`run.statistics`)."""
-    return lambda language: set_to(
-        {"mlp": statistics.pooled_mean("mlp_post", language).float()}, "other languages' mean"
-    )
+    """For a language, set units to their mean over the other languages of a run (`run.statistics`)."""
+    return lambda language: set_to(_means(statistics, language), "other languages' mean")
+
+
+def _means(statistics: Statistics, without: str | None = None) -> dict[str, Float[Tensor, "layer unit"]]:
+    """Means at the write site of every basis that the run has sums for."""
+    return {
+        basis: statistics.pooled_mean(site, without).float()
+        for basis, site in WRITE_SITE.items()
+        if Statistic(site, "sum").key in statistics.sums
+    }
 
 
 @contextlib.contextmanager
@@ -86,16 +94,20 @@ def intervene(model: models.Model, neurons: NeuronSet, action: Action = zero) ->
 
 
 def intervention_hooks(
-    model: models.Model, neurons: NeuronSet, action: Action
+    model: models.Model, neurons: NeuronSet, action: Action, width: Callable[[str], int] | None = None
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """The hooks of `intervene`: one for each layer with chosen units."""
+    """The hooks of `intervene`: one for each layer with chosen units.
+
+    `width` gives a site's units where they are known already: finding out takes a forward pass.
+    """
+    width = width or partial(models.site_width, model)
     hooks = []
     for basis in neurons.masks:
         if basis not in WRITE_SITE:
             raise KeyError(f"cannot intervene on basis {basis!r}; the bases are {list(WRITE_SITE)}.")
         site = SITES[WRITE_SITE[basis]]
         units = neurons.units(basis)
-        shape = (model.cfg.n_layers, models.site_width(model, site.name))
+        shape = (model.cfg.n_layers, width(site.name))
         if tuple(units.shape) != shape:
             raise ValueError(
                 f"the set has {list(units.shape)} [layer, unit] on basis {basis!r}, the model {list(shape)}: "

@@ -85,6 +85,20 @@ def load_model(
     return _labelled(model, name, revision)
 
 
+def skeleton(config: Any, tokenizer: Any = None) -> Model:
+    """A TransformerBridge of a Hugging Face configuration without any weights: for sizes, in no memory."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        hf_model = AutoModelForCausalLM.from_config(config)
+    model = TransformerBridge.boot_transformers(
+        config.model_type, hf_model=hf_model, tokenizer=tokenizer or AutoTokenizer.from_pretrained(DEMO_MODEL),
+        device="meta",
+    )  # fmt: skip
+    return _labelled(model, config.model_type, None)
+
+
 def _hugging_face(source: str, revision: str | None, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, Any]:
     """Model and tokenizer; the weights are whole, finite, and enough for the tokenizer."""
     try:
@@ -240,6 +254,11 @@ def reader(model: Model, name: str) -> tuple[Site, Callable[[Tensor], Tensor]]:
     return site, lambda acts: act(flat(acts, site))
 
 
+def has_site(model: Model, name: str) -> bool:
+    """Whether the first layer has the site's hook point."""
+    return reader(model, name)[0].hook_name(0) in model.hook_dict
+
+
 @torch.no_grad()
 def site_width(model: Model, name: str) -> int:
     """Units of a site, measured with a few tokens in every layer.
@@ -264,7 +283,7 @@ def site_width(model: Model, name: str) -> int:
     widths = {layer: read(seen[site.hook_name(layer)]).shape[-1] for layer in layers if site.hook_name(layer) in seen}
     if len(set(widths.values())) != 1 or len(widths) != len(layers):
         raise ValueError(f"site {name!r}: {what} has layers of different widths or without it: {widths}.")
-    if site.basis == "mlp":
+    if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
         for layer in layers:
             _check_mlp(model, layer, seen, what)
     return widths[0]

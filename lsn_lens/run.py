@@ -17,8 +17,11 @@ from torch import Tensor
 from lsn_lens.neurons import write_bytes
 from lsn_lens.statistics import Statistics, merge
 
-SCHEMA = 1
+SCHEMA = 2
 TOKENS = "tokens"  # the key of the number of tokens each layer saw
+DOCUMENTS = "documents"  # the key of the number of documents, in the layout "documents"
+CONSTANTS = "constants.safetensors"
+LENGTH = "length"  # the key of the number of tokens of each document
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,18 @@ class Run:
         shards: language -> each shard in order, as sums in memory or the file that holds them.
         settings: Model, text and layout that the sums belong to.
         path: The run's folder; None for a run in memory.
+        documents: language -> each shard's values of single documents, likewise; keys are those of `row_key`.
+        constants: What the sums were made with and no text changes, likewise.
+        costs: Seconds that each need took while collecting, and "forward" for the model itself. For a resumed run,
+            those of the last call. On a GPU, work is only queued in that time.
     """
 
     shards: Mapping[str, Sequence[Path | Mapping[str, Tensor]]] = field(repr=False)
     settings: Mapping[str, Any] = field(repr=False)
     path: Path | None = None
+    documents: Mapping[str, Sequence[Path | Mapping[str, Tensor]]] = field(default_factory=dict, repr=False)
+    constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    costs: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -45,7 +55,20 @@ class Run:
         """All shards merged, in their order, one in memory at a time."""
         merged = [reduce(lambda total, part: merge([total, part]), self.parts(label)) for label in self.shards]
         sums = {key: torch.stack([each[key] for each in merged]) for key in merged[0]}
-        return Statistics(self.languages, sums, sums.pop(TOKENS))
+        read = self.read_documents if any(self.documents.values()) else None
+        return Statistics(self.languages, sums, sums.pop(TOKENS), sums.pop(DOCUMENTS, None), self.constants, read)
+
+    def read_documents(self, key: str, layer: int) -> dict[str, Tensor]:
+        """Values of single documents in one layer, `[document unit]` for each language.
+
+        Raises:
+            KeyError: The run did not collect them.
+            ValueError: A file that is missing or damaged.
+        """
+        name = row_key(key, layer)
+        return {
+            label: torch.cat([_read_rows(shard, name) for shard in shards]) for label, shards in self.documents.items()
+        }
 
     def parts(self, language: str) -> Iterator[dict[str, Tensor]]:
         """The sums of a language's shards, in order.
@@ -88,6 +111,33 @@ class Run:
         )
 
 
+def row_key(key: str, layer: int) -> str:
+    """The name of a document value in one layer."""
+    return f"{key}@{layer}"
+
+
+def _read_rows(shard: Path | Mapping[str, Tensor], name: str) -> Tensor:
+    try:
+        if isinstance(shard, Path):
+            with safe_open(str(shard), framework="pt") as file:
+                keys = list(file.keys())
+                if name in keys:
+                    return file.get_tensor(name)
+        else:
+            keys = list(shard)
+            if name in shard:
+                return shard[name]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{shard} is missing or damaged ({error}). "
+            "Call collect with the arguments of the run: it redoes that shard."
+        ) from error
+    raise KeyError(
+        f"this run did not collect {name!r} of single documents; it has "
+        f"{sorted({key.rsplit('@', 1)[0] for key in keys})}. Collect again with a method that needs it."
+    )
+
+
 def checksum(sums: Mapping[str, Tensor]) -> str:
     """A hash over names, types, shapes and bytes."""
     digest = hashlib.sha256()
@@ -97,9 +147,26 @@ def checksum(sums: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_shard(path: Path, sums: Mapping[str, Tensor]) -> None:
-    """Write one shard's sums with their checksum."""
-    write_bytes(path, save(dict(sums), metadata={"checksum": checksum(sums)}))
+def write_shard(path: Path, sums: Mapping[str, Tensor], documents: Path | None = None) -> None:
+    """Write one shard's sums with their checksum, and that of the file with its documents' values."""
+    metadata = {"checksum": checksum(sums)} | ({"documents": _file_hash(documents)} if documents else {})
+    write_bytes(path, save(dict(sums), metadata=metadata))
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_finished(path: Path, documents: Path | None) -> bool:
+    """Whether a shard's sums, and the values of its documents where there are any, are whole on disk."""
+    if read_shard(path) is None:
+        return False
+    if documents is None:
+        return True
+    with safe_open(str(path), framework="pt") as file:
+        stored = (file.metadata() or {}).get("documents")
+    return documents.is_file() and stored == _file_hash(documents)
 
 
 def read_shard(path: Path) -> dict[str, Tensor] | None:
@@ -118,6 +185,11 @@ def shard_path(folder: Path, name: str) -> Path:
     return folder / "shards" / f"{name}.safetensors"
 
 
+def documents_path(folder: Path, name: str) -> Path:
+    """Where the values of a shard's documents lie in a run's folder."""
+    return folder / "documents" / f"{name}.safetensors"
+
+
 def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
@@ -130,5 +202,15 @@ def load_run(path: str | Path) -> Run:
     stored = json.loads((folder / "run.json").read_text())
     if stored.get("schema") != SCHEMA:
         raise ValueError(f"{folder} was written with schema {stored.get('schema')}, this version reads {SCHEMA}.")
-    shards = {label: [shard_path(folder, name) for name in names] for label, names in stored["shards"].items()}
-    return Run(shards, stored["settings"], folder)
+    shards, documents = (
+        {label: [place(folder, name) for name in names] for label, names in stored["shards"].items()}
+        for place in (shard_path, documents_path)
+    )
+    constants = read_shard(folder / CONSTANTS)
+    if constants is None:
+        raise ValueError(f"{folder / CONSTANTS} is missing or damaged: call collect with the arguments of the run.")
+    costs: dict[str, float] = {}
+    for file in sorted(folder.glob("costs-*.json")):
+        for key, seconds in json.loads(file.read_text()).items():
+            costs[key] = costs.get(key, 0.0) + seconds
+    return Run(shards, stored["settings"], folder, documents if stored["settings"]["rows"] else {}, constants, costs)

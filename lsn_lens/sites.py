@@ -33,6 +33,8 @@ SITES: dict[str, Site] = {
         Site("q", "q", "attn.hook_q", heads=True),
         Site("k", "k", "attn.hook_k", heads=True),
         Site("v", "v", "attn.hook_v", heads=True),
+        Site("rot_q", "q", "attn.hook_rot_q", heads=True),  # after the rotary embedding, where there is one
+        Site("rot_k", "k", "attn.hook_rot_k", heads=True),
         Site("z", "z", "attn.hook_z", heads=True),
         Site("attn_out", "attn_out", "hook_attn_out"),
         Site("mlp_out", "mlp_out", "hook_mlp_out"),
@@ -43,6 +45,8 @@ SITES: dict[str, Site] = {
 WRITE_SITE: dict[str, str] = {
     # where an intervention on a unit of the basis takes hold
     "mlp": "mlp_post",
+    "mlp_pre": "mlp_pre",  # the outputs of the projections as units of their own
+    "mlp_up": "mlp_up",
     "q": "q",
     "k": "k",
     "v": "v",

@@ -1,12 +1,12 @@
-"""Exact, mergeable summaries of activations: named sums over tokens.
+"""Exact, mergeable summaries of activations: named sums over tokens, and values of single documents.
 
-Only sums are kept (counts in int64, sums in float64), so that merging shards is addition and
+Sums (counts in integers, sums in float64) and extremes are all that merges, so that merging shards is addition and
 `merge(parts) == whole` holds to the bit in a fixed order. Means and probabilities are derived.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -40,39 +40,191 @@ def sum_squares(rows: Rows) -> Float[Tensor, "unit"]:
     return rows.float().square().sum(0)
 
 
+def sum_absolute(rows: Rows) -> Float[Tensor, "unit"]:
+    """Sum of absolute values over tokens."""
+    return rows.float().abs().sum(0)
+
+
 @dataclass(frozen=True)
 class Reduction:
-    """How one batch is summed over tokens, and the type the sums are kept in."""
+    """How one batch is summed over tokens, and the type the sums are kept in.
+
+    `gradient`: the rows are activation times gradient of the loss, not the activation.
+    """
 
     function: Callable[[Tensor], Tensor]
     dtype: torch.dtype
+    gradient: bool = False
 
 
 REDUCTIONS: dict[str, Reduction] = {
     "positive": Reduction(count_positive, torch.int64),
     "sum": Reduction(sum_values, torch.float64),
     "squares": Reduction(sum_squares, torch.float64),
+    "act_grad": Reduction(sum_absolute, torch.float64, gradient=True),
 }
+
+Widths = Mapping[str, int]  # site -> units
+Tensors = dict[str, tuple[tuple[int, ...], torch.dtype]]  # key -> shape and type
+
+
+@runtime_checkable
+class Need(Protocol):
+    """What a method wants `collect` to keep: a frozen dataclass. Sizes are known before anything runs."""
+
+    @property
+    def key(self) -> str:
+        """Names it in files; two needs with the same key are the same."""
+        ...
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites whose widths its sizes depend on."""
+        ...
+
+    @property
+    def optional(self) -> bool:
+        """Left out, without an error, where the model lacks its sites."""
+        ...
+
+    @property
+    def by_document(self) -> bool:
+        """Needs one row a document, so the layout "documents"."""
+        ...
+
+    @property
+    def gradient(self) -> bool:
+        """Needs a backward pass."""
+        ...
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """The tensors of one shard; they merge by `merge`."""
+        ...
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """The tensors of one document, each `[layer unit]`: kept on disk, never merged."""
+        ...
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One sum to keep: a reduction of the tensor at a site. `key` names it in files."""
+    """One sum over tokens: a reduction of the tensor at a site. `key` names it in files."""
 
     site: str
     reduction: str
+    optional: bool = field(default=False, compare=False)
+    by_document = False
 
     @property
     def key(self) -> str:
         """For example `mlp_pre.positive`."""
         return f"{self.site}.{self.reduction}"
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Its site."""
+        return (self.site,)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the reduction is one of activation times gradient."""
+        return REDUCTIONS[self.reduction].gradient
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit]`."""
+        return {self.key: ((layers, widths[self.site]), REDUCTIONS[self.reduction].dtype)}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often each unit's value falls into each bin: `bins` of equal width, and one on either side for the rest.
+
+    The bins of a unit lie within `spread` standard deviations around its mean, both measured on the first tokens
+    of every language before the run (kept with the run as `<key>.low` and `<key>.width`).
+    """
+
+    site: str
+    bins: int = 64
+    spread: float = 4.0
+    optional = by_document = gradient = False
+
+    @property
+    def key(self) -> str:
+        """For example `mlp_act.histogram64`."""
+        return f"{self.site}.histogram{self.bins}" + ("" if self.spread == 4.0 else f"x{self.spread:g}")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Its site."""
+        return (self.site,)
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit bin]`, the tails first and last. 32 bits: no language of a run has 2**31 tokens."""
+        return {self.key: ((layers, widths[self.site], self.bins + 2), torch.int32)}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class DocumentValues:
+    """One value a document, layer and unit: the "mean", "last" (at the last token) or "maximum" over its tokens.
+
+    `skip_bos` leaves out the separator that a document begins with.
+    """
+
+    site: str
+    reduction: Literal["mean", "last", "maximum"] = "mean"
+    skip_bos: bool = False
+    optional: bool = field(default=False, compare=False)
+    by_document = True
+    gradient = False
+
+    @property
+    def key(self) -> str:
+        """For example `q.mean` or `q.mean.skip_bos`."""
+        return f"{self.site}.{self.reduction}" + (".skip_bos" if self.skip_bos else "")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Its site."""
+        return (self.site,)
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit]`."""
+        return {self.key: ((layers, widths[self.site]), torch.float32)}
+
+
+def unique(needs: Iterable[Need]) -> list[Need]:
+    """Needs without repeats, in their order; one that is optional for one method and not for another is not."""
+    kept: dict[str, Need] = {}
+    for need in needs:
+        if need.key not in kept or kept[need.key].optional:
+            kept[need.key] = need
+    return list(kept.values())
+
+
+MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    # last part of a key -> how two parts become one, where that is not addition
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+}
+
 
 Sums = dict[str, Num[Tensor, "layer *unit"]]
 
 
 def merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Add sums key by key, in the order given.
+    """Combine parts key by key, in the order given: sums add, `*.minimum` and `*.maximum` keep the extreme.
 
     Raises:
         ValueError: Nothing to merge, or parts with different keys or shapes.
@@ -86,17 +238,29 @@ def merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     total = {key: value.clone() for key, value in parts[0].items()}
     for part in parts[1:]:
         for key, value in part.items():
-            total[key] += value
+            total[key] = MERGES.get(key.rsplit(".", 1)[-1], torch.add)(total[key], value)
     return total
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Merged sums, labelled: key -> `[language layer unit]`, and tokens seen `[language layer]`."""
+    """Merged sums, labelled: key -> `[language layer unit]`, and tokens seen `[language layer]`.
+
+    Attributes:
+        languages: Labels, in the order of the first axis.
+        sums: What was summed over tokens or documents.
+        tokens: Tokens that each layer saw.
+        n_documents: Documents of each language; zeros where the layout was packed blocks.
+        constants: Tensors that the sums were made with and that no text changes (bins, experts, norms of weights).
+        read: `(key, layer)` -> language -> values of single documents, read when asked for.
+    """
 
     languages: tuple[str, ...]
-    sums: Mapping[str, Num[Tensor, "language layer unit"]]
+    sums: Mapping[str, Num[Tensor, "language *axes"]]
     tokens: Int[Tensor, "language layer"]
+    n_documents: Int[Tensor, "language"] | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    read: Callable[[str, int], Mapping[str, Tensor]] | None = None
 
     def probability(self, site: str) -> Float[Tensor, "language layer unit"]:
         """Share of tokens with a value above zero, in [0, 1]."""
@@ -119,11 +283,28 @@ class Statistics:
             raise ValueError(f"no language is left without {without!r}.")
         return self.mean(site)[kept].mean(0)
 
+    def documents(self, key: str, layer: int) -> dict[str, Float[Tensor, "document unit"]]:
+        """Values of single documents in one layer, by language, documents in the order of the text.
+
+        Raises:
+            KeyError: The run did not collect them.
+        """
+        if self.read is None:
+            raise KeyError(f"this run has no values of single documents, so no {key!r}. {_AGAIN}")
+        return dict(self.read(key, layer))
+
     def _get(self, site: str, reduction: str) -> Any:
-        key = Statistic(site, reduction).key
+        return self.get(Statistic(site, reduction).key)
+
+    def get(self, key: str) -> Tensor:
+        """Sums by key, languages first.
+
+        Raises:
+            KeyError: The run did not collect them.
+        """
         if key not in self.sums:
-            raise KeyError(
-                f"this run did not collect {key!r}; it has {list(self.sums)}. "
-                "Collect again with a method that needs it."
-            )
+            raise KeyError(f"this run did not collect {key!r}; it has {list(self.sums)}. {_AGAIN}")
         return self.sums[key]
+
+
+_AGAIN = "Collect again with a method that needs it."

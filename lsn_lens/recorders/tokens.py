@@ -1,0 +1,74 @@
+"""Recorders of sums over tokens: plain reductions, activation times gradient, histograms."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lsn_lens import forward, models
+from lsn_lens.batches import Plan
+from lsn_lens.recorders.base import Acts, Recorder
+from lsn_lens.statistics import REDUCTIONS, Histogram
+
+PROBE_TOKENS = 256  # of each language, from which the bins of a histogram come
+CHUNK = 512  # tokens binned at once
+
+
+class TokenSums(Recorder):
+    """Keeps a `Statistic`."""
+
+    def see(self, acts: Acts) -> None:
+        """Add the reduction of the batch; under a gradient, when the backward pass comes by."""
+        if self.need.gradient:
+            acts.raw.register_hook(lambda grad: self._add_product(acts, grad))
+        else:
+            self._add(acts.layer, acts.tokens)
+
+    def _add(self, layer: int, rows: Tensor) -> None:
+        reduction = REDUCTIONS[self.need.reduction]
+        self.sums[self.need.key][layer] += reduction.function(rows).to(reduction.dtype)
+
+    def _add_product(self, acts: Acts, grad: Tensor) -> None:
+        product = (acts.raw.detach() * grad).view(acts.whole.shape)
+        self._add(acts.layer, product[acts.view.keep])
+
+
+class Histograms(Recorder):
+    """Keeps a `Histogram`."""
+
+    need: Histogram
+
+    @staticmethod
+    @torch.no_grad()
+    def prepare(model: models.Model, need: Histogram, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
+        """Where each unit's bins begin and how wide they are, from the first tokens of every language."""
+        site, read = models.reader(model, need.site)
+        seen: dict[int, list[Tensor]] = {layer: [] for layer in range(model.cfg.n_layers)}
+        for label in sorted(plan.tokens):  # whatever the order of the languages, the same bits
+            first = next(shard for shard in plan.shards if shard.language == label)
+            batch = next(plan.batches(first))
+            rows = max(1, PROBE_TOKENS // batch.ids.shape[1])
+            ids, keep = (each[:rows].to(models.device_of(model)) for each in (batch.ids, batch.keep))
+
+            def look(acts: Tensor, hook: object, layer: int, keep: Tensor = keep) -> None:
+                seen[layer].append(read(acts)[keep].double())
+
+            hooks = [
+                (site.hook_name(layer), lambda acts, hook, layer=layer: look(acts, hook, layer)) for layer in seen
+            ]
+            with model.hooks(fwd_hooks=hooks):
+                forward.hidden_states(model, ids, keep.long())
+        values = [torch.cat(each) for each in seen.values()]
+        middle = torch.stack([each.mean(0) for each in values])
+        spread = need.spread * torch.stack([each.std(0) for each in values])
+        width = (2 * spread / need.bins).clamp_min(1e-12)  # a silent unit has no spread
+        return {f"{need.key}.low": (middle - spread).float(), f"{need.key}.width": width.float()}
+
+    def see(self, acts: Acts) -> None:
+        """Count into `bins + 2` bins a unit."""
+        low, width = (self.constants[f"{self.need.key}.{each}"][acts.layer] for each in ("low", "width"))
+        counts, bins = self.sums[self.need.key][acts.layer], self.need.bins + 2
+        first = torch.arange(len(low), device=self.device) * bins
+        for rows in acts.tokens.split(CHUNK if self.device.type == "cpu" else 1 << 16):
+            place = ((rows.float() - low) / width).floor_().clamp_(-1, self.need.bins).add_(1).long().add_(first)
+            counts += torch.bincount(place.flatten(), minlength=counts.numel()).view(counts.shape).to(counts.dtype)

@@ -1,0 +1,109 @@
+"""Predicted memory and disk against what a run really takes."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import transformers
+
+import lsn_lens as lsn
+from lsn_lens.collect import needs_of, widths_of
+from lsn_lens.passes import Pass
+from lsn_lens.planning import plan_run
+from lsn_lens.statistics import DocumentValues, Histogram, Statistic
+
+TEXTS = {label: [f"{label} sentence number {i}, and some words." for i in range(24)] for label in ("en", "fr", "zh")}
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A method that needs one statistic of each kind."""
+
+    def statistics(self):
+        return (
+            Statistic("mlp_pre", "positive"), Statistic("resid_post", "sum"), Histogram("mlp_act", 40),
+            DocumentValues("q", "mean"), DocumentValues("mlp_up", "last", optional=True),
+        )  # fmt: skip
+
+    def score(self, statistics):
+        raise NotImplementedError
+
+    def select(self, scores):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_disk_is_what_was_predicted(name, load, tmp_path):
+    model = load(name)
+    layout = lsn.Layout(kind="documents", shards=3)
+    predicted = plan_run(model, [Everything()], languages=3, documents=24, layout=layout)
+    run = lsn.collect(model, lsn.load_corpora(TEXTS, hold_out=0.0), [Everything()], tmp_path, layout=layout)
+    written = sum(
+        path.stat().st_size for path in tmp_path.rglob("*.safetensors") if path.name != "constants.safetensors"
+    )
+    headers = 3000 * 2 * 9  # names and shapes, for each of two files a shard
+    assert predicted.loc["all", "disk"] <= written <= predicted.loc["all", "disk"] + headers
+    sums = sum(value.numel() * value.element_size() for value in run.statistics.sums.values())
+    assert sums == predicted.loc["all", "merged"]
+
+
+def test_memory_of_the_recorders_is_what_was_predicted(load):
+    model = load("llama")
+    needs = [each for each in needs_of(model, [Everything()]) if not each.by_document]
+    recorders = Pass(model, needs, widths_of(model, needs), {}).recorders
+    held = sum(value.numel() * value.element_size() for each in recorders for value in each.sums.values())
+    predicted = plan_run(model, [Everything()], layout=lsn.Layout(shards=16), documents=160)
+    assert held == predicted.loc[[need.key for need in needs], "memory"].sum()
+
+
+def test_a_configuration_is_enough_and_agrees_with_the_model(load):
+    model = load("llama")
+    if not hasattr(model, "original_model"):
+        pytest.skip("a HookedTransformer keeps no Hugging Face configuration")
+    config = transformers.LlamaConfig(**model.original_model.config.to_dict())
+    from_model, from_config = (plan_run(each, [Everything()], languages=3, documents=24) for each in (model, config))
+    assert from_model.equals(from_config)
+
+
+def test_llama_7b_without_its_weights():
+    config = transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000
+    )
+    table = plan_run(config, ["lape", Everything()], languages=7, documents=500)
+    assert table.loc["mlp_pre.positive", "merged"] == 7 * 32 * 11008 * 8
+    assert table.loc["q.mean", "disk"] == 7 * 500 * 32 * 4096 * 4
+    assert 26.9e9 < table.loc["model", "memory"] < 27.1e9  # 6.74e9 parameters in float32
+
+
+PEAK = """
+import resource, sys, torch, transformers
+import lsn_lens as lsn
+from lsn_lens.planning import plan_run
+from lsn_lens.statistics import Histogram, Statistic
+class Method:
+    score = select = None
+    def statistics(self):
+        return (Histogram("mlp_act", int(sys.argv[2])),)
+model = lsn.load_model(sys.argv[1])
+corpora = lsn.load_corpora({label: [f"{label} text {i}" for i in range(8)] for label in ("en", "fr")}, hold_out=0.0)
+layout = lsn.Layout(kind="documents", shards=1)
+run = lsn.collect(model, corpora, [Method()], sys.argv[3], layout=layout, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(plan_run(model, [Method()], languages=2, documents=8, layout=layout)["memory"].drop(["all", "one batch"]).sum())
+"""
+
+
+def test_peak_memory_grows_as_predicted(tmp_path):
+    """Two processes that differ in the number of bins alone: the difference of their peaks is the sums'."""
+    peaks = {}
+    for bins in (10, 4000):  # 6 layers x 768 units x 4002 bins x 4 bytes = 74 MB
+        out = subprocess.run(
+            [sys.executable, "-c", PEAK, "demo", str(bins), str(tmp_path / str(bins))],
+            capture_output=True, text=True, check=True, cwd=Path(lsn.__file__).parents[1],
+        ).stdout.split()  # fmt: skip
+        peaks[bins] = (int(out[0]), int(out[1]))
+    grown, predicted = (peaks[4000][i] - peaks[10][i] for i in (0, 1))
+    assert 70e6 < predicted < 78e6
+    assert 0.8 * predicted < grown < 5 * predicted  # a copy for the file, one for its checksum, one while it is written
