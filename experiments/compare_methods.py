@@ -1,4 +1,4 @@
-"""Find language-specific neurons with several methods, switch them off, and report who is hurt.
+"""Find language-specific neurons with every method, ablate them, and report who is hurt, beside random controls.
 
     python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
 
@@ -26,47 +26,49 @@ class Config:
         model: "demo", a local folder or a Hub id.
         corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
         out: Folder for the report and all else.
-        methods: Names of methods, as [lape,lave]; the first that can choose its rate sets the rate of all.
+        methods: Names of methods, as [lape,lave]; all by default, without those that the text is not made for.
         languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
-        rate: Share of all neurons to choose.
-        at_least: Raise the rate to the smallest that gives every language this many neurons; 0 keeps the rate.
-        control_seeds: Random sets for each method, as many neurons in each language and layer.
-        ablations: What to set the neurons to: any of "zero", "dataset mean", "other languages' mean".
-        kind: Packed blocks, or one row a document.
+        rate: Share of all units to choose, for methods that choose a share.
+        at_least: Raise the rate to the smallest that gives every language this many neurons by the first method that
+            can tell (lape); 0 keeps the rate.
+        control_seeds: Random sets for each method and language, as many units in each layer; 20 show the 95th
+            percentile.
+        ablation: What to set units to: "other languages' mean", "dataset mean" or "zero".
+        kind: Packed blocks, or one row a document; by default what the methods need.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
         max_tokens: Cap for each language when finding neurons.
-        evaluation_tokens: Cap for each language when measuring.
+        evaluation_tokens: Cap for each language when measuring each method on all languages.
+        control_tokens: The same for random sets, measured on their own language only.
         files: Glob that picks files of a corpus folder.
         column: The field with the text.
         device: For example "cuda"; a GPU if there is one.
         dtype: Of the weights.
         backend: TransformerLens class of the model.
         revision: Branch, tag or commit of a Hub model.
-        seed: Of the first random control.
     """
 
     model: str = "demo"
     corpus: str = "demo"
     out: Path = Path("runs/demo")
-    methods: tuple[str, ...] = ("lape", "lap", "lave")
+    methods: tuple[str, ...] | None = None
     languages: tuple[str, ...] | None = None
     rate: float = 0.01
     at_least: int = 10
-    control_seeds: int = 5
-    ablations: tuple[Literal["zero", "dataset mean", "other languages' mean"], ...] = ("zero",)
-    kind: Literal["blocks", "documents"] = "blocks"
+    control_seeds: int = 20
+    ablation: Literal["other languages' mean", "dataset mean", "zero"] = "other languages' mean"
+    kind: Literal["blocks", "documents"] | None = None
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
     max_tokens: int | None = None
     evaluation_tokens: int | None = None
+    control_tokens: int = 512
     files: str = "*"
     column: str = "text"
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     backend: Literal["auto", "hooked", "bridge"] = "auto"
     revision: str | None = None
-    seed: int = 0
 
 
 STARTED = datetime.now(UTC)
@@ -79,103 +81,87 @@ import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens import sections  # noqa: E402
-from lsn_lens.evaluation import effects  # noqa: E402
 from lsn_lens.neurons import write_bytes  # noqa: E402
 from lsn_lens.report import provenance, write_report  # noqa: E402
 from lsn_lens.text_view import activations_on_text, neuron_on_text  # noqa: E402
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
-Sets = dict[str, lsn.NeuronSet]
 SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
 
 
-def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run, Sets]:
-    """Load, collect and detect: model, corpora, run, and each method's set."""
-    check(config)
+def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run]:
+    """Load and collect: model, corpora, run."""
+    names = check(config)
     model = lsn.load_model(
         config.model, backend=config.backend, device=config.device, dtype=getattr(torch, config.dtype),
         revision=config.revision,
     )  # fmt: skip
     corpora = lsn.load_corpora(config.corpus, config.languages, files=config.files, column=config.column)
-    run = lsn.collect(model, corpora, config.methods, config.out / "run", layout=layout(config))
-    return model, corpora, run, find(run, config)
+    return model, corpora, lsn.collect(model, corpora, names, config.out / "run", layout=layout(config, names))
 
 
-def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run, found: Sets) -> Path:
-    """Measure and write everything; returns the path of report.html."""
-    losses = measure(model, corpora, run, found, config)
-    summary = effects.summarise(losses)
-    tables = {
-        "losses": losses,
-        "languages": summary,
-        "methods": effects.overall(summary),
-        "controls": effects.control_points(losses),
-        "sizes": sections.sizes(found),
-        "text": run.to_frame().reset_index(),
-    }
-    save_tables(
-        {**tables, **{f"neurons-{name}": each.to_frame() for name, each in found.items()}}, config.out / "tables"
-    )
-    for name, each in found.items():
-        each.save(config.out / "neurons" / f"{name}.safetensors")
-    best = tables["methods"]["method"].iloc[0]
-    view = neurons_on_text(model, corpora, lsn.score(run, best), found[best])
-    origin = provenance(run, losses.attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
-    write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
-    return write_report(sections.comparison(tables, found, view, origin), config.out)
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work before anything slow begins."""
-    unknown = [name for name in config.methods if name not in lsn.METHODS]
-    if unknown or not config.methods:
-        raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
-    if config.control_seeds < 1 or not config.ablations:
-        raise ValueError("expected at least one control seed and one ablation: a result without control shows nothing.")
-
-
-def layout(config: Config) -> lsn.Layout:
-    """How text becomes batches."""
-    return lsn.Layout(kind=config.kind, length=config.length, separator=config.separator, max_tokens=config.max_tokens)
-
-
-def find(run: lsn.Run, config: Config) -> Sets:
-    """Each method's set, all with the rate of the first method that can raise its own."""
-    names = {name: {each.name for each in fields(lsn.METHODS[name])} for name in config.methods}
-    adaptive = next((name for name in names if "at_least" in names[name]), None)
-    rate, first = config.rate, {}
-    if adaptive:
-        first = {adaptive: lsn.detect(run, adaptive, rate=config.rate, at_least=config.at_least)}
-        rate = first[adaptive].notes["rate"]
-    return {
-        name: first.get(name) or lsn.detect(run, name, **({"rate": rate} if "rate" in names[name] else {}))
-        for name in names
-    }
-
-
-def measure(model: Any, corpora: Corpora, run: lsn.Run, found: Sets, config: Config) -> pd.DataFrame:
-    """Losses for each set and its random controls: one control on all languages, the others on their own."""
-    seeds = range(config.seed, config.seed + config.control_seeds)
-    draws = {effects.control_name(name, seed): each.random_like(seed) for seed in seeds for name, each in found.items()}
-    first = effects.control_name(next(iter(found)), seeds[0])
-    shown = {first: draws.pop(first)}
+def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
+    """Compare and write everything; returns the path of report.html."""
+    parameters, rates = settings(run, config)
     actions = {
         "zero": lsn.zero,
         "dataset mean": lsn.mean_ablation(run.statistics),
-        "other languages' mean": lsn.other_mean_ablation(run.statistics),
+        "other languages' mean": None,  # what compare does by default
     }
-    text = replace(layout(config), max_tokens=config.evaluation_tokens)
-    whole: Any = "all", {**found, **shown}
-    rest: Any = "own", draws
-    frames = [
-        lsn.perplexity_table(model, corpora, sets, actions[name], evaluate=evaluate, layout=text)
-        for name in config.ablations
-        for evaluate, sets in (whole, rest)
-        if sets
-    ]
-    table = pd.concat(frames, ignore_index=True).drop_duplicates(["set", "action", "intervened", "evaluated"])
-    table.attrs = frames[0].attrs
-    return table
+    text = replace(layout(config, list(parameters)), kind="blocks", max_tokens=config.evaluation_tokens)
+    comparison = lsn.compare(
+        run, config.methods, model=model, corpora=corpora, action=actions[config.ablation],
+        seeds=config.control_seeds, control_tokens=config.control_tokens, layout=text, parameters=parameters,
+    )  # fmt: skip
+    tables = {each.name: getattr(comparison, each.name) for each in fields(comparison)}
+    tables = {name: table for name, table in tables.items() if isinstance(table, pd.DataFrame)}
+    sets = {f"neurons-{name}": each.to_frame() for name, each in comparison.found.items()}
+    save_tables({**tables, **sets, "text": run.to_frame().reset_index()}, config.out / "tables")
+    for name, each in comparison.found.items():
+        each.save(config.out / "neurons" / f"{name}.safetensors")
+    origin = provenance(run, comparison.losses.attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
+    write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
+    view = neurons_on_text(model, corpora, comparison)
+    return write_report(
+        sections.comparison_report(comparison, run.to_frame().reset_index(), view, rates, origin), config.out
+    )
+
+
+def check(config: Config) -> list[str]:
+    """Refuse what cannot work before anything slow begins; the names of the methods."""
+    names = list(config.methods or (name for name in lsn.METHODS if name != "random"))
+    unknown = [name for name in names if name not in lsn.METHODS]
+    if unknown:
+        raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
+    if config.control_seeds < 2:
+        raise ValueError("expected at least two control seeds: a result without control shows nothing.")
+    if config.kind == "blocks" and config.methods is None:  # methods of single documents cannot be had
+        names = [name for name in names if not any(need.by_document for need in lsn.METHODS[name]().statistics())]
+    return names
+
+
+def layout(config: Config, names: list[str]) -> lsn.Layout:
+    """How text becomes batches."""
+    by_document = any(need.by_document for name in names for need in lsn.METHODS[name]().statistics())
+    kind = config.kind or ("documents" if by_document else "blocks")
+    return lsn.Layout(kind=kind, length=config.length, separator=config.separator, max_tokens=config.max_tokens)
+
+
+def settings(run: lsn.Run, config: Config) -> tuple[dict[str, dict[str, Any]], str]:
+    """Hyper-parameters of each method, all with the rate of the first that can raise its own; and why, in words."""
+    names = {name: {each.name for each in fields(lsn.METHODS[name])} for name in check(config)}
+    rate, words = config.rate, f"Methods that choose a share of units choose {config.rate:.2%}."
+    adaptive = next((name for name in names if "at_least" in names[name]), None)
+    if adaptive and config.at_least:
+        notes = lsn.detect(run, adaptive, rate=config.rate, at_least=config.at_least).notes
+        rate = notes["rate"]
+        words = (
+            f"{config.rate:.2%} of all MLP neurons are {notes['asked']:,}; by {adaptive} it takes {notes['chosen']:,} "
+            f"({rate:.2%}) to give every language at least {config.at_least}. Methods that choose a share choose that "
+            "one, of all units of their kinds; sizes still differ, since a unit may belong to several languages and "
+            "some methods divide the number evenly."
+        )
+    return {name: {"rate": rate} if "rate" in names[name] else {} for name in names}, words
 
 
 def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -186,14 +172,18 @@ def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
         table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def neurons_on_text(model: Any, corpora: Corpora, scores: lsn.NeuronScores, found: lsn.NeuronSet) -> str:
+def neurons_on_text(model: Any, corpora: Corpora, comparison: lsn.Comparison) -> str:
     """Where each language's highest scoring neurons fire in the first held-out document of every language."""
+    best = next((name for name in comparison.ranking["method"] if set(comparison.found[name].masks) == {"mlp"}), None)
+    if best is None or not len(comparison.found[best]):
+        return ""
+    scores, found = comparison.scores[best], comparison.found[best]
     keys = ["language", "basis", "layer", "unit"]
     ranked = scores.to_frame().merge(found.to_frame(), on=keys).sort_values("score", ascending=False, kind="stable")
     neurons = ranked.groupby("language", sort=False).head(2)
     neurons = neurons.set_index("language").loc[[each for each in found.languages if each in set(neurons["language"])]]
     texts = {label: next(iter(each.hold_out))[:SHOWN_TEXT] for label, each in corpora.items()}
-    return neuron_on_text(activations_on_text(model, texts, neurons.reset_index())) if len(neurons) else ""
+    return neuron_on_text(activations_on_text(model, texts, neurons.reset_index()))
 
 
 def main(config: Config) -> None:

@@ -4,6 +4,7 @@ from lsn_lens.batches import Layout
 from lsn_lens.collect import collect
 from lsn_lens.corpora import LanguageCorpus, load_corpora
 from lsn_lens.detect import detect, score
+from lsn_lens.evaluation.compare import Comparison, compare
 from lsn_lens.evaluation.perplexity import perplexity_matrix, perplexity_table
 from lsn_lens.interventions import add, intervene, mean_ablation, other_mean_ablation, scale, set_to, zero
 from lsn_lens.methods import METHODS
@@ -15,6 +16,7 @@ from lsn_lens.statistics import Statistics
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "Comparison",
     "LanguageCorpus",
     "Layout",
     "NeuronScores",
@@ -23,6 +25,7 @@ __all__ = [
     "Statistics",
     "add",
     "collect",
+    "compare",
     "detect",
     "intervene",
     "load_corpora",

@@ -12,7 +12,8 @@ DIVERGING = ("#2c5f91", "#86aed0", "#f7f7f5", "#e39c80", "#b5402a")  # helped, u
 SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 
 __all__ = [
-    "Chart", "change_matrix", "control", "digits", "layer_counts", "method_rises", "overlap", "robust_limit", "save"
+    "Chart", "agreement", "change_matrix", "control", "digits", "layer_counts", "method_rises", "overlap",
+    "robust_limit", "save",
 ]  # fmt: skip
 
 
@@ -43,11 +44,11 @@ def change_matrix(
     label = f"{unit}<br>from {low:{form}} to {high:{form}}"
     cells = Heatmap(shown, (-limit, limit), DIVERGING, label, form)
     caption = (
-        f"Each cell: what switching off the row's neurons does to the loss on the column's text ({unit}). "
+        f"Each cell: what ablating the row's units does to the loss on the column's text ({unit}). "
         f"Values go from {low:{form}} to {high:{form}}; the colours end at ±{limit:.{digits(limit)}f}, "
         "so that one language with huge values does not wash out the others."
     )
-    return Chart(title, "evaluated on", "neurons switched off of", (cells,), caption)
+    return Chart(title, "evaluated on", "units ablated of", (cells,), caption)
 
 
 def robust_limit(matrix: pd.DataFrame) -> float:
@@ -82,28 +83,40 @@ def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own langu
     """Own rise of each language beside the rises of its random controls, for one method and action.
 
     Args:
-        summary: Rows of `effects.summarise`.
-        points: Rows of `effects.control_points`.
+        summary: `Comparison.control_by_language` of one method, or rows of `effects.summarise`.
+        points: `Comparison.control_points` of it, or rows of `effects.control_points`.
         title: Above the figure.
     """
     own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
-    marks = (Bars(own, "neurons found", HURT), Dots(random, "random neurons, one dot a seed", RANDOM))
+    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot a seed", RANDOM))
     return Chart(
         title, "language", "rise of its own loss, nats a token", marks,
-        "Bars: the language's own loss when its neurons are off. Dots: the same number of random neurons in the same "
+        "Bars: the language's own loss when its units are ablated. Dots: the same number of random units in the same "
         "layers. A bar that does not clear its dots shows nothing.",
     )  # fmt: skip
 
 
-def method_rises(overall: pd.DataFrame, title: str = "Methods side by side") -> Chart:
-    """From `effects.overall`: mean rise of the own language, the other languages, and under random neurons."""
-    rows = overall.set_index(
-        overall["method"] + np.where(overall["action"].nunique() > 1, ", " + overall["action"], "")
-    )
+def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Chart:
+    """Mean rise of the own language, the other languages, and under random units.
+
+    Args:
+        table: `Comparison.specificity` with the column `random_mean` of `Comparison.control`.
+        title: Above the figure.
+    """
+    rows = table.set_index("method")
     series = (
-        ("own language", "mean_own_rise", HURT),
+        ("own language", "own_rise", HURT),
         ("other languages", "mean_other_rise", OTHER),
-        ("own language, random neurons", "random_mean", RANDOM),
+        ("own language, random units (shorter text)", "random_mean", RANDOM),
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
     return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")
+
+
+def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
+    """From `Comparison.agreement`: 1 for equal sets, 0 for chance; empty where methods share no kind of unit."""
+    matrix = pd.DataFrame(np.nan, index=methods, columns=methods)
+    for row in table.to_dict("records"):
+        matrix.loc[row["method"], row["other"]] = matrix.loc[row["other"], row["method"]] = row["chance_corrected"]
+    cells = Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "shared units beyond chance", ".2f")
+    return Chart(title, "", "", (cells,), "Units that two methods share at equal size, corrected for chance.")

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from plotly.offline import get_plotlyjs
 
 from lsn_lens.batches import corpus_hash
 from lsn_lens.charts import Chart, fragment, save
-from lsn_lens.evaluation.effects import doubts
 from lsn_lens.neurons import write_bytes
 from lsn_lens.plots import digits
 from lsn_lens.run import Run
@@ -29,13 +27,18 @@ from lsn_lens.run import Run
 PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 HEADINGS = {
     "own_rise": "own rise", "own_rise_bits_per_byte": "in bits/byte", "own_rise_perplexity": "in perplexity",
-    "worst_other": "other hurt most", "worst_other_rise": "its rise", "mean_other_rise": "mean rise of others",
-    "random_mean": "random, mean", "random_max": "random, highest", "random_seeds": "seeds",
-    "share_above_random": "seeds exceeded", "own_hurt_most": "own hurt most", "mean_own_rise": "mean own rise",
-    "above_all_random": "above all random", "own_over_random": "own / random",
+    "own_rise_per_neuron": "per unit", "own_rise_bits_per_byte_per_neuron": "in bits/byte per unit",
+    "own_minus_worst_other": "own minus worst other", "difference": "own minus worst other",
+    "own_rise_short_text": "own rise", "worst_other": "other hurt most", "worst_other_rise": "its rise",
+    "mean_other_rise": "mean rise of others", "random_mean": "random, mean", "random_sd": "random, sd",
+    "own_hurt_most": "own hurt most", "share_above_95": "above 95 % of random", "neurons": "units",
+    "shown": "languages that pass",
 }  # fmt: skip
-NATS = ("own_rise", "worst_other_rise", "mean_own_rise", "mean_other_rise", "random_mean", "random_max")
-SHARES = {"rate": ".2%", "share_above_random": ".0%"}
+NATS = (
+    "own_rise", "own_minus_worst_other", "difference", "own_rise_short_text", "worst_other_rise", "mean_other_rise",
+    "random_mean", "random_sd",
+)  # fmt: skip
+SHARES = {"rate": ".2%", "share_above_95": ".0%", "percentile": ".0f"}
 
 
 @dataclass(frozen=True)
@@ -99,25 +102,6 @@ def write_report(report: Report, folder: Path | str) -> Path:
     return folder / "report.html"
 
 
-def lead(row: Mapping[Hashable, Any]) -> str:
-    """What a row of `effects.overall` (as a mapping) says, in words, also where it says little."""
-    decimals = _decimals(abs(row["mean_own_rise"]))
-    own, other, random = (f"{row[key]:+z.{decimals}f}" for key in ("mean_own_rise", "mean_other_rise", "random_mean"))
-    found = (
-        f"For {row['own_hurt_most']} of {row['languages']} languages, switching off the neurons that {row['method']} "
-        f"finds hurts that language more than any other. On average the loss changes by {own} nats a token for the "
-        f"neurons' own language and by {other} for the others"
-    )
-    if math.isnan(row["random_mean"]):
-        found += "."
-    else:
-        found += f", next to {random} for its own language when as many random neurons of the same layers are off"
-        times = row["own_over_random"]
-        found += f": {times:.3g} times as much." if times > 1 else "."
-    reasons = doubts(row)
-    return f"A weak result: {'; '.join(reasons)}. {found}" if reasons else found
-
-
 def provenance(run: Run, measured: Mapping[str, Any], settings: Mapping[str, Any], started: datetime) -> dict[str, Any]:
     """What it takes to know where a result came from, as plain data.
 
@@ -173,7 +157,7 @@ def _kind(name: Hashable, values: pd.Series) -> str:
     """The style of a column: numbers stand to the right, warnings are coloured."""
     if pd.api.types.is_numeric_dtype(values):
         return "number"
-    return "warning" if name in ("warning", "note") else "word"
+    return "warning" if name in ("warning", "warnings", "note") else "word"
 
 
 def _column_cells(name: str, values: pd.Series, largest: float) -> list[str]:

@@ -1,6 +1,5 @@
 """The report of a comparison of methods: what each section shows and says."""
 
-import math
 import re
 import shlex
 from collections.abc import Hashable, Mapping
@@ -9,168 +8,217 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens import plots
+from lsn_lens.evaluation.compare import Comparison
 from lsn_lens.evaluation.perplexity import as_matrix
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.report import Report, Section, lead
+from lsn_lens.report import Report, Section
 
 
-def comparison(
-    tables: Mapping[str, pd.DataFrame], found: Mapping[str, NeuronSet], view: str, origin: Mapping[str, Any]
+def comparison_report(
+    comparison: Comparison, text: pd.DataFrame, view: str, rates: str, origin: Mapping[str, Any]
 ) -> Report:
     """The whole report, best method first.
 
     Args:
-        tables: `losses` (from `perplexity_table`), `languages`, `methods` and `controls` (from `effects`), `sizes` and
-            `text` (from `Run.to_frame`).
-        found: Each method's set.
-        view: From `neuron_on_text`, for the best method; "" for none.
+        comparison: From `compare`, with a model.
+        text: From `Run.to_frame`.
+        view: From `neuron_on_text`, for the best method with MLP neurons; "" for none.
+        rates: How large the sets are and why, in words.
         origin: From `provenance`.
     """
-    first = tables["methods"].to_dict("records")[0]
+    first = comparison.ranking.to_dict("records")[0]
     languages = list(origin["corpus"]["languages"])
     return Report(
         "Language-specific neurons",
         f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
         lead(first),
-        facts(first, tables),
+        facts(comparison),
         (
-            methods_section(tables, found),
+            ranking_section(comparison, rates),
             HOW_TO_READ,
-            *(method_section(name, found[name], tables) for name in tables["methods"]["method"].unique()),
-            Section(
-                f"Neurons on text: {first['method']}", TEXT_VIEW if view else ("No neurons were found.",), view=view
-            ),
-            text_section(tables, origin),
+            effects_section(comparison),
+            control_section(comparison),
+            agreement_section(comparison),
+            sizes_section(comparison),
+            cost_section(comparison),
+            *(method_section(name, comparison) for name in comparison.ranking["method"]),
+            *([Section("Neurons on text", (TEXT_VIEW,), view=view)] if view else []),
+            text_section(text, origin),
             origin_section(origin),
         ),
     )
 
 
-def sizes(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
-    """How many neurons each method chose."""
-    rows = []
-    for name, each in found.items():
-        counts, all_neurons = each.counts(), sum(mask[0].numel() for mask in each.masks.values())
-        rows.append(
-            {
-                "method": name,
-                "different_neurons": len(each),
-                "rate": len(each) / all_neurons,
-                "over_all_languages": int(counts.sum()),
-                "fewest": int(counts.min()),
-                "language_with_fewest": str(counts.idxmin()),
-                "most": int(counts.max()),
-                "language_with_most": str(counts.idxmax()),
-                "parameters": each.method,
-            }
-        )
-    return pd.DataFrame(rows)
+def lead(row: Mapping[Hashable, Any]) -> str:
+    """What the first row of a ranking says, in words, also where it says little."""
+    found = (
+        f"{row['method']} comes first. For {row['shown']} of {row['languages']} languages, ablating the units that it "
+        "finds hurts that language more than any other, and more than 95 % of the random sets of as many units in the "
+        f"same layers do. On average the loss of the own language changes by {row['own_rise']:+z.4f} nats a token, "
+        f"that is {row['own_minus_worst_other']:+z.4f} next to the other language that is hurt most."
+    )
+    weak = 2 * row["shown"] <= row["languages"]
+    return f"A weak result: no method passes both tests for more than half of the languages. {found}" if weak else found
 
 
-def facts(first: Mapping[Hashable, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """The best method's numbers in short."""
-    size = of(tables["sizes"], method=first["method"]).to_dict("records")[0]
-    mine = of(tables["languages"], method=first["method"], action=first["action"])
-    ratio = first["own_over_random"]
+def facts(comparison: Comparison) -> dict[str, str]:
+    """The numbers in short."""
+    ranking = comparison.ranking
+    row = ranking.to_dict("records")[0]
     return {
-        f"languages hurt most by their own neurons ({first['method']})": (
-            f"{first['own_hurt_most']} of {first['languages']}"
-        ),
-        "mean own rise, nats a token": f"{first['mean_own_rise']:+.3g}",
-        "times the random control's": f"{ratio:.3g}" if not math.isnan(ratio) else first["note"] or "n/a",
-        "different neurons": f"{size['different_neurons']:,} ({size['rate']:.2%})",
-        "languages with a warning": str(sum(mine["warning"] != "")),
+        f"languages that pass both tests ({row['method']})": f"{row['shown']} of {row['languages']}",
+        "mean own rise, nats a token": f"{row['own_rise']:+z.4f}",
+        "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
+        "methods that pass for none": str(sum(ranking["shown"] == 0)),
+        "methods left out": str(len(comparison.skipped)),
     }
 
 
-def methods_section(tables: Mapping[str, pd.DataFrame], found: Mapping[str, NeuronSet]) -> Section:
+def ranking_section(comparison: Comparison, rates: str) -> Section:
     """All methods at a glance."""
-    noted = [each.notes for each in found.values() if "chosen" in each.notes]
-    raised = next((notes for notes in noted if notes["chosen"] > notes["asked"]), None)
-    rate = "Every method chooses the share of neurons that was asked for."
-    if raised:
-        rate = (
-            f"The rate asked for gives {raised['asked']:,} neurons. It was raised to {raised['chosen']:,} neurons "
-            f"({raised['rate']:.2%} of all), the smallest number that gives every language as many as asked for. All "
-            "methods use that rate; sizes still differ, since a neuron may belong to several languages and some "
-            "methods divide the number evenly."
-        )
-    methods = tables["methods"]
-    shown = methods if "".join(methods["note"]) else methods.drop(columns="note")
+    left_out = {"Methods that were left out": comparison.skipped} if len(comparison.skipped) else {}
     return Section(
         "Methods side by side",
         (
-            rate,
-            "Best first: for how many languages the own language is hurt most, then how far the mean own rise is above "
-            "both the other languages' and the random control's. The order comes from the text that is shown.",
+            "Best first. A language passes (shown) where ablating its own units hurts it more than any other "
+            "language, and more than 95 % of the random sets do. Among equals, the order is that of the mean "
+            "difference between the own rise and the worst other language's.",
+            rates,
         ),
-        {"Rises of the loss in nats a token, means over languages": shown, "Sizes": tables["sizes"]},
-        {"methods": plots.method_rises(methods)},
-    )  # fmt: skip
+        {"Main numbers; rises of the loss in nats a token, means over languages": comparison.ranking, **left_out},
+        {"methods": plots.method_rises(comparison.specificity.merge(comparison.control[["method", "random_mean"]]))},
+    )
 
-
-HIDDEN = ["action", "method", "random_seeds"]  # said in the text
-TEXT_VIEW = (
-    "The two highest scoring neurons of each language, on the first held-out document of every language (in the demo "
-    "text: the same sentence). Point at a neuron's name to see where it fires, click to keep it. The darker a token, "
-    "the higher act(gate); values below 0, where the neuron does not fire, are left white.",
-)
 
 HOW_TO_READ = Section(
     "How to read this",
     (
-        "A neuron is one unit of an MLP layer. A method looks at when neurons fire on text of each language, and says "
-        "which belong to which. Then the neurons of one language at a time are switched off, and the model's loss is "
-        "measured on held-out text of all languages.",
+        "A unit is one number that the model computes at each token: a neuron of an MLP layer, or one output of "
+        "another projection, or one dimension of the residual stream. A method looks at what units do on text of each "
+        "language, and says which belong to which. Then the units of one language at a time are ablated, and the "
+        "model's loss is measured on held-out text of all languages.",
+        "Ablated means: set to their mean over the other languages (the table names the action where it is another). "
         "The loss is the mean negative log-probability of a token, in nats. A rise of 0.1 means that tokens become "
-        "10 % less probable on average. Tokens differ between languages, so bits per byte stand beside it: the "
-        "same loss for each byte of text. Perplexity is exp(loss).",
-        "Neurons that belong to a language should hurt that language: a matrix with a red diagonal and pale elsewhere. "
-        "Random neurons, as many in each layer, are the control: a rise that they reach as well says nothing about the "
-        "language. A small model or little text makes all numbers noisy; warnings in the tables say where.",
+        "10 % less probable on average. Tokens differ between languages, so bits per byte stand beside it.",
+        "Units that belong to a language should hurt that language: a matrix with a red diagonal, pale elsewhere. "
+        "Random units, as many in each layer, are the control: a rise that they reach as well says nothing about the "
+        "language. A small model or little text makes all numbers noisy; warnings in words say where.",
     ),
+)
+TEXT_VIEW = (
+    "The two highest scoring neurons of each language, by the best method on MLP neurons, on the first held-out "
+    "document of every language (in the demo text: the same sentence). Point at a neuron's name to see where it fires, "
+    "click to keep it. The darker a token, the higher act(gate); values below 0, where the neuron does not fire, are "
+    "white."
 )
 
 
-def method_section(name: str, found: NeuronSet, tables: Mapping[str, pd.DataFrame]) -> Section:
-    """One method: who is hurt, against the control, and where the neurons are."""
-    figures, shown, text = {}, {}, []
-    for action in tables["methods"]["action"].unique():
-        losses = of(tables["losses"], action=action)
-        summary, points = (of(tables[each], action=action, method=name) for each in ("languages", "controls"))
-        matrix, end = as_matrix(of(losses, set=name)), slug(f"{name}-{action}")
-        figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, neurons set to {action}")
-        for control in dict.fromkeys(each for each in losses["set"] if each.startswith(f"{name} random ")):
-            random = as_matrix(of(losses, set=control))
-            if random.notna().all(axis=None):  # the others were measured on their own language only
-                title = f"{control}: the same for random neurons, same colour scale"
-                limit = plots.robust_limit(matrix)
-                figures[f"change-{slug(control)}-{slug(action)}"] = plots.change_matrix(random, title, limit=limit)
-        figures[f"control-{end}"] = plots.control(summary, points, f"{name} against random neurons, set to {action}")
-        shown[f"Neurons set to {action}: rises of the loss in nats a token"] = summary.drop(columns=HIDDEN)
-        text.append(
-            f"Neurons set to {action}. {lead(of(tables['methods'], action=action, method=name).to_dict('records')[0])}"
-        )
-    figures[slug(f"layers-{name}")] = plots.layer_counts(
-        found.layer_counts(), f"{name}: neurons per layer and language"
+def effects_section(comparison: Comparison) -> Section:
+    """Does it hurt, and whom?"""
+    return Section(
+        "What ablation does",
+        (
+            "Rises of the loss on held-out text, means over languages: in total, and for each neuron, which makes sets "
+            "of different sizes comparable. Then the own language against the other one that is hurt most.",
+        ),
+        {"Effect, strongest first": comparison.effects, "Specificity, highest first": comparison.specificity},
     )
-    figures[slug(f"overlap-{name}")] = plots.overlap(found.jaccard(), f"{name}: neurons that languages share")
-    return Section(f"Method: {name}", tuple(text), shown, figures)
 
 
-def text_section(tables: Mapping[str, pd.DataFrame], origin: Mapping[str, Any]) -> Section:
+def control_section(comparison: Comparison) -> Section:
+    """Against matched random sets."""
+    seeds = int(comparison.control_by_language["seeds"].max())
+    return Section(
+        "Against random units",
+        (
+            f"For each method and language, {seeds} random sets with as many units in each layer and basis, none of "
+            "them the language's own, ablated in the same way and measured on the same text (the first tokens of the "
+            "held-out part). percentile: share of the random sets with a smaller rise; z: how many of their standard "
+            "deviations the rise lies above their mean.",
+        ),
+        {"Most languages above 95 % of their random sets first": comparison.control},
+    )
+
+
+def agreement_section(comparison: Comparison) -> Section:
+    """Do methods find the same units?"""
+    table = comparison.agreement
+    return Section(
+        "Who agrees with whom",
+        (
+            "Two methods at equal size: of the larger set, the units with the best scores. Chance-corrected: 1 for "
+            "equal sets, about 0 for what two random sets with the same layers share. Methods on different kinds of "
+            "units cannot be compared and are left empty.",
+        ),
+        {"Pairs of methods, best agreement first": table[table["note"].eq("")].drop(columns="note")},
+        {"agreement": plots.agreement(table, list(comparison.ranking["method"]))},
+    )
+
+
+def sizes_section(comparison: Comparison) -> Section:
+    """How many units."""
+    return Section(
+        "How many units",
+        ("Units of each language; a unit of two languages counts for both, and once under units.",),
+        {"Fewest languages below 10 units first": comparison.sizes},
+    )
+
+
+def cost_section(comparison: Comparison) -> Section:
+    """What each method takes."""
+    forward = comparison.cost.attrs["forward"]
+    return Section(
+        "What it costs",
+        (
+            f"Seconds that a method's own statistics took while collecting, and those for scoring and selecting. The "
+            f"model's own forward passes took {forward:.1f} seconds, with the backward passes where a method needs "
+            "gradients; what several methods need is counted for each. Bytes: of the run's folder.",
+        ),
+        {"Cheapest first": comparison.cost},
+    )
+
+
+def method_section(name: str, comparison: Comparison) -> Section:
+    """One method: who is hurt, against the control, and where the units are."""
+    found, end = comparison.found[name], slug(name)
+    losses = of(comparison.losses, set=name)
+    warnings = "; ".join(
+        f"{row['warning']}{' (' + row['languages'] + ')' if row['languages'] else ''}"
+        for row in of(comparison.warnings, method=name).to_dict("records")
+    )
+    tables, figures, text = {}, {}, [f"{found.method}.", f"Warnings: {warnings}." if warnings else "No warnings."]
+    if len(losses):
+        action = losses["action"].iloc[0]
+        rows, control = (
+            of(frame, method=name).drop(columns=["method", "action"])
+            for frame in (comparison.effects_by_language, comparison.control_by_language)
+        )
+        control = control.drop(columns=["neurons", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
+        tables[f"Set to: {action}. Rises of the loss in nats a token"] = rows.drop(columns=SAID)
+        tables["Against random units, on the shorter text"] = control
+        matrix = as_matrix(losses)
+        figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, units set to: {action}")
+        points = of(comparison.control_points, method=name)
+        title = f"{name} against random units, on the shorter text"
+        figures[f"control-{end}"] = plots.control(of(comparison.control_by_language, method=name), points, title)
+    figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
+    figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")
+    return Section(f"Method: {name}", tuple(text), tables, figures)
+
+
+SAID = ["own_rise_perplexity", "own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "ratio"]  # in other tables
+
+
+def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
     """The text that was used, and how."""
-    used, seeds = origin["corpus"]["layout"], sorted(tables["controls"]["seed"].unique())
+    used = origin["corpus"]["layout"]
+    rows = "rows of one document each" if used["kind"] == "documents" else f"blocks of {used['length']} tokens"
     return Section(
         "How it was measured",
         (
-            f"Found on {used['kind']} of {used['length']} tokens; what documents begin with: {used['separator']}. "
-            "Measured on the held-out part of the corpus, which the methods never saw.",
-            f"Each method has {len(seeds)} random controls (seeds {', '.join(map(str, seeds))}): as many neurons in "
-            "each language and layer, none of them the language's own. The first control of the first method is "
-            "measured on all languages, the others only on the language they stand for: all the comparison needs.",
+            f"Found on {rows}; what documents begin with: {used['separator']}. Measured on the held-out part of the "
+            "corpus, which the methods never saw.",
         ),
-        {"Text that the neurons were found on": tables["text"]},
+        {"Text that the units were found on": text},
     )
 
 

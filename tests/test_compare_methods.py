@@ -33,7 +33,8 @@ def settings(tmp_path_factory):
         "languages": ("en", "fr", "zh"),
         "methods": ("lape", "lap"),
         "at_least": 2,
-        "control_seeds": 2,
+        "control_seeds": 3,
+        "control_tokens": 64,
         "length": 32,
         "max_tokens": 320,
         "evaluation_tokens": 64,
@@ -51,37 +52,35 @@ def test_the_folder_is_whole(written):
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
     assert {"report.html", "report.md", "provenance.json", "run/run.json"} <= names
     assert {"neurons/lape.safetensors", "neurons/lap.safetensors"} <= names
-    for table in ("losses", "languages", "methods", "controls", "sizes", "text", "neurons-lape", "neurons-lap"):
+    tables = ("ranking", "agreement", "sizes", "layers", "effects", "specificity", "control", "cost", "warnings")
+    for table in (*tables, "losses", "text", "neurons-lape", "neurons-lap"):
         assert {f"tables/{table}.csv", f"tables/{table}.parquet"} <= names
-    of_methods = ("change-lape-zero", "change-lape-random-0-zero", "control-lap-zero", "layers-lape", "overlap-lap")
-    for figure in ("methods", *of_methods):
+    for figure in ("methods", "agreement", "change-lape", "control-lap", "layers-lape", "overlap-lap"):
         assert {f"figures/{figure}.png", f"figures/{figure}.html"} <= names
 
 
 def test_the_numbers_fit_together(written):
     tables = {path.stem: pd.read_parquet(path) for path in (written / "tables").glob("*.parquet")}
-    losses, summary = tables["losses"], tables["languages"]
-    assert set(losses["set"]) == {
-        "",
-        *(f"{name}{end}" for name in ("lape", "lap") for end in ("", " random 0", " random 1")),
-    }
-    # none; the first method and its first control everywhere, other controls on their own language
-    assert len(losses) == 3 + (9 + 9 + 3) + (9 + 3 + 3)
+    losses, mine = tables["losses"], tables["effects_by_language"].set_index(["method", "language"])
+    assert set(losses["set"]) == {"", "lape", "lap"}
+    assert len(losses) == 3 + 9 + 9  # none, and each method's sets on all languages
     found = lsn.NeuronSet.load(written / "neurons" / "lape.safetensors")
-    mine = summary[summary["method"] == "lape"].set_index("language")
-    assert mine["neurons"].to_dict() == found.counts().to_dict()
+    assert mine.loc["lape", "neurons"].to_dict() == found.counts().to_dict()
     assert found.counts().min() >= 2
     assert len(tables["neurons-lape"]) == found.counts().sum()
     own = losses[(losses["set"] == "lape") & (losses["intervened"] == "fr") & (losses["evaluated"] == "fr")]
-    assert mine.loc["fr", "own_rise"] == own["nll_change"].item()
-    assert (summary["random_seeds"] == 2).all()
-    assert tables["methods"]["method"].iloc[0] in (written / "report.html").read_text()
+    assert mine.loc[("lape", "fr"), "own_rise"] == own["nll_change"].item()
+    points = tables["control_points"]
+    assert (points.groupby(["method", "language"]).size() == 3).all()
+    page = (written / "report.html").read_text()
+    assert tables["ranking"]["method"].iloc[0] in page
+    assert set(tables["ranking"]["method"]) == {"lape", "lap"}
 
 
 def test_methods_have_comparable_sizes(written):
     sizes = pd.read_parquet(written / "tables" / "sizes.parquet").set_index("method")
-    total = sizes.loc["lape", "different_neurons"]
-    assert abs(sizes.loc["lap", "over_all_languages"] - total) <= 3  # lap divides the number by languages
+    total = sizes.loc["lape", "units"]
+    assert abs(sizes.loc["lap", ["en", "fr", "zh"]].sum() - total) <= 3  # lap divides the number by languages
 
 
 def test_provenance(written):
@@ -103,12 +102,21 @@ def test_a_second_call_uses_the_run_and_other_settings_are_refused(script, setti
 def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
     for wrong, message in (
         ({"methods": ("lapp",)}, r"unknown methods \['lapp'\]; name some of \['lape', 'lap', 'lave'"),
-        ({"control_seeds": 0}, "at least one control seed"),
-        ({"ablations": ()}, "one ablation"),
+        ({"control_seeds": 1}, "at least two control seeds"),
     ):
         with pytest.raises(ValueError, match=message):
             script.prepare(script.Config(out=tmp_path / "none", **wrong))
     assert not (tmp_path / "none").exists()
+
+
+def test_all_methods_by_default_but_those_of_single_documents_on_blocks(script):
+    every = script.check(script.Config())
+    assert set(every) == set(lsn.METHODS) - {"random"}
+    assert script.layout(script.Config(), every).kind == "documents"
+    rest = script.check(script.Config(kind="blocks"))
+    assert {"lape", "dln", "act_grad"} <= set(rest)
+    assert not {"average_precision", "sharing"} & set(rest)
+    assert script.layout(script.Config(methods=("lape",)), ["lape"]).kind == "blocks"
 
 
 def test_settings_from_the_command_line(tmp_path):
@@ -116,8 +124,8 @@ def test_settings_from_the_command_line(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "at_least: 3" in shown.stdout
     (tmp_path / "config.yaml").write_text(shown.stdout)
-    again = command("--config", str(tmp_path / "config.yaml"), "--seed", "5", "--print_config")
-    assert again.stdout == shown.stdout.replace("seed: 0", "seed: 5")
+    again = command("--config", str(tmp_path / "config.yaml"), "--control_seeds", "5", "--print_config")
+    assert again.stdout == shown.stdout.replace("control_seeds: 20", "control_seeds: 5")
     explained = command("--help")
     assert "Raise the rate to the smallest" in explained.stdout
 

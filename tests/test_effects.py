@@ -77,36 +77,6 @@ def test_a_loss_that_is_no_number_is_a_warning(table):
     assert en["warning"] == "the loss is not finite"
 
 
-def test_a_method_in_one_row(table):
-    row = effects.overall(effects.summarise(table)).iloc[0]
-    assert (row["languages"], row["own_hurt_most"], row["above_all_random"], row["neurons"]) == (3, 1, 1, 29)
-    assert row["mean_own_rise"] == pytest.approx(0.5 / 3)
-    assert row["mean_other_rise"] == pytest.approx((0.06 + 0.125 + 0) / 3)
-    assert row["random_mean"] == pytest.approx((0.02 + 0.14 + 0.01) / 3)
-    assert row["own_over_random"] == pytest.approx(0.5 / 0.17)
-    assert row["note"] == ""
-
-
-def test_a_random_mean_below_zero_gives_no_ratio():
-    table = pd.DataFrame([*rows("lape", FOUND), *rows("lape random 7", own({"en": -0.1, "fr": 0.0, "zh": 0.0}))])
-    row = effects.overall(effects.summarise(table)).iloc[0]
-    assert math.isnan(row["own_over_random"])
-    assert row["note"] == "random <= 0"
-
-
-def test_best_first_and_actions_apart():
-    strong = {off: {on: 0.5 if on == off else 0.0 for on in FOUND} for off in FOUND}
-    weak = {off: {on: 0.1 if on == off else 0.0 for on in FOUND} for off in FOUND}
-    sets = {"lap": FOUND, "lave": weak, "lape": strong}
-    table = pd.DataFrame([row for name, each in sets.items() for row in rows(name, each)])
-    table = pd.concat([table, pd.DataFrame(rows("lape", weak, action="dataset mean"))])
-    frame = effects.overall(effects.summarise(table))
-    assert list(zip(frame["method"], frame["action"], strict=True)) == [
-        ("lape", "zero"), ("lave", "zero"), ("lape", "dataset mean"), ("lap", "zero")
-    ]  # fmt: skip
-    assert frame["random_mean"].isna().all()
-
-
 def test_the_control_of_random_is_no_method():
     table = pd.DataFrame([*rows("random", FOUND), *rows("random random 3", own(RANDOM[0]))])
     assert set(effects.summarise(table)["method"]) == {"random"}
@@ -120,21 +90,6 @@ def test_controls_measured_everywhere_count_their_own_language_only():
     everywhere = {off: dict.fromkeys(FOUND, 0.9) | {off: 0.01} for off in FOUND}
     table = pd.DataFrame([*rows("lape", FOUND), *rows("lape random 0", everywhere)])
     assert list(effects.summarise(table)["random_max"]) == [0.01, 0.01, 0.01]
-
-
-def test_doubts_are_named():
-    good = {
-        "own_hurt_most": 7,
-        "languages": 8,
-        "above_all_random": 8,
-        "mean_own_rise": 0.1,
-        "mean_other_rise": 0.01,
-        "random_mean": -0.01,
-    }
-    assert effects.doubts(good) == []
-    assert effects.doubts({**good, "own_hurt_most": 4}) == ["for only 4 of 8 languages is the own language hurt most"]
-    assert "random neurons hurt as much" in effects.doubts({**good, "random_mean": 0.2})
-    assert "no random control was measured" in effects.doubts({**good, "random_mean": math.nan})
 
 
 def test_tables_that_cannot_be_used_are_refused():

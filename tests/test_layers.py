@@ -9,16 +9,17 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
     {"sites", "statistics", "neurons", "corpora", "batches"},
-    {"models", "forward", "interventions", "run", "methods"},
+    {"models", "forward", "interventions", "run", "methods", "requirements", "recorders"},
+    {"passes"},
     {"collect"},
-    {"detect", "evaluation", "applications", "planted", "text_view"},
+    {"detect", "evaluation", "applications", "planted", "text_view", "planning"},
     {"charts"},
     {"plots"},
     {"report"},
     {"sections"},
 )
 # an import inside one layer that is meant: writing to units needs to know the model's sites
-BESIDE = {("interventions", "models"), ("forward", "models")}
+BESIDE = {("interventions", "models"), ("forward", "models"), ("recorders", "models"), ("recorders", "forward")}
 
 
 def modules():

@@ -20,7 +20,7 @@ def all_charts():
         {
             "method": ["lape", "lap"],
             "action": "zero",
-            "mean_own_rise": [0.1, 0.2],
+            "own_rise": [0.1, 0.2],
             "mean_other_rise": [0.0, 0.1],
             "random_mean": [0.0, np.nan],
         }
@@ -32,6 +32,9 @@ def all_charts():
         "overlap": plots.overlap(diagonal().abs()),
         "control": plots.control(summary, points),
         "methods": plots.method_rises(overall),
+        "agreement": plots.agreement(
+            pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
+        ),
     }
 
 
@@ -78,6 +81,12 @@ def test_both_libraries_show_the_same_numbers():
     assert chart.plotly().layout.yaxis.autorange == "reversed"  # first row on top, as in matplotlib
 
 
+def test_agreement_is_symmetric_and_empty_where_there_is_none():
+    cells = all_charts()["agreement"].marks[0].values
+    assert cells.loc["lap", "lape"] == cells.loc["lape", "lap"] == 0.25
+    assert cells.loc["lave"].isna().all()
+
+
 def test_bars_and_dots_stand_on_the_same_places():
     chart = all_charts()["control"]
     axes = chart.matplotlib().axes[0]
@@ -90,7 +99,7 @@ def test_bars_and_dots_stand_on_the_same_places():
     assert np.allclose(points.y, dots[:, 1])
 
 
-@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods"])
+@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement"])
 def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     chart = all_charts()[name]
     assert isinstance(chart.matplotlib(), Figure)

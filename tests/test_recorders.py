@@ -80,9 +80,7 @@ def test_values_are_those_of_each_document_alone(load, whole):
         means, lasts = (whole.statistics.documents(key, 1)[label] for key in ("q.mean", "mlp_act.last"))
         lengths = whole.statistics.documents("length", 0)[label][:, 0]
         for i, text in enumerate(texts):
-            ids = torch.tensor(
-                [[model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]]
-            )
+            ids = with_bos(model, text)
             _, cache = model.run_with_cache(ids)
             assert lengths[i] == ids.shape[1]
             assert torch.allclose(cache["blocks.1.attn.hook_q"][0].flatten(1).mean(0), means[i], atol=1e-5)

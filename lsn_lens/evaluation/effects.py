@@ -1,4 +1,4 @@
-"""What a `perplexity_table` says: one row a method and language, one row a method, and where to doubt it."""
+"""What a `perplexity_table` says: one row a method and language, its random controls, and where to doubt it."""
 
 import math
 import re
@@ -51,45 +51,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(warning=[_warning(row) for row in summary.to_dict("records")])
 
 
-def overall(summary: pd.DataFrame) -> pd.DataFrame:
-    """One row for each action and method, best first, from what `summarise` returns.
-
-    Best is the method whose own language is hurt most for the most languages; then the one whose mean own rise
-    is furthest above both its mean rise elsewhere and its random control's.
-
-    Returns:
-        Columns `action`, `method`, `neurons` (summed over languages: a neuron of two counts twice), `languages`,
-        `own_hurt_most` (how many of them), `above_all_random` (how many exceed every control), `mean_own_rise`,
-        `mean_other_rise`, `random_mean` (nats a token), `own_over_random` (a ratio; NaN where the random mean is
-        not above 0, which `note` says), `note`.
-    """
-    keys = summary[["action", "method"]].drop_duplicates().itertuples(index=False, name=None)
-    frame = pd.DataFrame([_method_row(action, method, summary) for action, method in keys])
-    margin = frame["mean_own_rise"] - frame[["mean_other_rise", "random_mean"]].max(axis=1)
-    order = frame.assign(margin=margin).sort_values(["own_hurt_most", "margin"], ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
-
-
 def own_is_hurt_most(summary: pd.DataFrame) -> pd.Series:
     """For each row of `summarise`, whether the own language is hurt, and more than any other."""
     own = summary.loc[:, "own_rise"]
     return (own > 0) & (own > summary["worst_other_rise"])
-
-
-def doubts(row: Mapping[Hashable, Any]) -> list[str]:
-    """Why a row of `overall` is a weak result, in words; empty where it is not."""
-    few = row["own_hurt_most"] * 2 <= row["languages"]
-    reasons = {
-        f"for only {row['own_hurt_most']} of {row['languages']} languages is the own language hurt most": few,
-        "switching the neurons off does not raise the loss of their own language": row["mean_own_rise"] <= 0,
-        "other languages are hurt as much on average": row["mean_own_rise"] <= row["mean_other_rise"],
-        "random neurons hurt as much": row["mean_own_rise"] <= row["random_mean"],
-        "no random control was measured": math.isnan(row["random_mean"]),
-        f"only {row['above_all_random']} of {row['languages']} languages exceed every random control": (
-            row["above_all_random"] * 2 <= row["languages"] and not math.isnan(row["random_mean"])
-        ),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
 
 
 def control_points(table: pd.DataFrame) -> pd.DataFrame:
@@ -161,21 +126,3 @@ def _warning(row: Mapping[Hashable, Any]) -> str:
         f"{row['worst_other']} is hurt more": own <= worst,
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds)
-
-
-def _method_row(action: str, method: str, summary: pd.DataFrame) -> dict[str, object]:
-    rows = summary.loc[summary["action"].eq(action) & summary["method"].eq(method)]
-    own, random = float(np.mean(rows["own_rise"])), float(np.mean(rows["random_mean"]))
-    return {
-        "action": action,
-        "method": method,
-        "neurons": int(np.sum(rows["neurons"])),
-        "languages": len(rows),
-        "own_hurt_most": int(np.sum(own_is_hurt_most(rows))),
-        "above_all_random": int(np.sum(rows["own_rise"].gt(rows["random_max"]))),
-        "mean_own_rise": own,
-        "mean_other_rise": float(np.mean(rows["mean_other_rise"])),
-        "random_mean": random,
-        "own_over_random": own / random if random > 0 else math.nan,
-        "note": "random <= 0" if random <= 0 else "",
-    }

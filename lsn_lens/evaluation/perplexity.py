@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,13 +66,16 @@ def perplexity_table(
         for shard in plan.shards:
             tokens[shard.language] += plan.tokens_of(shard)
         total = tokens.total() + sum(tokens[label] for labels in shown for label in labels)
+        change = cache(lambda language: action if isinstance(action, Action) else action(language))
+        width = cache(partial(models.site_width, model))
+        is_exact = cache(partial(forward.lean_is_exact, model))
         with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
-            clean = _losses(model, plan, [], list(plan.tokens), bar)
+            clean = _losses(model, plan, [], list(plan.tokens), bar, is_exact)
             frames = [_rows("", "none", NONE, 0, clean, clean, plan)]
             for (name, each, language), labels in zip(jobs, shown, strict=True):
-                what = action if isinstance(action, Action) else action(language)
-                hooks = intervention_hooks(model, each[language], what)
-                losses = _losses(model, plan, hooks, labels, bar)
+                what = change(language)
+                hooks = intervention_hooks(model, each[language], what, width)
+                losses = _losses(model, plan, hooks, labels, bar, is_exact)
                 frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
     table = pd.concat(frames, ignore_index=True)
     table.attrs["text"] = plan.describe()
@@ -123,15 +127,20 @@ def _plan(
 
 @torch.no_grad()
 def _losses(
-    model: models.Model, plan: Plan, hooks: list[tuple[str, Any]], labels: list[str], bar: Any
+    model: models.Model,
+    plan: Plan,
+    hooks: list[tuple[str, Any]],
+    labels: list[str],
+    bar: Any,
+    is_exact: Callable[[tuple[str, ...]], bool],
 ) -> dict[str, float]:
     """Mean negative log-probability a token (nats) of the languages named."""
     device = models.device_of(model)
     separator = separator_id(model.tokenizer, plan.layout.separator)
     sums = dict.fromkeys(labels, 0.0)
     counts = dict.fromkeys(labels, 0)
-    names = [name for name, _ in hooks]
-    lean = forward.lean(model, names) if forward.lean_is_exact(model, names) else contextlib.nullcontext()
+    names = tuple(name for name, _ in hooks)
+    lean = forward.lean(model, names) if is_exact(names) else contextlib.nullcontext()
     with lean, model.hooks(fwd_hooks=hooks):
         for shard in (each for each in plan.shards if each.language in sums):
             for batch in plan.batches(shard):

@@ -2,12 +2,33 @@
 
 from typing import Any
 
+from lsn_lens.methods.act_grad import ActGrad
+from lsn_lens.methods.average_precision import AveragePrecision
 from lsn_lens.methods.base import Method
+from lsn_lens.methods.diffmean import DiffMean
+from lsn_lens.methods.dln import Dln
+from lsn_lens.methods.entropy_lambda import EntropyLambda
+from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape, Lave
 from lsn_lens.methods.random import Random
+from lsn_lens.methods.sharing import Sharing
+from lsn_lens.methods.transfer import Transfer
 
-METHODS: dict[str, type] = {"lape": Lape, "lap": Lap, "lave": Lave, "random": Random}
+METHODS: dict[str, type] = {
+    "lape": Lape,
+    "lap": Lap,
+    "lave": Lave,
+    "average_precision": AveragePrecision,
+    "sharing": Sharing,
+    "transfer": Transfer,
+    "diffmean": DiffMean,
+    "language_dimensions": LanguageDimensions,
+    "dln": Dln,
+    "entropy_lambda": EntropyLambda,
+    "act_grad": ActGrad,
+    "random": Random,
+}
 
 
 def get_method(method: str | Method, **parameters: Any) -> Method:
@@ -26,4 +47,20 @@ def get_method(method: str | Method, **parameters: Any) -> Method:
     return METHODS[method](**parameters)
 
 
-__all__ = ["METHODS", "Lap", "Lape", "Lave", "Method", "Random", "get_method"]
+__all__ = [
+    "METHODS",
+    "ActGrad",
+    "AveragePrecision",
+    "DiffMean",
+    "Dln",
+    "EntropyLambda",
+    "LanguageDimensions",
+    "Lap",
+    "Lape",
+    "Lave",
+    "Method",
+    "Random",
+    "Sharing",
+    "Transfer",
+    "get_method",
+]

@@ -1,0 +1,276 @@
+"""All methods side by side on one run: one table for each question."""
+
+import html
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens import models
+from lsn_lens.batches import Layout
+from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.evaluation import causal, footprint, trust
+from lsn_lens.evaluation.agreement import agreement, average_agreement, mean_agreement
+from lsn_lens.evaluation.effects import CONTROL
+from lsn_lens.methods import METHODS, Method, get_method
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.run import Run
+
+LEFT_OUT = ("random",)  # it is the control of every method
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One table for each question, best first. Rises are in nats a token unless they say otherwise.
+
+    Attributes:
+        ranking: One row a method: the main number of each table, and the warnings in words. Read this first.
+        agreement: One row a pair of methods, averaged over languages; see `agreement.agreement` for the columns.
+        agreement_by_language: The same, language by language.
+        sizes: Units of each language, different units (`units`), their share of all units of the method's bases
+            (`rate`), the mean Jaccard overlap of two languages' sets, and the set's notes. Methods with the fewest
+            languages below 10 units come first.
+        layers: Units in each layer (rows: method and layer) and language (columns).
+        cost: Seconds in the pass (the method's own statistics; those that several methods need count for each, the
+            model's forward pass, `attrs["forward"]`, for none), seconds for scoring and selecting, bytes of the run
+            that hold its statistics, and whether these need gradients or single documents. Cheapest first.
+        warnings: Why not to trust a number: `method`, `warning`, `languages`.
+        skipped: Methods that were left out, and why.
+        effects: What ablating a language's units does to it on all held-out text, in total and per neuron; means over
+            languages, those without units counting as 0 in total and not at all per neuron. Most languages hurt most
+            by the ablation of their own units first, then the largest mean rise.
+        effects_by_language: The same, language by language, with the other language that is hurt most.
+        specificity: The rise of the own language against that of the worst other one: means over languages, their
+            difference and ratio (NaN where the worst other does not rise). Largest difference first.
+        control: How a language's rise compares to that of random sets with as many units in each layer, on the first
+            tokens of its held-out text: mean percentile, mean z, and the share of languages whose rise is above that
+            of 95 % of the random sets. Largest share first.
+        control_by_language: The same, language by language: `own_rise`, `random_mean`, `random_sd`, `z`,
+            `percentile` (share of the random sets with a smaller rise; NaN without units), `seeds`.
+        control_points: The random sets' rises one by one.
+        losses: What `perplexity_table` measured for `effects` and `specificity`.
+        found: Each method's set.
+        scores: Each method's scores.
+    """
+
+    ranking: pd.DataFrame
+    agreement: pd.DataFrame
+    agreement_by_language: pd.DataFrame
+    sizes: pd.DataFrame
+    layers: pd.DataFrame
+    cost: pd.DataFrame
+    warnings: pd.DataFrame
+    skipped: pd.DataFrame
+    effects: pd.DataFrame | None = None
+    effects_by_language: pd.DataFrame | None = None
+    specificity: pd.DataFrame | None = None
+    control: pd.DataFrame | None = None
+    control_by_language: pd.DataFrame | None = None
+    control_points: pd.DataFrame | None = None
+    losses: pd.DataFrame | None = None
+    found: Mapping[str, NeuronSet] = field(default_factory=dict, repr=False)
+    scores: Mapping[str, NeuronScores] = field(default_factory=dict, repr=False)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables that there are, by name."""
+        every = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: table for name, table in every.items() if isinstance(table, pd.DataFrame)}
+
+    def _about(self) -> list[str]:
+        absent = [each.name for each in fields(self) if getattr(self, each.name) is None]
+        lines = [f"tables: {', '.join(self.tables())}"]
+        if absent:
+            lines.append(f"not measured: {', '.join(absent)}. Give compare a model and corpora.")
+        lines += [f"left out: {row['method']}, {row['reason']}" for row in self.skipped.to_dict("records")]
+        lines += [f"{trust.EVERY}: {words}" for words in [trust.in_words(self.warnings, trust.EVERY)] if words]
+        return lines
+
+    def __repr__(self) -> str:
+        table = self.ranking.to_string(index=False, float_format="{:.3g}".format, max_colwidth=60)
+        return "\n".join([f"Comparison of {len(self.ranking)} methods, best first", table, *self._about()])
+
+    def _repr_html_(self) -> str:
+        about = "".join(f"<p>{html.escape(line)}</p>" for line in self._about())
+        table = self.ranking.to_html(index=False, float_format="{:.3g}".format)
+        return f"<p><b>Comparison</b> of {len(self.ranking)} methods, best first</p>{table}{about}"
+
+
+def compare(
+    run: Run,
+    methods: Iterable[str] | Mapping[str, Method] | None = None,
+    *,
+    model: models.Model | None = None,
+    corpora: Mapping[str, LanguageCorpus] | None = None,
+    action: causal.Choice | None = None,
+    seeds: int = 20,
+    control_tokens: int = 512,
+    layout: Layout | None = None,
+    progress: bool = True,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    found: Mapping[str, NeuronSet] | None = None,
+) -> Comparison:
+    """Put methods side by side on one run: where they agree, what their units do, and what it costs.
+
+    The best method is the one for which the most languages pass both tests: ablating the language's own units hurts it
+    more than any other language, and more than 95 % of random sets like its own do (`shown` in the ranking). Among
+    equals it is the one whose mean own rise exceeds that of the worst other language most. Without a model the ranking
+    has no effects; methods with the fewest languages below 10 units come first.
+
+    Args:
+        run: From `collect` or `load_run`.
+        methods: Names of `METHODS`, or method objects by names of your own. By default all but "random" whose
+            statistics the run has; `skipped` lists the others with the reason.
+        model: The run's model, for the effects of ablation; with `corpora`.
+        corpora: Their held-out text is measured.
+        action: What to do to the units, or a function from the ablated language to it. By default the other
+            languages' mean where the run has the means of all bases of a set, else zero.
+        seeds: Random sets for each method and language; 20 is the fewest that can show the 95th percentile.
+        control_tokens: About how many tokens of each language the random sets are measured on.
+        layout: How held-out text becomes batches; packed blocks by default.
+        progress: Show progress bars.
+        parameters: Hyper-parameters by the name of the method.
+        found: Sets to use in place of what the methods of these names select.
+
+    Raises:
+        KeyError: An unknown method, or one asked for by name whose statistics the run lacks.
+        ValueError: No method that can be used, a model without corpora or the reverse, fewer than two seeds,
+            parameters or sets for methods that are not compared.
+    """
+    if (model is None) != (corpora is None):
+        raise ValueError("effects take both a model and corpora; give both, or neither.")
+    if seeds < 2:
+        raise ValueError(f"seeds={seeds}: expected at least 2 random sets.")
+    chosen, skipped = _methods(run, methods, parameters or {}, found or {})
+    scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
+    by_language = agreement(sets, scores)
+    tables = {
+        "agreement": average_agreement(by_language),
+        "agreement_by_language": by_language,
+        "sizes": footprint.sizes_table(sets),
+        "layers": footprint.layers_table(sets),
+        "cost": footprint.cost_table(run, {name: chosen[name] for name in sets}, seconds),
+        "skipped": pd.DataFrame(skipped.items(), columns=["method", "reason"]),
+    }
+    if model is not None and corpora is not None:
+        actions = causal.choose_actions(run.statistics, sets, action)
+        tables |= _effects(model, corpora, sets, actions, seeds, control_tokens, layout, progress)
+    warnings = trust.warnings_table(
+        sets, tables.get("losses"), tables.get("effects_by_language"), tables.get("control_by_language"),
+        None if model is None else models.vocabulary_size(model),
+    )  # fmt: skip
+    return Comparison(**tables, ranking=_ranking(tables, warnings), warnings=warnings, found=sets, scores=scores)
+
+
+def _methods(
+    run: Run,
+    methods: Iterable[str] | Mapping[str, Method] | None,
+    parameters: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, NeuronSet],
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods to compare, and why others are left out."""
+    if isinstance(methods, Mapping):
+        chosen = {name: get_method(method, **parameters.get(name, {})) for name, method in methods.items()}
+    else:
+        names = [methods] if isinstance(methods, str) else methods
+        names = [name for name in METHODS if name not in LEFT_OUT] if names is None else list(names)
+        chosen = {name: get_method(name, **parameters.get(name, {})) for name in names}
+    strange = [name for name in {**parameters, **found} if name not in chosen]
+    if strange:
+        raise ValueError(f"parameters or sets for {strange}, but the methods are {list(chosen)}.")
+    controls = [name for name in chosen if CONTROL.fullmatch(name)]
+    if controls:
+        raise ValueError(f"the names {controls} are those of random sets; give others.")
+    lacking = {name: _lacking(run, method) for name, method in chosen.items()}
+    reasons = {name: f"the run did not collect {keys}" for name, keys in lacking.items() if keys}
+    if reasons and methods is not None:
+        raise KeyError(f"{reasons}. Collect again with these methods, or leave them out.")
+    return {name: method for name, method in chosen.items() if name not in reasons}, reasons
+
+
+def _lacking(run: Run, method: Method) -> list[str]:
+    kept = set(run.settings["statistics"])
+    return [need.key for need in method.statistics() if need.key not in kept and not need.optional]
+
+
+def _detect(
+    run: Run, methods: Mapping[str, Method], given: Mapping[str, NeuronSet], skipped: dict[str, str], *, strict: bool
+) -> tuple[dict[str, NeuronScores], dict[str, NeuronSet], dict[str, float]]:
+    """Scores, sets and the seconds they took; a method that was not asked for by name may refuse the run."""
+    scores: dict[str, NeuronScores] = {}
+    sets: dict[str, NeuronSet] = {}
+    seconds: dict[str, float] = {}
+    statistics = run.statistics
+    for name, method in methods.items():
+        started = time.perf_counter()
+        try:
+            score = method.score(statistics)
+            sets[name] = _fitting(given[name], score, name) if name in given else method.select(score)
+        except (ValueError, KeyError) as error:
+            if strict:
+                raise
+            skipped[name] = str(error.args[0] if error.args else error)
+            continue
+        scores[name], seconds[name] = score, time.perf_counter() - started
+    if not sets:
+        raise ValueError(f"no method can be used on this run: {skipped}. Collect with the methods to compare.")
+    return scores, sets, seconds
+
+
+def _fitting(given: NeuronSet, scores: NeuronScores, name: str) -> NeuronSet:
+    shapes = [{basis: tuple(each.shape[1:]) for basis, each in part.items()} for part in (given.masks, scores.values)]
+    if set(given.languages) != set(scores.languages) or not shapes[0].items() <= shapes[1].items():
+        raise ValueError(
+            f"the set given for {name!r} has the languages {list(given.languages)} and [layer, unit] {shapes[0]}; "
+            f"its scores have {list(scores.languages)} and {shapes[1]}."
+        )
+    return given
+
+
+def _effects(
+    model: models.Model,
+    corpora: Mapping[str, LanguageCorpus],
+    found: Mapping[str, NeuronSet],
+    actions: Mapping[str, causal.Choice],
+    seeds: int,
+    tokens: int,
+    layout: Layout | None,
+    progress: bool,
+) -> dict[str, pd.DataFrame]:
+    if not actions:
+        raise ValueError(f"no intervention writes to the bases of {list(found)}: leave out the model.")
+    losses = causal.measure_losses(model, corpora, found, actions, layout, progress)
+    control, points = causal.measure_controls(model, corpora, found, actions, seeds, tokens, layout, progress)
+    by_language = causal.effects_by_language(losses)
+    return {
+        "effects": causal.effects_table(by_language),
+        "effects_by_language": by_language,
+        "specificity": causal.specificity_table(by_language),
+        "control": causal.control_table(control),
+        "control_by_language": control,
+        "control_points": points,
+        "losses": losses,
+    }
+
+
+def _ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame) -> pd.DataFrame:
+    sizes, cost = tables["sizes"].set_index("method"), tables["cost"].set_index("method")
+    frame = pd.DataFrame(index=sizes.index)
+    order: list[str] = []
+    if "effects" in tables:
+        by_language = tables["effects_by_language"].merge(tables["control_by_language"], on=["method", "language"])
+        passed = by_language["own_hurt_most"] & by_language["percentile"].ge(causal.PERCENTILE)
+        frame["shown"] = passed.groupby(by_language["method"]).sum()
+        order = ["shown", "own_minus_worst_other"]
+    frame["languages"] = len(tables["layers"].columns) - 2
+    frame["units"] = sizes["units"]
+    if "effects" in tables:
+        frame["own_rise"] = tables["effects"].set_index("method")["own_rise"]
+        frame["own_minus_worst_other"] = tables["specificity"].set_index("method")["difference"]
+        frame["percentile"] = tables["control"].set_index("method")["percentile"]
+    frame["agreement"] = mean_agreement(tables["agreement"])
+    frame["seconds"] = cost["seconds"]
+    frame["warnings"] = [trust.in_words(warnings, str(name)) for name in frame.index]
+    frame = frame.sort_values(order, ascending=False, kind="stable") if order else frame
+    return frame.reset_index()

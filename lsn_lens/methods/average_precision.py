@@ -1,0 +1,224 @@
+"""Average precision: units whose mean over a sentence tells one language from all others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lsn_lens.methods.base import best_first, check_languages, check_shares
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import DocumentValues, Need, Statistic, Statistics
+
+BASES = ("q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out")  # sites and bases at once
+VALUES = 1 << 22  # responses ranked at once, so that temporaries stay small
+DECIMALS = 12  # precisions equal to this many decimals are ties: beyond it there is rounding error only
+CONSTANT = 1e-6  # a spread below this share of the largest absolute value is the rounding of a mean
+
+
+def average_precision(responses: Sequence[Float[Tensor, "_ unit"]]) -> Float[Tensor, "language unit"]:
+    """Average precision of each unit as a sign of each language, against all other languages.
+
+    Args:
+        responses: For each language, its sentences' responses. Every language needs one or more sentences.
+
+    Returns:
+        In (0, 1]: the mean over the language's sentences of the share that the language has among all sentences
+        whose response is at least as high. Equal responses so share one threshold; nothing is interpolated.
+    """
+    step = max(1, VALUES // sum(map(len, responses)))
+    chunks = [
+        _rank([each[:, first : first + step].T.contiguous() for each in responses])
+        for first in range(0, responses[0].shape[1], step)
+    ]
+    return torch.cat(chunks, dim=1).round(decimals=DECIMALS)
+
+
+def _rank(responses: Sequence[Float[Tensor, "unit _"]]) -> Float[Tensor, "language unit"]:
+    everyone = torch.cat(list(responses), dim=1).sort().values
+    precisions = []
+    for each in responses:
+        own = each.sort().values
+        own_above, all_above = (among.shape[1] - torch.searchsorted(among, own) for among in (own, everyone))
+        precisions.append((own_above.double() / all_above).mean(1))
+    return torch.stack(precisions)
+
+
+def average_precision_bounds(positives: int, sentences: int) -> tuple[float, float, float]:
+    """Lowest and constant responses' average precision, and the highest: with all positives last, tied, and first.
+
+    Args:
+        positives: Sentences of the language.
+        sentences: Sentences of all languages.
+    """
+    others = sentences - positives
+    return sum(k / (others + k) for k in range(1, positives + 1)) / positives, positives / sentences, 1.0
+
+
+def _need(basis: str, skip_bos: bool, optional: bool = False) -> DocumentValues:
+    return DocumentValues(basis, "mean", skip_bos, optional)
+
+
+def _was_collected(statistics: Statistics, need: DocumentValues) -> bool:
+    try:
+        statistics.documents(need.key, 0)
+    except KeyError:
+        return False
+    return True
+
+
+def _bases(statistics: Statistics, bases: tuple[str, ...] | None, skip_bos: bool) -> list[str]:
+    """The bases asked for, else those that the run has; else all, so that reading one says what is missing."""
+    if bases is not None:
+        return [basis for basis in BASES if basis in bases]
+    return [basis for basis in BASES if _was_collected(statistics, _need(basis, skip_bos))] or list(BASES)
+
+
+def _responses(statistics: Statistics, basis: str, layer: int, skip_bos: bool) -> list[Float[Tensor, "_ unit"]]:
+    """Each language's sentences in one layer, in the order of the languages."""
+    read = statistics.documents(_need(basis, skip_bos).key, layer)
+    empty = [label for label in statistics.languages if not len(read.get(label, ()))]
+    if empty:
+        raise ValueError(f"no sentences of {empty}, so none to tell apart: give text for them or leave them out.")
+    return [read[label] for label in statistics.languages]
+
+
+def _is_constant(responses: Sequence[Float[Tensor, "_ unit"]]) -> Bool[Tensor, "unit"]:
+    low = torch.stack([each.amin(0) for each in responses]).amin(0)
+    high = torch.stack([each.amax(0) for each in responses]).amax(0)
+    return high - low <= CONSTANT * torch.maximum(low.abs(), high.abs())
+
+
+def positive_median(
+    statistics: Statistics, bases: tuple[str, ...] | None = None, *, skip_bos: bool = False
+) -> dict[str, Float[Tensor, "language layer unit"]]:
+    """Median response over each language's own sentences, to force units to with `lsn.set_to`.
+
+    Args:
+        statistics: Of a run that was collected with "average_precision".
+        bases: As of `AveragePrecision`; None takes all that the run has.
+        skip_bos: As of `AveragePrecision`.
+
+    Returns:
+        For each basis; `{basis: each[i] for basis, each in medians.items()}` are the i-th language's values.
+        The mean of the two middle responses where their number is even.
+
+    Raises:
+        KeyError: The run has no such responses.
+        ValueError: A language without sentences.
+
+    Source: Kojima et al. 2024 (NAACL, arXiv 2404.02431), released code, which sets a unit to this number at every
+    position. It is the median of means over sentences, forced on single tokens.
+    """
+    return {
+        basis: torch.stack(
+            [
+                torch.stack([_median(each) for each in _responses(statistics, basis, layer, skip_bos)])
+                for layer in range(statistics.tokens.shape[1])
+            ],
+            dim=1,
+        )
+        for basis in _bases(statistics, bases, skip_bos)
+    }
+
+
+def _median(values: Float[Tensor, "sentence unit"]) -> Float[Tensor, "unit"]:
+    values = values.sort(0).values
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """Average precision of a unit's mean over a sentence, as a classifier of one language against all others.
+
+    Units are all outputs of all linear layers but the unembedding. For each language, those with the highest average
+    precision are chosen (a high value marks the language), those with the lowest (a low value does), or half and half.
+
+    Attributes:
+        side: "top", "bottom", or "both": half of the number highest, half lowest, an odd one highest.
+        rate: Share of all units to choose for each language.
+        count: Number of units to choose for each language, in place of `rate`. The paper's main setting is 2000.
+        skip_bos: Leave out the separator that a sentence begins with. The paper counts it.
+        bases: Which outputs, of "q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out". None takes all that the
+            model has; those named must be there.
+
+    Source: Kojima et al. 2024 (NAACL, arXiv 2404.02431), with the released code. The rate is ours, and so are the
+    order of ties (lower layer, then the order of `bases` above, then lower unit) and that constant units are left out.
+    """
+
+    side: Literal["both", "top", "bottom"] = "both"
+    rate: float = 0.01
+    count: int | None = None
+    skip_bos: bool = False
+    bases: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
+        if self.side not in ("both", "top", "bottom"):
+            raise ValueError(f'side={self.side!r}: expected "both", "top" or "bottom".')
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count={self.count}: expected a number of units, 1 or more, or None.")
+        bases = self.bases
+        if bases is not None and not (
+            isinstance(bases, tuple) and bases and len(set(bases)) == len(bases) and set(bases) <= set(BASES)
+        ):
+            raise ValueError(f"bases={bases!r}: expected None, or a tuple with some of {BASES}, each once.")
+
+    def statistics(self) -> tuple[Need, ...]:
+        """Sentence responses, kept one by one, and sums for ablation to means."""
+        optional = self.bases is None
+        bases = [basis for basis in BASES if self.bases is None or basis in self.bases]
+        return (
+            *(_need(basis, self.skip_bos, optional) for basis in bases),
+            *(Statistic(basis, "sum", optional) for basis in bases),
+        )
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """Average precision, whatever `side` is: 1 is a perfect sign of the language.
+
+        Far below the share of the language's sentences (what a constant would get) a *low* value is the sign. A
+        constant unit has -inf.
+
+        Raises:
+            KeyError: The run has no such responses.
+            ValueError: Fewer than two languages, or a language without sentences.
+        """
+        check_languages(statistics.languages)
+        values = {}
+        for basis in _bases(statistics, self.bases, self.skip_bos):
+            layers = []
+            for layer in range(statistics.tokens.shape[1]):
+                responses = _responses(statistics, basis, layer, self.skip_bos)
+                layers.append(average_precision(responses).masked_fill(_is_constant(responses), -torch.inf))
+            values[basis] = torch.stack(layers, dim=1)
+        return NeuronScores(statistics.languages, values, repr(self))
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """Each language's highest or lowest over all layers and bases.
+
+        Notes have, for each language, how many units were left out with just the precision of the last one chosen.
+        """
+        bases = [basis for basis in BASES if basis in scores.values]
+        precision = torch.cat([scores.values[basis] for basis in bases], dim=-1)
+        count = self.count if self.count is not None else round(self.rate * precision[0].numel())
+        picked = [_extremes(each, self.side, count) for each in precision]
+        masks = torch.stack([mask for mask, _ in picked]).split([scores.values[b].shape[-1] for b in bases], dim=-1)
+        ties = {label: left_out for label, (_, left_out) in zip(scores.languages, picked, strict=True)}
+        notes = {"asked": count, "ties_left_out": ties}
+        return NeuronSet(scores.languages, dict(zip(bases, masks, strict=True)), scores.method, notes)
+
+
+def _extremes(precision: Float[Tensor, "layer unit"], side: str, count: int) -> tuple[Bool[Tensor, "layer unit"], int]:
+    """The `count` highest, lowest, or both; and how many are as good as the last one chosen, but were not."""
+    flat = precision.flatten()
+    n_top = {"top": count, "both": ceil(count / 2), "bottom": 0}[side]
+    top = best_first(precision)[:n_top]
+    rest = (-flat).index_fill(0, top, -torch.inf)[None]
+    bottom = best_first(rest)[: count - n_top]
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[torch.cat([top, bottom])] = True
+    cuts = flat[torch.cat([top[-1:], bottom[-1:]])]
+    return mask.view_as(precision), int((torch.isin(flat, cuts) & ~mask).sum())

@@ -1,0 +1,113 @@
+"""DLN: neurons whose activation distribution of some languages hardly overlaps with that of the others."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lsn_lens.methods.base import check_languages, check_shares, order_statistic
+from lsn_lens.methods.lape import DECIMALS
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Histogram, Need, Statistic, Statistics
+
+Overlaps = Float[Tensor, "unit language language"]
+
+
+@dataclass(frozen=True)
+class Dln:
+    """Distribution-aware language neurons.
+
+    The overlap of two languages at a neuron is the sum over bins of the smaller share. The neuron's cost is the
+    smallest, over all ways to divide the languages into two groups, of the largest overlap across: the weakest edge
+    of the maximum spanning tree, so no enumeration is needed. Neurons with a cost of at most the pooled `share` order
+    statistic of all overlaps are chosen; they belong to the smaller group, among equals to that of the higher mean
+    activation.
+
+    Attributes:
+        share: Order statistic of all pairs' overlaps that the cost must not exceed.
+        bins: Of the histogram, besides its two tails.
+        spread: Standard deviations that the bins reach to either side of the mean.
+
+    Source: "Distribution-aware language neurons", released code (histograms of act(gate), 400 bins and two tails,
+    1 %). We have fewer bins: an overlap measured on few tokens falls with the number of bins, and so does not compare
+    between sizes of text. Where a neuron's bins lie is measured before the run, on the first tokens of each language.
+    """
+
+    share: float = 0.01
+    bins: int = 64
+    spread: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_shares(share=self.share)
+        if self.bins < 1 or not self.spread > 0:
+            raise ValueError(f"bins={self.bins}, spread={self.spread}: expected at least one bin, and a width above 0.")
+
+    def statistics(self) -> tuple[Need, ...]:
+        """Histograms and sums of act(gate)."""
+        return (self._histogram(), Statistic("mlp_act", "sum"))
+
+    def _histogram(self) -> Histogram:
+        return Histogram("mlp_act", self.bins, self.spread)
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """1 - cost for languages of the neuron's group, -inf for others."""
+        check_languages(statistics.languages)
+        counts, means = statistics.get(self._histogram().key), statistics.mean("mlp_act")
+        layers = [overlaps(counts[:, layer]) for layer in range(counts.shape[1])]
+        pairs = torch.ones(len(counts), len(counts), dtype=torch.bool).triu(1)
+        largest = order_statistic(torch.stack([each[:, pairs] for each in layers]), self.share)
+        costs = [weakest_link(each) for each in layers]
+        groups = [smallest_group(*each) for each in zip(layers, costs, means.unbind(1), strict=True)]
+        cost, group = torch.stack(costs), torch.stack([each.T for each in groups], dim=1)
+        chosen = group & (cost <= largest) & (cost < 1)
+        scores = (1 - cost).expand_as(chosen).where(chosen, -torch.inf)
+        return NeuronScores(statistics.languages, {"mlp": scores}, repr(self))
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """All that pass; `notes` counts neurons of one language and of several."""
+        mask = scores.values["mlp"].isfinite()
+        owners = mask.sum(0)
+        notes = {"single language": int((owners == 1).sum()), "several languages": int((owners > 1).sum())}
+        return replace(NeuronSet(scores.languages, {"mlp": mask}, scores.method), notes=notes)
+
+
+def overlaps(counts: Tensor) -> Overlaps:
+    """Sum over bins of the smaller share, from counts `[language unit bin]`; in 64 bits, symmetric."""
+    shares = counts.double() / counts.sum(-1, keepdim=True)
+    rows = [torch.minimum(shares, each).sum(-1) for each in shares]
+    return torch.stack(rows).permute(2, 0, 1).round(decimals=DECIMALS)
+
+
+def weakest_link(similarity: Overlaps) -> Float[Tensor, "unit"]:
+    """The smallest edge of each unit's maximum spanning tree, by Prim's algorithm for all units at once."""
+    units, languages, _ = similarity.shape
+    every = torch.arange(units)
+    outside = torch.ones(units, languages, dtype=torch.bool)
+    outside[:, 0] = False
+    reach, weakest = similarity[:, 0].clone(), torch.full((units,), math.inf, dtype=similarity.dtype)
+    for _ in range(languages - 1):
+        edge, nearest = reach.where(outside, -math.inf).max(1)
+        weakest = torch.minimum(weakest, edge)
+        outside[every, nearest] = False
+        reach = torch.maximum(reach, similarity[every, nearest])
+    return weakest
+
+
+def smallest_group(
+    similarity: Overlaps, cost: Float[Tensor, "unit"], means: Float[Tensor, "language unit"]
+) -> Bool[Tensor, "unit language"]:
+    """Of the groups that no overlap above the cost connects, the smallest; among equals the one of the higher mean."""
+    languages = similarity.shape[1]
+    linked = (similarity > cost[:, None, None]) | torch.eye(languages, dtype=torch.bool)
+    steps = math.ceil(math.log2(languages))
+    together = reduce(lambda near, _: (near.double() @ near.double()) > 0, range(steps), linked)
+    sizes = together.sum(2)
+    level = (torch.einsum("uab,bu->ua", together.double(), means) / sizes).round(decimals=DECIMALS)
+    best = (sizes.double() == sizes.amin(1, keepdim=True)) & (sizes < languages)
+    highest = level.where(best, -math.inf)
+    owner = best & (highest == highest.amax(1, keepdim=True))
+    first = owner.double().argmax(1)
+    return together[torch.arange(len(together)), first] & best.any(1, keepdim=True)

@@ -1,0 +1,110 @@
+"""Entropy-lambda: neurons by normalised entropy less firing strength, sorted into specific, related and general."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lsn_lens.methods.base import best_first, check_languages, check_shares, order_statistic
+from lsn_lens.methods.lape import DECIMALS, entropy
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Statistic, Statistics
+
+SEARCH = (0.0, 100.0)  # where the balance is looked for
+PRECISION = 1e-3
+
+
+@dataclass(frozen=True)
+class EntropyLambda:
+    """Specific, related and general neurons by entropy and firing strength.
+
+    With p the share of a language's tokens on which act(gate) > 0, a neuron's value is the entropy of its p over
+    ln K, less `balance` times its largest p over the mean of 1, 1/2, ..., 1/K. The `rate` of all neurons with the
+    lowest value are chosen; a language owns those whose p exceeds the pooled `bar_share` order statistic.
+
+    Attributes:
+        rate: Share of all neurons to choose.
+        bar_share: Order statistic of p that a language must exceed to own a neuron.
+        balance: The lambda. None: the largest in [0, 100], found by bisection to 0.001, with which no chosen neuron
+            is owned by all languages; 0 where there is none.
+
+    Source: arXiv 2505.21505, as its released code has it. The code subtracts the counts of a prompt's fixed prefix;
+    plain text has no prefix. Where the search ends, and the order of ties, are ours.
+    """
+
+    rate: float = 0.01
+    bar_share: float = 0.95
+    balance: float | None = None
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate, bar_share=self.bar_share)
+        if self.balance is not None and not self.balance >= 0:
+            raise ValueError(f"balance={self.balance}: expected 0 or more, or None to search for it.")
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Counts of `mlp_pre > 0`."""
+        return (Statistic("mlp_pre", "positive"),)
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """Minus the value for languages that own the neuron, -inf for others and for neurons that never fire."""
+        check_languages(statistics.languages)
+        p = statistics.probability("mlp_pre")
+        fires = (p > 0).any(0)
+        owned = (p > order_statistic(p, self.bar_share)) & fires
+        balance = self._search(p, owned, fires) if self.balance is None else self.balance
+        ranking = (-values(p, balance)).where(fires, -torch.inf)
+        scores = ranking.expand_as(p).where(owned, -torch.inf)
+        return NeuronScores(statistics.languages, {"mlp": scores}, repr(self), {"mlp": ranking})
+
+    def _search(
+        self,
+        p: Float[Tensor, "language layer unit"],
+        owned: Bool[Tensor, "language layer unit"],
+        fires: Bool[Tensor, "layer unit"],
+    ) -> float:
+        """The largest balance without a chosen neuron that all languages own, by bisection."""
+
+        def has_general(balance: float) -> bool:
+            chosen = self._chosen((-values(p, balance)).where(fires, -torch.inf))
+            return bool((owned.all(0) & chosen).any())
+
+        low, high = SEARCH
+        if not has_general(high):
+            return high
+        if has_general(low):
+            return low
+        while high - low > PRECISION:
+            middle = (low + high) / 2
+            low, high = (low, middle) if has_general(middle) else (middle, high)
+        return low
+
+    def _chosen(self, ranking: Float[Tensor, "layer unit"]) -> Bool[Tensor, "layer unit"]:
+        chosen = torch.zeros(ranking.numel(), dtype=torch.bool)
+        chosen[best_first(ranking)[: round(self.rate * ranking.numel())]] = True
+        return chosen.view(ranking.shape)
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """The lowest values over all layers; `notes` counts the classes."""
+        mask = scores.values["mlp"].isfinite() & self._chosen(scores.rank("mlp"))
+        found = NeuronSet(scores.languages, {"mlp": mask}, scores.method)
+        notes = {name: int(each.sum()) for name, each in classes(found).items()}
+        return NeuronSet(scores.languages, {"mlp": mask}, scores.method, notes)
+
+
+def values(p: Float[Tensor, "language layer unit"], balance: float | int) -> Float[Tensor, "layer unit"]:
+    """Normalised entropy less `balance` times the normalised largest p; low for neurons of few languages."""
+    languages = len(p)
+    harmonic = sum(1 / place for place in range(1, languages + 1)) / languages
+    mixed = entropy(p) / torch.log(torch.tensor(float(languages))) - balance * p.amax(0) / harmonic
+    return mixed.round(decimals=DECIMALS)
+
+
+def classes(found: NeuronSet) -> dict[str, Bool[Tensor, "layer unit"]]:
+    """Neurons of one language ("specific"), of several ("related") and of all ("general")."""
+    owners = found.masks["mlp"].sum(0)
+    return {
+        "specific": owners == 1,
+        "related": (owners > 1) & (owners < len(found.languages)),
+        "general": owners == len(found.languages),
+    }

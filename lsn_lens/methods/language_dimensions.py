@@ -1,0 +1,89 @@
+"""Language dimensions: the residual dimensions in which a language's mean lies furthest from the others'."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lsn_lens.methods.base import check_languages
+from lsn_lens.methods.diffmean import directions, highest_each
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Statistic, Statistics
+
+
+@dataclass(frozen=True)
+class LanguageDimensions:
+    """The top dimensions of one layer's residual stream by the size of a difference of means.
+
+    Attributes:
+        count: Dimensions of each language: a number, or a share of the model's width.
+        layer: The layer whose output is looked at; negative counts from the last.
+        mode: "parallel": the language's mean against the anchor's at `layer`. "monolingual": the language's mean at
+            `anchor_layer` against its own at `layer`.
+        anchor: The language to compare with, which then has no dimensions of its own; None: the mean of the others.
+        anchor_layer: For "monolingual".
+        exclude: Dimensions to leave out, such as known outliers.
+
+    Source: arXiv 2510.07213 and its released code: `count=400`, English as anchor, the last layer, and layer 19 as
+    the anchor layer. A share of the width, so that it means something for other widths, and no anchor by default, so
+    that all languages are treated alike, are ours.
+    """
+
+    count: float | int = 0.1
+    layer: int = -1
+    mode: Literal["parallel", "monolingual"] = "parallel"
+    anchor: str | None = None
+    anchor_layer: int | None = None
+    exclude: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.count, int) and self.count >= 1
+        if not whole and not (isinstance(self.count, float) and 0 < self.count <= 1):
+            raise ValueError(f"count={self.count!r}: expected a whole number of 1 or more, or a share in (0, 1].")
+        if self.mode not in ("parallel", "monolingual"):
+            raise ValueError(f"mode={self.mode!r}: expected 'parallel' or 'monolingual'.")
+        if (self.mode == "monolingual") != (self.anchor_layer is not None):
+            raise ValueError("the mode 'monolingual', and no other, takes an anchor_layer.")
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Sums of the residual stream after every layer."""
+        return (Statistic("resid_post", "sum"),)
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """The size of the difference in the chosen layer; -inf elsewhere and where it is 0."""
+        check_languages(statistics.languages)
+        layers = statistics.tokens.shape[1]
+        layer = self._place(self.layer, layers)
+        size = self._difference(statistics, layer, layers).abs()
+        size[:, list(self._excluded(size.shape[1]))] = 0
+        scores = torch.full((len(size), layers, size.shape[1]), -torch.inf, dtype=torch.float64)
+        scores[:, layer] = size.where(size > 0, -torch.inf)
+        return NeuronScores(statistics.languages, {"resid": scores}, repr(self))
+
+    def _difference(self, statistics: Statistics, layer: int, layers: int) -> Float[Tensor, "language unit"]:
+        means = statistics.mean("resid_post")
+        if self.anchor_layer is not None:
+            return means[:, self._place(self.anchor_layer, layers)] - means[:, layer]
+        if self.anchor is None:
+            return directions(statistics)[:, layer]
+        if self.anchor not in statistics.languages:
+            raise KeyError(f"no language {self.anchor!r}; the languages are {list(statistics.languages)}.")
+        return means[statistics.languages.index(self.anchor), layer] - means[:, layer]
+
+    def _place(self, layer: int, layers: int) -> int:
+        if not -layers <= layer < layers:
+            raise ValueError(f"layer {layer}: the model has the layers 0 to {layers - 1}.")
+        return layer % layers
+
+    def _excluded(self, width: int) -> tuple[int, ...]:
+        beyond = [each for each in self.exclude if not 0 <= each < width]
+        if beyond:
+            raise ValueError(f"exclude={beyond}: the residual stream has the dimensions 0 to {width - 1}.")
+        return self.exclude
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """Each language's highest."""
+        width = scores.values["resid"].shape[2]
+        return highest_each(scores, "resid", self.count if isinstance(self.count, int) else round(self.count * width))

@@ -1,0 +1,140 @@
+"""Sharing Matters: which neurons the same content uses in all languages, in some, in one, or in none."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lsn_lens.methods.base import check_languages, check_shares
+from lsn_lens.methods.lap import Lap
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import DocumentValues, Statistics
+
+TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
+PRODUCT = DocumentValues("mlp_post", "last")  # what multiplies a row of the down projection
+CHOICES = {"active": ("gate", "product", "abs"), "position": ("last", "any")}
+FEWEST_ITEMS = 30  # below it, lengths say too little about whether items are translations
+LEAST_CORRELATION = 0.2  # of lengths; the demo's sentences and their translations reach about 0.5
+
+
+def members(count: Int[Tensor, "item unit"], languages: int) -> Bool[Tensor, "type item unit"]:
+    """Which neurons have which of `TYPES` in which item, by the number of languages they are active in."""
+    return torch.stack([count == languages, (count > 1) & (count < languages), count == 1, count == 0])
+
+
+def check_lengths(statistics: Statistics) -> None:
+    """Refuse items whose numbers of tokens have nothing to do with each other between languages.
+
+    A language's rank correlation with each other language, the median over those, must reach `LEAST_CORRELATION`.
+    Fewer than `FEWEST_ITEMS` items, and languages whose lengths are all the same, are not judged.
+
+    Raises:
+        ValueError: The items do not look parallel.
+    """
+    lengths = pd.DataFrame({label: each[:, 0].numpy() for label, each in statistics.documents("length", 0).items()})
+    if len(lengths) < FEWEST_ITEMS:
+        return
+    correlations = lengths.corr("spearman").to_numpy(copy=True)
+    np.fill_diagonal(correlations, np.nan)
+    medians = pd.DataFrame(correlations, columns=lengths.columns).median()
+    apart = {str(label): round(float(each), 2) for label, each in medians.items() if each < LEAST_CORRELATION}
+    if apart:
+        raise ValueError(
+            f"the {len(lengths)} items do not look parallel: between translations the long ones are long in every "
+            f"language, but the rank correlation of lengths with the other languages is {apart} (median over them; "
+            f"expected {LEAST_CORRELATION} or more). Document i must be the same text in each language: check that no "
+            "line is missing or out of order, or give check_parallel=False if the items are parallel all the same."
+        )
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Neurons that are active in one language only, when all languages say the same.
+
+    Document i of every language is item i. In one item, a neuron is all-shared when it is active in all languages,
+    partial-shared when in several, specific when in one, non-activated when in none. Its score for a language is the
+    share of items in which it is specific to that language.
+
+    Attributes:
+        rate: Share of all neurons, divided evenly among the languages and rounded; only neurons that are specific
+            to the language in some item.
+        active: What must exceed the threshold: "gate" act(gate), "product" the input m of the down projection, "abs"
+            its size |m|. Without a gate, the first two are the same.
+        threshold: The comparison is strict.
+        position: "last": at the last token. "any": at any token but the separator in front.
+        check_parallel: Refuse items whose lengths do not go together between languages.
+
+    Source: Wang et al. 2024 (arXiv 2406.09265) and the released notebooks: the four types, strictly above 0, at the
+    last token. They are types of a neuron in an item; scores and selection are ours. The notebooks read BLOOMZ only,
+    which has no gate; the default for gated models is ours, as in LAPE.
+    """
+
+    rate: float = 0.01
+    active: Literal["gate", "product", "abs"] = "gate"
+    threshold: float | int = 0.0
+    position: Literal["last", "any"] = "last"
+    check_parallel: bool = True
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}.")
+        if not 0 <= self.threshold < math.inf:
+            raise ValueError(f"threshold={self.threshold}: expected a number, 0 or more.")
+        if self.active == "abs" and self.position == "any":
+            raise ValueError(
+                'active="abs" with position="any" cannot be had: of the tokens of a document the largest value is '
+                'kept, not the largest size. Use active="product", or position="last".'
+            )
+
+    @property
+    def need(self) -> DocumentValues:
+        """The values that decide whether a neuron is active."""
+        site = "mlp_act" if self.active == "gate" else "mlp_post"
+        return DocumentValues(site, "last") if self.position == "last" else DocumentValues(site, "maximum", True)
+
+    def statistics(self) -> tuple[DocumentValues, ...]:
+        """Values of single documents: what decides, and m at the last token for the contributions."""
+        return tuple(dict.fromkeys((self.need, PRODUCT)))
+
+    def check(self, statistics: Statistics) -> None:
+        """Refuse text that cannot be compared item by item.
+
+        Raises:
+            ValueError: Fewer than two languages, different numbers of documents, or items that do not look parallel.
+        """
+        check_languages(statistics.languages)
+        items = {label: len(each) for label, each in statistics.documents(self.need.key, 0).items()}
+        if len(set(items.values())) > 1:
+            raise ValueError(
+                f"sharing compares the same item in every language, but the numbers of documents differ: {items}. "
+                "Give parallel text: document i of each language a translation of the same, none left out."
+            )
+        if self.check_parallel:
+            check_lengths(statistics)
+
+    def fires(self, statistics: Statistics, layer: int) -> Bool[Tensor, "language item unit"]:
+        """Which neurons of a layer are active, in the order of `statistics.languages`."""
+        values = statistics.documents(self.need.key, layer)
+        ordered = (values[label].abs() if self.active == "abs" else values[label] for label in statistics.languages)
+        return torch.stack([each > self.threshold for each in ordered])
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """The share of items in which a neuron is specific to a language; -inf where it never is."""
+        self.check(statistics)
+        layers = []
+        for layer in range(statistics.tokens.shape[1]):
+            fires = self.fires(statistics, layer)
+            layers.append((fires & (fires.sum(0) == 1)).double().mean(1))
+        share = torch.stack(layers, dim=1)
+        return NeuronScores(statistics.languages, {"mlp": share.where(share > 0, -torch.inf)}, repr(self))
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """Each language's highest, as `Lap` does; a neuron may belong to several languages."""
+        return Lap(self.rate).select(scores)

@@ -1,0 +1,87 @@
+"""Transferring neurons: LAPE with thresholds that are frozen on one checkpoint and reused on others."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from lsn_lens.methods.base import check_languages, check_shares, order_statistic
+from lsn_lens.methods.lape import Lape, entropy, select_lowest_entropy
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.statistics import Statistic, Statistics
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """LAPE whose three thresholds can be numbers in place of shares.
+
+    With `largest_entropy`, `filter_bar` and `bar` at None it is `Lape`. `frozen(statistics)` gives the method with
+    the numbers that these shares come to on a reference checkpoint; on other checkpoints it then chooses as many
+    neurons as pass, which the shares alone cannot: they choose the same number whatever the model learned.
+
+    Attributes:
+        rate: Share of all neurons to choose, where `largest_entropy` is None.
+        filter_share: Order statistic of P that gives `filter_bar`.
+        bar_share: Order statistic of P that gives `bar`.
+        largest_entropy: Nats; a neuron is chosen if its LAPE is at most this.
+        filter_bar: A neuron must exceed this P in some language.
+        bar: A language must exceed this P to own a neuron.
+
+    Source: "Babel Tower Hypothesis" (arXiv 2412.07298), which finds its neurons as LAPE does and does not state its
+    thresholds. Freezing them on one checkpoint is ours.
+    """
+
+    rate: float = 0.01
+    filter_share: float = 0.95
+    bar_share: float = 0.95
+    largest_entropy: float | None = None
+    filter_bar: float | None = None
+    bar: float | None = None
+
+    def __post_init__(self) -> None:
+        check_shares(rate=self.rate, filter_share=self.filter_share, bar_share=self.bar_share)
+        given = [each is not None for each in (self.largest_entropy, self.filter_bar, self.bar)]
+        if any(given) and not all(given):
+            raise ValueError(
+                f"{self!r}: give largest_entropy, filter_bar and bar together, best by frozen(run.statistics)."
+            )
+
+    def statistics(self) -> tuple[Statistic, ...]:
+        """As LAPE."""
+        return self._lape().statistics()
+
+    def frozen(self, statistics: Statistics) -> "Transfer":
+        """This method with the thresholds that it comes to on these statistics, as numbers."""
+        check_languages(statistics.languages)
+        probability = statistics.probability("mlp_pre")
+        chosen = self._lape().select(self._lape().score(statistics)).masks["mlp"].any(0)
+        if not chosen.any():
+            raise ValueError(f"{self!r} finds no neuron on the reference: there is no threshold to freeze.")
+        return replace(
+            self,
+            largest_entropy=float(entropy(probability)[chosen].max()),
+            filter_bar=float(order_statistic(probability, self.filter_share)),
+            bar=float(order_statistic(probability, self.bar_share)),
+        )
+
+    def score(self, statistics: Statistics) -> NeuronScores:
+        """`ln K - LAPE` for languages above the bar, as LAPE; with frozen thresholds -inf beyond them."""
+        if self.largest_entropy is None or self.filter_bar is None or self.bar is None:
+            return replace(self._lape().score(statistics), method=repr(self))
+        check_languages(statistics.languages)
+        probability = statistics.probability("mlp_pre")
+        lape = entropy(probability)
+        passes = (probability > self.filter_bar).any(0) & (lape <= self.largest_entropy)
+        ranking = (torch.log(torch.tensor(float(len(probability)))) - lape).where(passes, -torch.inf)
+        scores = ranking.expand_as(probability).where(probability > self.bar, -torch.inf)
+        return NeuronScores(statistics.languages, {"mlp": scores}, repr(self), {"mlp": ranking})
+
+    def select(self, scores: NeuronScores) -> NeuronSet:
+        """The lowest entropies at the rate; with frozen thresholds all that pass them."""
+        if self.largest_entropy is None:
+            return select_lowest_entropy(scores, self.rate, at_least=0)
+        mask = scores.values["mlp"].isfinite()
+        notes = {"chosen": int(mask.any(0).sum()), "rate": float(mask.any(0).double().mean())}
+        return NeuronSet(scores.languages, {"mlp": mask}, scores.method, notes)
+
+    def _lape(self) -> Lape:
+        return Lape(self.rate, self.filter_share, self.bar_share)
