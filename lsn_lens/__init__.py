@@ -10,6 +10,7 @@ from lsn_lens.interventions import add, intervene, mean_ablation, other_mean_abl
 from lsn_lens.methods import METHODS
 from lsn_lens.models import load_model
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.planning import plan_run
 from lsn_lens.run import Run, load_run
 from lsn_lens.statistics import Statistics
 
@@ -35,6 +36,7 @@ __all__ = [
     "other_mean_ablation",
     "perplexity_matrix",
     "perplexity_table",
+    "plan_run",
     "scale",
     "score",
     "set_to",

@@ -102,7 +102,7 @@ def collect(
             _claim(folder, plan, settings)
         constants = _constants(model, plan, wanted, widths, folder, rank, world)
         shards, documents, costs = _run_shards(model, plan, wanted, widths, constants, folder, rank, world, progress)
-        if folder is not None:
+        if folder is not None and costs:  # a run that was finished already keeps what it cost
             write_bytes(folder / f"costs-{rank}.json", json.dumps(costs, indent=1).encode())
         if world > 1:
             dist.barrier()

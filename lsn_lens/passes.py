@@ -133,7 +133,10 @@ class Pass:
         targets = ids[:, 1:]
         scored = keep[:, 1:] & (targets != (-1 if separator is None else separator))
         loss = torch.nn.functional.cross_entropy(logits[:, :-1][scored].float(), targets[scored], reduction="sum")
+        started, before = time.perf_counter(), sum(self.seconds.values())
         loss.backward()
+        recording = sum(self.seconds.values()) - before
+        self.seconds["backward"] += time.perf_counter() - started - recording
         return logits.detach()
 
     def _name_the_place(self, batch: Batch, mask: Tensor | None, plan: Plan) -> None:

@@ -34,8 +34,8 @@ class Run:
         path: The run's folder; None for a run in memory.
         documents: language -> each shard's values of single documents, likewise; keys are those of `row_key`.
         constants: What the sums were made with and no text changes, likewise.
-        costs: Seconds that each need took while collecting, and "forward" for the model itself. For a resumed run,
-            those of the last call. On a GPU, work is only queued in that time.
+        costs: Seconds that each need took while collecting, and "forward" and "backward" for the model itself. For
+            a resumed run, those of the last call. On a GPU, work is only queued in that time.
     """
 
     shards: Mapping[str, Sequence[Path | Mapping[str, Tensor]]] = field(repr=False)

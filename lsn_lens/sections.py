@@ -169,9 +169,9 @@ def cost_section(comparison: Comparison) -> Section:
     return Section(
         "What it costs",
         (
-            f"Seconds that a method's own statistics took while collecting, and those for scoring and selecting. The "
-            f"model's own forward passes took {forward:.1f} seconds, with the backward passes where a method needs "
-            "gradients; what several methods need is counted for each. Bytes: of the run's folder.",
+            f"Seconds that a method's own statistics took while collecting, and those for scoring and selecting; the "
+            f"model's forward passes took {forward:.1f} seconds and count for none, its backward passes for those with "
+            "gradients. What several methods need is counted for each. Bytes: of the run's folder.",
         ),
         {"Cheapest first": comparison.cost},
     )

@@ -139,7 +139,8 @@ def parts(architecture, hf_model, layer):
     """The Hugging Face modules of one layer, by the names of `PARTS`; `block` is the layer itself."""
     paths = dict(PARTS[architecture])
     block = hf_model.get_submodule(paths.pop("layers"))[layer]
-    return SimpleNamespace(block=block, **{name: block.get_submodule(path) for name, path in paths.items()})
+    modules = {name: block.get_submodule(path) for name, path in paths.items()}
+    return SimpleNamespace(block=block, **modules, mlp_pre=modules["gate"], mlp_up=modules.get("up"))
 
 
 def fused_rows(architecture, basis, units):

@@ -34,7 +34,8 @@ class Comparison:
             languages below 10 units come first.
         layers: Units in each layer (rows: method and layer) and language (columns).
         cost: Seconds in the pass (the method's own statistics; those that several methods need count for each, the
-            model's forward pass, `attrs["forward"]`, for none), seconds for scoring and selecting, bytes of the run
+            model's forward pass, `attrs["forward"]`, for none, its backward pass for those with gradients), seconds
+            for scoring and selecting, bytes of the run
             that hold its statistics, and whether these need gradients or single documents. Cheapest first.
         warnings: Why not to trust a number: `method`, `warning`, `languages`.
         skipped: Methods that were left out, and why.

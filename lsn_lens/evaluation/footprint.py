@@ -53,6 +53,8 @@ def cost_table(run: Run, methods: Mapping[str, Method], seconds: Mapping[str, fl
     for name, method in methods.items():
         needs = [need for need in method.statistics() if need.key in run.settings["statistics"]]
         passing = [run.costs.get(need.key, math.nan) for need in needs]
+        gradients = any(need.gradient for need in needs)
+        passing += [run.costs.get("backward", math.nan)] * gradients
         rows.append(
             {
                 "method": name,
@@ -60,7 +62,7 @@ def cost_table(run: Run, methods: Mapping[str, Method], seconds: Mapping[str, fl
                 "seconds_in_pass": sum(passing),
                 "seconds_scoring": seconds[name],
                 "bytes": sum(stored[need.key] for need in needs),
-                "gradients": any(need.gradient for need in needs),
+                "gradients": gradients,
                 "single_documents": any(need.by_document for need in needs),
                 "statistics": ", ".join(need.key for need in needs),
             }

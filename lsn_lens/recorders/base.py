@@ -102,5 +102,3 @@ def _start(key: str, zeros: Tensor) -> Tensor:
     """What is neutral under the key's merge."""
     ends = {"minimum": torch.inf, "maximum": -torch.inf}
     return zeros.fill_(ends[key.rsplit(".", 1)[-1]]) if key.rsplit(".", 1)[-1] in ends else zeros
-
-

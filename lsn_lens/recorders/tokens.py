@@ -53,9 +53,7 @@ class Histograms(Recorder):
             def look(acts: Tensor, hook: object, layer: int, keep: Tensor = keep) -> None:
                 seen[layer].append(read(acts)[keep].double())
 
-            hooks = [
-                (site.hook_name(layer), lambda acts, hook, layer=layer: look(acts, hook, layer)) for layer in seen
-            ]
+            hooks = [(site.hook_name(layer), lambda acts, hook, layer=layer: look(acts, hook, layer)) for layer in seen]
             with model.hooks(fwd_hooks=hooks):
                 forward.hidden_states(model, ids, keep.long())
         values = [torch.cat(each) for each in seen.values()]
