@@ -119,7 +119,7 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
     save_tables({**tables, **sets, "text": run.to_frame().reset_index()}, config.out / "tables")
     for name, each in comparison.found.items():
         each.save(config.out / "neurons" / f"{name}.safetensors")
-    origin = provenance(run, comparison.losses.attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
+    origin = provenance(run, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
     view = neurons_on_text(model, corpora, comparison)
     return write_report(

@@ -46,20 +46,20 @@ def plan_run(
         ValueError: A model that the methods cannot read (a site that it lacks).
     """
     layout = layout or Layout()
-    if isinstance(model, str | Path):
-        model = AutoConfig.from_pretrained(models.DEMO_MODEL if str(model) == "demo" else model)
-    if isinstance(model, PretrainedConfig):
-        model = models.skeleton(model)
-    needs = needs_of(model, methods)
+    source: Any = model
+    if isinstance(source, str | Path):
+        source = AutoConfig.from_pretrained(models.DEMO_MODEL if str(source) == "demo" else source)
+    ready: Any = models.skeleton(source) if isinstance(source, PretrainedConfig) else source
+    needs = needs_of(ready, methods)
     labels = [str(each) for each in range(languages)]
     table = requirements(
-        needs, model.cfg.n_layers, widths_of(model, needs), dict.fromkeys(labels, layout.shards),
+        needs, ready.cfg.n_layers, widths_of(ready, needs), dict.fromkeys(labels, layout.shards),
         dict.fromkeys(labels, documents),
     )  # fmt: skip
-    weights = sum(each.numel() for each in (model.original_model if models.is_bridge(model) else model).parameters())
+    weights = sum(each.numel() for each in (ready.original_model if models.is_bridge(ready) else ready).parameters())
     size = torch.empty((), dtype=dtype).element_size()
     table.loc["model"] = [weights * size, 0, 0]
-    table.loc["one batch"] = [_batch_bytes(model, layout, size, any(need.gradient for need in needs)), 0, 0]
+    table.loc["one batch"] = [_batch_bytes(ready, layout, size, any(need.gradient for need in needs)), 0, 0]
     table.loc["all"] = table.sum()
     return table.astype("int64")
 

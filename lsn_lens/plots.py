@@ -12,8 +12,8 @@ DIVERGING = ("#2c5f91", "#86aed0", "#f7f7f5", "#e39c80", "#b5402a")  # helped, u
 SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 
 __all__ = [
-    "Chart", "agreement", "change_matrix", "control", "digits", "layer_counts", "method_rises", "overlap",
-    "robust_limit", "save",
+    "Chart", "agreement", "change_matrix", "control", "digits", "expert_heatmap", "layer_counts", "method_rises",
+    "overlap", "robust_limit", "save",
 ]  # fmt: skip
 
 
@@ -120,3 +120,10 @@ def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement b
         matrix.loc[row["method"], row["other"]] = matrix.loc[row["other"], row["method"]] = row["chance_corrected"]
     cells = Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "shared units beyond chance", ".2f")
     return Chart(title, "", "", (cells,), "Units that two methods share at equal size, corrected for chance.")
+
+
+def expert_heatmap(table: pd.DataFrame, language: str) -> Chart:
+    """From `evaluation.experts.frequencies`: rows = layers, columns = experts, the same colours for every language."""
+    cells = Heatmap(table.loc[language], (0.0, 1.0), SEQUENTIAL, "share of tokens", ".2f")
+    caption = "Share of the language's tokens that select each expert."
+    return Chart(f"{language}: how often experts are selected", "expert", "layer", (cells,), caption)

@@ -85,7 +85,11 @@ def ranking_section(comparison: Comparison, rates: str) -> Section:
             rates,
         ),
         {"Main numbers; rises of the loss in nats a token, means over languages": comparison.ranking, **left_out},
-        {"methods": plots.method_rises(comparison.specificity.merge(comparison.control[["method", "random_mean"]]))},
+        {
+            "methods": plots.method_rises(
+                measured(comparison, "specificity").merge(measured(comparison, "control")[["method", "random_mean"]])
+            )
+        },
     )
 
 
@@ -120,13 +124,16 @@ def effects_section(comparison: Comparison) -> Section:
             "Rises of the loss on held-out text, means over languages: in total, and for each neuron, which makes sets "
             "of different sizes comparable. Then the own language against the other one that is hurt most.",
         ),
-        {"Effect, strongest first": comparison.effects, "Specificity, highest first": comparison.specificity},
+        {
+            "Effect, strongest first": measured(comparison, "effects"),
+            "Specificity, highest first": measured(comparison, "specificity"),
+        },
     )
 
 
 def control_section(comparison: Comparison) -> Section:
     """Against matched random sets."""
-    seeds = int(comparison.control_by_language["seeds"].max())
+    seeds = max(measured(comparison, "control_by_language")["seeds"].to_list())
     return Section(
         "Against random units",
         (
@@ -135,7 +142,7 @@ def control_section(comparison: Comparison) -> Section:
             "held-out part). percentile: share of the random sets with a smaller rise; z: how many of their standard "
             "deviations the rise lies above their mean.",
         ),
-        {"Most languages above 95 % of their random sets first": comparison.control},
+        {"Most languages above 95 % of their random sets first": measured(comparison, "control")},
     )
 
 
@@ -149,7 +156,7 @@ def agreement_section(comparison: Comparison) -> Section:
             "equal sets, about 0 for what two random sets with the same layers share. Methods on different kinds of "
             "units cannot be compared and are left empty.",
         ),
-        {"Pairs of methods, best agreement first": table[table["note"].eq("")].drop(columns="note")},
+        {"Pairs of methods, best agreement first": of(table, note="").drop(columns="note")},
         {"agreement": plots.agreement(table, list(comparison.ranking["method"]))},
     )
 
@@ -180,7 +187,7 @@ def cost_section(comparison: Comparison) -> Section:
 def method_section(name: str, comparison: Comparison) -> Section:
     """One method: who is hurt, against the control, and where the units are."""
     found, end = comparison.found[name], slug(name)
-    losses = of(comparison.losses, set=name)
+    losses = of(measured(comparison, "losses"), set=name)
     warnings = "; ".join(
         f"{row['warning']}{' (' + row['languages'] + ')' if row['languages'] else ''}"
         for row in of(comparison.warnings, method=name).to_dict("records")
@@ -190,16 +197,18 @@ def method_section(name: str, comparison: Comparison) -> Section:
         action = losses["action"].iloc[0]
         rows, control = (
             of(frame, method=name).drop(columns=["method", "action"])
-            for frame in (comparison.effects_by_language, comparison.control_by_language)
+            for frame in (measured(comparison, "effects_by_language"), measured(comparison, "control_by_language"))
         )
         control = control.drop(columns=["neurons", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
         tables[f"Set to: {action}. Rises of the loss in nats a token"] = rows.drop(columns=SAID)
         tables["Against random units, on the shorter text"] = control
         matrix = as_matrix(losses)
         figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, units set to: {action}")
-        points = of(comparison.control_points, method=name)
+        points = of(measured(comparison, "control_points"), method=name)
         title = f"{name} against random units, on the shorter text"
-        figures[f"control-{end}"] = plots.control(of(comparison.control_by_language, method=name), points, title)
+        figures[f"control-{end}"] = plots.control(
+            of(measured(comparison, "control_by_language"), method=name), points, title
+        )
     figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
     figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")
     return Section(f"Method: {name}", tuple(text), tables, figures)
@@ -238,6 +247,18 @@ def origin_section(origin: Mapping[str, Any]) -> Section:
         code=shlex.join(origin["command"]),
         data=origin,
     )
+
+
+def measured(comparison: Comparison, name: str) -> pd.DataFrame:
+    """A table that takes a model.
+
+    Raises:
+        ValueError: The comparison was made without one.
+    """
+    table: pd.DataFrame | None = getattr(comparison, name)
+    if table is None:
+        raise ValueError("a report takes effects: compare(run, model=..., corpora=...).")
+    return table
 
 
 def of(table: pd.DataFrame, **values: str) -> pd.DataFrame:

@@ -35,6 +35,7 @@ SITES: dict[str, Site] = {
         Site("v", "v", "attn.hook_v", heads=True),
         Site("rot_q", "q", "attn.hook_rot_q", heads=True),  # after the rotary embedding, where there is one
         Site("rot_k", "k", "attn.hook_rot_k", heads=True),
+        Site("pattern", "pattern", "attn.hook_pattern"),  # [batch head query key]: no units, nothing to write
         Site("z", "z", "attn.hook_z", heads=True),
         Site("attn_out", "attn_out", "hook_attn_out"),
         Site("mlp_out", "mlp_out", "hook_mlp_out"),

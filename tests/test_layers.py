@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
     {"sites", "statistics", "neurons", "corpora", "batches"},
+    {"experts", "importance"},
     {"models", "forward", "interventions", "run", "methods", "requirements", "recorders"},
     {"passes"},
     {"collect"},

@@ -39,8 +39,9 @@ def transfer_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) 
     rows = []
     for checkpoint, run in runs.items():
         sets = {each: m.select(m.score(run.statistics)) for each, m in (("frozen", frozen), ("fixed_share", method))}
+        owned = {name: found.counts().to_dict() for name, found in sets.items()}
         for language in languages:
-            counts = {name: int(found.counts()[language]) for name, found in sets.items()}
+            counts = {name: each[language] for name, each in owned.items()}
             totals = {f"{name}_total": len(found) for name, found in sets.items()}
             rows.append({"checkpoint": checkpoint, "language": language, **counts, **totals})
     return pd.DataFrame(rows)

@@ -8,9 +8,11 @@ from lsn_lens.methods.base import Method
 from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.dln import Dln
 from lsn_lens.methods.entropy_lambda import EntropyLambda
+from lsn_lens.methods.expert_frequency import ExpertFrequency
 from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape, Lave
+from lsn_lens.methods.plnd import Plnd
 from lsn_lens.methods.random import Random
 from lsn_lens.methods.sharing import Sharing
 from lsn_lens.methods.transfer import Transfer
@@ -19,8 +21,10 @@ METHODS: dict[str, type] = {
     "lape": Lape,
     "lap": Lap,
     "lave": Lave,
+    "plnd": Plnd,
     "average_precision": AveragePrecision,
     "sharing": Sharing,
+    "expert_frequency": ExpertFrequency,
     "transfer": Transfer,
     "diffmean": DiffMean,
     "language_dimensions": LanguageDimensions,
@@ -54,11 +58,13 @@ __all__ = [
     "DiffMean",
     "Dln",
     "EntropyLambda",
+    "ExpertFrequency",
     "LanguageDimensions",
     "Lap",
     "Lape",
     "Lave",
     "Method",
+    "Plnd",
     "Random",
     "Sharing",
     "Transfer",

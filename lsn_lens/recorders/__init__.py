@@ -4,9 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lsn_lens.experts import ExpertCounts
+from lsn_lens.importance import Importance
 from lsn_lens.models import Model
 from lsn_lens.recorders.base import Acts, Recorder, View
 from lsn_lens.recorders.documents import DocumentRows
+from lsn_lens.recorders.experts import Experts
+from lsn_lens.recorders.importance import Importances
 from lsn_lens.recorders.tokens import Histograms, TokenSums
 from lsn_lens.statistics import DocumentValues, Histogram, Need, Statistic
 
@@ -14,6 +18,8 @@ RECORDERS: dict[type, type[Recorder]] = {
     Statistic: TokenSums,
     Histogram: Histograms,
     DocumentValues: DocumentRows,
+    Importance: Importances,
+    ExpertCounts: Experts,
 }
 
 

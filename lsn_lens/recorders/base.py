@@ -44,7 +44,7 @@ class Acts:
 
     site: str
     layer: int
-    whole: Float[Tensor, "batch pos unit"]
+    whole: Float[Tensor, "batch pos *unit"]
     raw: Tensor
     view: View
     _tokens: Tensor | None = field(default=None, repr=False)

@@ -1,0 +1,60 @@
+"""Recorder of the experts that tokens select."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lsn_lens import models
+from lsn_lens.batches import Plan
+from lsn_lens.experts import ExpertCounts, balanced_clusters, expert_scores, n_experts, select_experts
+from lsn_lens.recorders.base import Acts, Recorder, View
+
+
+def cluster_experts(model: models.Model, need: ExpertCounts) -> Tensor:
+    """The expert of every neuron, `[layer unit]`, from the weights alone."""
+    layers = []
+    for layer in tqdm(range(model.cfg.n_layers), desc="experts", leave=False, disable=None):
+        mlp = model.blocks[layer].mlp
+        up, gate = mlp.W_in.detach().float(), (mlp.W_gate if models.is_gated(model) else mlp.W_in).detach().float()
+        normal = torch.nn.functional.normalize
+        features = {"gate": gate, "up": up, "concat": torch.cat([normal(gate, dim=0), normal(up, dim=0)])}
+        layers.append(balanced_clusters(features[need.features].T.cpu(), need.size, need.seed))
+    return torch.stack(layers)
+
+
+class Experts(Recorder):
+    """Keeps `ExpertCounts`."""
+
+    need: ExpertCounts
+
+    @staticmethod
+    def prepare(model: models.Model, need: ExpertCounts, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
+        """The experts, and the norms of what neurons write."""
+        n_experts(widths["mlp_post"], need.size)
+        norms = [model.blocks[i].mlp.W_out.detach().float().norm(dim=1).cpu() for i in range(model.cfg.n_layers)]
+        return {f"{need.key}.assignment": cluster_experts(model, need), f"{need.key}.norms": torch.stack(norms)}
+
+    def reset(self) -> None:
+        """Start a new shard."""
+        super().reset()
+        self.order = self.constants[f"{self.need.key}.assignment"].argsort(dim=1, stable=True)
+        self.scores: dict[int, Tensor] = {}
+
+    def see(self, acts: Acts) -> None:
+        """Score the experts of a layer at every token that counts."""
+        if acts.site != ("mlp_act" if self.need.score == "pos" else "mlp_post"):
+            return
+        keep = acts.view.keep_without_bos if self.need.skip_bos else acts.view.keep
+        hidden = acts.whole[keep]
+        if self.need.score == "contribution":
+            hidden = hidden * self.constants[f"{self.need.key}.norms"][acts.layer]
+        self.scores[acts.layer] = expert_scores(hidden, self.order[acts.layer], self.need.size, self.need.score)
+
+    def end(self, view: View) -> None:
+        """Select and count."""
+        scores = torch.stack([self.scores[layer] for layer in range(self.layers)])
+        chosen = select_experts(scores, self.need.select, self.need.share, self.need.relative)
+        self.sums[f"{self.need.key}.selected"] += chosen.sum(1)
+        self.sums[f"{self.need.key}.counted"] += scores.shape[1]

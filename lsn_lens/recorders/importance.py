@@ -1,0 +1,156 @@
+"""Recorder of PLND's importances: every document, every layer, by the closed forms."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lsn_lens import importance as maths
+from lsn_lens import models
+from lsn_lens.batches import Plan
+from lsn_lens.importance import Importance, Rotation
+from lsn_lens.recorders.attention import read_attention
+from lsn_lens.recorders.base import Acts, Recorder
+
+
+class Importances(Recorder):
+    """Keeps an `Importance`."""
+
+    need: Importance
+
+    @staticmethod
+    @torch.no_grad()
+    def prepare(model: models.Model, need: Importance, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
+        """Norms of weights; for queries and keys the scale and the rotation, read from the model's own tensors."""
+        made: dict[str, Tensor] = {}
+        layers = range(model.cfg.n_layers)
+        if "mlp" in need.bases:
+            made["mlp_norm"] = torch.stack([model.blocks[i].mlp.W_out.detach().float().norm(dim=1) for i in layers])
+        if {"v", "z"} & set(need.bases):
+            made["gram"] = torch.stack([maths.gram_of_heads(_w_o(model, i), _groups(model)) for i in layers])
+        if {"q", "k"} & set(need.bases):
+            made |= read_attention(model, plan.length)
+        return {f"{need.key}.{name}": value.cpu() for name, value in made.items()}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Those of the bases, and the attention pattern for queries and keys."""
+        return (*((self._mlp_site,) if "mlp" in self.need.bases else ()), *self._attention_sites)
+
+    @property
+    def _mlp_site(self) -> str:
+        if self.need.variant == "paper":
+            return "mlp_post"
+        return "mlp_up" if models.is_gated(self.model) else "mlp_pre"
+
+    @property
+    def _attention_sites(self) -> tuple[str, ...]:
+        bases = set(self.need.bases)
+        return (("q", "k", "pattern") if {"q", "k"} & bases else ()) + (("z",) if {"v", "z"} & bases else ())
+
+    def reset(self) -> None:
+        """Start a new shard."""
+        super().reset()
+        self.held: dict[int, dict[str, Tensor]] = {}
+
+    def see(self, acts: Acts) -> None:
+        """The MLP at once; attention when the last of its tensors has come."""
+        if acts.site == self._mlp_site:
+            self._documents(acts, {acts.site: acts.raw.detach()}, self._mlp)
+            return
+        held = self.held.setdefault(acts.layer, {})
+        held[acts.site] = acts.raw.detach()
+        if len(held) == len(self._attention_sites):
+            self._documents(acts, self.held.pop(acts.layer), self._attention)
+
+    def _documents(self, acts: Acts, tensors: dict[str, Tensor], measure: Callable[..., None]) -> None:
+        for row, length in enumerate(acts.view.lengths.tolist()):
+            own = {
+                site: (each[row, :, :length, :length] if site == "pattern" else each[row, :length]).float()
+                for site, each in tensors.items()
+            }
+            first = int(self.need.skip_bos and acts.view.has_bos and length > 1)
+            measure(own, acts.layer, first)
+
+    def _mlp(self, own: dict[str, Tensor], layer: int, first: int) -> None:
+        values = own[self._mlp_site][first:]
+        if self.need.variant == "released":
+            self._add("mlp", layer, values.abs().mean(0))
+        else:
+            norm = self.constants[f"{self.need.key}.mlp_norm"][layer]
+            self._add("mlp", layer, maths.column_norm(values) * norm / len(values) ** 0.5)
+
+    def _attention(self, own: dict[str, Tensor], layer: int, first: int) -> None:
+        if "z" in own:
+            self._outputs(own["z"][first:], layer)
+        if "pattern" in own:
+            self._patterns(own, layer, first)
+
+    def _outputs(self, z: Tensor, layer: int) -> None:
+        """Units of v and z."""
+        gram = self.constants[f"{self.need.key}.gram"][layer]
+        if self.need.variant == "released":
+            each = z.abs().mean(0)
+            values = {"z": each, "v": each.unflatten(0, (len(gram), -1)).sum(1)}
+        else:
+            norms = gram.diagonal(dim1=-2, dim2=-1).sqrt().transpose(1, 2).flatten(0, 1)  # [head d_head]
+            root = len(z) ** 0.5
+            values = {"z": z.square().sum(0).sqrt() * norms / root, "v": maths.value_change(z, gram) / root}
+        for basis in {"v", "z"} & set(self.need.bases):
+            self._add(basis, layer, values[basis].flatten())
+
+    def _patterns(self, own: dict[str, Tensor], layer: int, first: int) -> None:
+        """Units of q and k: all to first order, the best of them then exactly."""
+        pattern, groups = own["pattern"], own["k"].shape[1]
+        q, k = own["q"], own["k"].repeat_interleave(len(pattern) // groups, dim=1)
+        factors = maths.delta_factors(q, k, self._rotation(layer), self.need.rotary)
+        released = self.need.variant == "released"  # adds Delta to the scores without their scale
+        scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
+        for basis, pair in zip(("q", "k"), factors, strict=True):
+            if basis in self.need.bases:
+                n_groups = groups if basis == "k" else len(pattern)
+                squares, is_exact = _finish(pattern, pair, scale, n_groups, self.need.exact, first)
+                tokens = max(1, len(q) - first)
+                values = squares / tokens if released else (squares / tokens).sqrt()
+                self._add(basis, layer, values, is_exact)
+
+    def _rotation(self, layer: int) -> Rotation:
+        table = self.constants[f"{self.need.key}.table"][layer]
+        return Rotation(*(self.constants[f"{self.need.key}.{name}"][table] for name in ("cos", "turn", "partner")))
+
+    def _add(self, basis: str, layer: int, values: Tensor, is_exact: Tensor | None = None) -> None:
+        name = f"{self.need.key}.{basis}"
+        self.sums[f"{name}.sum"][layer] += values.double()
+        if bool(values.any()):
+            minimum, worst = (self.sums[f"{name}.{kind}"][layer] for kind in ("minimum", "rank.maximum"))
+            torch.minimum(minimum, values, out=minimum)
+            torch.maximum(worst, maths.worst_first_ranks(values, is_exact), out=worst)
+
+
+def _finish(
+    pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, groups: int, exact: int | float, first: int
+) -> tuple[Tensor, Tensor]:
+    """Squared change of each unit, summed over the query heads of its group; and which are exact."""
+    n_heads, d_head = len(pattern), pair[0].shape[2]
+    each = maths.first_order_change(pattern, *pair, first) * scale**2
+    squares = each.unflatten(0, (groups, -1)).sum(1).flatten()
+    count = min(maths.number_of(exact, len(squares)), len(squares))
+    best = squares.argsort(descending=True, stable=True)[:count]
+    per_group = n_heads // groups
+    heads = (best // d_head)[:, None] * per_group + torch.arange(per_group, device=best.device)
+    dims = (best % d_head)[:, None].expand_as(heads)
+    change = maths.exact_change(pattern, *pair, heads.flatten(), dims.flatten(), scale, first)
+    squares[best] = change.view(heads.shape).sum(1)
+    is_exact = torch.zeros(len(squares), dtype=torch.bool, device=squares.device)
+    is_exact[best] = True
+    return squares, is_exact
+
+
+def _w_o(model: models.Model, layer: int) -> Tensor:
+    """W_O as `[head d_head d_model]`."""
+    w_o = model.blocks[layer].attn.W_O.detach()
+    return w_o if w_o.ndim == 3 else w_o.unflatten(0, (model.cfg.n_heads, -1))
+
+
+def _groups(model: models.Model) -> int:
+    return getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
