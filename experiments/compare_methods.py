@@ -61,7 +61,7 @@ class Config:
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
     max_tokens: int | None = None
-    evaluation_tokens: int | None = 2048
+    evaluation_tokens: int | None = 1024
     control_tokens: int = 512
     files: str = "*"
     column: str = "text"
