@@ -11,6 +11,7 @@ compared on these.
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -59,15 +60,15 @@ def benchmark(neurons: int = 16, tokens: int = 128, rounds: int = 7, threads: in
     model = lsn.load_model("demo", backend="bridge", device="cpu")
     text = " ".join(lsn.load_corpora("demo", ["en"])["en"].find)
     ids = torch.tensor([model.tokenizer(text, truncation=True, max_length=min(tokens, model.cfg.n_ctx))["input_ids"]])
-    closed, one_by_one, worst = 0.0, 0.0, 0.0
+    closed, one_by_one, worst, width = 0.0, 0.0, 0.0, model.cfg.d_mlp
     for layer in range(model.cfg.n_layers):
         mlp, seen = model.original_model.model.layers[layer].mlp, cached(model, ids, layer)
         norms = mlp.down_proj.weight.norm(dim=0)
-        post, width = seen["post"][0], len(norms)
+        post = seen["post"][0]
         closed += seconds(lambda: column_norm(post) * norms, rounds)  # noqa: B023 (called at once)
         found = column_norm(post) * norms
 
-        def removed(neuron: int, mlp: torch.nn.Module = mlp, x: Tensor = seen["x"]) -> Tensor:
+        def removed(neuron: int, mlp: Any = mlp, x: Tensor = seen["x"]) -> Tensor:
             column = mlp.down_proj.weight[:, neuron].clone()
             mlp.down_proj.weight[:, neuron] = 0
             out = mlp(x)

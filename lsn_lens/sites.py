@@ -33,8 +33,6 @@ SITES: dict[str, Site] = {
         Site("q", "q", "attn.hook_q", heads=True),
         Site("k", "k", "attn.hook_k", heads=True),
         Site("v", "v", "attn.hook_v", heads=True),
-        Site("rot_q", "q", "attn.hook_rot_q", heads=True),  # after the rotary embedding, where there is one
-        Site("rot_k", "k", "attn.hook_rot_k", heads=True),
         Site("pattern", "pattern", "attn.hook_pattern"),  # [batch head query key]: no units, nothing to write
         Site("z", "z", "attn.hook_z", heads=True),
         Site("attn_out", "attn_out", "hook_attn_out"),
