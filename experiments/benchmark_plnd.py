@@ -32,7 +32,7 @@ def seconds(function: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def cached(model: lsn.models.Model, ids: Tensor, layer: int) -> dict[str, Tensor]:
+def cached(model: Any, ids: Tensor, layer: int) -> dict[str, Tensor]:
     """Input of a layer's MLP, of its down projection, and what the projection makes of it."""
     mlp, seen = model.original_model.model.layers[layer].mlp, {}
     handles = [

@@ -140,7 +140,8 @@ def parts(architecture, hf_model, layer):
     paths = dict(PARTS[architecture])
     block = hf_model.get_submodule(paths.pop("layers"))[layer]
     modules = {name: block.get_submodule(path) for name, path in paths.items()}
-    return SimpleNamespace(block=block, **modules, mlp_pre=modules["gate"], mlp_up=modules.get("up"))
+    up = {"mlp_up": modules["up"]} if "up" in modules else {}
+    return SimpleNamespace(block=block, **modules, mlp_pre=modules["gate"], **up)
 
 
 def fused_rows(architecture, basis, units):

@@ -334,7 +334,7 @@ def made(minimum, worst, documents=(4, 4, 4), **settings):
     return plnd, Statistics(("en", "fr", "zh"), keyed, tokens, count)
 
 
-MINIMUM = [[3.0, 2.0, 1.0, 0.0], [3.0, 0.5, 2.0, 0.0], [4.0, 0.1, 0.2, 0.0]]
+MINIMUM = [[3.0, 2.0, 1.0, 0.0], [3.0, 0.5, 2.0, 0.0], [4.0, 0.1, 0.2, 0.05]]
 WORST = [[0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 1.0, 3.0], [0.0, 2.0, 1.0, 3.0]]
 
 
@@ -345,7 +345,7 @@ WORST = [[0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 1.0, 3.0], [0.0, 2.0, 1.0, 3.0]]
         ({"top_mlp": 2}, ([1], [2], [2])),
         ({"top_mlp": 0.5}, ([1], [2], [2])),
         ({"top_mlp": 3}, ([], [], [])),
-        ({"top_mlp": 4}, ([], [], [])),  # and a silent one is no one's
+        ({"top_mlp": 4}, ([], [], [3])),  # where it is silent in a document, a unit is no language's
         ({"eps": 0.4}, ([1, 2], [1, 2], [])),
     ],
 )
