@@ -77,20 +77,14 @@ def number_of(amount: int | float, units: int) -> int:
 
 
 def worst_first_ranks(
-    values: Float[Tensor, "unit"], is_exact: Bool[Tensor, "unit"] | None = None
-) -> Float[Tensor, "unit"]:
+    values: Float[Tensor, "document unit"], is_exact: Bool[Tensor, "document unit"] | None = None
+) -> Float[Tensor, "document unit"]:
     """Rank of each unit, 0 for the highest; ties by unit. Units finished exactly come before all others."""
-    order = values.argsort(descending=True, stable=True)
+    order = values.argsort(dim=1, descending=True, stable=True)
     if is_exact is not None:
-        order = order[is_exact[order].int().argsort(descending=True, stable=True)]
-    ranks = torch.empty_like(values, dtype=torch.float32)
-    ranks[order] = torch.arange(len(order), dtype=torch.float32, device=values.device)
-    return ranks
-
-
-def column_norm(values: Float[Tensor, "pos unit"]) -> Float[Tensor, "unit"]:
-    """Root of the sum of squares over tokens."""
-    return values.float().square().sum(0).sqrt()
+        order = order.gather(1, is_exact.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
+    places = torch.arange(order.shape[1], dtype=torch.float32, device=values.device)
+    return torch.empty_like(values, dtype=torch.float32).scatter_(1, order, places.expand_as(values))
 
 
 def gram_of_heads(w_o: Float[Tensor, "head d_head d_model"], groups: int) -> Float[Tensor, "group d_head n n"]:
@@ -100,14 +94,14 @@ def gram_of_heads(w_o: Float[Tensor, "head d_head d_model"], groups: int) -> Flo
 
 
 def value_change(
-    z: Float[Tensor, "pos head d_head"], gram: Float[Tensor, "group d_head n n"]
-) -> Float[Tensor, "group d_head"]:
+    z: Float[Tensor, "document pos head d_head"], gram: Float[Tensor, "group d_head n n"]
+) -> Float[Tensor, "document group d_head"]:
     """Norm of what a dimension of a value head adds to the attention output.
 
     Its query heads' outer products of z and a row of W_O are summed before the norm, without building them.
     """
-    grouped = z.float().unflatten(1, (len(gram), -1))
-    inner = torch.einsum("tgaj,tgbj->gjab", grouped, grouped)
+    grouped = z.float().unflatten(2, (len(gram), -1))
+    inner = torch.einsum("dtgaj,dtgbj->dgjab", grouped, grouped)
     return (inner * gram).sum((-1, -2)).clamp_min(0).sqrt()
 
 

@@ -371,8 +371,8 @@ def test_a_language_without_documents_neither_owns_nor_forbids():
 
 def test_ties_go_to_the_lower_unit_and_exact_ones_first():
     values = torch.tensor([1.0, 2.0, 2.0, 3.0])
-    assert maths.worst_first_ranks(values).tolist() == [3, 1, 2, 0]
-    assert maths.worst_first_ranks(values, torch.tensor([True, False, True, False])).tolist() == [1, 3, 0, 2]
+    assert maths.worst_first_ranks(values[None]).tolist() == [[3, 1, 2, 0]]
+    assert maths.worst_first_ranks(values[None], torch.tensor([[True, False, True, False]])).tolist() == [[1, 3, 0, 2]]
 
 
 @pytest.mark.parametrize(

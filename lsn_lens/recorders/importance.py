@@ -1,6 +1,6 @@
 """Recorder of PLND's importances: every document, every layer, by the closed forms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -54,50 +54,57 @@ class Importances(Recorder):
         self.held: dict[int, dict[str, Tensor]] = {}
 
     def see(self, acts: Acts) -> None:
-        """The MLP at once; attention when the last of its tensors has come."""
+        """MLP and values of all documents at once; queries and keys one by one, when the pattern has come."""
         if acts.site == self._mlp_site:
-            self._documents(acts, {acts.site: acts.raw.detach()}, self._mlp)
-            return
-        held = self.held.setdefault(acts.layer, {})
-        held[acts.site] = acts.raw.detach()
-        if len(held) == len(self._attention_sites):
-            self._documents(acts, self.held.pop(acts.layer), self._attention)
+            self._mlp(acts)
+        if acts.site == "z":
+            self._outputs(acts)
+        if acts.site in ("q", "k", "pattern") and {"q", "k"} & set(self.need.bases):
+            held = self.held.setdefault(acts.layer, {})
+            held[acts.site] = acts.raw.detach()
+            if len(held) == 3:
+                self._documents(acts, self.held.pop(acts.layer))
 
-    def _documents(self, acts: Acts, tensors: dict[str, Tensor], measure: Callable[..., None]) -> None:
+    def _documents(self, acts: Acts, tensors: dict[str, Tensor]) -> None:
         for row, length in enumerate(acts.view.lengths.tolist()):
             own = {
                 site: (each[row, :, :length, :length] if site == "pattern" else each[row, :length]).float()
                 for site, each in tensors.items()
             }
             first = int(self.need.skip_bos and acts.view.has_bos and length > 1)
-            measure(own, acts.layer, first)
+            self._patterns(own, acts.layer, first)
 
-    def _mlp(self, own: dict[str, Tensor], layer: int, first: int) -> None:
-        values = own[self._mlp_site][first:]
+    def _kept(self, acts: Acts) -> tuple[Tensor, Tensor]:
+        """Values with zeros where a token does not count, and how many tokens count in each document."""
+        keep = acts.view.keep_without_bos if self.need.skip_bos else acts.view.keep
+        values = acts.raw.detach().float()
+        return values * keep.view(*keep.shape, *[1] * (values.ndim - 2)), keep.sum(1)
+
+    def _mlp(self, acts: Acts) -> None:
+        values, tokens = self._kept(acts)
         if self.need.variant == "released":
-            self._add("mlp", layer, values.abs().mean(0))
+            rows = values.abs().sum(1) / tokens[:, None]
         else:
-            norm = self.constants[f"{self.need.key}.mlp_norm"][layer]
-            self._add("mlp", layer, maths.column_norm(values) * norm / len(values) ** 0.5)
+            norm = self.constants[f"{self.need.key}.mlp_norm"][acts.layer]
+            rows = (values.square().sum(1) / tokens[:, None]).sqrt() * norm
+        self._add("mlp", acts.layer, rows)
 
-    def _attention(self, own: dict[str, Tensor], layer: int, first: int) -> None:
-        if "z" in own:
-            self._outputs(own["z"][first:], layer)
-        if "pattern" in own:
-            self._patterns(own, layer, first)
-
-    def _outputs(self, z: Tensor, layer: int) -> None:
+    def _outputs(self, acts: Acts) -> None:
         """Units of v and z."""
-        gram = self.constants[f"{self.need.key}.gram"][layer]
+        gram = self.constants[f"{self.need.key}.gram"][acts.layer]
+        z, tokens = self._kept(acts)
+        tokens = tokens[:, None, None]
         if self.need.variant == "released":
-            each = z.abs().mean(0)
-            values = {"z": each, "v": each.unflatten(0, (len(gram), -1)).sum(1)}
+            each = z.abs().sum(1) / tokens
+            values = {"z": each, "v": each.unflatten(1, (len(gram), -1)).sum(2)}
         else:
             norms = gram.diagonal(dim1=-2, dim2=-1).sqrt().transpose(1, 2).flatten(0, 1)  # [head d_head]
-            root = len(z) ** 0.5
-            values = {"z": z.square().sum(0).sqrt() * norms / root, "v": maths.value_change(z, gram) / root}
+            values = {
+                "z": (z.square().sum(1) / tokens).sqrt() * norms,
+                "v": maths.value_change(z, gram) / tokens.sqrt(),
+            }
         for basis in {"v", "z"} & set(self.need.bases):
-            self._add(basis, layer, values[basis].flatten())
+            self._add(basis, acts.layer, values[basis].flatten(1))
 
     def _patterns(self, own: dict[str, Tensor], layer: int, first: int) -> None:
         """Units of q and k: all to first order, the best of them then exactly."""
@@ -112,19 +119,21 @@ class Importances(Recorder):
                 squares, is_exact = _finish(pattern, pair, scale, n_groups, self.need.exact, first)
                 tokens = max(1, len(q) - first)
                 values = squares / tokens if released else (squares / tokens).sqrt()
-                self._add(basis, layer, values, is_exact)
+                self._add(basis, layer, values[None], is_exact[None])
 
     def _rotation(self, layer: int) -> Rotation:
         table = self.constants[f"{self.need.key}.table"][layer]
         return Rotation(*(self.constants[f"{self.need.key}.{name}"][table] for name in ("cos", "turn", "partner")))
 
     def _add(self, basis: str, layer: int, values: Tensor, is_exact: Tensor | None = None) -> None:
+        """Take in the importances of documents, `[document unit]`."""
         name = f"{self.need.key}.{basis}"
-        self.sums[f"{name}.sum"][layer] += values.double()
-        if bool(values.any()):
+        self.sums[f"{name}.sum"][layer] += values.double().sum(0)
+        values = values[values.any(1)]
+        if len(values):
             minimum, worst = (self.sums[f"{name}.{kind}"][layer] for kind in ("minimum", "rank.maximum"))
-            torch.minimum(minimum, values, out=minimum)
-            torch.maximum(worst, maths.worst_first_ranks(values, is_exact), out=worst)
+            torch.minimum(minimum, values.amin(0), out=minimum)
+            torch.maximum(worst, maths.worst_first_ranks(values, is_exact).amax(0), out=worst)
 
 
 def _finish(
