@@ -25,7 +25,7 @@ from lsn_lens.collect import _constants, _tokenize, needs_of, widths_of
 from lsn_lens.methods import METHODS, get_method
 from lsn_lens.passes import Pass
 
-LAPE, EVERYTHING, ALONE, ONE_BY_ONE = "lape", "everything in one pass", "alone: ", "everything, one by one"
+LAPE, SUMS, EVERYTHING, ALONE = "lape", "all but what is apart", "everything in one pass", "alone: "
 Backend = Literal["auto", "hooked", "bridge"]
 
 
@@ -88,12 +88,13 @@ def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str,
     return sum(int(batch.keep.sum()) for batch in batches), {
         "bare base model": baseline,
         LAPE: collecting(["lape"]),
-        "all but what is apart": collecting(rest),
+        SUMS: collecting(rest),
         "... and average precision": collecting([*rest, "average_precision"]),
         "... and exact attention importance": collecting([*rest, "plnd"]),
         "... and activation x gradient": collecting([*rest, "act_grad"]),
         EVERYTHING: collecting(names),
-        **{f"{ALONE}{name}": collecting([name]) for name in names},
+        **{f"{ALONE}{name}": collecting([cheap(name)]) for name in names},
+        f"{ALONE}plnd, exact attention importance": collecting(["plnd"]),
         "bare base model again": baseline,
     }
 
@@ -103,7 +104,9 @@ def baseline_of(times: dict[str, list[float]]) -> list[float]:
     return [(a + b) / 2 for a, b in zip(times["bare base model"], times["bare base model again"], strict=True)]
 
 
-def benchmark(rounds: int = 7, tokens: int = 8192, backend: Backend = "auto", threads: int | None = None) -> None:
+def benchmark(
+    rounds: int = 7, tokens: int = 8192, backend: Backend = "auto", threads: int | None = None, demo_only: bool = False
+) -> None:
     """Print the ratios.
 
     Args:
@@ -111,11 +114,15 @@ def benchmark(rounds: int = 7, tokens: int = 8192, backend: Backend = "auto", th
         tokens: Tokens of one pass.
         backend: "auto", "hooked" or "bridge".
         threads: Threads of torch; all cores by default.
+        demo_only: Leave out the larger model with random weights.
     """
     if threads:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        for name, source in (("demo", "demo"), ("8 layers, d_model 256", str(random_llama(Path(folder) / "model")))):
+        sources = {"demo": "demo"}
+        if not demo_only:
+            sources["8 layers, d_model 256"] = str(random_llama(Path(folder) / "model"))
+        for name, source in sources.items():
             total, passes = variants(source, tokens, backend)
             times: dict[str, list[float]] = {key: [] for key in passes}
             for _ in range(rounds + 1):
@@ -124,12 +131,14 @@ def benchmark(rounds: int = 7, tokens: int = 8192, backend: Backend = "auto", th
                     one_pass()
                     times[key].append(time.perf_counter() - start)
             times = {key: each[1:] for key, each in times.items()}
-            times[ONE_BY_ONE] = [
-                sum(each) for each in zip(*(times[k] for k in times if k.startswith(ALONE)), strict=True)
-            ]
+            alone = {key.removeprefix(ALONE): each for key, each in times.items() if key.startswith(ALONE)}
+            sums = [each for key, each in alone.items() if key in METHODS and key not in APART]
+            whole = [each for key, each in alone.items() if key != "plnd"]
+            times[f"{SUMS}, one by one"] = [sum(each) for each in zip(*sums, strict=True)]
+            times["everything, one by one"] = [sum(each) for each in zip(*whole, strict=True)]
             base = baseline_of(times)
             print(f"\n{name}: {total} tokens a pass, {rounds} rounds, {torch.get_num_threads()} threads; medians")
-            columns = {"x bare model": base, "x lape": times[LAPE], "x all in one pass": times[EVERYTHING]}
+            columns = {"x bare model": base, "x lape": times[LAPE], f"x {SUMS}": times[SUMS]}
             rows = {key: {title: ratio(each, other) for title, other in columns.items()} for key, each in times.items()}
             print(pd.DataFrame.from_dict(rows, orient="index").to_string())
 
