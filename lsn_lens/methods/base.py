@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -41,6 +42,14 @@ def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
     flat = ranking.flatten()
     order = flat.argsort(descending=True, stable=True)
     return order[flat[order].isfinite()]
+
+
+def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
+    """The `count` best units of each language over all layers; ties to the lower layer, then the lower unit."""
+    mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
+    for language, each in enumerate(scores.values[basis]):
+        mask[language].view(-1)[best_first(each)[:count]] = True
+    return NeuronSet(scores.languages, {basis: mask}, scores.method)
 
 
 def check_shares(**shares: float) -> None:

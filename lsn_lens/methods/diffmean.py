@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.methods.base import best_first, check_languages, check_shares
+from lsn_lens.methods.base import check_languages, check_shares, highest_each
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.statistics import Statistic, Statistics
 
@@ -57,11 +57,3 @@ class DiffMean:
         """Each language's highest."""
         units = scores.values["resid"][0].numel()
         return highest_each(scores, "resid", round(self.rate * units / len(scores.languages)))
-
-
-def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
-    """The `count` best units of each language over all layers; ties to the lower layer, then the lower unit."""
-    mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
-    for language, each in enumerate(scores.values[basis]):
-        mask[language].view(-1)[best_first(each)[:count]] = True
-    return NeuronSet(scores.languages, {basis: mask}, scores.method)

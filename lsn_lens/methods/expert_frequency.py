@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens.experts import ExpertCounts
-from lsn_lens.methods.base import best_first, check_languages, check_shares
+from lsn_lens.methods.base import check_languages, check_shares, highest_each
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.statistics import Need, Statistic, Statistics
 
@@ -102,11 +102,6 @@ class ExpertFrequency:
         """The best exclusive experts of each language, whole; `notes` says how many there are."""
         values = scores.values["mlp"]
         budget = -(-round(self.rate * values[0].numel() / len(values)) // self.size)  # experts, rounded up
-        mask = torch.zeros_like(values, dtype=torch.bool)
-        for language, each in enumerate(values):
-            taken = best_first(each)[: budget * self.size]
-            mask[language].view(-1)[taken] = True
-        found = NeuronSet(scores.languages, {"mlp": mask}, scores.method)
         exclusive = [round(int(each.isfinite().sum()) / self.size) for each in values]
         notes = {"asked": budget, "exclusive": dict(zip(scores.languages, exclusive, strict=True))}  # experts
-        return replace(found, notes=notes)
+        return replace(highest_each(scores, "mlp", budget * self.size), notes=notes)

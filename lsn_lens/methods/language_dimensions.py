@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.methods.base import check_languages
-from lsn_lens.methods.diffmean import directions, highest_each
+from lsn_lens.methods.base import check_languages, highest_each
+from lsn_lens.methods.diffmean import directions
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.statistics import Statistic, Statistics
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lsn_lens.methods.base import best_first, check_languages, check_shares
+from lsn_lens.methods.base import check_languages, check_shares, highest_each
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.statistics import Statistic, Statistics
 
@@ -40,7 +40,4 @@ class Lap:
         """Each language's highest."""
         values = scores.values["mlp"]
         count = round(self.rate * values[0].numel() / len(values))
-        mask = torch.zeros_like(values, dtype=torch.bool)
-        for language, each in enumerate(values):
-            mask[language].view(-1)[best_first(each)[:count]] = True
-        return NeuronSet(scores.languages, {"mlp": mask}, scores.method)
+        return highest_each(scores, "mlp", count)
