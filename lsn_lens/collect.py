@@ -52,6 +52,7 @@ def collect(
     out: str | Path | None = None,
     *,
     layout: Layout | None = None,
+    extra: Iterable[Need] = (),
     progress: bool = True,
 ) -> Run:
     """Run the model over the corpora's `find` part once and keep what the methods need.
@@ -67,6 +68,7 @@ def collect(
         out: The run's folder; None keeps the run in memory.
         layout: How text becomes batches, as many for each language; by default one row a document where a method
             looks at single documents (plnd, average_precision, sharing), else packed blocks.
+        extra: Statistics that no method of these needs, for example `DocumentValues("mlp_post", "maximum")`.
         progress: Show a progress bar with tokens a second and the time left.
 
     Returns:
@@ -78,7 +80,7 @@ def collect(
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
-    wanted = needs_of(model, methods)
+    wanted = needs_of(model, methods, extra)
     layout = _layout(layout, wanted)
     if len(corpora) < 2:
         raise ValueError(f"got the languages {list(corpora)}: comparing languages takes at least two.")
@@ -111,21 +113,21 @@ def collect(
     return Run(shards, settings, None, documents if settings["rows"] else {}, constants, costs)
 
 
-def needed_statistics(methods: Iterable[str | Method]) -> list[Need]:
+def needed_statistics(methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
     """What the methods need, without repeats, and the sums that ablating their units to a mean takes."""
     each = [get_method(method) for method in ([methods] if isinstance(methods, str) else methods)]
     if not each:
         raise ValueError("no methods: name at least one.")
-    needs = [need for method in each for need in method.statistics()]
+    needs = [*(need for method in each for need in method.statistics()), *extra]
     written = [WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites]
     return unique([*needs, Statistic("mlp_post", "sum"), *(Statistic(each, "sum", optional=True) for each in written)])
 
 
-def needs_of(model: models.Model, methods: Iterable[str | Method]) -> list[Need]:
+def needs_of(model: models.Model, methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
     """`needed_statistics`, without those optional ones whose sites the model lacks."""
     return [
         need
-        for need in needed_statistics(methods)
+        for need in needed_statistics(methods, extra)
         if not need.optional or all(models.has_site(model, site) for site in need.sites)
     ]
 

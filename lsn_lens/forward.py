@@ -1,10 +1,13 @@
 """Run a model without waste: Hugging Face's own modules where no hook is needed, no unembedding where no logits are."""
 
 import contextlib
+import importlib
+import inspect
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.models import HALF_TOLERANCE, TOLERANCE, Model, device_of, is_bridge, vocabulary_size
@@ -88,6 +91,33 @@ def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tenso
     if not is_bridge(model):
         return model(ids, attention_mask=mask, return_type="logits")
     return model.original_model(ids, attention_mask=mask, use_cache=False).logits
+
+
+def step(
+    model: Model, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch columns"], cache: Any = None
+) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
+    """Read the next tokens of a batch that is padded on the left, with the keys and values of what went before.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; all hooks fire. Usable inside `lean`.
+        ids: The tokens to read.
+        mask: 1 for every token so far, these included, 0 for padding.
+        cache: What the step before returned; None to begin with.
+
+    Returns:
+        Their logits, and the cache for the next step.
+    """
+    if not is_bridge(model):
+        if cache is None:
+            classes: Any = importlib.import_module("transformer_lens")  # TransformerLens 3.9 only
+            cache = classes.TransformerLensKeyValueCache.init_cache(model.cfg, ids.device, len(ids))
+        return model(ids, attention_mask=mask[:, -ids.shape[1] :], past_kv_cache=cache, return_type="logits"), cache
+    hf_model = model.original_model
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    takes_positions = "position_ids" in inspect.signature(hf_model.forward).parameters  # else it counts by the mask
+    given = {"position_ids": positions} if takes_positions else {}
+    output = hf_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+    return output.logits, output.past_key_values
 
 
 def _check_right_padded(mask: Tensor | None) -> None:

@@ -1,36 +1,86 @@
 """Switch units off, set or push them, as a context manager that leaves no trace."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens import models
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
-from lsn_lens.statistics import Statistic, Statistics
 
-Values = int | float | Mapping[str, Float[Tensor, "layer unit"]]
+# per unit, or per place in the text and unit: the places are gone through in their order, again and again
+Layered = Float[Tensor, "layer unit"] | Float[Tensor, "layer place unit"]
+Values = int | float | Mapping[str, Layered]
+Where = Literal["all", "prompt", "generated", "last"] | slice
+MlpSite = Literal["mlp_post", "mlp_act"]
+Hook = tuple[str, Callable[..., Any]]
+PHASES = ("all", "prompt", "generated", "last")
+COLUMNS = "lsn_lens_columns"  # the attribute of a model that holds its `Columns`
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a forward pass stands in a generation; `lsn.generate` puts it on the model for hooks to read."""
+
+    first: int  # of the batch, counted with the padding on the left
+    prompt: int
+    pads: Int[Tensor, "batch"]
 
 
 @dataclass(frozen=True)
 class Action:
-    """What to do to the chosen units: `change(acts, values)`, elementwise, with values per unit.
+    """What to do to the chosen units: `change(acts, values)`, with values per unit.
 
-    It sees one position at a time, so it works under a KV cache.
+    It sees each position by itself, so it works under a KV cache.
+
+    Attributes:
+        name: In tables.
+        change: From `[... unit]` to the same, the chosen units of one layer.
+        values: A number, or `{basis: [layer, unit]}`, or `{basis: [layer, place, unit]}`.
+        where: See `at`.
+        mlp_site: See `on`.
     """
 
     name: str
     change: Callable[[Tensor, Any], Tensor]
     values: Values = 0.0
+    where: Where = "all"
+    mlp_site: MlpSite = "mlp_post"
 
     def __repr__(self) -> str:
         return self.name
+
+    def at(self, where: Where) -> "Action":
+        """The same at some tokens only.
+
+        Args:
+            where: "all"; a slice of positions, counted from the first token of the text (`slice(0, 1)`: the first); or,
+                inside `lsn.generate`, "prompt", "generated" (tokens read after the prompt; the first generated token
+                is predicted from the prompt, so it is untouched) or "last" (the prompt's last token and all generated
+                ones: all that a next token is predicted from).
+        """
+        if where not in PHASES and not isinstance(where, slice):
+            raise ValueError(f"where={where!r}: expected one of {PHASES} or a slice.")
+        shown = where if isinstance(where, str) else f"positions {where.start or 0} to {where.stop}"
+        return replace(self, where=where, name=f"{self.name}, {shown}")
+
+    def on(self, mlp_site: MlpSite) -> "Action":
+        """The same on another tensor of the basis `mlp`.
+
+        On gated models "mlp_post", the down projection's input `act(gate) * up`, and "mlp_act", `act(gate)` alone, are
+        not the same to set: setting act(gate) to c makes the input `c * up`, which goes on following `up`. To zero
+        either is the same. On other models the two are one tensor.
+        """
+        if mlp_site not in ("mlp_post", "mlp_act"):
+            raise ValueError(f"mlp_site={mlp_site!r}: expected 'mlp_post' or 'mlp_act'.")
+        return replace(self, mlp_site=mlp_site, name=f"{self.name} on {mlp_site}")
 
 
 zero = Action("zero", lambda acts, values: torch.zeros_like(acts))
@@ -51,33 +101,45 @@ def add(values: Values, name: str = "add") -> Action:
     return Action(name, lambda acts, value: acts + value, values)
 
 
-def mean_ablation(statistics: Statistics) -> Action:
-    """Set units to their mean over all languages of a run (`run.statistics`), each language counting the same."""
-    return set_to(_means(statistics), "dataset mean")
+def remove_direction(directions: Mapping[str, Float[Tensor, "layer unit"]], name: str = "remove direction") -> Action:
+    """Take out what the units have along a direction: h - (h · d) d, with d scaled to length 1 over the chosen units.
+
+    Source: the ablation of arXiv 2505.05111, with any direction in the place of a feature's.
+    """
+
+    def change(acts: Tensor, value: Tensor) -> Tensor:
+        unit = value / value.norm().clamp_min(1e-12)
+        return acts - (acts * unit).sum(-1, keepdim=True) * unit
+
+    return Action(name, change, directions)
 
 
-def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
-    """For a language, set units to their mean over the other languages of a run (`run.statistics`)."""
-    return lambda language: set_to(_means(statistics, language), "other languages' mean")
+@dataclass(frozen=True)
+class Intervention:
+    """Changes made one after the other, under one name: later ones see what earlier ones made of a unit."""
 
+    name: str
+    steps: tuple[tuple[NeuronSet, Action], ...] = ()
 
-def _means(statistics: Statistics, without: str | None = None) -> dict[str, Float[Tensor, "layer unit"]]:
-    """Means at the write site of every basis that the run has sums for."""
-    return {
-        basis: statistics.pooled_mean(site, without).float()
-        for basis, site in WRITE_SITE.items()
-        if Statistic(site, "sum").key in statistics.sums
-    }
+    def __len__(self) -> int:
+        """How many different units it changes."""
+        bases = {basis for neurons, _ in self.steps for basis in neurons.masks}
+        chosen = {basis: [each.units(basis) for each, _ in self.steps if basis in each.masks] for basis in bases}
+        return sum(int(torch.stack(masks).any(0).sum()) for masks in chosen.values())
+
+    def __repr__(self) -> str:
+        return f"<Intervention {self.name!r}: {', '.join(f'{action} of {len(n):,}' for n, action in self.steps)}>"
 
 
 @contextlib.contextmanager
-def intervene(model: models.Model, neurons: NeuronSet, action: Action = zero) -> Iterator[models.Model]:
+def intervene(model: models.Model, neurons: NeuronSet | Intervention, action: Action = zero) -> Iterator[models.Model]:
     """Change the units of a set (of all its languages) in every forward pass inside the block.
 
     Args:
         model: A HookedTransformer or TransformerBridge; its weights are never touched.
-        neurons: For example `found["fr"]`.
-        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`.
+        neurons: For example `found["fr"]`; or an `Intervention`, which brings its own actions.
+        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`. More than one
+            change at a time: nest the blocks, or give an `Intervention`.
 
     Yields:
         The model. Its hooks are gone when the block ends, also by an exception.
@@ -86,40 +148,50 @@ def intervene(model: models.Model, neurons: NeuronSet, action: Action = zero) ->
         ValueError: The set is of another shape than the model, or a value is NaN or infinite.
         KeyError: A basis that cannot be written to, or without values.
 
+    Warns:
+        UserWarning: There is nothing to change, so the model stays as it is.
+
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
-    projection's input `mlp.hook_post`. Setting `hook_post` is not setting act(gate) on gated models.
+    projection's input `mlp.hook_post`.
     """
-    with model.hooks(fwd_hooks=intervention_hooks(model, neurons, action)):
+    what = neurons if isinstance(neurons, Intervention) else Intervention(action.name, ((neurons, action),))
+    if not len(what):
+        warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
+    with model.hooks(fwd_hooks=hooks_of(model, what)):
         yield model
+
+
+def hooks_of(model: models.Model, what: Intervention, width: Callable[[str], int] | None = None) -> list[Hook]:
+    """All hooks of an intervention, in the order of its steps; `width` as for `intervention_hooks`."""
+    return [hook for neurons, action in what.steps for hook in intervention_hooks(model, neurons, action, width)]
 
 
 def intervention_hooks(
     model: models.Model, neurons: NeuronSet, action: Action, width: Callable[[str], int] | None = None
-) -> list[tuple[str, Callable[..., Tensor]]]:
-    """The hooks of `intervene`: one for each layer with chosen units.
+) -> list[Hook]:
+    """The hooks of `intervene`, for each layer with chosen units.
 
     `width` gives a site's units where they are known already: finding out takes a forward pass.
     """
     width = width or partial(models.site_width, model)
-    hooks = []
+    hooks: list[Hook] = []
     for basis in neurons.masks:
         if basis not in WRITE_SITE:
             raise KeyError(f"cannot intervene on basis {basis!r}; the bases are {list(WRITE_SITE)}.")
-        site = SITES[WRITE_SITE[basis]]
         units = neurons.units(basis)
-        shape = (model.cfg.n_layers, width(site.name))
+        shape = (model.cfg.n_layers, width(WRITE_SITE[basis]))
         if tuple(units.shape) != shape:
             raise ValueError(
                 f"the set has {list(units.shape)} [layer, unit] on basis {basis!r}, the model {list(shape)}: "
                 "it was found on another model."
             )
         values = _values(action, basis, units)
+        make = _act_hooks if basis == "mlp" and action.mlp_site == "mlp_act" and models.is_gated(model) else _hooks
         for layer in units.any(1).nonzero()[:, 0].tolist():
-            index = units[layer].nonzero()[:, 0].to(models.device_of(model))
-            value = values[layer, units[layer]] if isinstance(values, Tensor) else values
+            value = values[layer][..., units[layer]] if isinstance(values, Tensor) else values
             if not torch.as_tensor(value).isfinite().all():
                 raise ValueError(f"action {action.name!r}: values for {basis!r} in layer {layer} are not all finite.")
-            hooks.append((site.hook_name(layer), _hook(site.name, index, value, action.change)))
+            hooks += make(model, basis, layer, units[layer].nonzero()[:, 0].to(models.device_of(model)), value, action)
     return hooks
 
 
@@ -129,17 +201,79 @@ def _values(action: Action, basis: str, units: Tensor) -> Any:
     if basis not in action.values:
         raise KeyError(f"action {action.name!r} has no values for basis {basis!r}; it has {list(action.values)}.")
     values = action.values[basis]
-    if values.shape != units.shape:
+    if (values.shape[0], values.shape[-1]) != units.shape:
         raise ValueError(f"values for {basis!r} have shape {list(values.shape)}, expected {list(units.shape)}.")
     return values
 
 
-def _hook(name: str, index: Tensor, value: Any, change: Callable[[Tensor, Any], Tensor]) -> Callable[..., Tensor]:
+def _hooks(model: models.Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
+    """One hook, at the site where the basis is written."""
+    site = SITES[WRITE_SITE[basis]]
+
     def write(acts: Tensor, hook: Any) -> Tensor:
         new = acts.clone()  # an in-place edit would show in tensors that the caller holds
-        view = flat(new, SITES[name]).view(*acts.shape[:2], -1)
-        chosen = value.to(acts.device, acts.dtype) if isinstance(value, Tensor) else value
-        view[..., index] = change(view[..., index], chosen)
+        view = flat(new, site).view(*acts.shape[:2], -1)
+        before = view[..., index]
+        view[..., index] = _where_chosen(model, action, before, _changed(model, action, before, value))
         return view.view(acts.shape)
 
-    return write
+    return [(site.hook_name(layer), write)]
+
+
+def _act_hooks(model: models.Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
+    """On a gated MLP: read the gate and up, write the changed act(gate) * up into the down projection's input."""
+    read: dict[str, Tensor] = {}
+    act = models.activation(model)
+    bias = 0 if models.is_bridge(model) else model.blocks[layer].mlp.b_in[index]  # which it adds after the product
+
+    def keep(name: str) -> Hook:
+        def hook(acts: Tensor, hook: Any) -> None:
+            read[name] = acts[..., index]
+
+        return SITES[name].hook_name(layer), hook
+
+    def write(acts: Tensor, hook: Any) -> Tensor:
+        new = acts.clone()
+        made = _changed(model, action, act(read.pop("mlp_pre")), value) * read.pop("mlp_up") + bias
+        new[..., index] = _where_chosen(model, action, acts[..., index], made)
+        return new
+
+    return [keep("mlp_pre"), keep("mlp_up"), (SITES["mlp_post"].hook_name(layer), write)]
+
+
+def _changed(model: models.Model, action: Action, acts: Tensor, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        return action.change(acts, value)
+    value = value.to(acts.device, acts.dtype)
+    return action.change(acts, value if value.ndim == 1 else value[_positions(model, acts) % len(value)])
+
+
+def _where_chosen(model: models.Model, action: Action, before: Tensor, after: Tensor) -> Tensor:
+    """`after` at the tokens that the action is for, `before` elsewhere."""
+    if action.where == "all":
+        return after
+    if isinstance(action.where, slice):
+        start, stop, step = action.where.indices(model.cfg.n_ctx)
+        positions = _positions(model, before)
+        chosen = (positions >= start) & (positions < stop) & ((positions - start) % step == 0)
+    else:
+        columns = getattr(model, COLUMNS, None)
+        if columns is None:
+            raise RuntimeError(
+                f"action {action.name!r}: only lsn.generate tells the prompt from what follows. Generate with it, or "
+                "choose where='all' or a slice of positions."
+            )
+        place = columns.first + torch.arange(before.shape[1], device=before.device)
+        chosen = {
+            "prompt": place < columns.prompt,
+            "generated": place >= columns.prompt,
+            "last": place >= columns.prompt - 1,
+        }[action.where][None]
+    return torch.where(chosen[..., None], after, before)
+
+
+def _positions(model: models.Model, acts: Tensor) -> Int[Tensor, "row pos"]:
+    """Positions in the text; without `Columns` the pass is taken to begin with the text."""
+    columns = getattr(model, COLUMNS, None) or Columns(0, 0, torch.zeros(1, dtype=torch.long))
+    place = columns.first + torch.arange(acts.shape[1], device=acts.device)
+    return place - columns.pads[:, None].to(acts.device)

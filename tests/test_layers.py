@@ -10,17 +10,20 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 LAYERS = (
     {"sites", "statistics", "neurons", "corpora", "batches"},
     {"experts", "importance"},
-    {"models", "forward", "interventions", "run", "methods", "requirements", "recorders"},
+    {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
     {"passes"},
     {"collect"},
-    {"detect", "evaluation", "applications", "planted", "text_view", "planning"},
+    {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
     {"charts"},
     {"plots"},
     {"report"},
     {"sections"},
 )
 # an import inside one layer that is meant: writing to units needs to know the model's sites
-BESIDE = {("interventions", "models"), ("forward", "models"), ("recorders", "models"), ("recorders", "forward")}
+BESIDE = {
+    ("interventions", "models"), ("forward", "models"), ("recorders", "models"), ("recorders", "forward"),
+    ("actions", "models"), ("actions", "interventions"), ("actions", "methods"),
+}  # fmt: skip
 
 
 def modules():

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens import models
+from lsn_lens.actions import other_mean_ablation
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.evaluation import effects
 from lsn_lens.evaluation.perplexity import perplexity_table
-from lsn_lens.interventions import Action, other_mean_ablation, zero
+from lsn_lens.interventions import Action, zero
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics import Statistics

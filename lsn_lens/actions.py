@@ -1,0 +1,233 @@
+"""What to set units to, from what a run measured; and how papers combine such changes to steer a model."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lsn_lens import models
+from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
+from lsn_lens.methods.average_precision import positive_median
+from lsn_lens.methods.diffmean import directions
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.statistics import DocumentValues, Statistic, Statistics
+
+Means = dict[str, Float[Tensor, "layer unit"]]
+
+
+def mean_ablation(statistics: Statistics) -> Action:
+    """Set units to their mean over all languages of a run (`run.statistics`), each language counting the same."""
+    return set_to(_pooled(statistics), "dataset mean")
+
+
+def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
+    """For a language, set units to their mean over the other languages of a run (`run.statistics`)."""
+    return lambda language: set_to(_pooled(statistics, language), "other languages' mean")
+
+
+def language_means(statistics: Statistics, language: str, mlp_site: MlpSite = "mlp_post") -> Means:
+    """A language's mean of every unit, by basis: all bases that the run has sums for.
+
+    Raises:
+        KeyError: No such language.
+    """
+    place = _place(statistics, language)
+    return {basis: statistics.mean(site)[place].float() for basis, site in _summed(statistics, mlp_site).items()}
+
+
+def language_mean(statistics: Statistics, language: str, mlp_site: MlpSite = "mlp_post") -> Action:
+    """Set units to a language's mean over tokens.
+
+    Source: the steering of Tang et al. 2024, whose code is not released; that the forced value is the mean of
+    act(gate) (`mlp_site="mlp_act"`) is how later work does it (arXiv 2507.22608).
+    """
+    action = set_to(language_means(statistics, language, mlp_site), f"mean of {language}")
+    return action if mlp_site == "mlp_post" else action.on(mlp_site)
+
+
+def language_median(statistics: Statistics, language: str) -> Action:
+    """Set units to the median of a language's sentence means; the run needs "average_precision".
+
+    Source: Kojima et al. 2024, released code.
+    """
+    place = _place(statistics, language)
+    medians = {basis: each[place].float() for basis, each in positive_median(statistics).items()}
+    return set_to(medians, f"median of {language}")
+
+
+def language_maximum(statistics: Statistics, language: str, bases: Iterable[str] = ("mlp",)) -> Action:
+    """Set units to the highest value that they have on a language's text.
+
+    The run needs `collect(..., extra=[DocumentValues("mlp_post", "maximum")])`, the write site of each basis.
+    """
+    layers = range(statistics.tokens.shape[1])
+    _place(statistics, language)
+    highest = {}
+    for basis in bases:
+        key = DocumentValues(WRITE_SITE[basis], "maximum").key
+        highest[basis] = torch.stack([statistics.documents(key, layer)[language].amax(0) for layer in layers])
+    return set_to(highest, f"maximum of {language}")
+
+
+def resample(
+    model: models.Model,
+    documents: Iterable[str],
+    bases: Iterable[str] = ("mlp",),
+    *,
+    tokens: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> Action:
+    """Set units to what they are at random tokens of other text, all units of one place from the same token.
+
+    A position of the text gets the same token in every row and pass. Keeps `[layer, tokens, unit]` for each basis.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        documents: Text to draw from, for example the other languages'; read until there are enough tokens.
+        bases: Of the units that will be set.
+        tokens: How many to draw from; a document's first token, the separator, is left out.
+        seed: Of their order.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: The documents have fewer tokens.
+    """
+    sites = {basis: SITES[WRITE_SITE[basis]] for basis in bases}
+    layers = range(model.cfg.n_layers)
+    parts: dict[tuple[str, int], list[Tensor]] = {(basis, layer): [] for basis in sites for layer in layers}
+
+    def keep(basis: str, layer: int) -> Callable[..., None]:
+        def hook(acts: Tensor, hook: object) -> None:
+            parts[basis, layer].append(flat(acts, sites[basis])[0, 1:].detach().cpu())
+
+        return hook
+
+    hooks = [(sites[basis].hook_name(layer), keep(basis, layer)) for basis, layer in parts]
+    first = next(iter(parts))
+    read = 0
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks), tqdm(total=tokens, unit="tok", disable=not progress) as bar:
+        for document in documents:
+            ids = model.tokenizer(document, add_special_tokens=False)["input_ids"][: model.cfg.n_ctx - 1]
+            start = model.tokenizer.bos_token_id
+            model(torch.tensor([[ids[0] if start is None else start, *ids]], device=models.device_of(model)))
+            bar.update(len(parts[first][-1]))
+            read = sum(map(len, parts[first]))
+            if read >= tokens:
+                break
+    if read < tokens:
+        raise ValueError(f"the documents have {read} tokens, fewer than {tokens}: give more, or ask for fewer.")
+    order = torch.randperm(read, generator=torch.Generator().manual_seed(seed))[:tokens]
+    values = {basis: torch.stack([torch.cat(parts[basis, layer])[order] for layer in layers]) for basis in sites}
+    return set_to(values, "resample")
+
+
+def language_arithmetics(
+    statistics: Statistics,
+    found: NeuronSet,
+    target: str,
+    source: str | None = None,
+    *,
+    mode: Literal["additive", "replacement", "difference"] = "additive",
+    strength: float | int = 1.0,
+    mlp_site: MlpSite = "mlp_post",
+) -> Intervention:
+    """Units of one language off, units of another on.
+
+    Args:
+        statistics: Of the run that the units were found in.
+        found: The units, by language.
+        target: Its units get `strength` times their mean over its text added ("additive"), are set to that
+            ("replacement"), or get the same multiple of this mean less the mean over the other languages added
+            ("difference").
+        source: Its units are set to zero first; None leaves them.
+        mode: See `target`.
+        strength: See `target`.
+        mlp_site: "mlp_post", or "mlp_act" for act(gate) alone; see `Action.on`.
+
+    Raises:
+        ValueError: Another mode.
+        KeyError: Another language.
+
+    Source: arXiv 2507.22608 and its released code.
+    """
+    makers: dict[str, Callable[[Values, str], Action]] = {"additive": add, "replacement": set_to, "difference": add}
+    if mode not in makers:
+        raise ValueError(f"mode={mode!r}: expected one of {list(makers)}.")
+    means = language_means(statistics, target, mlp_site)
+    if mode == "difference":
+        others = _pooled(statistics, target, mlp_site)
+        means = {basis: each - others[basis] for basis, each in means.items()}
+    on = makers[mode]({basis: strength * each for basis, each in means.items()}, f"{mode} {strength:g}")
+    on = on if mlp_site == "mlp_post" else on.on(mlp_site)
+    off = [(found[source], zero)] if source is not None else []
+    name = f"{source or ''}->{target} {mode} {strength:g}"
+    return Intervention(name, (*off, (found[target], on)))
+
+
+def diffmean_steering(
+    statistics: Statistics, target: str, source: str | None = None, *, layer: int, strength: float | int = 1.0
+) -> Intervention:
+    """Push the residual stream after one layer along the difference of means, from a source to a target language.
+
+    Args:
+        statistics: Of a run with "diffmean".
+        target: Where to.
+        source: Where from; None takes the mean of all other languages.
+        layer: After which; negative numbers count from the last.
+        strength: Multiples of the difference: 1 moves one mean onto the other.
+
+    Source: arXiv 2601.08331 and its released code, which adds alpha times the difference scaled to length 1; here
+    alpha is the strength times the difference's length, since lengths differ from model to model.
+    """
+    place = _place(statistics, target)
+    if source is None:
+        difference = directions(statistics)[place]
+    else:
+        means = statistics.mean("resid_post")
+        difference = means[place] - means[_place(statistics, source)]
+    name = f"{source or ''}->{target} diffmean {strength:g}"
+    return Intervention(name, ((_layer(difference, layer), add({"resid": strength * difference.float()}, name)),))
+
+
+def dimensions_steering(
+    statistics: Statistics, found: NeuronSet, target: str, *, strength: float | int = 1.0
+) -> Intervention:
+    """Overwrite a language's dimensions of the residual stream with a multiple of its mean.
+
+    `found` is from "language_dimensions". Source: arXiv 2510.07213 and its released code.
+    """
+    _place(statistics, target)
+    values = {"resid": strength * language_means(statistics, target)["resid"]}
+    name = f"->{target} dimensions {strength:g}"
+    return Intervention(name, ((found[target], set_to(values, name)),))
+
+
+def _layer(values: Float[Tensor, "layer unit"], layer: int) -> NeuronSet:
+    """All residual dimensions of one layer, as a set."""
+    if not -len(values) <= layer < len(values):
+        raise ValueError(f"layer {layer}: the model has the layers 0 to {len(values) - 1}.")
+    mask = torch.zeros(1, *values.shape, dtype=torch.bool)
+    mask[0, layer] = True
+    return NeuronSet(("all",), {"resid": mask}, f"layer {layer % len(values)}")
+
+
+def _place(statistics: Statistics, language: str) -> int:
+    if language not in statistics.languages:
+        raise KeyError(f"no language {language!r}; the languages are {list(statistics.languages)}.")
+    return statistics.languages.index(language)
+
+
+def _summed(statistics: Statistics, mlp_site: MlpSite) -> Mapping[str, str]:
+    """The bases that the run has sums for, and at which site."""
+    sites = {**WRITE_SITE, "mlp": mlp_site}
+    return {basis: site for basis, site in sites.items() if Statistic(site, "sum").key in statistics.sums}
+
+
+def _pooled(statistics: Statistics, without: str | None = None, mlp_site: MlpSite = "mlp_post") -> Means:
+    sites = _summed(statistics, mlp_site)
+    return {basis: statistics.pooled_mean(site, without).float() for basis, site in sites.items()}
