@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.batches import separator_id
 from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
 from lsn_lens.methods.average_precision import positive_median
 from lsn_lens.methods.diffmean import directions
@@ -49,14 +50,22 @@ def language_mean(statistics: Statistics, language: str, mlp_site: MlpSite = "ml
     return action if mlp_site == "mlp_post" else action.on(mlp_site)
 
 
-def language_median(statistics: Statistics, language: str) -> Action:
-    """Set units to the median of a language's sentence means; the run needs "average_precision".
+def language_medians(statistics: Statistics) -> dict[str, Action]:
+    """For each language, set units to the median of its sentences' means; the run needs "average_precision".
 
     Source: Kojima et al. 2024, released code.
     """
-    place = _place(statistics, language)
-    medians = {basis: each[place].float() for basis, each in positive_median(statistics).items()}
-    return set_to(medians, f"median of {language}")
+    medians = positive_median(statistics)
+    return {
+        language: set_to({basis: each[place].float() for basis, each in medians.items()}, f"median of {language}")
+        for place, language in enumerate(statistics.languages)
+    }
+
+
+def language_median(statistics: Statistics, language: str) -> Action:
+    """One language's of `language_medians`."""
+    _place(statistics, language)
+    return language_medians(statistics)[language]
 
 
 def language_maximum(statistics: Statistics, language: str, bases: Iterable[str] = ("mlp",)) -> Action:
@@ -67,8 +76,8 @@ def language_maximum(statistics: Statistics, language: str, bases: Iterable[str]
     layers = range(statistics.tokens.shape[1])
     _place(statistics, language)
     highest = {}
-    for basis in bases:
-        key = DocumentValues(WRITE_SITE[basis], "maximum").key
+    for basis, site in _write_sites(bases).items():
+        key = DocumentValues(site, "maximum").key
         highest[basis] = torch.stack([statistics.documents(key, layer)[language].amax(0) for layer in layers])
     return set_to(highest, f"maximum of {language}")
 
@@ -90,14 +99,19 @@ def resample(
         model: A HookedTransformer or TransformerBridge.
         documents: Text to draw from, for example the other languages'; read until there are enough tokens.
         bases: Of the units that will be set.
-        tokens: How many to draw from; a document's first token, the separator, is left out.
+        tokens: How many to draw from; the separator in front of a document is left out.
         seed: Of their order.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The documents have fewer tokens.
+        ValueError: The documents have fewer tokens, or the model has no such basis.
+        KeyError: A basis that cannot be written to.
     """
-    sites = {basis: SITES[WRITE_SITE[basis]] for basis in bases}
+    if tokens < 1:
+        raise ValueError(f"tokens={tokens}: expected a whole number of at least 1.")
+    sites = {basis: SITES[site] for basis, site in _write_sites(bases).items()}
+    for site in sites.values():
+        models.site_width(model, site.name)  # refuses a model without it
     layers = range(model.cfg.n_layers)
     parts: dict[tuple[str, int], list[Tensor]] = {(basis, layer): [] for basis in sites for layer in layers}
 
@@ -108,13 +122,13 @@ def resample(
         return hook
 
     hooks = [(sites[basis].hook_name(layer), keep(basis, layer)) for basis, layer in parts]
+    start = separator_id(model.tokenizer, "bos")
     first = next(iter(parts))
     read = 0
     with torch.no_grad(), model.hooks(fwd_hooks=hooks), tqdm(total=tokens, unit="tok", disable=not progress) as bar:
         for document in documents:
             ids = model.tokenizer(document, add_special_tokens=False)["input_ids"][: model.cfg.n_ctx - 1]
-            start = model.tokenizer.bos_token_id
-            model(torch.tensor([[ids[0] if start is None else start, *ids]], device=models.device_of(model)))
+            model(torch.tensor([[start, *ids]], device=models.device_of(model)))
             bar.update(len(parts[first][-1]))
             read = sum(map(len, parts[first]))
             if read >= tokens:
@@ -226,6 +240,14 @@ def _summed(statistics: Statistics, mlp_site: MlpSite) -> Mapping[str, str]:
     """The bases that the run has sums for, and at which site."""
     sites = {**WRITE_SITE, "mlp": mlp_site}
     return {basis: site for basis, site in sites.items() if Statistic(site, "sum").key in statistics.sums}
+
+
+def _write_sites(bases: Iterable[str]) -> dict[str, str]:
+    sites = {basis: WRITE_SITE.get(basis) for basis in bases}
+    known = {basis: site for basis, site in sites.items() if site is not None}
+    if not known or len(known) < len(sites):
+        raise KeyError(f"bases {list(sites)}: expected one or more of {list(WRITE_SITE)}.")
+    return known
 
 
 def _pooled(statistics: Statistics, without: str | None = None, mlp_site: MlpSite = "mlp_post") -> Means:

@@ -62,7 +62,21 @@ class Dots:
     colour: str
 
 
-Mark = Heatmap | Bars | Dots
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A curve over categories, in their order; NaN leaves a gap. A dashed one is what others are compared with.
+
+    `band` has the columns `low` and `high`, drawn around it.
+    """
+
+    values: pd.Series
+    label: str
+    colour: str
+    dashed: bool = False
+    band: pd.DataFrame | None = None
+
+
+Mark = Heatmap | Bars | Dots | Line
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Chart:
         title: Above the figure.
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
-        marks: One `Heatmap`, or `Bars` and `Dots` over the same categories.
+        marks: One `Heatmap`, or `Bars`, `Dots` and `Line`s over the same categories.
         caption: How to read it, for whoever shows it.
     """
 
@@ -90,7 +104,7 @@ class Chart:
         bars = [mark for mark in self.marks if isinstance(mark, Bars)]
         for mark in self.marks:
             MATPLOTLIB[type(mark)](axes, mark, bars)
-        above = 6 if isinstance(self.marks[0], Heatmap) else 20  # points: room for the legend
+        above = 20 if isinstance(self.marks[0], Bars | Dots) else 6  # points: room for the legend
         axes.set_title(self.title, fontsize=11, loc="left", pad=above, parse_math=False)
         axes.set_xlabel(self.x, fontsize=9, parse_math=False)
         axes.set_ylabel(self.y, fontsize=9, parse_math=False)
@@ -100,17 +114,18 @@ class Chart:
 
     def plotly(self) -> go.Figure:
         """A plotly figure with transparent background."""
-        figure = go.Figure([PLOTLY[type(mark)](mark) for mark in self.marks])
+        figure = go.Figure([trace for mark in self.marks for trace in _traces(mark)])
         grid = "rgba(128,128,128,0.25)"
-        is_map = isinstance(self.marks[0], Heatmap)
+        is_map, has_curves = (isinstance(self.marks[0], kind) for kind in (Heatmap, Line))
+        legend = {} if has_curves else {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
         figure.update_layout(
             template="none", barmode="group", bargap=0.35, height=round(self._inches()[1] * 100),
             title={"text": _plain(self.title), "x": 0, "y": 0.98, "yanchor": "top", "font": {"size": 15}},
             font={"family": FONT, "size": 13, "color": "#333"},
-            margin={"l": 20, "r": 20, "t": 50 if is_map else 80, "b": 20},
+            margin={"l": 20, "r": 20, "t": 50 if is_map or has_curves else 80, "b": 20},
             modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa1aa", "activecolor": "#62676f"},
             paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=not is_map,
-            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            legend=legend,
         )  # fmt: skip
         axis = {"automargin": True, "showgrid": False, "zeroline": False, "ticks": ""}
         figure.update_xaxes(**axis, type="category", title={"text": _plain(self.x), "standoff": 12})
@@ -128,6 +143,8 @@ class Chart:
         if isinstance(first, pd.DataFrame):
             rows, columns = first.shape
             return min(14.0, 3.2 + 0.62 * columns), min(14.0, 1.8 + 0.4 * rows)
+        if isinstance(self.marks[0], Line):
+            return min(14.0, 5.0 + 0.3 * len(first)), 4.4
         return min(14.0, 4.0 + 0.55 * first.index.nunique() * len(self.marks) ** 0.5), 4.0
 
     def _repr_png_(self) -> bytes:
@@ -209,6 +226,15 @@ def _dots_axes(axes: Axes, mark: Dots, bars: list[Bars]) -> None:
     _lines(axes)
 
 
+def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> None:
+    places = np.arange(len(mark.values))
+    style = "--" if mark.dashed else "o-"
+    axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5, label=mark.label)
+    axes.set_xticks(places, _names(mark.values.index), parse_math=False)
+    _lines(axes)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # many: beside the curves
+
+
 def _lines(axes: Axes) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -243,7 +269,32 @@ def _dots_trace(mark: Dots) -> go.Scatter:
     )  # fmt: skip
 
 
+def _line_trace(mark: Line) -> go.Scatter:
+    mode, dash = ("lines", "dash") if mark.dashed else ("lines+markers", "solid")
+    return go.Scatter(
+        x=[*map(_plain, mark.values.index)], y=mark.values, name=mark.label, mode=mode,
+        line={"color": mark.colour, "width": 2, "dash": dash}, marker={"size": 5},
+        hovertemplate="%{x}: %{y:.5g}<extra>%{fullData.name}</extra>",
+    )  # fmt: skip
+
+
+def _traces(mark: Mark) -> list[Any]:
+    band = mark.band if isinstance(mark, Line) else None
+    return [PLOTLY[type(mark)](mark)] if band is None else [_band_trace(mark, band), PLOTLY[type(mark)](mark)]
+
+
+def _band_trace(mark: Mark, band: pd.DataFrame) -> go.Scatter:
+    """There along the upper edge and back along the lower one."""
+    names = [*map(_plain, mark.values.index)]
+    return go.Scatter(
+        x=[*names, *reversed(names)], y=[*band["high"], *reversed(list(band["low"]))], fill="toself", mode="none",
+        fillcolor=getattr(mark, "colour", None), opacity=0.2, showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+
+
 MATPLOTLIB: dict[type, Callable[[Axes, Any, list[Bars]], None]] = {
-    Heatmap: _heatmap_axes, Bars: _bars_axes, Dots: _dots_axes
+    Heatmap: _heatmap_axes, Bars: _bars_axes, Dots: _dots_axes, Line: _line_axes
 }  # fmt: skip
-PLOTLY: dict[type, Callable[[Any], Any]] = {Heatmap: _heatmap_trace, Bars: _bars_trace, Dots: _dots_trace}
+PLOTLY: dict[type, Callable[[Any], Any]] = {
+    Heatmap: _heatmap_trace, Bars: _bars_trace, Dots: _dots_trace, Line: _line_trace
+}  # fmt: skip

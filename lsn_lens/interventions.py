@@ -54,6 +54,16 @@ class Action:
     where: Where = "all"
     mlp_site: MlpSite = "mlp_post"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.where, slice):
+            start, stop, step = self.where.start or 0, self.where.stop or 0, self.where.step
+            if start < 0 or stop < 0 or (step is not None and step < 1):
+                raise ValueError(f"where={self.where}: positions count up from the text's first token, which is 0.")
+        elif self.where not in PHASES:
+            raise ValueError(f"where={self.where!r}: expected one of {PHASES} or a slice.")
+        if self.mlp_site not in ("mlp_post", "mlp_act"):
+            raise ValueError(f"mlp_site={self.mlp_site!r}: expected 'mlp_post' or 'mlp_act'.")
+
     def __repr__(self) -> str:
         return self.name
 
@@ -65,11 +75,15 @@ class Action:
                 inside `lsn.generate`, "prompt", "generated" (tokens read after the prompt; the first generated token
                 is predicted from the prompt, so it is untouched) or "last" (the prompt's last token and all generated
                 ones: all that a next token is predicted from).
+
+        Raises:
+            ValueError: Something else, or a slice that counts from the end: a text being written has none yet.
         """
-        if where not in PHASES and not isinstance(where, slice):
-            raise ValueError(f"where={where!r}: expected one of {PHASES} or a slice.")
-        shown = where if isinstance(where, str) else f"positions {where.start or 0} to {where.stop}"
-        return replace(self, where=where, name=f"{self.name}, {shown}")
+        changed = replace(self, where=where)
+        if isinstance(where, slice):
+            bounds = (where.start, where.stop) if where.step is None else (where.start, where.stop, where.step)
+            where = "positions " + ":".join("" if each is None else str(each) for each in bounds)  # type: ignore
+        return replace(changed, name=f"{self.name}, {where}")
 
     def on(self, mlp_site: MlpSite) -> "Action":
         """The same on another tensor of the basis `mlp`.
@@ -78,8 +92,6 @@ class Action:
         not the same to set: setting act(gate) to c makes the input `c * up`, which goes on following `up`. To zero
         either is the same. On other models the two are one tensor.
         """
-        if mlp_site not in ("mlp_post", "mlp_act"):
-            raise ValueError(f"mlp_site={mlp_site!r}: expected 'mlp_post' or 'mlp_act'.")
         return replace(self, mlp_site=mlp_site, name=f"{self.name} on {mlp_site}")
 
 
@@ -108,8 +120,10 @@ def remove_direction(directions: Mapping[str, Float[Tensor, "layer unit"]], name
     """
 
     def change(acts: Tensor, value: Tensor) -> Tensor:
-        unit = value / value.norm().clamp_min(1e-12)
-        return acts - (acts * unit).sum(-1, keepdim=True) * unit
+        exact = torch.promote_types(acts.dtype, torch.float32)  # half precision would leave a part of it
+        values, direction = acts.to(exact), value.to(exact)
+        unit = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return (values - (values * unit).sum(-1, keepdim=True) * unit).to(acts.dtype)
 
     return Action(name, change, directions)
 
@@ -123,30 +137,33 @@ class Intervention:
 
     def __len__(self) -> int:
         """How many different units it changes."""
-        bases = {basis for neurons, _ in self.steps for basis in neurons.masks}
-        chosen = {basis: [each.units(basis) for each, _ in self.steps if basis in each.masks] for basis in bases}
-        return sum(int(torch.stack(masks).any(0).sum()) for masks in chosen.values())
+        masks = [(basis, each.units(basis)) for each, _ in self.steps for basis in each.masks]
+        return len({(basis, *unit) for basis, mask in masks for unit in mask.nonzero().tolist()})
 
     def __repr__(self) -> str:
         return f"<Intervention {self.name!r}: {', '.join(f'{action} of {len(n):,}' for n, action in self.steps)}>"
 
 
 @contextlib.contextmanager
-def intervene(model: models.Model, neurons: NeuronSet | Intervention, action: Action = zero) -> Iterator[models.Model]:
+def intervene(
+    model: models.Model, neurons: NeuronSet | Intervention, action: Action | None = None
+) -> Iterator[models.Model]:
     """Change the units of a set (of all its languages) in every forward pass inside the block.
 
     Args:
         model: A HookedTransformer or TransformerBridge; its weights are never touched.
         neurons: For example `found["fr"]`; or an `Intervention`, which brings its own actions.
-        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`. More than one
-            change at a time: nest the blocks, or give an `Intervention`.
+        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`; `zero` if left out.
+            More than one change at a time: nest the blocks, or give an `Intervention`.
 
     Yields:
         The model. Its hooks are gone when the block ends, also by an exception.
 
     Raises:
-        ValueError: The set is of another shape than the model, or a value is NaN or infinite.
+        ValueError: The set is of another shape than the model, a value is NaN or infinite, or an `Intervention` came
+            with one more action.
         KeyError: A basis that cannot be written to, or without values.
+        FloatingPointError: From `lsn.generate` and others inside the block, with the intervention's name in front.
 
     Warns:
         UserWarning: There is nothing to change, so the model stays as it is.
@@ -154,11 +171,24 @@ def intervene(model: models.Model, neurons: NeuronSet | Intervention, action: Ac
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
     """
+    if isinstance(neurons, Intervention) and action is not None:
+        raise ValueError(f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}.")
+    action = action or zero
     what = neurons if isinstance(neurons, Intervention) else Intervention(action.name, ((neurons, action),))
-    if not len(what):
+    hooks = hooks_of(model, what)
+    if not hooks:
         warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
-    with model.hooks(fwd_hooks=hooks_of(model, what)):
+    with model.hooks(fwd_hooks=hooks), named(what):
         yield model
+
+
+@contextlib.contextmanager
+def named(what: Intervention) -> Iterator[None]:
+    """Say under which intervention numbers stopped being finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"under {what.name!r}: {error}") from error
 
 
 def hooks_of(model: models.Model, what: Intervention, width: Callable[[str], int] | None = None) -> list[Hook]:
@@ -221,24 +251,24 @@ def _hooks(model: models.Model, basis: str, layer: int, index: Tensor, value: An
 
 
 def _act_hooks(model: models.Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
-    """On a gated MLP: read the gate and up, write the changed act(gate) * up into the down projection's input."""
-    read: dict[str, Tensor] = {}
-    act = models.activation(model)
+    """On a gated MLP: read up, and write the changed act(gate) * up into the down projection's input.
+
+    act(gate) is taken to be that input over up, not act of the gate: so it is what earlier changes made of it.
+    """
+    read: list[Tensor] = []
     bias = 0 if models.is_bridge(model) else model.blocks[layer].mlp.b_in[index]  # which it adds after the product
 
-    def keep(name: str) -> Hook:
-        def hook(acts: Tensor, hook: Any) -> None:
-            read[name] = acts[..., index]
-
-        return SITES[name].hook_name(layer), hook
+    def keep(acts: Tensor, hook: Any) -> None:
+        read[:] = [acts[..., index]]
 
     def write(acts: Tensor, hook: Any) -> Tensor:
-        new = acts.clone()
-        made = _changed(model, action, act(read.pop("mlp_pre")), value) * read.pop("mlp_up") + bias
-        new[..., index] = _where_chosen(model, action, acts[..., index], made)
+        new, before, up = acts.clone(), acts[..., index], read.pop()
+        empty = up.abs() < torch.finfo(up.dtype).tiny  # no product tells the gate, nor does the gate matter
+        gate = torch.where(empty, 0, (before - bias) / up)
+        new[..., index] = _where_chosen(model, action, before, _changed(model, action, gate, value) * up + bias)
         return new
 
-    return [keep("mlp_pre"), keep("mlp_up"), (SITES["mlp_post"].hook_name(layer), write)]
+    return [(SITES["mlp_up"].hook_name(layer), keep), (SITES["mlp_post"].hook_name(layer), write)]
 
 
 def _changed(model: models.Model, action: Action, acts: Tensor, value: Any) -> Tensor:

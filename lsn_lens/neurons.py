@@ -183,6 +183,22 @@ class NeuronSet:
     def __xor__(self, other: "NeuronSet") -> "NeuronSet":
         return self._combine(other, "^")
 
+    def only(self, layers: Iterable[int] | None = None, bases: Iterable[str] | None = None) -> "NeuronSet":
+        """The units in these layers and of these bases; shapes stay, so that `|` of such parts gives the whole again.
+
+        Raises:
+            KeyError: A layer or basis that the set does not have.
+        """
+        depth = max((mask.shape[1] for mask in self.masks.values()), default=0)
+        wanted, kinds = list(range(depth) if layers is None else layers), list(self.masks if bases is None else bases)
+        unknown = [each for each in wanted if each not in range(depth)] + [x for x in kinds if x not in self.masks]
+        if unknown:
+            raise KeyError(f"no layer or basis {unknown}; the set has {depth} layers and the bases {list(self.masks)}.")
+        masks = {basis: torch.zeros_like(mask) for basis, mask in self.masks.items()}
+        for basis in kinds:
+            masks[basis][:, wanted] = self.masks[basis][:, wanted]
+        return replace(self, masks=masks)
+
     def units(self, basis: str) -> Bool[Tensor, "layer unit"]:
         """The units of a basis that belong to any of the languages."""
         return self.masks[basis].any(0)

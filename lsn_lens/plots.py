@@ -1,19 +1,24 @@
 """Figures: each function turns a DataFrame into a `Chart`, which matplotlib and plotly can both draw."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from lsn_lens.charts import Bars, Chart, Dots, Heatmap, save
+from lsn_lens.charts import Bars, Chart, Dots, Heatmap, Line, save
 
 HURT, OTHER, RANDOM = "#b5402a", "#8a9bb0", "#4a4f57"
 DIVERGING = ("#2c5f91", "#86aed0", "#f7f7f5", "#e39c80", "#b5402a")  # helped, unchanged, hurt
+CURVES = (
+    "#2c5f91", "#c98a1b", "#3c8d5a", "#b5402a", "#7a5aa6", "#3aa0a8", "#a3477f", "#6f7d3a", "#8c6242", "#4a4f57",
+)  # fmt: skip
 SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 
 __all__ = [
-    "Chart", "agreement", "change_matrix", "control", "digits", "expert_heatmap", "layer_counts", "method_rises",
-    "overlap", "robust_limit", "save",
+    "Chart", "agreement", "change_matrix", "control", "digits", "dose_curve", "expert_heatmap", "language_curves",
+    "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "robust_limit", "save",
+    "share_map", "similarity_curves", "switch_rises",
 ]  # fmt: skip
 
 
@@ -113,6 +118,20 @@ def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Ch
     return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")
 
 
+def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stages and structures") -> Chart:
+    """From `workflow_summary`: for each switch, what turning units off does to whom."""
+    rows = summary.set_index("switch")
+    series = (
+        ("own language", "own_rise", HURT),
+        (english, "english_rise", DIVERGING[0]),
+        ("other languages", "others_rise", OTHER),
+        ("own language, random units", "random_own_rise", RANDOM),
+    )
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    caption = f"Means over the languages but {english}. Switches differ in how many units they hold."
+    return Chart(title, "units turned off", "mean rise of the loss, nats a token", marks, caption)
+
+
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
     """From `Comparison.agreement`: 1 for equal sets, 0 for chance; empty where methods share no kind of unit."""
     matrix = pd.DataFrame(np.nan, index=methods, columns=methods)
@@ -127,3 +146,63 @@ def expert_heatmap(table: pd.DataFrame, language: str) -> Chart:
     cells = Heatmap(table.loc[language], (0.0, 1.0), SEQUENTIAL, "share of tokens", ".2f")
     caption = "Share of the language's tokens that select each expert."
     return Chart(f"{language}: how often experts are selected", "expert", "layer", (cells,), caption)
+
+
+def language_curves(table: pd.DataFrame, text: str, title: str = "") -> Chart:
+    """From `working_language`: on text of one language, each language's share over the layers."""
+    rows = table.loc[table["text"].eq(text)]
+    wide = rows.pivot(index="layer", columns="language", values="share")[list(rows["language"].unique())]
+    marks = [Line(wide[each], str(each), CURVES[place % len(CURVES)]) for place, each in enumerate(wide.columns)]
+    own = rows.loc[rows["language"].eq(text)].set_index("layer")
+    beside = (("text_share", "the text itself", OTHER), ("unigram_share", "random tokens", RANDOM))
+    if len(own):
+        marks += [Line(own[column], f"{text}: {name}", colour, dashed=True) for column, name, colour in beside]
+    return Chart(
+        title or f"{text}: the language of what each layer predicts", "layer (0: embedding)", "share", tuple(marks),
+        "Of the identified tokens among the most probable ones at each position, the share of each language. Dashed: "
+        "what the text's own tokens would give, and tokens drawn at random from text of all languages.",
+    )  # fmt: skip
+
+
+def language_map(matrix: pd.DataFrame, title: str, label: str = "share", rows: str = "language of the text") -> Chart:
+    """Rows = languages, columns = layers, values in [0, 1], the same colours for every matrix."""
+    return Chart(title, "layer (0: embedding)", rows, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, label, ".2f"),))
+
+
+def log_odds_map(matrix: pd.DataFrame, title: str, caption: str = "") -> Chart:
+    """From `word_probes`: rows = languages, columns = layers, red = the first word is the more probable one."""
+    limit = robust_limit(matrix)
+    cells = Heatmap(matrix, (-limit, limit), DIVERGING, "log-odds, nats", f"+z.{digits(limit)}f")
+    return Chart(title, "layer (0: embedding)", "language of the prompt", (cells,), caption)
+
+
+def similarity_curves(tables: Mapping[str, pd.DataFrame], measure: str = "similarity", title: str = "") -> Chart:
+    """From `language_similarity` under several conditions: one curve each over the layers, its control dashed."""
+    marks = []
+    for place, (name, table) in enumerate(tables.items()):
+        rows, colour = table.set_index("layer"), CURVES[place % len(CURVES)]
+        marks.append(Line(rows.loc[:, measure], name, colour))
+        if measure == "similarity":
+            marks.append(Line(rows.loc[:, "control"], f"{name}: other sentences", colour, dashed=True))
+    return Chart(
+        title or "Sentences and their translations", "layer (0: embedding)", measure.replace("_", " "), tuple(marks),
+        "Means over pairs of languages. Similarity: cosine of a sentence and its translation; dashed: of a sentence "
+        "and other sentences. Retrieval: share of sentences whose nearest of the other language is the translation.",
+    )  # fmt: skip
+
+
+def share_map(matrix: pd.DataFrame, title: str, x: str, y: str) -> Chart:
+    """Rows and columns as they are, shares in [0, 1]."""
+    return Chart(title, x, y, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "share of texts", ".2f"),))
+
+
+def dose_curve(doses: pd.DataFrame, name: str) -> Chart:
+    """From `dose_response`, one steering: its share over the doses with its interval, beside random units and none."""
+    rows: pd.DataFrame = doses.assign(dose=[f"{each:g}" for each in doses["dose"]]).set_index("dose")
+    marks = (
+        Line(rows.loc[:, "share"], name, HURT, band=rows.loc[:, ["low", "high"]]),
+        Line(rows.loc[:, "random_share"], "random counterpart", RANDOM, dashed=True),
+        Line(rows.loc[:, "none_share"], "no steering", OTHER, dashed=True),
+    )
+    caption = "Share of texts in the target language. The band is Wilson's 95 % interval over texts."
+    return Chart(f"{name}: dose and response", "dose", "share of texts in the target language", marks, caption)

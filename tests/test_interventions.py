@@ -1,8 +1,22 @@
 """Interventions do to a model's computation what editing its weights or modules would do, and leave no trace."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import BACKENDS, D_MLP, D_MODEL, LAYERS, VOCABULARY, every_model, fused_rows, parts
+from conftest import (
+    BACKENDS,
+    D_MLP,
+    D_MODEL,
+    HOOKED_LOADS,
+    LAYERS,
+    PARTS,
+    VOCABULARY,
+    every_model,
+    fused_rows,
+    parts,
+)
+from jaxtyping import TypeCheckError
 
 import lsn_lens as lsn
 from lsn_lens import models
@@ -202,6 +216,171 @@ def keep(seen, key):
     return hook
 
 
+# act(gate)
+
+
+GATED = [each for each in PARTS if "up" in PARTS[each]]
+gated_model = pytest.mark.parametrize(
+    ("architecture", "backend"),
+    [(each, backend) for each in GATED for backend in BACKENDS if backend == "bridge" or each in HOOKED_LOADS],
+)
+GATE_CHANGES = {
+    "set": (lsn.set_to(0.7), lambda acts: torch.full_like(acts, 0.7)),
+    "scale": (lsn.scale(-1.5), lambda acts: acts * -1.5),
+    "add": (lsn.add(0.3), lambda acts: acts + 0.3),
+    "zero": (lsn.zero, torch.zeros_like),
+}
+
+
+def hook_gate(architecture, hf_model, found, change):
+    """Change chosen outputs of the activation function, in place of the product."""
+    for layer, units in enumerate(found.units("mlp")):
+        parts(architecture, hf_model, layer).act.register_forward_hook(
+            lambda module, args, output, units=units: torch.where(units, change(output), output)
+        )
+    return hf_model
+
+
+@gated_model
+@pytest.mark.parametrize("kind", GATE_CHANGES)
+def test_act_of_the_gate_is_the_activation_functions_output(kind, architecture, backend, load, hugging_face):
+    model, ids = load(architecture, backend), some_ids()
+    found, (action, change) = some_units(model), GATE_CHANGES[kind]
+    expected = hook_gate(architecture, hugging_face(architecture), found, change)(ids).logits
+    with lsn.intervene(model, found, action.on("mlp_act")):
+        assert_close(model(ids), expected)
+    with lsn.intervene(model, found, action):
+        same = (model(ids) - expected).abs().max() <= TOLERANCE * expected.std()
+    assert bool(same) == (kind in ("zero", "scale")), "setting the product is another thing"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("architecture", [each for each in PARTS if each not in GATED])
+def test_without_a_gate_both_mlp_sites_are_one(architecture, backend, load):
+    model, ids = (
+        load(architecture, backend) if backend == "bridge" or architecture in HOOKED_LOADS else None,
+        some_ids(),
+    )
+    found = some_units(model)
+    for action in (lsn.set_to(0.7), lsn.add(0.3)):
+        with lsn.intervene(model, found, action):
+            expected = model(ids)
+        with lsn.intervene(model, found, action.on("mlp_act")):
+            assert torch.equal(model(ids), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_later_changes_of_the_gate_see_earlier_ones(backend, load):
+    """Zero, then add: act(gate) is what was added. As steps, as nested blocks, and from either site."""
+    model, ids = load("llama", backend), some_ids()
+    found = some_units(model)
+    add = lsn.add(0.3).on("mlp_act")
+    with lsn.intervene(model, found, lsn.set_to(0.3).on("mlp_act")):
+        expected = model(ids)
+    for first in (lsn.zero, lsn.zero.on("mlp_act")):
+        with lsn.intervene(model, lsn.Intervention("both", ((found, first), (found, add)))):
+            assert_close(model(ids), expected)
+        with lsn.intervene(model, found, first), lsn.intervene(model, found, add):
+            assert_close(model(ids), expected)
+    with lsn.intervene(model, lsn.Intervention("other order", ((found, add), (found, lsn.zero)))):
+        assert (model(ids) - expected).abs().max() > 0.05 * expected.std()
+
+
+def test_a_perplexity_table_changes_act_of_the_gate(load, hugging_face):
+    """On a bridge this runs lean: Hugging Face's own modules wherever no hook is needed."""
+    texts = {"de": ["Der Fluss steht hoch.", "Die Brücke ist gesperrt, und der Regen"], "en": ["The river is high."]}
+    corpora = lsn.load_corpora(texts, hold_out=0.0)
+    corpora = {label: replace(corpus, hold_out=corpus.find) for label, corpus in corpora.items()}
+    for backend in BACKENDS:
+        model = load("llama", backend)
+        found = NeuronSet(("de",), some_units(model).masks)
+        layout = lsn.Layout(kind="documents", equal=False)
+        action = lsn.set_to(0.7).on("mlp_act")
+        table = lsn.perplexity_table(model, corpora, found, action, layout=layout, progress=False)
+        rows = table[table["intervened"] == "de"].set_index("evaluated")
+        hf_model = hook_gate("llama", hugging_face("llama"), found, GATE_CHANGES["set"][1])
+        for label, documents in texts.items():
+            scores = []
+            for text in documents:
+                ids = torch.tensor([[0, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+                chances = hf_model(ids).logits[0, :-1].log_softmax(-1)
+                scores += (-chances.gather(1, ids[0, 1:, None])[:, 0]).tolist()
+            assert rows.loc[label, "nll"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+
+
+# directions, places, several at once
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_removed_direction_is_gone(dtype, backend, load, hugging_face):
+    """Over the chosen dimensions; a direction of length 0 takes nothing out."""
+    model, ids = load("llama", backend), some_ids()
+    found = some_units(model, "resid", 0.6)
+    directions = torch.randn(LAYERS, D_MODEL, generator=torch.Generator().manual_seed(2))
+    with lsn.intervene(model, found, lsn.remove_direction({"resid": directions})):
+        after, logits = read(model, SITES["resid_post"], ids), model(ids)
+    hf_model = hugging_face("llama")
+    for layer, units in enumerate(found.units("resid")):
+        direction = directions[layer] * units
+        direction = direction / direction.square().sum().sqrt()
+        assert (after[layer] @ direction).abs().max() < 1e-5
+        parts("llama", hf_model, layer).block.register_forward_hook(
+            lambda module, args, output, d=direction: output - (output @ d)[..., None] * d
+        )
+    assert_close(logits, hf_model(ids).logits)
+    change = lsn.remove_direction({"resid": directions}).change
+    acts, direction = torch.randn(3, 5, 8, dtype=dtype), torch.randn(8, dtype=dtype)
+    left = change(acts, direction)
+    assert left.dtype == dtype
+    assert (left.double() @ direction.double()).abs().max() < 8 * torch.finfo(dtype).eps * direction.double().norm() * 4
+    assert torch.equal(change(acts, torch.zeros(8, dtype=dtype)), acts)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_by_place_repeat_along_the_text(backend, load):
+    model, (ids, mask) = load("llama", backend), padded("right")
+    found, values = some_units(model), torch.randn(LAYERS, 4, D_MLP, generator=torch.Generator().manual_seed(5))
+    with lsn.intervene(model, found, lsn.set_to({"mlp": values})):
+        after = read(model, SITES["mlp_post"], ids, mask)
+    for layer, units in enumerate(found.units("mlp")):
+        expected = values[layer][torch.arange(max(LENGTHS)) % 4][:, units]
+        assert torch.equal(after[layer][..., units], expected.expand(len(LENGTHS), -1, -1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steps_of_an_intervention_are_nested_blocks(backend, load):
+    model, ids = load("llama", backend), some_ids()
+    first, second, third = some_units(model, seed=1), some_units(model, seed=2), some_units(model, "z")
+    steps = ((first, lsn.set_to(0.7)), (second, lsn.scale(2.0)), (third, lsn.zero))
+    what = lsn.Intervention("three", steps)
+    assert len(what) == len(first | second) + len(third) < len(first) + len(second) + len(third)
+    assert repr(what) == f"<Intervention 'three': set of {len(first)}, scale 2 of {len(second)}, zero of {len(third)}>"
+    blocks = [lsn.intervene(model, neurons, action) for neurons, action in steps]
+    with blocks[0], blocks[1], blocks[2]:
+        expected = model(ids)
+    with lsn.intervene(model, what):
+        assert torch.equal(model(ids), expected)
+    with lsn.intervene(model, lsn.Intervention("turned", steps[::-1])):
+        assert not torch.equal(model(ids), expected), "the order matters"
+    with (
+        pytest.raises(ValueError, match=r"'three' is an Intervention and brings its own.*cannot take zero"),
+        lsn.intervene(model, what, lsn.zero),
+    ):
+        pass
+
+
+def test_names_of_actions():
+    for action, name in (
+        (lsn.zero.at("prompt"), "zero, prompt"),
+        (lsn.scale(2).at(slice(0, 1)), "scale 2, positions 0:1"),
+        (lsn.scale(2).at(slice(3, None)), "scale 2, positions 3:"),
+        (lsn.scale(2).at(slice(None, 9, 2)), "scale 2, positions :9:2"),
+        (lsn.set_to(1).on("mlp_act").at("last"), "set on mlp_act, last"),
+    ):
+        assert action.name == repr(action) == name
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_bases_and_languages_at_once(backend, load):
     model = load("llama", backend)
@@ -333,9 +512,15 @@ def test_an_empty_set_changes_nothing(backend, load):
     model = load("llama", backend)
     ids, before, hooks = some_ids(), model(some_ids()), hooks_of(model)
     empty = NeuronSet(("xx",), {"mlp": torch.zeros(1, LAYERS, D_MLP, dtype=torch.bool)})
-    with lsn.intervene(model, empty, lsn.set_to(9.0)):
-        assert hooks_of(model) == hooks
-        assert torch.equal(model(ids), before)
+    for what in (empty, lsn.Intervention("set", ((empty, lsn.set_to(9.0)),)), lsn.Intervention("set")):
+        action = lsn.set_to(9.0) if what is empty else None
+        with (
+            pytest.warns(UserWarning, match="'set' has no units: the model stays as it is") as warned,
+            lsn.intervene(model, what, action),
+        ):
+            assert hooks_of(model) == hooks
+            assert torch.equal(model(ids), before)
+        assert warned[0].filename == __file__
 
 
 def test_half_precision(tiny_model_folder):
@@ -379,6 +564,36 @@ def test_refusals(backend, load):
     ):
         pass
     assert hooks_of(model) == hooks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bases_that_cannot_be_written(backend, load):
+    """What no model can write, and what this one has not."""
+    for basis in ("pattern", "mlp_act", "mlp_post"):  # sites, but no units to write by this name
+        units = NeuronSet(("xx",), {basis: torch.ones(1, LAYERS, 4, dtype=torch.bool)})
+        with (
+            pytest.raises(KeyError, match=f"cannot intervene on basis '{basis}'; the bases are"),
+            lsn.intervene(load("llama", backend), units),
+        ):
+            pass
+    up = NeuronSet(("xx",), {"mlp_up": torch.ones(1, LAYERS, 4 * D_MODEL, dtype=torch.bool)})
+    with (
+        pytest.raises(ValueError, match=r"site 'mlp_up': .* has no blocks.0.mlp.hook_pre_linear"),
+        lsn.intervene(load("gpt2", backend), up),
+    ):
+        pass
+    with pytest.raises(KeyError, match="no language"):
+        some_units(load("llama", backend))["fr"]
+
+
+@pytest.mark.parametrize("where", ["everywhere", slice(-3, None), slice(0, -1), slice(9, 0, -1), 3])
+def test_places_that_are_none(where):
+    with pytest.raises((ValueError, TypeCheckError), match="where"):
+        lsn.zero.at(where)
+    with pytest.raises((ValueError, TypeCheckError), match="where"):
+        lsn.Action("by hand", torch.zeros_like, where=where)
+    with pytest.raises((ValueError, TypeCheckError), match="mlp_site"):
+        lsn.zero.on("mlp_pre")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -74,6 +74,27 @@ def test_sets_that_do_not_fit_are_not_combined(other):
         one_basis([]) & other
 
 
+def test_only_keeps_layers_and_bases():
+    whole = random_set(7)
+    part = whole.only(layers=[2, 0], bases=["z"])
+    assert not part.masks["mlp"].any()
+    assert not part.masks["z"][:, 1].any()
+    assert torch.equal(part.masks["z"][:, [0, 2]], whole.masks["z"][:, [0, 2]])
+    rest = whole.only(bases=["mlp"]) | whole.only(layers=[1])
+    assert part | rest == whole
+    assert len(part) + len(rest) == len(whole)
+    assert whole.only() == whole
+    assert len(whole.only(layers=[])) == len(whole.only(bases=[])) == 0
+    assert whole.random_like(3).only([1], ["z"]) == whole.only([1], ["z"]).random_like(3)
+    assert whole == random_set(7)  # unchanged
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"layers": [0, 3]}, r"\[3\]"), ({"bases": ["q"]}, r"\['q'\]")])
+def test_only_refuses_what_the_set_lacks(wrong, named):
+    with pytest.raises(KeyError, match=named + r"; the set has 3 layers and the bases \['mlp', 'z'\]"):
+        random_set(0).only(**wrong)
+
+
 def test_counts_and_units():
     found = one_basis([("en", 0, 1), ("en", 1, 2), ("zh", 0, 1)])
     assert found.counts().to_dict() == {"en": 2, "fr": 0, "zh": 1}

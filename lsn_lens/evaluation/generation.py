@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as remember
@@ -16,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
 from lsn_lens.batches import separator_id
-from lsn_lens.interventions import COLUMNS, Columns, Intervention, hooks_of
+from lsn_lens.interventions import COLUMNS, Columns, Intervention, hooks_of, named
 
 KOJIMA = {"samples": 100, "temperature": 0.8}  # unconditional, 64 tokens
 
@@ -64,7 +66,7 @@ def generate(
         temperature: 0 takes the most probable token; by default 0, from nothing 0.8. No top-k or top-p filter.
         seed: Of the samples.
         repetition_penalty: Positive logits of tokens that have occurred are divided, negative ones multiplied by it.
-        stop: Strings that a text ends before.
+        stop: Strings that a text ends before; `ids`, and what is computed from them, go up to the string's last token.
         separator: What a prompt begins with: "bos" (the "eos" of tokenizers without one), "eos" or "none".
         batch: Texts at once.
         cache: Keep keys and values; without it the same, slower.
@@ -76,7 +78,7 @@ def generate(
         nats).
 
     Raises:
-        ValueError: A prompt that with the new tokens exceeds the context, or an impossible setting.
+        ValueError: No prompts, one that with the new tokens exceeds the context, or an impossible setting.
         FloatingPointError: NaN or infinity in the logits.
 
     Source: unconditional defaults as in the released code of Kojima et al. 2024: temperature 0.8, 64 tokens, 100 seeds,
@@ -85,10 +87,17 @@ def generate(
     unconditional = prompts is None
     samples = (KOJIMA["samples"] if unconditional else 1) if samples is None else samples
     temperature = (KOJIMA["temperature"] if unconditional else 0.0) if temperature is None else temperature
+    prompts = [""] if prompts is None else prompts
     _check(samples=samples, tokens=tokens, batch=batch)
-    if not (temperature >= 0 and repetition_penalty > 0):
-        raise ValueError(f"temperature={temperature}, repetition_penalty={repetition_penalty}: expected 0 or more.")
-    rows = _rows(model, [""] if prompts is None else list(prompts), int(samples), tokens, separator, seed)
+    _check_texts(prompts=prompts, stop=stop)
+    if not prompts or "" in stop:
+        raise ValueError("no prompts, or an empty stop string: give texts, and for nothing in front prompts=None.")
+    if not (0 <= temperature < math.inf and 0 < repetition_penalty < math.inf):
+        raise ValueError(
+            f"temperature={temperature}, repetition_penalty={repetition_penalty}: expected finite numbers, the first "
+            "0 or more, the second more than 0."
+        )
+    rows = _rows(model, list(prompts), int(samples), tokens, separator, seed)
     choose = partial(_choose, temperature=float(temperature), penalty=float(repetition_penalty))
     texts = []
     with tqdm(total=len(rows) * tokens, desc="generate", unit="tok", unit_scale=True, disable=not progress) as bar:
@@ -110,15 +119,26 @@ def generate_each(
     """`generate` without intervention ("none") and under each one; a column `intervention` in front tells which.
 
     Args: as `generate`.
+
+    Raises:
+        ValueError: Two interventions of one name, or as `generate`.
+        FloatingPointError: NaN or infinity in the logits; it names the intervention.
+
+    Warns:
+        UserWarning: An intervention has no units.
     """
+    every = [Intervention("none"), *interventions]
+    names = [each.name for each in every]
+    if len(set(names)) < len(names):
+        raise ValueError(f"interventions need different names, and none the name 'none': {names[1:]}.")
     width = remember(partial(models.site_width, model))
     frames = []
-    for each in tqdm([Intervention("none"), *interventions], desc="interventions", disable=not progress):
-        with model.hooks(fwd_hooks=hooks_of(model, each, width)):
-            try:
-                frame = generate(model, prompts, progress=False, **settings)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"under the intervention {each.name!r}: {error}") from error
+    for each in tqdm(every, desc="interventions", disable=not progress):
+        hooks = hooks_of(model, each, width)
+        if each.steps and not hooks:
+            warnings.warn(f"{each.name!r} has no units: the model stays as it is.", stacklevel=2)
+        with model.hooks(fwd_hooks=hooks), named(each):
+            frame = generate(model, prompts, progress=False, **settings)
         frame.insert(0, "intervention", each.name)
         frame.insert(1, "units", len(each))
         frames.append(frame)
@@ -129,6 +149,12 @@ def _check(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}={count!r}: expected a whole number of at least 1.")
+
+
+def _check_texts(**texts: Sequence[str]) -> None:
+    for name, each in texts.items():
+        if isinstance(each, str):
+            raise ValueError(f"{name}={each!r} is one string: give a list of strings.")
 
 
 def _rows(model: models.Model, prompts: list[str], samples: int, tokens: int, separator: str, seed: int) -> list[_Row]:
@@ -218,7 +244,11 @@ def _text(model: models.Model, row: _Row, ids: list[int], scores: list[float], s
     end = model.tokenizer.eos_token_id
     ended = end in ids
     kept = ids[: ids.index(end)] if ended else ids
-    text = model.tokenizer.decode(kept, skip_special_tokens=True)
+    decode = partial(model.tokenizer.decode, skip_special_tokens=True)
+    text = decode(kept)
+    if any(each in text for each in stop):  # the fewest tokens that hold a stop string
+        kept = next(kept[:count] for count in range(len(kept) + 1) if any(x in decode(kept[:count]) for x in stop))
+        text, ended = decode(kept), False
     places = [text.find(each) for each in stop if each in text]
     scored = scores[: len(kept) + ended]  # that a text ends is a choice too
     return {

@@ -4,7 +4,7 @@ import contextlib
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.interventions import Action, intervention_hooks, zero
+from lsn_lens.interventions import Action, Intervention, hooks_of, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 
 Measure = Literal["nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change"]
@@ -31,7 +31,7 @@ def perplexity_table(
     sets: NeuronSet | Mapping[str, NeuronSet],
     action: Action | Callable[[str], Action] = zero,
     *,
-    evaluate: Literal["all", "own"] = "all",
+    evaluate: Literal["all", "own"] | Callable[[str], Iterable[str]] = "all",
     layout: Layout | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -42,7 +42,8 @@ def perplexity_table(
         corpora: Text to measure on.
         sets: One set, or several by name: measured one after the other on the same text.
         action: What to do to the units, or a function from the intervened language to it.
-        evaluate: Measure every language, or only the one whose units are changed (for many random controls).
+        evaluate: Measure every language, only the one whose units are changed (for many random controls), or those
+            that a function of it names.
         layout: How text becomes batches; packed blocks by default. Cap it at `PAPER_EVALUATION_TOKENS` as LAPE does.
         progress: Show a progress bar.
 
@@ -58,7 +59,9 @@ def perplexity_table(
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
         jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
-        shown = [([language] if evaluate == "own" else list(plan.tokens)) for _, _, language in jobs]
+        choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: plan.tokens, "own": lambda own: [own]}
+        choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
+        shown = [list(choose(language)) for _, _, language in jobs]
         unknown = sorted({label for labels in shown for label in labels} - set(plan.tokens))
         if unknown:
             raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(plan.tokens)}.")
@@ -78,6 +81,39 @@ def perplexity_table(
                 losses = _losses(model, plan, hooks, labels, bar, is_exact)
                 frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
     table = pd.concat(frames, ignore_index=True)
+    table.attrs["text"] = plan.describe()
+    return table
+
+
+def loss_table(
+    model: models.Model,
+    corpora: Mapping[str, LanguageCorpus],
+    interventions: Iterable[Intervention],
+    *,
+    layout: Layout | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Loss of every language on its `hold_out` text under each intervention, one at a time.
+
+    Args: as `perplexity_table`.
+
+    Returns:
+        One row for each intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and
+        losses and changes as in `perplexity_table`.
+    """
+    each = list(interventions)
+    with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
+        plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
+        width, is_exact = cache(partial(models.site_width, model)), cache(partial(forward.lean_is_exact, model))
+        total = (1 + len(each)) * sum(plan.tokens_of(shard) for shard in plan.shards)
+        with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
+            clean = _losses(model, plan, [], list(plan.tokens), bar, is_exact)
+            frames = [_rows(NONE, "", "", 0, clean, clean, plan)]
+            for what in each:
+                losses = _losses(model, plan, hooks_of(model, what, width), list(plan.tokens), bar, is_exact)
+                frames.append(_rows(what.name, "", "", len(what), losses, clean, plan))
+    table = pd.concat(frames, ignore_index=True).drop(columns=["action", "intervened"])
+    table = table.rename(columns={"set": "intervention", "neurons": "units"})
     table.attrs["text"] = plan.describe()
     return table
 

@@ -1,0 +1,49 @@
+"""Rows in groups, and shares with their intervals."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+
+def column_of(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """The values of a column of a table of texts."""
+    if name not in frame.columns:
+        raise KeyError(f"no column {name!r}; there are {list(frame.columns)}. `measure_texts` adds what it measures.")
+    if frame.empty:
+        raise ValueError("the frame has no rows: there are no texts to measure.")
+    return np.asarray(frame[name], dtype=object)
+
+
+def names_of(by: str | Sequence[str]) -> list[str]:
+    """Column names from one or several."""
+    return [by] if isinstance(by, str) else list(by)
+
+
+def groups_of(
+    frame: pd.DataFrame, by: str | Sequence[str], added: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Key and row numbers of each group, in the order of their first rows; a missing key is a group of its own."""
+    names = names_of(by)
+    columns = {name: column_of(frame, name) for name in names}
+    clash = sorted(set(names) & set(added))
+    if clash:
+        raise ValueError(f"by={names}: the result has its own columns {clash}. Rename yours first.")
+    if not names:
+        yield {}, np.arange(len(frame))
+        return
+    numbers = np.asarray(frame.groupby(names, sort=False, dropna=False, observed=True).ngroup())
+    for number in range(numbers.max() + 1):
+        here = np.flatnonzero(numbers == number)
+        yield {name: column[here[0]] for name, column in columns.items()}, here
+
+
+def share_of(count: int, n: int) -> dict[str, float]:
+    """`count` of `n` as `share`, and its Wilson 95 % interval, `low` and `high`; NaN for nothing of nothing."""
+    if not n:
+        return dict.fromkeys(("share", "low", "high"), math.nan)
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return {"share": count / n, "low": float(interval.low), "high": float(interval.high)}
