@@ -80,9 +80,9 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
-from lsn_lens import sections  # noqa: E402
 from lsn_lens.neurons import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, write_report  # noqa: E402
+from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
+from lsn_lens.sections.comparison import comparison_report  # noqa: E402
 from lsn_lens.text_view import activations_on_text, neuron_on_text  # noqa: E402
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
@@ -119,12 +119,12 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
     save_tables({**tables, **sets, "text": run.to_frame().reset_index()}, config.out / "tables")
     for name, each in comparison.found.items():
         each.save(config.out / "neurons" / f"{name}.safetensors")
-    origin = provenance(run, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
+    origin = provenance(
+        run.settings, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED
+    )
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
     view = neurons_on_text(model, corpora, comparison)
-    return write_report(
-        sections.comparison_report(comparison, run.to_frame().reset_index(), view, rates, origin), config.out
-    )
+    return write_report(comparison_report(comparison, run.to_frame().reset_index(), view, rates, origin), config.out)
 
 
 def check(config: Config) -> list[str]:
@@ -162,14 +162,6 @@ def settings(run: lsn.Run, config: Config) -> tuple[dict[str, dict[str, Any]], s
             "some methods divide the number evenly."
         )
     return {name: {"rate": rate} if "rate" in names[name] else {} for name in names}, words
-
-
-def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as parquet and csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        table.to_parquet(folder / f"{name}.parquet", index=False)
-        table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def neurons_on_text(model: Any, corpora: Corpora, comparison: lsn.Comparison) -> str:

@@ -85,7 +85,6 @@ import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens.actions import language_medians  # noqa: E402
-from lsn_lens.evaluation.deactivation import deactivate, deactivation_table  # noqa: E402
 from lsn_lens.evaluation.steering import (  # noqa: E402
     Steering,
     arithmetics,
@@ -96,12 +95,13 @@ from lsn_lens.evaluation.steering import (  # noqa: E402
     steer,
     steering_losses,
 )
-from lsn_lens.evaluation.steering_tables import choose_doses, dose_response, steering_summary, steering_table  # noqa: E402
+from lsn_lens.evaluation.steering.deactivation import deactivate, deactivation_table  # noqa: E402
+from lsn_lens.evaluation.steering.tables import choose_doses, dose_response, steering_summary, steering_table  # noqa: E402
+from lsn_lens.evaluation.steering.trials import prompts_from  # noqa: E402
 from lsn_lens.evaluation.texts import identifier  # noqa: E402
-from lsn_lens.evaluation.trials import prompts_from  # noqa: E402
 from lsn_lens.neurons import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, write_report  # noqa: E402
-from lsn_lens.steering_sections import steering_report  # noqa: E402
+from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
+from lsn_lens.sections.steering import steering_report  # noqa: E402
 
 METHODS = ("average_precision", "plnd", "lape", "diffmean", "language_dimensions")
 Corpora = Mapping[str, lsn.LanguageCorpus]
@@ -181,17 +181,11 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
     tables = measure(config, model, corpora, run)
     text = run.to_frame().reset_index()
     save_tables({**tables, "text": text}, config.out / "tables")
-    origin = provenance(run, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED)
+    origin = provenance(
+        run.settings, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED
+    )
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
     return write_report(steering_report(tables, text, origin), config.out)
-
-
-def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as parquet and csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        table.to_parquet(folder / f"{name}.parquet", index=False)
-        table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def main(config: Config) -> None:

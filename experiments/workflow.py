@@ -85,8 +85,8 @@ import lsn_lens as lsn  # noqa: E402
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out  # noqa: E402
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary  # noqa: E402
 from lsn_lens.neurons import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, write_report  # noqa: E402
-from lsn_lens.workflow_sections import workflow_report  # noqa: E402
+from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
+from lsn_lens.sections.workflow import workflow_report  # noqa: E402
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 Tables = dict[str, pd.DataFrame]
@@ -166,17 +166,9 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
     save_tables({**tables, "neurons": found.to_frame(), "text": text}, config.out / "tables")
     found.save(config.out / "neurons" / f"{config.method}.safetensors")
     settings = {**asdict(config), "out": str(config.out)}
-    origin = provenance(run, tables["grid"].attrs["text"], settings, STARTED)
+    origin = provenance(run.settings, tables["grid"].attrs["text"], settings, STARTED)
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
     return write_report(workflow_report(found, stages, tables, text, origin), config.out)
-
-
-def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as parquet and csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        table.to_parquet(folder / f"{name}.parquet", index=False)
-        table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def main(config: Config) -> None:

@@ -84,11 +84,11 @@ import torch  # noqa: E402
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens import models  # noqa: E402
 from lsn_lens.evaluation.lens import working_language  # noqa: E402
-from lsn_lens.evaluation.vocabulary import token_languages  # noqa: E402
-from lsn_lens.evaluation.word_probes import WordProbe, read_probes, word_probes  # noqa: E402
+from lsn_lens.evaluation.lens.vocabulary import token_languages  # noqa: E402
+from lsn_lens.evaluation.lens.word_probes import WordProbe, read_probes, word_probes  # noqa: E402
 from lsn_lens.neurons import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, write_report  # noqa: E402
-from lsn_lens.working_language_sections import Measured, own, working_language_report  # noqa: E402
+from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
+from lsn_lens.sections.working_language import Measured, own, working_language_report  # noqa: E402
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 
@@ -155,14 +155,10 @@ def save(config: Config, model: Any, measured: Measured) -> Path:
         "words-excluded": None if measured.words is None else pd.DataFrame(measured.words.attrs["excluded"]),
         "words-tokens": None if measured.words is None else pd.DataFrame(measured.words.attrs["first_tokens"]),
     }  # fmt: skip
-    (config.out / "tables").mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        if table is not None:
-            table.to_parquet(config.out / "tables" / f"{name}.parquet", index=False)
-            table.to_csv(config.out / "tables" / f"{name}.csv", index=False)
+    save_tables({name: table for name, table in tables.items() if table is not None}, config.out / "tables")
     settings = {"model": models.describe(model), "text": labels.text}
     said = {**asdict(config), "out": str(config.out), "neurons": config.neurons and str(config.neurons)}
-    origin = provenance(lsn.Run({}, settings), text, said, STARTED)
+    origin = provenance(settings, text, said, STARTED)
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
     return write_report(working_language_report(measured, config.pivot, origin), config.out)
 

@@ -22,7 +22,6 @@ from lsn_lens.batches import corpus_hash
 from lsn_lens.charts import Chart, fragment, save
 from lsn_lens.neurons import write_bytes
 from lsn_lens.plots import digits
-from lsn_lens.run import Run
 
 PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 HEADINGS = {
@@ -102,21 +101,23 @@ def write_report(report: Report, folder: Path | str) -> Path:
     return folder / "report.html"
 
 
-def provenance(run: Run, measured: Mapping[str, Any], settings: Mapping[str, Any], started: datetime) -> dict[str, Any]:
+def provenance(
+    used: Mapping[str, Any], measured: Mapping[str, Any], settings: Mapping[str, Any], started: datetime
+) -> dict[str, Any]:
     """What it takes to know where a result came from, as plain data.
 
     Args:
-        run: The collected run.
+        used: The settings of the run, or as there `model` (from `models.describe`) and `text`.
         measured: The text that losses were measured on, from `perplexity_table`'s `attrs["text"]`.
         settings: Of the experiment.
         started: When it began, with a time zone.
     """
-    text = run.settings["text"]
+    text = used["text"]
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
         "platform": platform.platform(),
-        "model": dict(run.settings["model"]),
+        "model": dict(used["model"]),
         "corpus": {"sha256": corpus_hash(text), **text},
         "hold_out": {"sha256": corpus_hash(measured), **measured},
         "seed": settings.get("seed"),
@@ -125,6 +126,15 @@ def provenance(run: Run, measured: Mapping[str, Any], settings: Mapping[str, Any
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     }
+
+
+def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path | str) -> None:
+    """Each table as parquet and csv."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """What a model writes is what Hugging Face writes, with and without a cache, padding and interventions."""
 
-import copy
 import math
 
 import pytest
@@ -167,7 +166,7 @@ def test_greedy_texts_are_those_of_hugging_face(architecture, backend, load, hug
 def test_log_probabilities_are_those_of_hugging_face(architecture, backend, load, hugging_face):
     """Of the chosen tokens, the end token included, before temperature and penalty."""
     model, hf_model = load(architecture, backend), hugging_face(architecture)
-    frame = write(model, samples=40, temperature=3.0, repetition_penalty=1.3, tokens=12)
+    frame = write(model, samples=60, temperature=6.0, repetition_penalty=1.3, tokens=12)
     assert 0 < frame["ended"].sum() < len(frame), "texts of both kinds are needed"
     for row in frame.to_dict("records"):
         prompt, chosen = read_ids(PROMPTS[row["prompt"]], model), row["ids"] + [END] * row["ended"]
@@ -280,9 +279,10 @@ def test_samples_have_the_models_distribution(backend, load, hugging_face):
 
 
 def test_a_token_is_where_the_random_number_falls():
+    """The most probable first: then rounding, which differs from batch to batch, moves few places by much."""
     logits = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).log()
     ids, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
-    for draw, expected in ((0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 3), (1 - 2**-53, 3)):
+    for draw, expected in ((0.0, 1), (0.4999, 1), (0.5001, 0), (0.7499, 0), (0.7501, 3), (1 - 2**-53, 3)):
         chosen = generation._choose(logits, ids, mask, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)
         assert chosen.tolist() == [expected]
 
@@ -351,9 +351,7 @@ def test_a_tokenizer_without_an_end_token(load, monkeypatch):
     model = load("llama")
     ends = write(model, samples=40, temperature=3.0, repetition_penalty=1.3, tokens=12)
     assert ends["ended"].any()
-    tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.eos_token = None
-    monkeypatch.setattr(model, "tokenizer", tokenizer)
+    monkeypatch.setattr(type(model.tokenizer), "eos_token_id", None, raising=False)
     frame = write(model, samples=40, temperature=3.0, repetition_penalty=1.3, tokens=12)
     assert not frame["ended"].any() and set(frame["tokens"]) == {12}
     for ids, shorter in zip(frame["ids"], ends["ids"], strict=True):

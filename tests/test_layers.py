@@ -18,7 +18,6 @@ LAYERS = (
     {"plots"},
     {"report"},
     {"sections"},
-    {"workflow_sections", "working_language_sections", "steering_sections"},
 )
 # an import inside one layer that is meant: writing to units needs to know the model's sites
 BESIDE = {

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens import plots, report, sections, text_view
+from lsn_lens import plots, report, text_view
 from lsn_lens.report import Report, Section
+from lsn_lens.sections import comparison as sections
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese
 HOSTILE = ["<script>alert(1)</script>", "a|b", 'x"onload="y', "日本語 & co"]
@@ -132,7 +133,7 @@ def run(load):
 
 def test_provenance_names_all_that_matters(run):
     started = datetime.now(UTC) - timedelta(seconds=5)
-    origin = report.provenance(run, run.settings["text"], {"seed": 3, "methods": ("lape",)}, started)
+    origin = report.provenance(run.settings, run.settings["text"], {"seed": 3, "methods": ("lape",)}, started)
     assert set(origin["versions"]) == {"python", *report.PACKAGES}
     assert origin["model"]["weights_sha256"] == run.settings["model"]["weights_sha256"]
     assert "revision" in origin["model"]

@@ -13,10 +13,10 @@ from sklearn.metrics import accuracy_score
 
 import lsn_lens as lsn
 from lsn_lens.evaluation.continuations import encode
-from lsn_lens.evaluation.generated import evaluate_generated, last_number, rouge_l, token_f1, units
-from lsn_lens.evaluation.items import Item, load_items
-from lsn_lens.evaluation.presets import TASKS, load_task
 from lsn_lens.evaluation.tasks import accuracy, accuracy_change, evaluate_items
+from lsn_lens.evaluation.tasks.generated import evaluate_generated, last_number, rouge_l, token_f1, units
+from lsn_lens.evaluation.tasks.items import Item, load_items
+from lsn_lens.evaluation.tasks.presets import TASKS, load_task
 from lsn_lens.models import DEMO_MODEL
 
 PAIRS = [(each, backend) for each in ("llama", "gpt2", "bloom") for backend in BACKENDS] + [("gemma2", "bridge")]

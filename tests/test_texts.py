@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from lsn_lens.corpora import load_corpora
-from lsn_lens.evaluation import identifiers, strings, texts
-from lsn_lens.evaluation.identifiers import IDENTIFIERS, UND, identifier, identifier_accuracy
+from lsn_lens.evaluation import texts
 from lsn_lens.evaluation.texts import (
     distinct,
     fallbacks,
+    identifiers,
     language_shares,
     longest_run,
     measure_texts,
     pass_rates,
     repetition,
+    strings,
     text_summary,
 )
+from lsn_lens.evaluation.texts.identifiers import IDENTIFIERS, UND, identifier, identifier_accuracy
 
 LANGUAGES = ["en", "de", "fr", "es", "id", "vi", "zh", "ja"]
 SENTENCES = {

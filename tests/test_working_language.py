@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.working_language_sections import bias, curves
+from lsn_lens.sections.working_language import bias, curves
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "working_language.py"
 

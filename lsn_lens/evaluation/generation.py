@@ -230,14 +230,19 @@ def _choose(
     temperature: float,
     penalty: float,
 ) -> Int[Tensor, "row"]:
-    """The most probable token, or the one that a number in [0, 1) falls on when probabilities are laid end to end."""
+    """The most probable token, or the one that a number in [0, 1) falls on.
+
+    Probabilities are laid end to end, the highest first: so rounding in a long tail does not move the places before it.
+    """
     if penalty != 1:
         seen = torch.zeros_like(logits).scatter_add_(1, ids, mask.to(logits.dtype)) > 0
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     if temperature == 0:
         return logits.argmax(-1)
-    ends = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    return torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True)[:, 0].clamp_max(logits.shape[1] - 1)
+    probabilities, order = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
+    ends = probabilities.cumsum(-1)
+    place = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).clamp_max(logits.shape[1] - 1)
+    return order.gather(1, place)[:, 0]
 
 
 def _text(model: models.Model, row: _Row, ids: list[int], scores: list[float], stop: Sequence[str]) -> dict[str, Any]:

@@ -8,24 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens.evaluation.groups import column_of, groups_of, names_of, share_of
-from lsn_lens.evaluation.identifiers import IDENTIFIERS, UND, Guess, Identify, identifier, identifier_accuracy
-from lsn_lens.evaluation.strings import count_letters, count_tokens, distinct, lines_of, longest_run, repetition
-
-__all__ = [
-    "IDENTIFIERS",
-    "UND",
-    "Identify",
-    "distinct",
-    "fallbacks",
-    "identifier",
-    "identifier_accuracy",
-    "language_shares",
-    "longest_run",
-    "measure_texts",
-    "pass_rates",
-    "repetition",
-    "text_summary",
-]
+from lsn_lens.evaluation.texts.identifiers import UND, Guess, Identify
+from lsn_lens.evaluation.texts.strings import count_letters, count_tokens, distinct, lines_of, longest_run, repetition
 
 BAR, TOKENS = 0.3, 5  # of the Language Confusion Benchmark: a line's score, and its fewest tokens
 

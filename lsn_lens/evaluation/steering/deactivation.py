@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens import models
-from lsn_lens.evaluation.identifiers import UND, Identify
-from lsn_lens.evaluation.trials import Trial, beside, groups_by, run_trials
+from lsn_lens.evaluation.steering.trials import Trial, beside, groups_by, run_trials
+from lsn_lens.evaluation.texts.identifiers import UND, Identify
 from lsn_lens.interventions import Action, Intervention, zero
 from lsn_lens.neurons import NeuronSet
 

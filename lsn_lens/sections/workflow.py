@@ -9,7 +9,7 @@ from lsn_lens import plots
 from lsn_lens.evaluation.stages import Stages
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.report import Report, Section
-from lsn_lens.sections import of, origin_section, slug, text_section
+from lsn_lens.sections.parts import of, origin_section, slug, text_section
 
 Tables = Mapping[str, pd.DataFrame]
 HOW_TO_READ = (

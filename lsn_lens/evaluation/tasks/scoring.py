@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from lsn_lens import models
 from lsn_lens.evaluation.continuations import Pair, Score, encode, fit, score
-from lsn_lens.evaluation.items import Item
+from lsn_lens.evaluation.tasks.items import Item
 
 KEYS = ["language", "id"]
 DIVISORS = {

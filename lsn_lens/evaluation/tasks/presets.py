@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lsn_lens.evaluation.items import Item
+from lsn_lens.evaluation.tasks.items import Item
 
 Row = Mapping[str, Any]
 

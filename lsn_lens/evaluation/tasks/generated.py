@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from lsn_lens.evaluation.items import Item
+from lsn_lens.evaluation.tasks.items import Item
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 UNSPACED = re.compile(  # scripts that put no spaces between words: each character is a unit

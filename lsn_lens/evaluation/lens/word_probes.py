@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from lsn_lens import models
 from lsn_lens.batches import separator_id
-from lsn_lens.evaluation.lens import check_lens, logit_lens
+from lsn_lens.evaluation.lens.layers import check_lens, logit_lens
 
-DEMO_PROBES = Path(__file__).parents[1] / "demo" / "probes.jsonl"
+DEMO_PROBES = Path(__file__).parents[2] / "demo" / "probes.jsonl"
 ROWS = 16  # prompts at once
 
 

@@ -11,9 +11,9 @@ from lsn_lens import models
 from lsn_lens.actions import diffmean_steering, dimensions_steering, language_arithmetics
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.evaluation.identifiers import Identify
 from lsn_lens.evaluation.perplexity import loss_table
-from lsn_lens.evaluation.trials import Trial, run_trials
+from lsn_lens.evaluation.steering.trials import Trial, run_trials
+from lsn_lens.evaluation.texts.identifiers import Identify
 from lsn_lens.interventions import Action, Intervention, add
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.statistics import Statistics

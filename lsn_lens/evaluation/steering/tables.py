@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lsn_lens.evaluation.steering import NONE
-from lsn_lens.evaluation.trials import beside, groups_by
+from lsn_lens.evaluation.steering.trials import beside, groups_by
+from lsn_lens.evaluation.steering.ways import NONE
 
 REPEATS, UNLIKELY = 0.1, 1.0  # beyond these, worse than without steering: a share; nats a token
 KEPT = ("n", "share", "low", "high", "random_share", "repetition", "text_nll", "none_text_nll")

@@ -1,7 +1,5 @@
 """The report of a comparison of methods: what each section shows and says."""
 
-import re
-import shlex
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -11,6 +9,7 @@ from lsn_lens import plots
 from lsn_lens.evaluation.compare import Comparison
 from lsn_lens.evaluation.perplexity import as_matrix
 from lsn_lens.report import Report, Section
+from lsn_lens.sections.parts import of, origin_section, slug, text_section
 
 
 def comparison_report(
@@ -217,38 +216,6 @@ def method_section(name: str, comparison: Comparison) -> Section:
 SAID = ["own_rise_perplexity", "own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "ratio"]  # in other tables
 
 
-def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
-    """The text that was used, and how."""
-    used = origin["corpus"]["layout"]
-    rows = "rows of one document each" if used["kind"] == "documents" else f"blocks of {used['length']} tokens"
-    return Section(
-        "How it was measured",
-        (
-            f"Found on {rows}; what documents begin with: {used['separator']}. Measured on the held-out part of the "
-            "corpus, which the methods never saw.",
-        ),
-        {"Text that the units were found on": text},
-    )
-
-
-def origin_section(origin: Mapping[str, Any]) -> Section:
-    """Where it comes from, and how to get it again."""
-    model, versions = origin["model"], ", ".join(f"{name} {each}" for name, each in origin["versions"].items())
-    return Section(
-        "Provenance",
-        (
-            f"Model {model['name']} ({model['class']}, {model['dtype']}, {model['layers']} layers, revision "
-            f"{model['revision'] or 'not given'}), weights sha256 {model['weights_sha256'][:16]}…; "
-            f"text sha256 {origin['corpus']['sha256'][:16]}…",
-            f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
-            "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
-            "figures in figures/, the sets in neurons/ (read them with lsn_lens.NeuronSet.load).",
-        ),
-        code=shlex.join(origin["command"]),
-        data=origin,
-    )
-
-
 def measured(comparison: Comparison, name: str) -> pd.DataFrame:
     """A table that takes a model.
 
@@ -259,15 +226,3 @@ def measured(comparison: Comparison, name: str) -> pd.DataFrame:
     if table is None:
         raise ValueError("a report takes effects: compare(run, model=..., corpora=...).")
     return table
-
-
-def of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in values.items():
-        table = table.loc[table[column].eq(value)]
-    return table
-
-
-def slug(text: str) -> str:
-    """For file names."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -15,8 +15,8 @@ from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.evaluation import continuations
 from lsn_lens.evaluation.generation import generate
 from lsn_lens.evaluation.groups import share_of
-from lsn_lens.evaluation.identifiers import UND, Identify
 from lsn_lens.evaluation.texts import measure_texts
+from lsn_lens.evaluation.texts.identifiers import UND, Identify
 from lsn_lens.interventions import Intervention, hooks_of, named
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens import plots
-from lsn_lens.evaluation.deactivation import fallback_matrix
-from lsn_lens.evaluation.steering import NONE, NOTHING
+from lsn_lens.evaluation.steering.deactivation import fallback_matrix
+from lsn_lens.evaluation.steering.ways import NONE, NOTHING
 from lsn_lens.report import Report, Section
-from lsn_lens.sections import of, origin_section, slug, text_section
+from lsn_lens.sections.parts import of, origin_section, slug, text_section
 
 Tables = Mapping[str, pd.DataFrame]
 DIRECTIONS = ("diffmean", "language_dimensions")  # in the residual stream; the others are neurons, or words

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lsn_lens.evaluation.strings import count_letters
+from lsn_lens.evaluation.texts.strings import count_letters
 
 Guess = tuple[str, float]
 Identify = Callable[[Sequence[str]], list[Guess]]  # label and confidence in [0, 1] for each text

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Batch, Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.evaluation.vocabulary import TokenLanguages
+from lsn_lens.evaluation.lens.vocabulary import TokenLanguages
 from lsn_lens.sites import SITES
 
 EMBEDDING = "blocks.0.hook_resid_pre"

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens import plots
-from lsn_lens.evaluation.vocabulary import TokenLanguages
+from lsn_lens.evaluation.lens.vocabulary import TokenLanguages
 from lsn_lens.report import Report, Section
-from lsn_lens.sections import origin_section
+from lsn_lens.sections.parts import origin_section
 
 
 @dataclass(frozen=True)
