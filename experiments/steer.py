@@ -2,9 +2,9 @@
 
     python experiments/steer.py --model demo --corpus demo --out runs/steer
 
-writes a folder: report.html (open it in a browser), report.md, tables/, figures/, provenance.json, and run/ with the
-collected statistics, from which an interrupted run goes on. `--config file.yaml` reads settings, `--print_config`
-shows them.
+writes a folder: report.html (open it in a browser), report.md, tables/, figures/, neurons/, provenance.json, and run/
+with the collected statistics, from which an interrupted run goes on. `--config file.yaml` reads settings,
+`--print_config` shows them.
 """
 
 import json
@@ -31,7 +31,7 @@ class Config:
         strengths: Doses of all other ways to steer.
         rate: Share of all units that lape chooses.
         layer: After which layer the residual stream is pushed; the middle by default.
-        seeds: Random counterparts of each way to steer.
+        seeds: Random counterparts of each way to steer; one of them at every dose.
         samples: Texts from nothing, for each target and dose.
         prompts: Prompts in each language.
         prompt_tokens: Tokens of a prompt.
@@ -85,6 +85,7 @@ import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens.actions import language_medians  # noqa: E402
+from lsn_lens.evaluation.perplexity import loss_table  # noqa: E402
 from lsn_lens.evaluation.steering import (  # noqa: E402
     Steering,
     arithmetics,
@@ -99,88 +100,129 @@ from lsn_lens.evaluation.steering.deactivation import deactivate, deactivation_t
 from lsn_lens.evaluation.steering.tables import choose_doses, dose_response, steering_summary, steering_table  # noqa: E402
 from lsn_lens.evaluation.steering.trials import prompts_from  # noqa: E402
 from lsn_lens.evaluation.texts import identifier  # noqa: E402
-from lsn_lens.neurons import write_bytes  # noqa: E402
+from lsn_lens.formats import write_bytes  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.steering import steering_report  # noqa: E402
 
 METHODS = ("average_precision", "plnd", "lape", "diffmean", "language_dimensions")
 Corpora = Mapping[str, lsn.LanguageCorpus]
 Tables = dict[str, pd.DataFrame]
+Sets = dict[str, lsn.NeuronSet]
 
 
-def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run]:
-    """Load and collect: model, corpora, run."""
-    if config.seeds < 1:
-        raise ValueError("expected at least one seed: a result without random counterpart shows nothing.")
-    if not config.counts or not config.strengths:
-        raise ValueError("expected at least one count and one strength.")
+def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run, Sets]:
+    """Load, collect and find: model, corpora, run, units by method."""
+    check(config)
     model = lsn.load_model(
         config.model, backend=config.backend, device=config.device, dtype=getattr(torch, config.dtype),
         revision=config.revision,
     )  # fmt: skip
     corpora = lsn.load_corpora(config.corpus, config.languages, files=config.files, column=config.column)
-    identifier(corpora, config.identifier)  # languages that it does not know are said before anything slow begins
-    prompts_from(model, corpora, count=config.prompts, tokens=config.prompt_tokens)
+    identifier(corpora, config.identifier)  # from here to collect: what cannot work is said before anything slow
+    texts_of(config, model, corpora)
+    loss_table(model, corpora, [], layout=evaluation(config))
+    layers = range(-model.cfg.n_layers, model.cfg.n_layers)
+    if config.layer is not None and config.layer not in layers:
+        raise ValueError(f"layer={config.layer}: the model has the layers 0 to {layers[-1]}.")
     layout = lsn.Layout(kind="documents", max_tokens=config.max_tokens)
-    return model, corpora, lsn.collect(model, corpora, METHODS, config.out / "run", layout=layout)
+    run = lsn.collect(model, corpora, METHODS, config.out / "run", layout=layout)
+    return model, corpora, run, find(config, run)
 
 
-def ways(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> list[Steering]:
+def check(config: Config) -> None:
+    """Refuse what cannot work with any model."""
+    if config.seeds < 1:
+        raise ValueError("expected at least one seed: a result without random counterpart shows nothing.")
+    if not config.counts or not config.strengths:
+        raise ValueError("expected at least one count and one strength.")
+    for name in ("samples", "tokens", "shown"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: expected at least 1.")
+
+
+def texts_of(config: Config, model: Any, corpora: Corpora) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Prompts in each language, and the words in front of them that ask for a language: texts in it."""
+    prompts = prompts_from(model, corpora, count=config.prompts, tokens=config.prompt_tokens)
+    texts = prompts_from(model, corpora, count=3, tokens=config.prompt_tokens, part="find")
+    words = {target: "\n".join([*some, ""]) for target, some in texts.items()}
+    whole = [front + each for front in words.values() for some in prompts.values() for each in some]
+    longest = 1 + max(map(len, model.tokenizer(whole, add_special_tokens=False)["input_ids"]))
+    if longest + config.tokens > model.cfg.n_ctx:
+        raise ValueError(
+            f"the longest prompt, with three texts in front, has {longest} tokens; with {config.tokens} new ones it "
+            f"exceeds the model's context of {model.cfg.n_ctx}. Lower prompt_tokens or tokens."
+        )
+    return prompts, words
+
+
+def evaluation(config: Config) -> lsn.Layout:
+    """How text becomes batches to measure losses with."""
+    return lsn.Layout(max_tokens=config.evaluation_tokens)
+
+
+def find(config: Config, run: lsn.Run) -> Sets:
+    """Units by method; those of average precision for each count."""
+    precise = {precision(count): lsn.detect(run, "average_precision", count=count) for count in config.counts}
+    others = {name: lsn.detect(run, name) for name in ("plnd", "language_dimensions")}
+    return precise | others | {"lape": lsn.detect(run, "lape", rate=config.rate)}
+
+
+def precision(count: int) -> str:
+    """Name of the units that average precision chooses."""
+    return f"average_precision-{count}"
+
+
+def ways(config: Config, model: Any, run: lsn.Run, sets: Sets) -> list[Steering]:
     """Every way to steer at every dose, and its random counterparts."""
     statistics = run.statistics
     layer = model.cfg.n_layers // 2 if config.layer is None else config.layer
-    plnd, dims = (lsn.detect(run, name) for name in ("plnd", "language_dimensions"))
-    lape = lsn.detect(run, "lape", rate=config.rate)
     medians = language_medians(statistics)
-    found: list[Steering] = []
-    precise = {count: lsn.detect(run, "average_precision", count=count) for count in config.counts}
+    every: list[Steering] = []
     for seed in (None, *range(config.seeds)):
-        for count, units in precise.items():
-            found.append(forcing(units, medians, name="average_precision", dose=count, seed=seed))
+        for count in config.counts:
+            every.append(forcing(sets[precision(count)], medians, name="average_precision", dose=count, seed=seed))
         for strength in config.strengths:
-            found += [
-                arithmetics(statistics, lape, "additive", strength, name="lape", seed=seed),
-                arithmetics(statistics, plnd, "additive", strength, name="plnd", seed=seed),
+            every += [
+                arithmetics(statistics, sets["lape"], "additive", strength, name="lape", seed=seed),
+                arithmetics(statistics, sets["plnd"], "additive", strength, name="plnd", seed=seed),
                 direction(statistics, layer, strength, seed=seed),
-                dimensions(statistics, dims, strength, seed=seed),
+                dimensions(statistics, sets["language_dimensions"], strength, seed=seed),
             ]
-    return found
+    return every
 
 
-def measure(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Tables:
+def measure(config: Config, model: Any, corpora: Corpora, run: lsn.Run, sets: Sets) -> Tables:
     """Choose doses on texts from nothing, then steer from every language to every other, and switch languages off."""
     targets = list(corpora)
     identify = identifier(targets, config.identifier)
     settings: dict[str, Any] = {"tokens": config.tokens, "temperature": config.temperature}
-    prompts = prompts_from(model, corpora, count=config.prompts, tokens=config.prompt_tokens)
-    every = ways(config, model, corpora, run)
-    first = steer(model, every, {}, targets, identify, samples=config.samples, **settings)
+    prompts, words = texts_of(config, model, corpora)
+    every = ways(config, model, run, sets)
+    sweep = [each for each in every if each.seed in (None, 0)]
+    first = steer(model, sweep, {}, targets, identify, samples=config.samples, **settings)
     doses = dose_response(first)
     best = choose_doses(doses)
     chosen = [each for each in every if each.dose == best[each.name]]
-    words = prompts_from(model, corpora, count=3, tokens=config.prompt_tokens, part="find")
-    chosen.append(instruction({target: "\n".join([*texts, ""]) for target, texts in words.items()}))
+    chosen.append(instruction(words))
     texts = steer(model, chosen, prompts, targets, identify, samples=config.samples, seed=1, **settings)
-    layout = lsn.Layout(max_tokens=config.evaluation_tokens)
-    losses = steering_losses(model, corpora, chosen, targets, layout=layout)
+    losses = steering_losses(model, corpora, chosen, targets, layout=evaluation(config))
     table = steering_table(texts, losses)
-    sets = {
-        "average_precision": lsn.detect(run, "average_precision", count=sorted(config.counts)[len(config.counts) // 2]),
-        "plnd": lsn.detect(run, "plnd"),
-        "lape": lsn.detect(run, "lape", rate=config.rate),
-    }
-    off = deactivate(model, sets, prompts, identify, seeds=config.seeds, samples=3, **settings)
+    middle = sorted(config.counts)[len(config.counts) // 2]
+    neurons = {"average_precision": sets[precision(middle)], "plnd": sets["plnd"], "lape": sets["lape"]}
+    off = deactivate(model, neurons, prompts, identify, seeds=config.seeds, samples=3, **settings)
     return {
         "doses": doses, "steering": table, "summary": steering_summary(table), "losses": losses,
         "deactivation": deactivation_table(off), "texts": texts, "texts-doses": first, "texts-deactivation": off,
     }  # fmt: skip
 
 
-def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
+def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run, sets: Sets) -> Path:
     """Measure and write everything; returns the path of report.html."""
-    tables = measure(config, model, corpora, run)
+    tables = measure(config, model, corpora, run, sets)
     text = run.to_frame().reset_index()
     save_tables({**tables, "text": text}, config.out / "tables")
+    for name, found in sets.items():
+        found.save(config.out / "neurons" / f"{name}.safetensors")
     origin = provenance(
         run.settings, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED
     )

@@ -1,6 +1,5 @@
 """Write a Hugging Face checkpoint in which units are switched off for good."""
 
-import copy
 import json
 import shutil
 import warnings
@@ -13,17 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
 
 from lsn_lens import models
+from lsn_lens.anatomy import anatomy_of, by_output, place
 from lsn_lens.interventions import intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE
 
 PROVENANCE = "lsn_lens.json"
-# what TransformerLens cuts a fused projection into, by the method of the bridge's component that does it
-SPLITS = {"split_qkv_matrix": ("q", "k", "v"), "split_gate_up_matrix": ("gate", "in")}
-LAST = ("o", "out")  # the projection whose output is that of its attention or MLP
 INSTEAD = "Leave these units out, or use lsn.intervene, which changes no weights."
 
 
@@ -94,14 +90,9 @@ class _Cut:
         """Edit the weights in place."""
         module: Any = hf_model.get_submodule(self.module)
         index = self.index.to(module.weight.device)
-        _by_output(module).index_fill_(0 if self.outputs else 1, index, 0)
+        by_output(module).index_fill_(0 if self.outputs else 1, index, 0)
         if self.outputs and module.bias is not None:
             module.bias.index_fill_(0, index, 0)
-
-
-def _by_output(module: Any) -> Tensor:
-    """The weight as `[output, input]`, a view: a Conv1D keeps it the other way round."""
-    return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
 
 
 def _distance(logits: Tensor, reference: Tensor) -> float:
@@ -126,39 +117,6 @@ def _under_hooks(
     return _cuts(bridge, neurons), ids, expected, provenance
 
 
-# where the units are in the Hugging Face model
-
-
-@dataclass(frozen=True)
-class _Anatomy:
-    """A bridge beside the bare Hugging Face model that it wraps (without weights)."""
-
-    bridge: models.Model
-    bare: nn.Module
-    names: Mapping[int, str]  # id of a wrapped module -> its name in the bare model
-    owners: Mapping[int, tuple[Any, bool]]  # id of a hook point -> its component, and whether it shows outputs
-
-    def name(self, component: Any) -> str | None:
-        """What the bare model calls a component of the bridge; None for one that it does not have."""
-        return self.names.get(id(component.original_component))
-
-
-def _anatomy(bridge: models.Model) -> _Anatomy:
-    with torch.device("meta"):
-        bare: Any = AutoModelForCausalLM.from_config(copy.deepcopy(bridge.original_model.config))
-    known = {name for name, _ in bare.named_modules()}
-    wrapped = (
-        (name.replace("._original_component", ""), module)
-        for name, module in bridge.original_model.named_modules(remove_duplicate=False)
-    )
-    owners = {}
-    for component in bridge.modules():
-        for side, outputs in (("hook_in", False), ("hook_out", True)):
-            if hasattr(component, side):
-                owners[id(getattr(component, side))] = (component, outputs)
-    return _Anatomy(bridge, bare, {id(module): name for name, module in wrapped if name in known}, owners)
-
-
 def _cuts(bridge: models.Model, neurons: NeuronSet) -> list[_Cut]:
     """For each basis and layer with units: the inputs or outputs that they are."""
     if "resid" in neurons.masks and neurons.masks["resid"].any():
@@ -166,11 +124,11 @@ def _cuts(bridge: models.Model, neurons: NeuronSet) -> list[_Cut]:
             "units of basis 'resid' cannot be exported: the residual stream is the sum of the embeddings and all "
             f"layers so far, so no weights of one layer make it. {INSTEAD}"
         )
-    anatomy, cuts = _anatomy(bridge), []
+    anatomy, cuts = anatomy_of(bridge), []
     for basis in neurons.masks:
         units = neurons.units(basis)
         for layer in units.any(1).nonzero()[:, 0].tolist():
-            module, outputs, order = _place(anatomy, SITES[WRITE_SITE[basis]].hook_name(layer), basis)
+            module, outputs, order = place(anatomy, SITES[WRITE_SITE[basis]].hook_name(layer), basis)
             if len(order) != units.shape[1]:
                 raise ValueError(
                     f"basis {basis!r}, layer {layer}: {units.shape[1]} units, but {len(order)} "
@@ -178,51 +136,6 @@ def _cuts(bridge: models.Model, neurons: NeuronSet) -> list[_Cut]:
                 )
             cuts.append(_Cut(module, outputs, order[units[layer]]))
     return cuts
-
-
-def _place(anatomy: _Anatomy, hook: str, basis: str) -> tuple[str, bool, Tensor]:
-    """The module that a hook point stands at, whether at its outputs, and which of them each unit is."""
-    component, outputs = anatomy.owners[id(anatomy.bridge.hook_dict[hook])]
-    if outputs:
-        parts: Mapping[str, Any] = getattr(component, "submodules", {})
-        component = next((parts[name] for name in LAST if name in parts), component)
-    name = anatomy.name(component)
-    module: Any = anatomy.bare.get_submodule(name) if name else None
-    if isinstance(module, nn.Linear | Conv1D):
-        return name or "", outputs, torch.arange(_by_output(module).shape[0 if outputs else 1])
-    if outputs and name is None:
-        return _fused(anatomy, component, basis)
-    kind = type(module).__name__
-    raise ValueError(
-        f"units of basis {basis!r} cannot be exported from this model: {hook} is the output of a {kind} ({name}), "
-        f"not of one weight matrix. {INSTEAD}"
-    )
-
-
-def _fused(anatomy: _Anatomy, part: Any, basis: str) -> tuple[str, bool, Tensor]:
-    """The same for a projection that the Hugging Face model keeps together with others in one matrix.
-
-    In which order is known to TransformerLens, for each architecture: given a copy whose weights are row numbers,
-    it cuts out rows that say where they were.
-    """
-    parent: Any = next(each for each in anatomy.bridge.modules() if part in getattr(each, "submodules", {}).values())
-    path = anatomy.name(parent)
-    split = next((each for each in SPLITS if hasattr(parent, each)), None)
-    if path is None or split is None:
-        raise ValueError(f"units of basis {basis!r}: TransformerLens does not say which weights make them. {INSTEAD}")
-    numbered: Any = copy.deepcopy(anatomy.bare.get_submodule(path)).float().to_empty(device="cpu")
-    rows: list[tuple[str, int]] = []
-    for name, module in numbered.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            weight = _by_output(module)
-            weight.copy_(torch.arange(len(rows), len(rows) + len(weight))[:, None].expand_as(weight))
-            rows += [(name, row) for row in range(len(weight))]
-    place = next(name for name, each in parent.submodules.items() if each is part)
-    piece = getattr(parent, split)(numbered)[SPLITS[split].index(place)]
-    places = [rows[int(number)] for number in piece.weight[:, 0]]
-    name = places[0][0]
-    order = torch.tensor([row for each, row in places if each == name])
-    return f"{path}.{name}", True, order
 
 
 def _provenance(bridge: models.Model, neurons: NeuronSet) -> dict[str, Any]:

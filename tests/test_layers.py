@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"sites", "statistics", "neurons", "corpora", "batches"},
+    {"draws", "formats"},
+    {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
-    {"passes"},
+    {"passes", "anatomy"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
     {"charts"},

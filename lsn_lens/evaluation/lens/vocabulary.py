@@ -1,11 +1,10 @@
 """Which tokens of a vocabulary belong to one language alone, and how far that can be trusted."""
 
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from lsn_lens.batches import Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.scripts import script_of
 
 NOBODY = "none"  # tokens that belong to no single language
 SCRIPT_SHARE = 0.01  # of a language's letters, below which a script is not one that the language is written in
-HAN = ("CJK", "IDEOGRAPHIC")  # how Unicode's names of Han characters begin
-NO_SCRIPTS = ("MODIFIER", "COMBINING", "FEMININE", "MASCULINE")  # how the names of letters without a script begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,21 +182,6 @@ def exclusive(
     needed = torch.as_tensor(at_least, dtype=torch.double).expand(len(counts))[best]
     enough = counts.gather(0, best[None])[0] >= needed.clamp(min=1)
     return torch.where(enough & (highest >= ratio * second), best, -1)
-
-
-@cache
-def script_of(character: str) -> str | None:
-    """The script of a letter by its Unicode name, such as "LATIN" or "HAN"; None for what is no letter.
-
-    Full-width and other compatibility forms count as the letters that they stand for.
-    """
-    plain = unicodedata.normalize("NFKC", character)[:1] or character
-    if unicodedata.category(plain)[0] not in "LM":
-        return None
-    first = unicodedata.name(plain, "").replace("-", " ").partition(" ")[0]
-    if first in HAN:
-        return "HAN"
-    return None if first in NO_SCRIPTS or not first else first
 
 
 def _by_script(
