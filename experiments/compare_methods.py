@@ -80,7 +80,7 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
-from lsn_lens.neurons import write_bytes  # noqa: E402
+from lsn_lens.formats import write_bytes  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.comparison import comparison_report  # noqa: E402
 from lsn_lens.text_view import activations_on_text, neuron_on_text  # noqa: E402

@@ -84,7 +84,7 @@ import torch  # noqa: E402
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out  # noqa: E402
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary  # noqa: E402
-from lsn_lens.neurons import write_bytes  # noqa: E402
+from lsn_lens.formats import write_bytes  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.workflow import workflow_report  # noqa: E402
 

@@ -86,7 +86,7 @@ from lsn_lens import models  # noqa: E402
 from lsn_lens.evaluation.lens import working_language  # noqa: E402
 from lsn_lens.evaluation.lens.vocabulary import token_languages  # noqa: E402
 from lsn_lens.evaluation.lens.word_probes import WordProbe, read_probes, word_probes  # noqa: E402
-from lsn_lens.neurons import write_bytes  # noqa: E402
+from lsn_lens.formats import write_bytes  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.working_language import Measured, own, working_language_report  # noqa: E402
 

@@ -230,6 +230,8 @@ def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> None:
     places = np.arange(len(mark.values))
     style = "--" if mark.dashed else "o-"
     axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5, label=mark.label)
+    if mark.band is not None:
+        axes.fill_between(places, mark.band["low"], mark.band["high"], color=mark.colour, alpha=0.2, linewidth=0)
     axes.set_xticks(places, _names(mark.values.index), parse_math=False)
     _lines(axes)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # many: beside the curves

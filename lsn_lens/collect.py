@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from lsn_lens import models
 from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.formats import write_bytes
 from lsn_lens.methods import Method, get_method
-from lsn_lens.neurons import write_bytes
 from lsn_lens.passes import Pass, Tensors
 from lsn_lens.recorders import RECORDERS
 from lsn_lens.requirements import requirements

@@ -1,12 +1,6 @@
 """What a detector returns: scores, and sets with their algebra."""
 
-import contextlib
-import errno
-import hashlib
 import html
-import io
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,62 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from lsn_lens import draws
+from lsn_lens.formats import load_tensors, read_lape_masks, save_tensors, write_lape_masks
+
 Mask = Bool[Tensor, "language layer unit"]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: a temporary file, flushed to disk, takes the place of `path`.
-
-    Raises:
-        OSError: The disk is full, or the place cannot be written to; what was there before is kept.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # where even this fails, the first error is the one to tell
-            temporary.unlink()
-        do = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give a place that can be written to"
-        raise OSError(
-            error.errno,
-            f"{error.strerror or error} while writing {len(content):,} bytes. Nothing half written is left; "
-            f"what was finished before is kept. {do} and run the same call again",
-            str(path),
-        ) from error
-
-
-def _save(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    path = Path(path)
-    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-    own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-    write_bytes(path, save(own, metadata={"lsn_lens": json.dumps(header)}))
-    return path
-
-
-def _load(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("lsn_lens", "{}"))
-            if header.get("kind") != kind:
-                raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}.")
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
-
-
-def _generator(*words: str | int) -> torch.Generator:
-    """Randomness that depends on the words alone, not on what was drawn before."""
-    digest = hashlib.sha256(json.dumps(words).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +42,12 @@ class NeuronScores:
         """Write one safetensors file with a JSON header."""
         parts = {"values": self.values, "ranking": self.ranking}
         tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
-        return _save(path, tensors, {"kind": "scores", "languages": self.languages, "method": self.method})
+        return save_tensors(path, tensors, {"kind": "scores", "languages": self.languages, "method": self.method})
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronScores":
         """Read what `save` wrote."""
-        tensors, header = _load(path, "scores")
+        tensors, header = load_tensors(path, "scores")
         parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
         for key, value in tensors.items():
             part, _, basis = key.partition(".")
@@ -222,19 +166,50 @@ class NeuronSet:
         values = (shared / (sizes[:, None] + sizes[None, :] - shared)).tolist()
         return pd.DataFrame(values, index=self.languages, columns=self.languages)
 
-    def random_like(self, seed: int = 0) -> "NeuronSet":
+    def random_like(
+        self, seed: int = 0, activity: Mapping[str, Float[Tensor, "layer unit"]] | None = None
+    ) -> "NeuronSet":
         """Random units, as many in each language and layer, none of them the language's own.
 
-        Where a layer has too few other units, its own are drawn from as well. A language's draw depends
-        on its label and the seed, not on which other languages there are.
+        A language's draw depends on its label and the seed, not on which other languages there are.
+
+        Args:
+            seed: Of the draw.
+            activity: How active each unit of each basis is, see `evaluation.controls.activity`: then as many in each
+                decile of it within the layer too. A decile with too few others borrows from the nearest.
+
+        Returns:
+            The set. Where a layer has too few other units, own ones are drawn as well. With `activity`, `notes` has
+            "matched" on what, and for each language how many units were "borrowed" (from other deciles) and are "own".
+
+        Raises:
+            KeyError: A basis without activity.
+            ValueError: Activity of another shape, or not finite.
         """
+        if activity is not None:
+            self._check_activity(activity)
         masks = {basis: torch.empty_like(mask) for basis, mask in self.masks.items()}
+        borrowed, kept = dict.fromkeys(self.languages, 0), dict.fromkeys(self.languages, 0)
         for basis, mask in self.masks.items():
             for place, language in enumerate(self.languages):
-                chances = torch.rand(mask.shape[1:], generator=_generator(seed, language, basis)) + mask[place]
-                order = chances.argsort(-1).argsort(-1)  # own units, all above 1, come last
-                masks[basis][place] = order < mask[place].sum(-1, keepdim=True)
-        return NeuronSet(self.languages, masks, f"random like {self.method}, seed {seed}")
+                generator = draws.generator_of(seed, language, basis)
+                if activity is None:
+                    masks[basis][place] = draws.draw(mask[place], generator)
+                else:
+                    masks[basis][place], count = draws.draw_alike(mask[place], generator, activity[basis])
+                    borrowed[language] += count
+                kept[language] += int((masks[basis][place] & mask[place]).sum())
+        notes = {"matched": "count, layer, activity decile", "borrowed": borrowed, "own": kept}
+        method = f"random like {self.method}, seed {seed}"
+        return NeuronSet(self.languages, masks, method, {} if activity is None else notes)
+
+    def _check_activity(self, activity: Mapping[str, Tensor]) -> None:
+        for basis, mask in self.masks.items():
+            if basis not in activity:
+                raise KeyError(f"no activity of the basis {basis!r}; there is that of {list(activity)}.")
+            shape, expected = tuple(activity[basis].shape), tuple(mask.shape[1:])
+            if shape != expected or not bool(activity[basis].isfinite().all()):
+                raise ValueError(f"activity of {basis!r}: expected finite values {expected}, got {shape}.")
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: language, basis, layer, unit."""
@@ -243,12 +218,12 @@ class NeuronSet:
     def save(self, path: Path | str) -> Path:
         """Write one safetensors file with a JSON header; returns its path."""
         header = {"kind": "neurons", "languages": self.languages, "method": self.method, "notes": dict(self.notes)}
-        return _save(path, self.masks, header)
+        return save_tensors(path, self.masks, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronSet":
         """Read what `save` wrote."""
-        masks, header = _load(path, "neurons")
+        masks, header = load_tensors(path, "neurons")
         return cls(tuple(header["languages"]), masks, header["method"], header["notes"])
 
     def to_lape_file(self, path: Path | str) -> None:
@@ -259,9 +234,7 @@ class NeuronSet:
         """
         if set(self.masks) != {"mlp"}:
             raise ValueError(f"the format holds the basis 'mlp' alone, this set has {list(self.masks)}.")
-        buffer = io.BytesIO()
-        torch.save([[layer.nonzero()[:, 0] for layer in mask] for mask in self.masks["mlp"]], buffer)
-        write_bytes(Path(path), buffer.getvalue())
+        write_lape_masks(path, self.masks["mlp"])
 
     @classmethod
     def from_lape_file(cls, path: Path | str, languages: Iterable[str], d_mlp: int) -> "NeuronSet":
@@ -278,23 +251,7 @@ class NeuronSet:
         Source: RUCAIBox/Language-Specific-Neurons, `identify.py` and its released files.
         """
         labels = tuple(languages)
-        lists = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(lists, list) or not all(isinstance(each, list) for each in lists):
-            raise ValueError(f"{path}: expected a list of languages, each a list of layers of indices.")
-        if len(lists) != len(labels):
-            raise ValueError(f"{path} has {len(lists)} languages, but {len(labels)} were named: {list(labels)}.")
-        if len({len(each) for each in lists}) != 1:
-            raise ValueError(f"{path}: languages have different numbers of layers: {[len(each) for each in lists]}.")
-        mask = torch.zeros(len(lists), len(lists[0]), d_mlp, dtype=torch.bool)
-        for language, layers in enumerate(lists):
-            for layer, indices in enumerate(layers):
-                index = torch.as_tensor(indices, dtype=torch.long)
-                if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < d_mlp:
-                    raise ValueError(
-                        f"{path}: {labels[language]}, layer {layer} has indices from {int(index.min())} to "
-                        f"{int(index.max())}, but d_mlp is {d_mlp}. Is this another model's file?"
-                    )
-                mask[language, layer, index] = True
+        mask = read_lape_masks(path, labels, d_mlp)
         return cls(labels, {"mlp": mask}, f"LAPE masks from {Path(path).name}")
 
     def __repr__(self) -> str:

@@ -198,6 +198,7 @@ def share_map(matrix: pd.DataFrame, title: str, x: str, y: str) -> Chart:
 
 def dose_curve(doses: pd.DataFrame, name: str) -> Chart:
     """From `dose_response`, one steering: its share over the doses with its interval, beside random units and none."""
+    doses = doses.sort_values("dose")
     rows: pd.DataFrame = doses.assign(dose=[f"{each:g}" for each in doses["dose"]]).set_index("dose")
     marks = (
         Line(rows.loc[:, "share"], name, HURT, band=rows.loc[:, ["low", "high"]]),

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from lsn_lens.batches import corpus_hash
 from lsn_lens.charts import Chart, fragment, save
-from lsn_lens.neurons import write_bytes
+from lsn_lens.formats import write_bytes
 from lsn_lens.plots import digits
 
 PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lsn_lens.neurons import write_bytes
+from lsn_lens.formats import write_bytes
 from lsn_lens.statistics import Statistics, merge
 
 SCHEMA = 2

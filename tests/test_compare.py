@@ -22,6 +22,7 @@ from lsn_lens.evaluation.agreement import (
     rank_correlation,
     strongest,
 )
+from lsn_lens.evaluation.controls import activity
 from lsn_lens.methods import Lape, Random
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import TOKENS, Run
@@ -359,9 +360,10 @@ def test_percentile_of_units_that_matter_and_of_units_that_do_nothing(compared):
 
 
 def test_percentile_counts_the_random_sets_below(planted, compared):
-    model, corpora, _ = planted
+    model, corpora, run = planted
     layout = lsn.Layout(max_tokens=64)
-    sets = {"true": chosen(PLANTED), **{str(seed): chosen(PLANTED).random_like(seed) for seed in range(20)}}
+    active = activity(run.statistics, ["mlp"])
+    sets = {"true": chosen(PLANTED), **{str(seed): chosen(PLANTED).random_like(seed, active) for seed in range(20)}}
     rises = {
         name: lsn.perplexity_matrix(model, corpora, each, layout=layout, progress=False).loc["en", "en"]
         for name, each in sets.items()
@@ -372,6 +374,7 @@ def test_percentile_counts_the_random_sets_below(planted, compared):
     assert row["random_mean"] == pytest.approx(drawn.mean(), rel=1e-3)
     assert row["z"] == pytest.approx((rises["true"] - drawn.mean()) / drawn.std(), rel=1e-3)
     assert row["percentile"] == 100 * (drawn < rises["true"]).sum() / 20
+    assert row["matched"] == "count, layer, decile of firing probability"
 
 
 def test_effects_and_specificity_are_those_of_the_losses(planted, compared):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lsn_lens.neurons import NeuronScores, NeuronSet, write_bytes
+from lsn_lens.formats import write_bytes
+from lsn_lens.neurons import NeuronScores, NeuronSet
 
 LANGUAGES = ("en", "fr", "zh")
 

@@ -13,6 +13,7 @@ from lsn_lens.actions import other_mean_ablation
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.evaluation import effects
+from lsn_lens.evaluation.controls import matched_draws
 from lsn_lens.evaluation.perplexity import perplexity_table
 from lsn_lens.interventions import Action, zero
 from lsn_lens.neurons import NeuronSet
@@ -65,8 +66,12 @@ def measure_controls(
     tokens: int,
     layout: Layout | None,
     progress: bool,
+    statistics: Statistics | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rise of each language's loss, for each method's set and `seeds` random ones like it, on the same short text.
+
+    With a run's `statistics`, units are drawn from the decile of activity of those that they stand for, where the run
+    has the activity of all bases of a set; the column `matched` says what was matched.
 
     Returns:
         One row for each method and language, see `Comparison.control_by_language`; and the random sets' rises one by
@@ -76,14 +81,16 @@ def measure_controls(
     short = replace(layout, max_tokens=tokens, length=layout.length and min(layout.length, tokens))
     rows, drawn = [], []
     for name, action in actions.items():  # one method at a time: random sets of a large model take room
-        draws = {effects.control_name(name, seed): found[name].random_like(seed) for seed in range(seeds)}
+        sets, matched = matched_draws(found[name], seeds, statistics)
+        draws = {effects.control_name(name, seed): each for seed, each in sets.items()}
         table = perplexity_table(
             model, corpora, {name: found[name], **draws}, action, evaluate="own", layout=short, progress=progress
         )
         drawn.append(effects.control_points(table))
         points: Any = drawn[-1].groupby("language")["own_rise"]
         own = table.loc[table["set"].eq(name)]
-        rows += [_against_random(name, row, points.get_group(row["intervened"])) for row in own.to_dict("records")]
+        for row in own.to_dict("records"):
+            rows.append(_against_random(name, row, points.get_group(row["intervened"])) | {"matched": matched})
     return pd.DataFrame(rows), pd.concat(drawn, ignore_index=True)
 
 

@@ -17,6 +17,7 @@ from lsn_lens.evaluation.effects import CONTROL
 from lsn_lens.methods import METHODS, Method, get_method
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import Run
+from lsn_lens.statistics import Statistics
 
 LEFT_OUT = ("random",)  # it is the control of every method
 
@@ -45,11 +46,13 @@ class Comparison:
         effects_by_language: The same, language by language, with the other language that is hurt most.
         specificity: The rise of the own language against that of the worst other one: means over languages, their
             difference and ratio (NaN where the worst other does not rise). Largest difference first.
-        control: How a language's rise compares to that of random sets with as many units in each layer, on the first
-            tokens of its held-out text: mean percentile, mean z, and the share of languages whose rise is above that
-            of 95 % of the random sets. Largest share first.
+        control: How a language's rise compares to that of random sets with as many units in each layer and, where
+            the run has it, decile of activity (`matched` in `control_by_language`), on the first tokens of its held-out
+            text: mean percentile, mean z, and the share of languages whose rise is above that of 95 % of the random
+            sets. Largest share first.
         control_by_language: The same, language by language: `own_rise`, `random_mean`, `random_sd`, `z`,
-            `percentile` (share of the random sets with a smaller rise; NaN without units), `seeds`.
+            `percentile` (share of the random sets with a smaller rise; NaN without units), `seeds`,
+            `matched` (in words).
         control_points: The random sets' rises one by one.
         losses: What `perplexity_table` measured for `effects` and `specificity`.
         found: Each method's set.
@@ -156,7 +159,7 @@ def compare(
     }
     if model is not None and corpora is not None:
         actions = causal.choose_actions(run.statistics, sets, action)
-        tables |= _effects(model, corpora, sets, actions, seeds, control_tokens, layout, progress)
+        tables |= _effects(model, corpora, sets, actions, seeds, control_tokens, layout, progress, run.statistics)
     warnings = trust.warnings_table(
         sets, tables.get("losses"), tables.get("effects_by_language"), tables.get("control_by_language"),
         None if model is None else models.vocabulary_size(model),
@@ -238,11 +241,14 @@ def _effects(
     tokens: int,
     layout: Layout | None,
     progress: bool,
+    statistics: Statistics,
 ) -> dict[str, pd.DataFrame]:
     if not actions:
         raise ValueError(f"no intervention writes to the bases of {list(found)}: leave out the model.")
     losses = causal.measure_losses(model, corpora, found, actions, layout, progress)
-    control, points = causal.measure_controls(model, corpora, found, actions, seeds, tokens, layout, progress)
+    control, points = causal.measure_controls(
+        model, corpora, found, actions, seeds, tokens, layout, progress, statistics
+    )
     by_language = causal.effects_by_language(losses)
     return {
         "effects": causal.effects_table(by_language),

@@ -100,8 +100,14 @@ def loss_table(
     Returns:
         One row for each intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and
         losses and changes as in `perplexity_table`.
+
+    Raises:
+        ValueError: Two interventions of one name.
     """
     each = list(interventions)
+    names = [NONE, *(what.name for what in each)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
         width, is_exact = cache(partial(models.site_width, model)), cache(partial(forward.lean_is_exact, model))

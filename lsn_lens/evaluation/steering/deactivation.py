@@ -7,11 +7,10 @@ import pandas as pd
 
 from lsn_lens import models
 from lsn_lens.evaluation.steering.trials import Trial, beside, groups_by, run_trials
+from lsn_lens.evaluation.steering.ways import NONE, NOTHING
 from lsn_lens.evaluation.texts.identifiers import UND, Identify
 from lsn_lens.interventions import Action, Intervention, zero
 from lsn_lens.neurons import NeuronSet
-
-NONE = "none"
 
 
 def deactivate(
@@ -96,5 +95,6 @@ def fallback_matrix(texts: pd.DataFrame, rows: str = "source") -> pd.DataFrame:
     """
     shares = pd.crosstab(texts[rows], texts["language"], normalize="index")
     labels = list(dict.fromkeys(texts[rows]))
-    others = [each for each in sorted(set(texts["language"])) if each not in (*labels, UND)]
-    return shares.reindex(index=labels, columns=[*labels, *others, UND], fill_value=0.0)
+    languages = [each for each in labels if each not in (NOTHING, "")]  # a source that is none, and no target
+    others = [each for each in sorted(set(texts["language"])) if each not in (*languages, UND)]
+    return shares.reindex(index=labels, columns=[*languages, *others, UND], fill_value=0.0)

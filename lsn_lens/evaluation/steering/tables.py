@@ -65,7 +65,8 @@ def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row for each steering and dose: `n`, `share` in the target language, Wilson's 95 % interval `low`, `high`
         (texts taken as independent), `none_share`, `random_share`, `repetition`, `text_nll`, `none_text_nll` (as
-        `beside` has them; `none_share`: of texts without steering, the mean over targets of their share).
+        `beside` has them; `none_share`: of texts without steering, the mean over targets of their share, a target's
+        own prompts left out, as nothing is steered to its own language).
     """
     hits = np.where(texts["language"] == texts["target"], "target", "other")
     hit: Any = texts.assign(language=hits, found=texts["language"])
@@ -74,7 +75,10 @@ def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, group in groups_by(hit.loc[hit["seed"].isna() & hit["steering"].ne(NONE)], ["steering", "dose"]).items():
         row = beside(group, plain, drawn.get(key), "target")
-        shares = [float((plain["found"] == target).mean()) for target in group["target"].unique()]
+        shares = [
+            float((plain.loc[plain["source"] != target, "found"] == target).mean())
+            for target in group["target"].unique()
+        ]
         kept = {name: row[name] for name in KEPT}
         rows.append({"steering": key[0], "dose": key[1], **kept, "none_share": float(np.mean(shares))})
     return pd.DataFrame(rows)
@@ -90,13 +94,13 @@ def choose_doses(doses: pd.DataFrame) -> dict[str, float]:
     for name, rows in groups_by(doses, "steering").items():
         fine = rows.loc[rows["text_nll"] <= rows["none_text_nll"] + UNLIKELY]
         best: Any = fine["share"].idxmax() if len(fine) else rows["text_nll"].idxmin()
-        chosen[name] = rows.at[best, "dose"]
+        chosen[name] = float(rows.at[best, "dose"])
     return chosen
 
 
 def _warning(row: Mapping[Any, Any]) -> str:
     reasons = {
-        "most pairs not clearly above no steering and random units": 2 * row["clear"] <= row["pairs"],
+        "half of the pairs or more not clearly above no steering and random units": 2 * row["clear"] <= row["pairs"],
         "no random counterpart": bool(np.isnan(row["random_share"])),
         "the texts repeat themselves": row["repetition"] > row["none_repetition"] + REPEATS,
         "the texts are improbable to the unchanged model": row["text_nll"] > row["none_text_nll"] + UNLIKELY,

@@ -1,5 +1,6 @@
 """Texts written under many interventions, measured: what steering and deactivation are judged by."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -48,8 +49,10 @@ def prompts_from(
     """The first tokens of each language's first documents that go on for three times as long.
 
     Raises:
-        ValueError: A language with fewer such documents.
+        ValueError: A language with fewer such documents, or no prompts or tokens asked for.
     """
+    if count < 1 or tokens < 1:
+        raise ValueError(f"count={count}, tokens={tokens}: expected at least 1 of each.")
     prompts = {}
     for label, corpus in corpora.items():
         documents = (model.tokenizer(each, add_special_tokens=False)["input_ids"] for each in getattr(corpus, part))
@@ -88,13 +91,22 @@ def run_trials(
         `clean_log_probability`: the mean a token of the text under the model without intervention (after the prompt).
 
     Raises:
+        ValueError: No trials.
         FloatingPointError: NaN or infinity; the message names the intervention.
+
+    Warns:
+        UserWarning: An intervention has no units.
     """
+    if not trials:
+        raise ValueError("no text to write: give prompts, or ask for samples from nothing.")
     width = cache(partial(models.site_width, model))
     frames = []
     for trial in tqdm(trials, desc="texts", disable=not progress):
         what = trial.intervention
-        with model.hooks(fwd_hooks=hooks_of(model, what, width)), named(what):
+        hooks = hooks_of(model, what, width)
+        if what.steps and not hooks:
+            warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
+        with model.hooks(fwd_hooks=hooks), named(what):
             frame = generate(model, trial.prompts, seed=seed, progress=False, **{**settings, **trial.settings})
         prompts = frame.pop("prompt")
         labels = pd.DataFrame([{**trial.labels[number], "units": len(what)} for number in prompts])

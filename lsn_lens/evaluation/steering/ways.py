@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -53,7 +54,9 @@ def forcing(
     chosen = found if seed is None else found.random_like(seed)
 
     def make(source: str | None, target: str) -> Intervention:
-        return Intervention(f"{name} -> {target}", ((chosen[target], actions[target]),))
+        if target not in actions:
+            raise KeyError(f"{name!r} has no action for {target!r}; it has actions for {list(actions)}.")
+        return Intervention(f"{name} {dose:g} -> {target}", ((chosen[target], actions[target]),))
 
     return Steering(name, make, dose, seed)
 
@@ -111,7 +114,13 @@ def dimensions(
 
 def instruction(words: Mapping[str, str], *, name: str = "prompt") -> Steering:
     """No change of the model: words in front of the prompt, by target. What any intervention should beat."""
-    return Steering(name, lambda _, target: Intervention(f"{name} -> {target}"), prefix=words)
+
+    def make(source: str | None, target: str) -> Intervention:
+        if target not in words:
+            raise KeyError(f"{name!r} has no words for {target!r}; it has words for {list(words)}.")
+        return Intervention(f"{name} -> {target}")
+
+    return Steering(name, make, prefix=words)
 
 
 def steer(
@@ -144,7 +153,16 @@ def steer(
     Returns:
         One row a text: `steering` ("none" without), `dose`, `seed`, `source`, `target` ("" without steering), `units`,
         `text`, and what `run_trials` measures.
+
+    Raises:
+        ValueError: A string where a list of prompts should be; or no text to write.
+        KeyError: A target that the identifier or a steering does not know.
+        FloatingPointError: NaN or infinity; the message names the intervention.
+
+    Warns:
+        UserWarning: A steering has no units to change.
     """
+    _check(prompts, targets, identify)
     plain = Steering(NONE, lambda *_: Intervention(NONE))
     trials = [*_trials(plain, prompts, [""], samples)]
     for each in steerings:
@@ -152,6 +170,16 @@ def steer(
     settings = {"tokens": tokens, "temperature": temperature}
     texts = run_trials(model, trials, identify, seed=seed, progress=progress, **settings)
     return texts.astype({"seed": "Int64"})
+
+
+def _check(prompts: Mapping[str, Sequence[str]], targets: Sequence[str], identify: Identify) -> None:
+    strings = [source for source, some in prompts.items() if isinstance(some, str)]
+    if strings:
+        raise ValueError(f"the prompts of {strings} are one string: give a list of strings.")
+    known = list(getattr(identify, "languages", targets))
+    unknown = [target for target in targets if target not in known]
+    if unknown:
+        raise KeyError(f"the identifier does not know the targets {unknown}; it knows {known}.")
 
 
 def _trials(
@@ -191,14 +219,27 @@ def steering_losses(
         One row for each steering, dose and target: changes of the loss in nats a token, `target_nll_change`,
         `other_nll_change` (mean of the others), `worst_other` and `worst_other_nll_change`; and the first two in bits a
         byte. A target's log-probability shift is the negative of its change.
+
+    Raises:
+        ValueError: Nothing but random counterparts and prefixes.
+        KeyError: A target without text, or no other language's text beside it.
+        FloatingPointError: The loss is NaN or infinite; the message names the steering.
     """
     real = [each for each in steerings if each.seed is None and not each.prefix]
+    if not real:
+        raise ValueError("no steering that changes the model: random counterparts and prefixes are left out here.")
+    if len(corpora) < 2 or not set(targets) <= set(corpora):
+        raise KeyError(f"targets {list(targets)}: expected some of two languages or more with text, {list(corpora)}.")
     cells = [(each, target) for each in real for target in targets]
     what = [replace(each.make(None, target), name=str(number)) for number, (each, target) in enumerate(cells)]
     losses: Any = loss_table(model, corpora, what, layout=layout, progress=progress)
     rows = []
     for number, (each, target) in enumerate(cells):
         mine: Any = losses[losses["intervention"] == str(number)].set_index("evaluated")
+        if not np.isfinite(mine["nll"]).all():
+            raise FloatingPointError(
+                f"under {each.make(None, target).name!r}: the loss is NaN or infinite. Is a strength too large?"
+            )
         others = mine.drop(index=target)
         rows.append(
             {

@@ -1,0 +1,215 @@
+"""How well do methods find what was planted?"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata, t
+from sklearn.metrics import average_precision_score
+from tqdm.auto import tqdm
+
+from lsn_lens.batches import Layout
+from lsn_lens.collect import collect
+from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.methods import METHODS, Method, get_method
+from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.planted.planting import Planted
+from lsn_lens.planted.roles import ROLES
+
+BASES = ("mlp", "mlp_pre", "mlp_up")  # whose units are the MLP's neurons, whole or by one of their projections
+TOP = 0.01  # share of all neurons, for recall among them
+ORDINARY = "the model's own"
+MEASURES = ("average_precision", "chance", "precision_at_k", "precision", "recall", "top_recall")
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorScores:
+    """What `score_detectors` returns, best average precision first.
+
+    Attributes:
+        methods: One row a method: each of `MEASURES` as the mean over plantings, with a 95 % interval from their spread
+            (`_low`, `_high`; missing for a single planting), and `found` (planted units chosen, all languages).
+        by_language: One row for each planting, method and language: the same measures, `planted` and `true` units.
+        roles: One row for each method and role: `units`, `own` (share of them that the method chose for one of the
+            languages that the unit belongs to or looks like), `other` (for any other language). The role "the model's
+            own" is all that was not planted: of it only `any`, the share chosen for some language, says something.
+        skipped: Methods without neurons of MLPs, and why.
+    """
+
+    methods: pd.DataFrame
+    by_language: pd.DataFrame
+    roles: pd.DataFrame
+    skipped: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        pairs = zip(self.methods["method"], self.methods["average_precision"], strict=True)
+        rows = ", ".join(f"{name} {value:.2f}" for name, value in pairs)
+        return f"DetectorScores(average precision: {rows})"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>DetectorScores</b></p>{self.methods.to_html()}{self.roles.to_html()}"
+
+
+def score_detectors(
+    plantings: Sequence[Planted],
+    corpora: Mapping[str, LanguageCorpus],
+    methods: Iterable[str] | Mapping[str, Method] = tuple(METHODS),
+    *,
+    layout: Layout | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> DetectorScores:
+    """Run methods on planted models and compare what they find with what was planted.
+
+    For each language, the planted units that it needs are to be ranked above all other planted units by the method's
+    scores. The model's own units are left out of that: nobody knows what they are. A method that scores the outputs of
+    single projections (`mlp_pre`, `mlp_up`) is taken to score a neuron by the better of them.
+
+    Args:
+        plantings: From `plant`; several give intervals.
+        corpora: Text; its languages may be some of those planted.
+        methods: Names, or ready methods by name. Those without neurons of MLPs are skipped, and said to be.
+        layout: As for `collect`; cap it to see how much text a method needs.
+        progress: Show progress bars.
+        options: For `Planted.load`, for example `backend`.
+
+    Returns:
+        Per language, before means: `average_precision` of the ranking (ties count as ties; `chance` is that of a random
+        one), `precision_at_k` (k: as many as there are true ones; equal to recall at k), `precision` and `recall` of
+        the method's own set among planted units (precision is missing where it holds none of them), and
+        `top_recall`: the share of true units among the highest 1 % of all neurons, the model's own included.
+
+    Raises:
+        KeyError: An unknown method, or a language that was not planted.
+        ValueError: No planting, or one that has no unit that a language needs.
+    """
+    if not plantings:
+        raise ValueError("no plantings: expected at least one, from plant.")
+    named = {each: get_method(each) for each in methods} if not isinstance(methods, Mapping) else dict(methods)
+    frames: list[pd.DataFrame] = []
+    chosen: list[pd.DataFrame] = []
+    skipped: dict[str, str] = {}
+    for number, planted in enumerate(tqdm(plantings, desc="plantings", disable=not progress)):
+        unknown = [label for label in corpora if label not in planted.languages]
+        if unknown:
+            raise KeyError(f"{unknown} were not planted in {planted.folder}; its languages are {planted.languages}.")
+        if not any(planted.units["truth"]):
+            raise ValueError(f"{planted.folder} has no unit that a language needs: there is nothing to find.")
+        run = collect(planted.load(**options), corpora, named.values(), layout=layout, progress=progress)
+        for name, method in named.items():
+            scores = method.score(run.statistics)
+            bases = [basis for basis in scores.values if basis in BASES]
+            if not bases:
+                skipped[name] = f"its units are of {', '.join(scores.values)}, not neurons of MLPs"
+                continue
+            found = method.select(scores)
+            label = {"planting": number, "method": name}
+            frames.append(_by_language(planted, scores, found, bases).assign(**label))
+            chosen.append(_by_unit(planted, found, bases).assign(**label))
+    if not frames:
+        raise ValueError(f"no method has neurons of MLPs: {skipped}.")
+    by_language = pd.concat(frames, ignore_index=True)
+    return DetectorScores(_methods(by_language), by_language, _roles(pd.concat(chosen, ignore_index=True)), skipped)
+
+
+def _neurons(values: Mapping[str, torch.Tensor], bases: Sequence[str], language: int) -> torch.Tensor:
+    """The best of a neuron's projections, as shares of ranks where there are several: `[layer unit]`."""
+    if len(bases) == 1:
+        return values[bases[0]][language].double()
+    ranks = [torch.from_numpy(rankdata(values[basis][language].double().numpy()).reshape(values[basis].shape[1:]))
+             for basis in bases]  # fmt: skip
+    return torch.stack(ranks).amax(0)
+
+
+def _chosen(found: NeuronSet, bases: Sequence[str], language: int) -> torch.Tensor:
+    return torch.stack([found.masks[basis][language] for basis in bases if basis in found.masks]).any(0)
+
+
+def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
+    index = tuple(torch.tensor(planted.units[name].to_numpy()) for name in ("layer", "unit"))
+    rows, units = [], planted.units.to_dict("records")
+    for place, label in enumerate(scores.languages):
+        true = np.array([unit["truth"] and label in unit["languages"] for unit in units])
+        if not true.any():
+            continue
+        neurons = _neurons(scores.values, bases, place)
+        ranks = rankdata(neurons.flatten().numpy()).reshape(neurons.shape)  # ties are ties, -inf is lowest
+        own = ranks[index[0].numpy(), index[1].numpy()]
+        mask = _chosen(found, bases, place)[index].numpy()
+        k = int(true.sum())
+        bar = neurons.numel() * (1 - TOP)
+        rows.append(
+            {
+                "language": label,
+                "planted": len(true),
+                "true": k,
+                "chosen": int(mask.sum()),
+                "average_precision": float(average_precision_score(true, own)),
+                "chance": k / len(true),
+                "precision_at_k": _precision_at(true, own, k),
+                "precision": float(true[mask].mean()) if mask.any() else math.nan,
+                "recall": float(mask[true].mean()),
+                "top_recall": float((own[true] > bar).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _precision_at(true: np.ndarray, values: np.ndarray, k: int) -> float:
+    """Share of true ones among the k highest; at a tie across the border the expected share."""
+    border = np.sort(values)[-k]
+    above, at = values > border, values == border
+    return float((true[above].sum() + true[at].mean() * (k - above.sum())) / k)
+
+
+def _by_unit(planted: Planted, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
+    """Which planted units were chosen for whom, and how many of all others."""
+    masks = torch.stack([_chosen(found, bases, place) for place in range(len(found.languages))])
+    rows = []
+    for unit in planted.units.to_dict("records"):
+        labels = {label for place, label in enumerate(found.languages) if masks[place, unit["layer"], unit["unit"]]}
+        own, here = labels & set(unit["languages"]), bool(set(unit["languages"]) & set(found.languages))
+        if here:
+            rows.append(
+                {"role": unit["role"], "units": 1, "own": bool(own), "other": bool(labels - own), "any": bool(labels)}
+            )
+    others = masks.any(0)
+    others[torch.tensor(planted.units["layer"].to_numpy()), torch.tensor(planted.units["unit"].to_numpy())] = False
+    rest = others.numel() - len(planted.units)
+    rows.append(
+        {"role": ORDINARY, "units": rest, "own": math.nan, "other": math.nan, "any": float(others.sum() / rest)}
+    )
+    return pd.DataFrame(rows)
+
+
+def _roles(chosen: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    order = [*ROLES, ORDINARY]
+    for method in dict.fromkeys(chosen["method"]):
+        for role in order:
+            some: Any = chosen.loc[chosen["method"].eq(method) & chosen["role"].eq(role)]
+            if len(some):
+                shares = some[["own", "other", "any"]].astype(float).mean().to_dict()
+                truth = role in ROLES and ROLES[role].truth
+                rows.append({"method": method, "role": role, "truth": truth, "units": some["units"].sum(), **shares})
+    return pd.DataFrame(rows)
+
+
+def _methods(by_language: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for method in dict.fromkeys(by_language["method"]):
+        some: Any = by_language.loc[by_language["method"].eq(method)]
+        row: dict[str, Any] = {"method": method}
+        for name in MEASURES:
+            means = some.groupby("planting")[name].mean().dropna()
+            count = len(means)
+            half = t.ppf(0.975, count - 1) * means.std() / math.sqrt(count) if count > 1 else math.nan
+            mean = float(means.mean()) if count else math.nan
+            row |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+        rows.append({**row, "found": int(some["chosen"].sum()), "plantings": some["planting"].nunique()})
+    frame = pd.DataFrame(rows).sort_values("average_precision", ascending=False, kind="stable", ignore_index=True)
+    return frame.drop(columns=["chance_low", "chance_high"])

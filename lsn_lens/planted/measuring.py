@@ -1,0 +1,189 @@
+"""Measure what planted units do, and refuse what is not as it was meant to be."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lsn_lens import forward, models
+from lsn_lens.interventions import intervention_hooks, zero
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.planted.reading import Text, token_scripts
+from lsn_lens.planted.roles import MANY, ROLES
+from lsn_lens.sites import SITES
+
+EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
+
+
+@torch.no_grad()
+def measure_roles(
+    model: models.Model, text: Text, units: pd.DataFrame, effect: float = 0.05, *, progress: bool = True
+) -> pd.DataFrame:
+    """What each planted unit does on held-out text, in either model class.
+
+    Args:
+        model: The planted model, as HookedTransformer or TransformerBridge.
+        text: From `read_text`.
+        units: `Planted.units`.
+        effect: What was asked for, nats a token.
+        progress: Show a progress bar.
+
+    Returns:
+        One row a unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on
+        (`mlp_pre` above zero): `own_rate` (lowest of its languages), `other_rate` and `lowest_rate` (highest and
+        lowest of the others); `own_value`, `lowest_value` (mean of `mlp_post`, its languages' highest and the others'
+        lowest); `loudness` (share of the layer's units whose mean |mlp_post| on its languages is smaller); `own_rise`
+        (lowest of its languages) and `other_rise` (highest of the others): rise of the loss when it is zero, nats a
+        token; `script_rate`, `other_script_rate` (its lowest rate in a language on tokens of its script, its highest
+        on tokens of others; NaN without a script); `effect`. Units of nobody: all languages are both own and others.
+    """
+    values = _values(model, text, units, progress)
+    rises = _rises(model, text.head(EFFECT_TOKENS), units, progress)
+    rows = []
+    for place, unit in enumerate(units.to_dict("records")):
+        own = np.array([label in unit["languages"] for label in text.languages])
+        other = ~own if not own.all() else own
+        rate, mean, loud = (values[name][place] for name in ("rate", "mean", "loudness"))
+        rows.append(
+            {
+                **{name: unit[name] for name in ("layer", "unit", "role", "concept")},
+                "own_rate": rate[own].min(),
+                "other_rate": rate[other].max(),
+                "lowest_rate": rate[other].min(),
+                "own_value": mean[own].max(),
+                "lowest_value": mean[other].min(),
+                "loudness": loud[own].mean(),
+                "own_rise": rises[place][own].min(),
+                "other_rise": rises[place][other].max(),
+                "script_rate": values["script"][place, 0],
+                "other_script_rate": values["script"][place, 1],
+                "effect": effect,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def check_roles(measured: pd.DataFrame) -> None:
+    """Refuse units whose role does not hold.
+
+    Raises:
+        ValueError: Names each such unit, and what was measured.
+    """
+    wrong = [
+        f"{row['role']} of {row['concept']} (layer {row['layer']}, unit {row['unit']}): {fault}"
+        for row in measured.to_dict("records")
+        for holds in ROLES[row["role"]].holds
+        if (fault := holds(row))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(measured)} planted units are not what they were made to be:\n"
+            + "\n".join(wrong[:20])
+            + "\nTry another seed, more tokens or a smaller effect; or leave these roles or languages out."
+        )
+
+
+def _values(model: models.Model, text: Text, units: pd.DataFrame, progress: bool) -> dict[str, Any]:
+    """Rates, means and loudness `[unit, language]`, and rates by script."""
+    n_languages, n_layers = len(text.languages), model.cfg.n_layers
+    layers = torch.tensor(units["layer"].to_numpy())
+    index = torch.tensor(units["unit"].to_numpy())
+    mine = [(layers == layer).nonzero()[:, 0] for layer in range(n_layers)]
+    scripts = token_scripts(model.tokenizer, models.vocabulary_size(model))
+    names = sorted({each for each in scripts if each})
+    number = torch.tensor([names.index(each) if each else len(names) for each in scripts])
+    width = models.site_width(model, "mlp_post")
+    fires = torch.zeros(len(units), n_languages, len(names) + 1)
+    sums = torch.zeros(len(units), n_languages)
+    sizes = torch.zeros(n_layers, n_languages, width)
+    counts = torch.zeros(n_languages, len(names) + 1)
+    device = models.device_of(model)
+    seen: dict[tuple[str, int], Tensor] = {}
+
+    def keep_acts(name: str, layer: int) -> Any:
+        def hook(acts: Tensor, hook: Any) -> None:
+            seen[name, layer] = acts.detach().cpu().float()
+
+        return hook
+
+    hooks = [
+        (SITES[name].hook_name(layer), keep_acts(name, layer))
+        for name in ("mlp_pre", "mlp_post")
+        for layer in range(n_layers)
+    ]
+    with model.hooks(fwd_hooks=hooks):
+        for ids, keep, languages in tqdm(list(text.batches()), desc="roles: activations", disable=not progress):
+            model(ids.to(device), attention_mask=keep.long().to(device), return_type=None)
+            counted = keep & (torch.arange(keep.shape[1]) >= text.first)
+            cells = languages[:, None].expand_as(keep)[counted] * (len(names) + 1) + number[ids[counted]]
+            where = torch.nn.functional.one_hot(cells, n_languages * (len(names) + 1)).float()
+            counts += where.sum(0).view_as(counts)
+            for layer in range(n_layers):
+                pre, post = (seen[name, layer][counted] for name in ("mlp_pre", "mlp_post"))
+                some = mine[layer]
+                fires[some] += ((pre[:, index[some]] > 0).float().T @ where).view(len(some), n_languages, -1)
+                by_language = where.view(len(where), n_languages, -1).sum(2)
+                sums[some] += post[:, index[some]].T @ by_language
+                sizes[layer] += by_language.T @ post.abs()
+    tokens = counts.sum(1)
+    loudness = torch.stack([
+        (sizes[layer] < sizes[layer, :, unit, None]).float().mean(1) for layer, unit in zip(layers, index, strict=True)
+    ])  # fmt: skip
+    return {
+        "rate": (fires.sum(2) / tokens).numpy(),
+        "mean": (sums / tokens).numpy(),
+        "loudness": loudness.numpy(),
+        "script": np.array(
+            [_by_script(fires[place], counts, names, unit) for place, unit in enumerate(units["script"])]
+        ),
+    }
+
+
+def _by_script(
+    fires: Float[Tensor, "language script"], counts: Float[Tensor, "language script"], names: Sequence[str], script: Any
+) -> tuple[float, float]:
+    """Lowest rate on the script's tokens, highest on those of other scripts, in languages with enough of them."""
+    if script not in names:
+        return float("nan"), float("nan")
+    own = names.index(script)
+    rest = [place for place in range(len(names)) if place != own]
+    sides = ((fires[:, own], counts[:, own]), (fires[:, rest].sum(1), counts[:, rest].sum(1)))
+    inside, outside = ((hits / total)[total >= MANY] for hits, total in sides)
+    return (
+        float(inside.min()) if len(inside) else float("nan"),
+        float(outside.max()) if len(outside) else float("nan"),
+    )
+
+
+def _rises(model: models.Model, text: Text, units: pd.DataFrame, progress: bool) -> Float[np.ndarray, "unit language"]:
+    """By how much each language's loss rises when one unit is zero."""
+    width = models.site_width(model, "mlp_post")
+    clean = _losses(model, text, [])
+    rows = []
+    for layer, unit in tqdm(
+        list(zip(units["layer"], units["unit"], strict=True)), desc="roles: effects", disable=not progress
+    ):
+        mask = torch.zeros(1, model.cfg.n_layers, width, dtype=torch.bool)
+        mask[0, layer, unit] = True
+        hooks = intervention_hooks(model, NeuronSet(("unit",), {"mlp": mask}), zero, lambda _: width)
+        rows.append(_losses(model, text, hooks) - clean)
+    return np.stack(rows)
+
+
+def _losses(model: models.Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "language"]:
+    """Mean loss of each language, nats a token."""
+    totals, counts = np.zeros(len(text.languages)), np.zeros(len(text.languages))
+    device = models.device_of(model)
+    with forward.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
+        for ids, keep, languages in text.batches():
+            logits = forward.logits(model, ids.to(device), keep.long().to(device)).float().cpu()
+            targets = ids[:, 1:].masked_fill(~keep[:, 1:], -100)
+            losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
+            np.add.at(totals, languages.numpy(), losses.sum(1).double().numpy())
+            np.add.at(counts, languages.numpy(), (targets >= 0).sum(1).numpy())
+    return totals / counts

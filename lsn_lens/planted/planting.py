@@ -1,0 +1,201 @@
+"""Widen the MLPs of a model with units of known roles."""
+
+import json
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from lsn_lens import models
+from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.planted.cells import (
+    Cell,
+    concepts_of,
+    place_cells,
+    script_shares,
+    usable_layers,
+)
+from lsn_lens.planted.ground import Ground, mean_loss
+from lsn_lens.planted.measuring import check_roles, measure_roles
+from lsn_lens.planted.roles import ROLES, Role
+from lsn_lens.planted.writing import Written, write_units
+
+TABLE = "planted.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A model whose units of known role were planted, and measured.
+
+    Attributes:
+        folder: A Hugging Face checkpoint with its tokenizer, and `planted.json`.
+        languages: Labels.
+        units: One row for each planted unit: `layer`, `unit`, `role`, `concept`, `languages` (whose unit it is, or
+            which it looks like), `script`, `truth` (whether its languages need it), `sign`.
+        measured: What was seen of each on held-out text; see `measure_roles`.
+        damage: For each language, how much the loss of the model with all its new units is above that of the model
+            before, nats a token.
+    """
+
+    folder: Path
+    languages: tuple[str, ...]
+    units: pd.DataFrame = field(repr=False)
+    measured: pd.DataFrame = field(repr=False)
+    damage: pd.Series = field(repr=False)
+
+    def load(self, **options: Any) -> models.Model:
+        """`lsn.load_model` of the folder."""
+        return models.load_model(self.folder, **options)
+
+    def truth(self, roles: Sequence[str] | None = None) -> NeuronSet:
+        """The units that languages need, or those of the roles named, as a set on the basis `mlp`."""
+        config = json.loads((self.folder / TABLE).read_text(encoding="utf-8"))
+        mask = torch.zeros(len(self.languages), config["layers"], config["width"], dtype=torch.bool)
+        wanted = self.units["truth"] if roles is None else self.units["role"].isin(list(roles))
+        for row in self.units.loc[wanted].to_dict("records"):
+            for label in row["languages"]:
+                mask[self.languages.index(label), row["layer"], row["unit"]] = True
+        return NeuronSet(self.languages, {"mlp": mask}, "planted")
+
+    def __repr__(self) -> str:
+        roles = ", ".join(f"{name} {count}" for name, count in self.units["role"].value_counts(sort=False).items())
+        return f"Planted({len(self.units)} units: {roles}; {', '.join(self.languages)}; {self.folder})"
+
+
+@torch.no_grad()
+def plant(
+    source: str | Path,
+    corpora: Mapping[str, LanguageCorpus],
+    folder: str | Path,
+    *,
+    roles: Sequence[str] = tuple(ROLES),
+    each: int = 1,
+    effect: float = 0.03,
+    tokens: int = 3000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Planted:
+    """Write a checkpoint that is the model with new units in its MLPs, whose roles are known.
+
+    A unit that its languages need adds to the residual stream, on their tokens, what makes their tokens likely; an
+    always-on unit of its layer takes away as much everywhere. So the model is about as good as before; switching the
+    unit off leaves its languages with what was taken away, and no other language ever had it.
+
+    Args:
+        source: "demo", a local folder or a Hub id: a model with dense MLPs that was trained on the languages.
+        corpora: Text: `find` to write the weights from, `hold_out` to measure the roles on.
+        folder: Where to: new or empty.
+        roles: Of `ROLES`; "balance" comes with any that is needed.
+        each: Units for each role and language, group or script.
+        effect: By how much (nats a token) the loss of a language is to rise when one unit that it needs is off.
+        tokens: Of each language, to write the weights from; half as many measure.
+        seed: Of layers, groups, places and random directions.
+        progress: Show a progress bar.
+
+    Raises:
+        FileExistsError: There is something in the folder.
+        KeyError: No such role.
+        ValueError: A role that cannot be written into this model, or that does not hold when measured; nothing is left
+            in the folder then.
+
+    Source: ours. The idea of models whose inner workings are known by construction: InterpBench (Gupta et al. 2024).
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
+    unknown = [name for name in roles if name not in ROLES]
+    if unknown:
+        raise KeyError(f"no role {unknown}; the roles are {list(ROLES)}.")
+    if len(corpora) < 2:
+        raise ValueError(f"expected at least two languages, got {list(corpora)}.")
+    chosen = [role for role in ROLES.values() if role.name in roles]
+    if any(role.writes == "needed" for role in chosen) and ROLES["balance"] not in chosen:
+        chosen.append(ROLES["balance"])
+    with tqdm(total=4, desc="plant", disable=not progress) as bar:
+        ground = Ground.of(source, corpora, tokens)
+        bar.update()
+        cells = _choose(ground, chosen, each, random.Random(seed))
+        bar.update()
+        wide, written = write_units(ground, cells, effect, seed, progress)
+        units = _table(written)
+        bar.update()
+        try:
+            wide.save_pretrained(folder)
+            ground.tokenizer.save_pretrained(folder)
+            measured = measure_roles(models.load_model(folder, device="cpu"), ground.held_out, units, effect)
+            check_roles(measured)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        bar.update()
+    texts = {label: ground.held_out.of(place) for place, label in enumerate(ground.languages)}
+    damage = {label: mean_loss(wide, text) - mean_loss(ground.hf_model, text) for label, text in texts.items()}
+    planted = Planted(folder, ground.languages, units, measured, pd.Series(damage, name="damage"))
+    _save(planted, ground)
+    return planted
+
+
+def _choose(ground: Ground, roles: Sequence[Role], each: int, draw: random.Random) -> list[Cell]:
+    """Which units, in which layers."""
+    find, held_out = ground.inputs
+    shares = script_shares(find, ground.scripts, ground.languages)
+    scoped = concepts_of(roles, ground.languages, shares, draw)
+    concepts = [concept for some in scoped.values() for concept in some]
+    usable, best = usable_layers(concepts, find, held_out, ground.scripts, ground.languages)
+    always = usable[concepts.index(scoped["none"][0])]  # where a unit can be always on
+    layers = {
+        concept: [layer for layer in usable[number] if layer in always] for number, concept in enumerate(concepts)
+    }
+    can = [group for group in scoped["group"] if layers[group]]
+    scoped["group"] = (can or scoped["group"])[: len(ground.languages) // 2]  # groups are random, so any will do
+    return place_cells(roles, scoped, layers, dict(zip(concepts, best, strict=True)), each, draw)
+
+
+def _table(written: Sequence[Written]) -> pd.DataFrame:
+    """One row a unit."""
+    rows = [
+        {
+            "layer": each.cell.layer,
+            "unit": each.index,
+            "role": each.cell.role.name,
+            "concept": str(each.cell.concept),
+            "languages": each.cell.concept.languages,
+            "script": each.cell.concept.script,
+            "truth": each.cell.role.truth,
+            "sign": each.cell.role.sign,
+        }
+        for each in written
+    ]
+    return pd.DataFrame(rows)
+
+
+def _save(planted: Planted, ground: Ground) -> None:
+    sizes = {"layers": len(ground.names), "width": ground.width + len(planted.units) // len(ground.names)}
+    tables = {name: getattr(planted, name).to_dict("list") for name in ("units", "measured")}
+    content = {**sizes, "languages": planted.languages, **tables, "damage": planted.damage.to_dict()}
+    (planted.folder / TABLE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def load_planted(folder: str | Path) -> Planted:
+    """Open what `plant` wrote.
+
+    Raises:
+        ValueError: Not such a folder.
+    """
+    file = Path(folder) / TABLE
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {TABLE}: it was not written by plant.")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    units = pd.DataFrame(content["units"])
+    units["languages"] = [tuple(labels) for labels in units["languages"]]
+    return Planted(
+        Path(folder), tuple(content["languages"]), units, pd.DataFrame(content["measured"]),
+        pd.Series(content["damage"], name="damage"),
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""The weights of a planted unit: what its gate and its second projection read, and what it writes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lsn_lens.anatomy import by_output
+from lsn_lens.planted.directions import answer, at_rates, both_sides
+from lsn_lens.planted.roles import Role
+
+ALWAYS, SIDES, FAINT, RATE = 6.0, 4.0, 0.05, 2.0  # what gates come to: always on, on and off, faintly, at a rate
+RATES = (0.6, 0.3)  # shares of tokens that a unit fires on that only differs in that, in its language and elsewhere
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """One layer's MLP in a Hugging Face model.
+
+    Attributes:
+        gate, up, down: Its projections; `up` is None where there is one only.
+        act: Its activation function.
+    """
+
+    gate: Any
+    up: Any
+    down: Any
+    act: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def post(self, acts: Float[Tensor, "token d_model"]) -> Float[Tensor, "token unit"]:
+        """The down projection's input."""
+        on = self.act(self.gate(acts))
+        return on if self.up is None else on * self.up(acts)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Weights of one unit, and how large it is where it should be.
+
+    Attributes:
+        gate, up: Rows `[d_model]`.
+        size: Mean of its activation on its own tokens; over all tokens where it has none of its own.
+    """
+
+    gate: Float[Tensor, "d_model"]
+    up: Float[Tensor, "d_model"] | None
+    size: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """What a unit has to go by.
+
+    Attributes:
+        acts: What its layer's MLP reads.
+        language: The place of each token's language.
+        inside: Which tokens are the unit's own.
+        direction: Positive on these and negative on others.
+        always: Positive on all.
+    """
+
+    acts: Float[Tensor, "token d_model"]
+    language: Int[Tensor, "token"]
+    inside: Bool[Tensor, "token"]
+    direction: Float[Tensor, "d_model"]
+    always: Float[Tensor, "d_model"]
+
+
+def gate_row(role: Role, reads: Reads, gated: bool, seed: torch.Generator) -> Float[Tensor, "d_model"]:
+    """What makes the unit fire.
+
+    With a second projection the sign is all that the gate has to give. Without one it also gives the size: it comes
+    as close as it can to one value inside and to its negative outside.
+    """
+    acts, inside = reads.acts, reads.inside
+    if role.gate in ("always", "never"):
+        found = reads.always * ALWAYS / (acts @ reads.always).mean().clamp(min=1e-3)
+        return found if role.gate == "always" else -found
+    if role.gate == "rate":
+        own = [bool(inside[reads.language == place].any()) for place in range(int(reads.language.max()) + 1)]
+        found = at_rates(acts, reads.language, [RATES[0] if each else RATES[1] for each in own], seed)
+        return found * RATE / (acts @ found).std()
+    row = reads.direction if gated else both_sides(acts, inside) * SIDES
+    return row * FAINT / (acts @ row)[inside].abs().mean() if role.gate == "faint" else row
+
+
+def unit_for(role: Role, mlp: Mlp, reads: Reads, ordinary: float, seed: torch.Generator) -> Unit:
+    """Rows for the gate and the second projection; `ordinary` is the size of other units' activations.
+
+    Raises:
+        ValueError: A role that takes a second projection.
+    """
+    if mlp.up is None and role.sign < 0:
+        raise ValueError(
+            f"role {role.name!r} cannot be written into this model: its MLPs have one projection, whose activation has "
+            "no low side to speak of. Leave the role out."
+        )
+    acts = reads.acts
+    gate = gate_row(role, reads, mlp.up is not None, seed)
+    on = mlp.act(acts @ gate)
+    mine = torch.ones_like(reads.inside) if role.scope == "none" else reads.inside
+    if mlp.up is None:
+        return Unit(gate, None, float(on[mine].mean()))
+    if role.gate in ("rate", "never"):
+        up = torch.randn(acts.shape[1], generator=seed)
+        up = up * ordinary * role.size / (acts @ up).std()
+    else:
+        up = answer(acts, on, mine.float() * role.sign * role.size * ordinary)
+    return Unit(gate, up, float((on * (acts @ up))[mine].mean()))
+
+
+def widened(module: nn.Module, more: int, order: Tensor, outputs: bool) -> dict[str, Tensor]:
+    """The tensors of a projection with more outputs (or inputs), all of them zero, in a new order."""
+    old: Any = module
+    axis = 0 if outputs else 1
+    whole = by_output(old)
+    zeros = torch.zeros((more, whole.shape[1]) if outputs else (whole.shape[0], more))
+    weight = torch.cat([whole, zeros], dim=axis).index_select(axis, order)
+    tensors = {"weight": weight.T if isinstance(module, Conv1D) else weight}
+    if getattr(old, "bias", None) is not None:
+        tensors["bias"] = torch.cat([old.bias.data, torch.zeros(more)])[order] if outputs else old.bias.data
+    return {name: each.contiguous().clone() for name, each in tensors.items()}
