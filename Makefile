@@ -9,10 +9,10 @@ demo: .venv/demo.ok   ## find neurons in the embedded model, switch them off, wr
 	.venv/bin/python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
 
 test: .venv/dev.ok    ## all tests
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n 2 --dist loadscope
 
 test-tl3: .venv-tl3/dev.ok   ## the same tests on TransformerLens 3.9
-	.venv-tl3/bin/python -m pytest -q
+	.venv-tl3/bin/python -m pytest -q -n 2 --dist loadscope
 
 check: .venv/dev.ok   ## lint, format, types
 	.venv/bin/ruff check .

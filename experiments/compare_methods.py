@@ -34,6 +34,11 @@ class Config:
         control_seeds: Random sets for each method and language, as many units in each layer; 20 show the 95th
             percentile.
         ablation: What to set units to: "other languages' mean", "dataset mean" or "zero".
+        replicates: Bootstrap draws, to see how stable each method's sets are; 0 for none.
+        permutations: Of labels, to see what each method finds where there is nothing to find; 0 for none.
+        without_draws: Methods left out of these two, because each draw takes them seconds.
+        controls: Slow checks that run the model: "text" (romanised, words shuffled), "ablations" (all kinds),
+            "off_target" (numbers, code, repetition). None by default; all take about ten times as long as the rest.
         kind: Packed blocks, or one row a document; by default what the methods need.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
@@ -57,6 +62,10 @@ class Config:
     at_least: int = 10
     control_seeds: int = 20
     ablation: Literal["other languages' mean", "dataset mean", "zero"] = "other languages' mean"
+    replicates: int = 100
+    permutations: int = 99
+    without_draws: tuple[str, ...] = ("average_precision",)
+    controls: tuple[Literal["text", "ablations", "off_target"], ...] = ()
     kind: Literal["blocks", "documents"] | None = None
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
@@ -76,10 +85,10 @@ CONFIG = Config()
 if __name__ == "__main__":  # before the slow imports, so that --help answers at once
     CONFIG = auto_cli(Config, as_positional=False)
 
-import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
+from lsn_lens.evaluation.reliability import Checks  # noqa: E402
 from lsn_lens.formats import write_bytes  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.comparison import comparison_report  # noqa: E402
@@ -112,9 +121,9 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
     comparison = lsn.compare(
         run, config.methods, model=model, corpora=corpora, action=actions[config.ablation],
         seeds=config.control_seeds, control_tokens=config.control_tokens, layout=text, parameters=parameters,
+        trust=checks(config, run),
     )  # fmt: skip
-    tables = {each.name: getattr(comparison, each.name) for each in fields(comparison)}
-    tables = {name: table for name, table in tables.items() if isinstance(table, pd.DataFrame)}
+    tables = comparison.tables()
     sets = {f"neurons-{name}": each.to_frame() for name, each in comparison.found.items()}
     save_tables({**tables, **sets, "text": run.to_frame().reset_index()}, config.out / "tables")
     for name, each in comparison.found.items():
@@ -145,6 +154,21 @@ def layout(config: Config, names: list[str]) -> lsn.Layout:
     by_document = any(need.by_document for name in names for need in lsn.METHODS[name]().statistics())
     kind = config.kind or ("documents" if by_document else "blocks")
     return lsn.Layout(kind=kind, length=config.length, separator=config.separator, max_tokens=config.max_tokens)
+
+
+def checks(config: Config, run: lsn.Run) -> Checks | None:
+    """How far to trust each method; the embedded text is parallel, document by document."""
+    if not (config.replicates or config.permutations or config.controls):
+        return None
+    return Checks(
+        config.replicates,
+        config.permutations,
+        without_draws=config.without_draws,
+        paired=config.corpus == "demo" and run.settings["text"]["layout"]["kind"] == "documents",
+        changed_text="text" in config.controls,
+        ablations="ablations" in config.controls,
+        off_target="off_target" in config.controls,
+    )
 
 
 def settings(run: lsn.Run, config: Config) -> tuple[dict[str, dict[str, Any]], str]:

@@ -191,9 +191,9 @@ def similarity_curves(tables: Mapping[str, pd.DataFrame], measure: str = "simila
     )  # fmt: skip
 
 
-def share_map(matrix: pd.DataFrame, title: str, x: str, y: str) -> Chart:
+def share_map(matrix: pd.DataFrame, title: str, x: str, y: str, label: str = "share of texts") -> Chart:
     """Rows and columns as they are, shares in [0, 1]."""
-    return Chart(title, x, y, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "share of texts", ".2f"),))
+    return Chart(title, x, y, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, label, ".2f"),))
 
 
 def dose_curve(doses: pd.DataFrame, name: str) -> Chart:

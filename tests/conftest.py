@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads only wait, and tests run side by side
 
 import copy
 from functools import cache

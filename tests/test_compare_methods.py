@@ -2,6 +2,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +36,8 @@ def settings(tmp_path_factory):
         "at_least": 2,
         "control_seeds": 3,
         "control_tokens": 64,
+        "replicates": 3,
+        "permutations": 39,
         "length": 32,
         "max_tokens": 320,
         "evaluation_tokens": 64,
@@ -52,10 +55,21 @@ def test_the_folder_is_whole(written):
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
     assert {"report.html", "report.md", "provenance.json", "run/run.json"} <= names
     assert {"neurons/lape.safetensors", "neurons/lap.safetensors"} <= names
-    tables = ("ranking", "agreement", "sizes", "layers", "effects", "specificity", "control", "cost", "warnings")
-    for table in (*tables, "losses", "text", "neurons-lape", "neurons-lap"):
+    tables = (
+        "ranking",
+        "agreement",
+        "sizes",
+        "layers",
+        "effects",
+        "specificity",
+        "control",
+        "cost",
+        "warnings",
+        "trust",
+    )
+    for table in (*tables, "trust", "losses", "text", "stability", "nulls", "not_done", "neurons-lape", "neurons-lap"):
         assert {f"tables/{table}.csv", f"tables/{table}.parquet"} <= names
-    for figure in ("methods", "agreement", "change-lape", "control-lap", "layers-lape", "overlap-lap"):
+    for figure in ("methods", "agreement", "change-lape", "control-lap", "layers-lape", "overlap-lap", "trust-nulls"):
         assert {f"figures/{figure}.png", f"figures/{figure}.html"} <= names
 
 
@@ -75,6 +89,27 @@ def test_the_numbers_fit_together(written):
     page = (written / "report.html").read_text()
     assert tables["ranking"]["method"].iloc[0] in page
     assert set(tables["ranking"]["method"]) == {"lape", "lap"}
+
+
+def test_the_page_of_trust(written):
+    page = (written / "report.md").read_text()
+    assert "## How far to trust this" in page
+    assert "Not checked for any method: changed text, kinds of ablation, side effects off target." in page
+    table = pd.read_parquet(written / "tables" / "trust.parquet").set_index("method")
+    assert (table["permutations"] == 39).all()
+    assert (table["not_done"] == "").all()
+    ranking = pd.read_parquet(written / "tables" / "ranking.parquet").set_index("method")
+    assert ranking["stable_share"].to_dict() == table["stable_share"].to_dict()
+
+
+def test_checks_that_settings_ask_for(script):
+    run = lsn.Run({}, {"text": {"layout": {"kind": "documents"}}})
+    assert script.checks(script.Config(replicates=0, permutations=0), run) is None
+    asked = script.checks(script.Config(controls=("text",), replicates=0), run)
+    assert (asked.replicates, asked.permutations, asked.paired) == (0, 99, True)
+    assert (asked.changed_text, asked.ablations, asked.off_target) == (True, False, False)
+    blocks = replace(run, settings={"text": {"layout": {"kind": "blocks"}}})
+    assert not script.checks(script.Config(), blocks).paired  # a shard of blocks is not the same text in each language
 
 
 def test_methods_have_comparable_sizes(written):

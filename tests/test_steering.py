@@ -589,7 +589,7 @@ def summary_rows(count=4, clear=3, **changed):
         "repetition": 0.1, "none_repetition": 0.05, "text_nll": 2.5, "none_text_nll": 2.0,
         "target_nll_change": -0.1, "other_nll_change": 0.3,
     }  # fmt: skip
-    return pd.DataFrame([{**fine, **changed, "clear": number < clear} for number in range(count)])
+    return pd.DataFrame([{**fine, **changed, "n": 5, "clear": number < clear} for number in range(count)])
 
 
 def test_summary_by_hand():
@@ -598,11 +598,11 @@ def test_summary_by_hand():
     summary = steering_summary(table)
     assert summary[["steering", "dose"]].to_numpy().tolist() == [["force", 2.0], ["a", 1.0], ["force", 1.0]]
     row = summary.iloc[2]
-    assert (row["units"], row["pairs"], row["clear"]) == (2, 4, 3)
+    assert (row["units"], row["pairs"], row["n"], row["clear"]) == (2, 4, 20, 3)
     assert list(row[["share", "random_share", "none_share"]]) == pytest.approx([0.35, 0.2, 0.1])
     assert (row["target_nll_change"], row["other_nll_change"]) == pytest.approx((-0.1, 0.3))
-    assert list(summary.columns)[:8] == [
-        "steering", "dose", "units", "pairs", "share", "none_share", "random_share", "clear"
+    assert list(summary.columns)[:9] == [
+        "steering", "dose", "units", "pairs", "n", "share", "none_share", "random_share", "clear"
     ]  # fmt: skip
     bare = steering_summary(one.drop(columns=["target_nll_change", "other_nll_change"]))
     assert "target_nll_change" not in bare and bare["warning"].tolist() == [""]

@@ -11,9 +11,11 @@ import pandas as pd
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.evaluation import causal, footprint, trust
-from lsn_lens.evaluation.agreement import agreement, average_agreement, mean_agreement
+from lsn_lens.evaluation import causal, footprint, reliability
+from lsn_lens.evaluation import trust as doubts
+from lsn_lens.evaluation.agreement import agreement, average_agreement
 from lsn_lens.evaluation.effects import CONTROL
+from lsn_lens.evaluation.ranking import ranking
 from lsn_lens.methods import METHODS, Method, get_method
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import Run
@@ -55,6 +57,8 @@ class Comparison:
             `matched` (in words).
         control_points: The random sets' rises one by one.
         losses: What `perplexity_table` measured for `effects` and `specificity`.
+        trust: One row a method, the main number of each check that was done; see `trust.trust_table`.
+        checks: The tables behind it; see `reliability.measure`.
         found: Each method's set.
         scores: Each method's scores.
     """
@@ -74,21 +78,24 @@ class Comparison:
     control_by_language: pd.DataFrame | None = None
     control_points: pd.DataFrame | None = None
     losses: pd.DataFrame | None = None
+    trust: pd.DataFrame | None = None
+    checks: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
     found: Mapping[str, NeuronSet] = field(default_factory=dict, repr=False)
     scores: Mapping[str, NeuronScores] = field(default_factory=dict, repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that there are, by name."""
         every = {each.name: getattr(self, each.name) for each in fields(self)}
+        every |= {name.replace(" ", "_"): table for name, table in self.checks.items()}
         return {name: table for name, table in every.items() if isinstance(table, pd.DataFrame)}
 
     def _about(self) -> list[str]:
-        absent = [each.name for each in fields(self) if getattr(self, each.name) is None]
+        absent = [each.name for each in fields(self) if getattr(self, each.name) is None and each.name != "trust"]
         lines = [f"tables: {', '.join(self.tables())}"]
         if absent:
             lines.append(f"not measured: {', '.join(absent)}. Give compare a model and corpora.")
         lines += [f"left out: {row['method']}, {row['reason']}" for row in self.skipped.to_dict("records")]
-        lines += [f"{trust.EVERY}: {words}" for words in [trust.in_words(self.warnings, trust.EVERY)] if words]
+        lines += [f"{doubts.EVERY}: {words}" for words in [doubts.in_words(self.warnings, doubts.EVERY)] if words]
         return lines
 
     def __repr__(self) -> str:
@@ -114,6 +121,7 @@ def compare(
     progress: bool = True,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     found: Mapping[str, NeuronSet] | None = None,
+    trust: reliability.Checks | None = None,
 ) -> Comparison:
     """Put methods side by side on one run: where they agree, what their units do, and what it costs.
 
@@ -136,14 +144,18 @@ def compare(
         progress: Show progress bars.
         parameters: Hyper-parameters by the name of the method.
         found: Sets to use in place of what the methods of these names select.
+        trust: How to check how far the methods can be trusted, for example `Checks()`: from the run alone, about half a
+            minute a method. Without it, nothing is checked.
 
     Raises:
         KeyError: An unknown method, or one asked for by name whose statistics the run lacks.
         ValueError: No method that can be used, a model without corpora or the reverse, fewer than two seeds,
-            parameters or sets for methods that are not compared.
+            parameters or sets for methods that are not compared, or checks that take a model without one.
     """
     if (model is None) != (corpora is None):
         raise ValueError("effects take both a model and corpora; give both, or neither.")
+    if model is None and trust is not None and trust.with_model:
+        raise ValueError(f"{trust} runs the model: give a model and corpora, or leave these checks out.")
     if seeds < 2:
         raise ValueError(f"seeds={seeds}: expected at least 2 random sets.")
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
@@ -157,14 +169,23 @@ def compare(
         "cost": footprint.cost_table(run, {name: chosen[name] for name in sets}, seconds),
         "skipped": pd.DataFrame(skipped.items(), columns=["method", "reason"]),
     }
+    actions: dict[str, causal.Choice] = {}
     if model is not None and corpora is not None:
         actions = causal.choose_actions(run.statistics, sets, action)
         tables |= _effects(model, corpora, sets, actions, seeds, control_tokens, layout, progress, run.statistics)
-    warnings = trust.warnings_table(
+    checks: dict[str, pd.DataFrame] = {}
+    if trust is not None:
+        checks = reliability.measure(
+            run, {name: chosen[name] for name in sets}, sets, trust, given=found, model=model, corpora=corpora,
+            actions=actions, layout=layout, progress=progress,
+        )  # fmt: skip
+        tables["trust"] = doubts.trust_table(checks, list(sets))
+    warnings = doubts.warnings_table(
         sets, tables.get("losses"), tables.get("effects_by_language"), tables.get("control_by_language"),
-        None if model is None else models.vocabulary_size(model),
+        None if model is None else models.vocabulary_size(model), checks,
     )  # fmt: skip
-    return Comparison(**tables, ranking=_ranking(tables, warnings), warnings=warnings, found=sets, scores=scores)
+    order = ranking(tables, warnings)
+    return Comparison(**tables, ranking=order, warnings=warnings, checks=checks, found=sets, scores=scores)
 
 
 def _methods(
@@ -259,25 +280,3 @@ def _effects(
         "control_points": points,
         "losses": losses,
     }
-
-
-def _ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame) -> pd.DataFrame:
-    sizes, cost = tables["sizes"].set_index("method"), tables["cost"].set_index("method")
-    frame = pd.DataFrame(index=sizes.index)
-    order: list[str] = []
-    if "effects" in tables:
-        by_language = tables["effects_by_language"].merge(tables["control_by_language"], on=["method", "language"])
-        passed = by_language["own_hurt_most"] & by_language["percentile"].ge(causal.PERCENTILE)
-        frame["shown"] = passed.groupby(by_language["method"]).sum()
-        order = ["shown", "own_minus_worst_other"]
-    frame["languages"] = len(tables["layers"].columns) - 2
-    frame["units"] = sizes["units"]
-    if "effects" in tables:
-        frame["own_rise"] = tables["effects"].set_index("method")["own_rise"]
-        frame["own_minus_worst_other"] = tables["specificity"].set_index("method")["difference"]
-        frame["percentile"] = tables["control"].set_index("method")["percentile"]
-    frame["agreement"] = mean_agreement(tables["agreement"])
-    frame["seconds"] = cost["seconds"]
-    frame["warnings"] = [trust.in_words(warnings, str(name)) for name in frame.index]
-    frame = frame.sort_values(order, ascending=False, kind="stable") if order else frame
-    return frame.reset_index()

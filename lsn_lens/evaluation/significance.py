@@ -34,6 +34,7 @@ class PermutationTest:
             are adjusted for all of them (max-T).
         counts: Units of each language that the method finds on permuted labels.
         totals: Different units that it finds there.
+        means: Mean score of what it finds there, over all languages; -inf where it finds nothing.
         pooled: Whether the p-values pool the null scores of a language's units.
     """
 
@@ -43,6 +44,7 @@ class PermutationTest:
     family_wise: Values
     counts: Int[Tensor, "permutation language"]
     totals: Int[Tensor, "permutation"]
+    means: Float[Tensor, "permutation"]
     pooled: bool
 
     def significant(self, q: float = LEVEL) -> NeuronSet:
@@ -52,6 +54,19 @@ class PermutationTest:
     def beyond_null(self, level: float = LEVEL) -> NeuronSet:
         """Units whose score beats what chance gives the best of all units, in all but `level` of the permutations."""
         return self._set({basis: each <= level for basis, each in self.family_wise.items()}, f"max-T p <= {level:g}")
+
+    def mean_score(self) -> float:
+        """Mean score of the set on the true labels, as `means` has it on permuted ones."""
+        return _mean_score(self.scores, self.found)
+
+    def set_p_value(self) -> float:
+        """How often permuted labels give as many units, or units that score as high on average: the smaller p, doubled.
+
+        Doubled (Bonferroni) because either is enough to tell true labels from permuted ones. At most 1.
+        """
+        pairs = ((self.totals, float(len(self.found))), (self.means, self.mean_score()))
+        tail = min(float(max_t(torch.tensor(value), null.double())) for null, value in pairs)
+        return min(1.0, 2 * tail)
 
     def _set(self, masks: Mapping[str, Bool[Tensor, "language layer unit"]], rule: str) -> NeuronSet:
         return NeuronSet(self.scores.languages, masks, f"{self.scores.method}, {rule}")
@@ -107,7 +122,7 @@ def permutation_test(
     small = load_shards(run, [chosen])
     scores = chosen.score(small.statistics)
     at_least = {basis: torch.zeros(each.shape, dtype=torch.int64) for basis, each in scores.values.items()}
-    maxima, counts, totals = [], [], []
+    maxima, counts, totals, means = [], [], [], []
     for null in tqdm(_null_scores(small, chosen, permutations, seed, paired), total=permutations, desc="permute",
                      disable=not progress):  # fmt: skip
         for basis, values in null.values.items():
@@ -116,16 +131,23 @@ def permutation_test(
         found = chosen.select(null)
         counts.append(torch.stack([mask.sum((1, 2)) for mask in found.masks.values()]).sum(0))
         totals.append(len(found))
+        means.append(_mean_score(null, found))
     size = {basis: each[0].numel() if pool else 1 for basis, each in scores.values.items()}
     p_values = {basis: (1 + each).double() / (1 + permutations * size[basis]) for basis, each in at_least.items()}
     family_wise = {basis: max_t(each, torch.tensor(maxima)) for basis, each in scores.values.items()}
     true = chosen.select(scores)
-    return PermutationTest(true, scores, p_values, family_wise, torch.stack(counts), torch.tensor(totals), pool)
+    return PermutationTest(true, scores, p_values, family_wise, torch.stack(counts), torch.tensor(totals),
+                           torch.tensor(means, dtype=torch.float64), pool)  # fmt: skip
 
 
 def _null_scores(run: Run, method: Method, permutations: int, seed: int, paired: bool) -> Iterator[NeuronScores]:
     for each in seeds(seed, permutations):
         yield method.score(permuted(run, each, paired=paired).statistics)
+
+
+def _mean_score(scores: NeuronScores, found: NeuronSet) -> float:
+    values = torch.cat([scores.values[basis][mask].double() for basis, mask in found.masks.items()])
+    return float(values.mean()) if len(values) else -math.inf
 
 
 def _pooled(null: Tensor, observed: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Why not to trust a method's numbers, in words."""
+"""How far to trust a method: the main number of each check in one table, and why not to, in words."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from lsn_lens.evaluation.causal import PERCENTILE
 from lsn_lens.evaluation.effects import FEW_NEURONS
+from lsn_lens.evaluation.stability import STABLE
 from lsn_lens.neurons import NeuronSet
 
 FEW_SEEDS = 20
@@ -17,8 +18,19 @@ FEW_TOKENS = 2000
 ALIKE = 0.5  # mean Jaccard of the languages' sets from which on they are nearly the same
 COLLAPSE = 3.0  # nats: the rise of a loss from which on the model is broken rather than changed
 EVERY = "every method"
+UNSTABLE = 0.5  # share of a set that is stable, below which the set is not
+NULL_LEVEL = 0.05  # p-value above which a set is not told from one on permuted labels
+SURVIVES = 0.5  # share of its ceiling below which a set does not survive
+SURVIVAL = {
+    "romanised": "does not survive romanisation",
+    "same script": "does not survive without the languages of other scripts",
+}
+NEUTRAL = ("numbers", "arithmetic", "code")
+WHOLE = ("replicates", "units", "null_low", "null_high", "permutations", "hurt_most_every_kind", "hurt_most_some_kind")
+SHOWN = ("stable_share", "null_units", "romanised_survival")  # columns of the ranking
 
 Doubts = Iterable[tuple[str, list[str]]]
+Row = tuple[str, str, list[str]]
 
 
 def warnings_table(
@@ -27,6 +39,7 @@ def warnings_table(
     effects: pd.DataFrame | None = None,
     control: pd.DataFrame | None = None,
     vocabulary: int | None = None,
+    checks: Mapping[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """One row a method and warning: `method`, `warning`, `languages` (which it holds for; "" for no particular one).
 
@@ -36,6 +49,7 @@ def warnings_table(
         effects: From `effects_by_language`.
         control: From `measure_controls`.
         vocabulary: Tokens of the model: ln of it is the loss of a uniform guess.
+        checks: From `reliability.measure`.
     """
     rows = [(name, *each) for name, neurons in found.items() for each in _of_set(neurons)]
     if losses is not None and effects is not None and control is not None and vocabulary is not None:
@@ -51,10 +65,28 @@ def warnings_table(
             if zeroed and set(mine["action"]) == {"zero"}:
                 rows.append((name, "set to zero, other methods' units to a mean: the run lacks means of its units", []))
             rows += [(name, *each) for each in [*_of_losses(changed, uniform), *_of_effects(mine, beside)]]
-    order = {name: place for place, name in enumerate((EVERY, *found))}
+    return _table([*rows, *_of_checks(checks or {}, list(found))], list(found))
+
+
+def check_warnings(checks: Mapping[str, pd.DataFrame], methods: list[str]) -> pd.DataFrame:
+    """The rows of `warnings_table` that come from `reliability.measure`, methods in the order given."""
+    return _table(_of_checks(checks, methods), methods)
+
+
+def _table(rows: list[Row], methods: list[str]) -> pd.DataFrame:
+    order = {name: place for place, name in enumerate((EVERY, *methods))}
     kept = [(name, warning, ", ".join(dict.fromkeys(labels))) for name, warning, labels in rows]
     frame = pd.DataFrame(sorted(kept, key=lambda row: order[row[0]]), columns=["method", "warning", "languages"])
     return frame.astype("str")
+
+
+def _of_checks(checks: Mapping[str, pd.DataFrame], methods: list[str]) -> list[Row]:
+    return [
+        (name, *each)
+        for check, words in WORDS.items() if check in checks
+        for name in methods
+        for each in words(checks[check].loc[checks[check]["method"].eq(name)])
+    ]  # fmt: skip
 
 
 def in_words(warnings: pd.DataFrame, method: str) -> str:
@@ -118,3 +150,144 @@ def _of_effects(effects: pd.DataFrame, control: pd.DataFrame) -> Doubts:
 
 def _labels(rows: pd.DataFrame, holds: Any, column: str = "evaluated") -> list[str]:
     return list(rows.loc[holds, column])
+
+
+def _of_stability(table: pd.DataFrame) -> Doubts:
+    unstable = _labels(table, table["stable_share"] < UNSTABLE, "language")
+    if unstable:
+        share, often = 100 * UNSTABLE, 100 * STABLE
+        yield f"unstable: under {share:g} % of the units are selected in {often:g} % of bootstrap replicates", unstable
+
+
+def _of_nulls(table: pd.DataFrame) -> Doubts:
+    if np.any(table["null_p"].to_numpy() > NULL_LEVEL):
+        yield "not distinguishable from shuffled labels", []
+
+
+def _of_survival(table: pd.DataFrame) -> Doubts:
+    gone = table["note"].eq("") & (table["survival"] < SURVIVES * table["ceiling"])
+    for control, words in SURVIVAL.items():
+        where = _labels(table, gone & table["control"].eq(control), "language")
+        if where:
+            yield words, where
+
+
+def _of_ablations(table: pd.DataFrame) -> Doubts:
+    kinds = len(set(table["ablation"]))
+    most = table.loc[table["own_hurt_most"]]
+    alone = most.loc[~most["language"].duplicated(keep=False)] if kinds > 1 else most.iloc[:0]
+    for kind in dict.fromkeys(alone["ablation"]):
+        yield (
+            f"hurt most only under one of {kinds} kinds of ablation: {kind}",
+            _labels(alone, alone["ablation"].eq(kind), "language"),
+        )
+
+
+def _of_off_target(table: pd.DataFrame) -> Doubts:
+    worst = table[[f"{kind}_rise" for kind in NEUTRAL]].max(axis=1)
+    where = _labels(table, (table["neurons"] > 0) & ~(table["own_rise"] > worst), "language")
+    if where:
+        yield "numbers, arithmetic or code are hurt as much as the own language", where
+    broken = _labels(table, table["collapse"].ne(""), "language")
+    if broken:
+        yield "collapse off target: a text's loss rises by more than 3 nats", broken
+
+
+WORDS: Mapping[str, Callable[[pd.DataFrame], Doubts]] = {
+    "stability": _of_stability,
+    "nulls": _of_nulls,
+    "survival": _of_survival,
+    "ablations": _of_ablations,
+    "off target": _of_off_target,
+}
+
+
+def trust_table(details: Mapping[str, pd.DataFrame], methods: list[str]) -> pd.DataFrame:
+    """One row a method: the main number of each check that was done, in a column if any was.
+
+    Args:
+        details: From `reliability.measure`.
+        methods: In which order.
+
+    Returns:
+        `method`, and
+        bootstrap: `stable_share` of the sets' units (95 % of the replicates choose them too), `bootstrap_jaccard`
+        (overlap with the replicates' sets beyond chance), `replicates`;
+        one language left out: `leave_one_out_jaccard`, the same with the sets that the other languages then have;
+        permuted labels: `units` on the true ones, `null_units` found there on average, `null_low`, `null_high`,
+        `null_p` (do they give as many units, or as high scores), `beyond_null` (share of the set's units that score
+        beyond the best of all there), `permutations`;
+        changed text: `survival` and its `ceiling` after `romanised_`, `shuffled_words_` and `same_script_`, means over
+        the languages that the change tests;
+        ablations: `hurt_most_every_kind` and `hurt_most_some_kind`, numbers of languages;
+        off target: `neutral_rise` (the worst of numbers, arithmetic and code; nats a token, mean over languages),
+        `repetition_rise`, and both of random units (`random_`);
+        `not_done`: the checks that could not be done, and why.
+    """
+    frame = pd.DataFrame(index=pd.Index(methods, name="method"))
+    for check, summarise in SUMMARIES.items():
+        if check in details:
+            frame = frame.join(summarise(details[check]))
+    whole = [name for name in WHOLE if name in frame]
+    frame[whole] = frame[whole].astype("Int64")
+    reasons = details["not done"]
+    frame["not_done"] = [
+        "; ".join(f"{row['check']}: {row['reason']}" for row in reasons.to_dict("records") if row["method"] == name)
+        for name in methods
+    ]
+    return frame.reset_index()
+
+
+def _stable(table: pd.DataFrame) -> pd.DataFrame:
+    groups: Any = table.groupby("method")
+    sums = groups[["stable_units", "units"]].sum()
+    share = (sums["stable_units"] / sums["units"]).rename("stable_share")
+    means = groups["corrected_jaccard"].mean().rename("bootstrap_jaccard")
+    return pd.concat([share, means, groups["replicates"].first()], axis=1)
+
+
+def _leave_one_out(table: pd.DataFrame) -> pd.DataFrame:
+    groups: Any = table.groupby("method")
+    return groups["corrected_jaccard"].mean().rename("leave_one_out_jaccard").to_frame()
+
+
+def _null_columns(table: pd.DataFrame) -> pd.DataFrame:
+    columns = ["units", "null_units", "null_low", "null_high", "null_p", "beyond_null", "permutations"]
+    return table.set_index("method").loc[:, columns]
+
+
+def _surviving(table: pd.DataFrame) -> pd.DataFrame:
+    tested: Any = table.loc[table["note"].eq("") & table["before"].gt(0)].groupby(["control", "method"])
+    means = tested[["survival", "ceiling"]].mean()
+    parts = [
+        means.xs(control).add_prefix(f"{str(control).replace(' ', '_')}_")
+        for control in dict.fromkeys(means.index.get_level_values("control"))
+    ]
+    return pd.concat(parts, axis=1) if parts else pd.DataFrame()
+
+
+def _kinds(table: pd.DataFrame) -> pd.DataFrame:
+    groups: Any = table.groupby(["method", "language"])["own_hurt_most"]
+    both: Any = pd.DataFrame({"hurt_most_every_kind": groups.all(), "hurt_most_some_kind": groups.any()})
+    return both.groupby("method").sum()
+
+
+def _off_target(table: pd.DataFrame) -> pd.DataFrame:
+    parts = {
+        "neutral_rise": table[[f"{kind}_rise" for kind in NEUTRAL]].max(axis=1),
+        "random_neutral_rise": table[[f"random_{kind}_rise" for kind in NEUTRAL]].max(axis=1),
+        "repetition_rise": table["repetition_after"] - table["repetition_before"],
+        "random_repetition_rise": table["repetition_random"] - table["repetition_before"],
+    }
+    columns: Any = pd.DataFrame(parts)
+    return columns.groupby(table["method"]).mean()
+
+
+SUMMARIES: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "stability": _stable,
+    "leave one out": _leave_one_out,
+    "nulls": _null_columns,
+    "survival": _surviving,
+    "ablations": _kinds,
+    "off target": _off_target,
+}

@@ -1,6 +1,18 @@
 """Ground truth by construction: models with units of known roles."""
 
+from lsn_lens.planted.detectors import DetectorScores, score_detectors
 from lsn_lens.planted.planting import Planted, load_planted, plant
 from lsn_lens.planted.roles import ROLES, Role
+from lsn_lens.planted.world import World, make_world
 
-__all__ = ["ROLES", "Planted", "Role", "load_planted", "plant"]
+__all__ = [
+    "ROLES",
+    "DetectorScores",
+    "Planted",
+    "Role",
+    "World",
+    "load_planted",
+    "make_world",
+    "plant",
+    "score_detectors",
+]

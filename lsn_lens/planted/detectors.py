@@ -38,12 +38,14 @@ class DetectorScores:
             languages that the unit belongs to or looks like), `other` (for any other language). The role "the model's
             own" is all that was not planted: of it only `any`, the share chosen for some language, says something.
         skipped: Methods without neurons of MLPs, and why.
+        settings: Of the run on the first planting: model and text.
     """
 
     methods: pd.DataFrame
     by_language: pd.DataFrame
     roles: pd.DataFrame
     skipped: Mapping[str, str]
+    settings: Mapping[str, Any]
 
     def __repr__(self) -> str:
         pairs = zip(self.methods["method"], self.methods["average_precision"], strict=True)
@@ -93,6 +95,7 @@ def score_detectors(
     frames: list[pd.DataFrame] = []
     chosen: list[pd.DataFrame] = []
     skipped: dict[str, str] = {}
+    settings: Mapping[str, Any] = {}
     for number, planted in enumerate(tqdm(plantings, desc="plantings", disable=not progress)):
         unknown = [label for label in corpora if label not in planted.languages]
         if unknown:
@@ -100,6 +103,7 @@ def score_detectors(
         if not any(planted.units["truth"]):
             raise ValueError(f"{planted.folder} has no unit that a language needs: there is nothing to find.")
         run = collect(planted.load(**options), corpora, named.values(), layout=layout, progress=progress)
+        settings = settings or run.settings
         for name, method in named.items():
             scores = method.score(run.statistics)
             bases = [basis for basis in scores.values if basis in BASES]
@@ -113,7 +117,9 @@ def score_detectors(
     if not frames:
         raise ValueError(f"no method has neurons of MLPs: {skipped}.")
     by_language = pd.concat(frames, ignore_index=True)
-    return DetectorScores(_methods(by_language), by_language, _roles(pd.concat(chosen, ignore_index=True)), skipped)
+    return DetectorScores(
+        _methods(by_language), by_language, _roles(pd.concat(chosen, ignore_index=True)), skipped, settings
+    )
 
 
 def _neurons(values: Mapping[str, torch.Tensor], bases: Sequence[str], language: int) -> torch.Tensor:
@@ -209,7 +215,8 @@ def _methods(by_language: pd.DataFrame) -> pd.DataFrame:
             count = len(means)
             half = t.ppf(0.975, count - 1) * means.std() / math.sqrt(count) if count > 1 else math.nan
             mean = float(means.mean()) if count else math.nan
-            row |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+            low, high = np.clip([mean - half, mean + half], 0, 1)  # all measures are shares
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append({**row, "found": int(some["chosen"].sum()), "plantings": some["planting"].nunique()})
     frame = pd.DataFrame(rows).sort_values("average_precision", ascending=False, kind="stable", ignore_index=True)
     return frame.drop(columns=["chance_low", "chance_high"])

@@ -22,7 +22,7 @@ EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; 
 
 @torch.no_grad()
 def measure_roles(
-    model: models.Model, text: Text, units: pd.DataFrame, effect: float = 0.05, *, progress: bool = True
+    model: models.Model, text: Text, units: pd.DataFrame, effect: float | int = 0.05, *, progress: bool = True
 ) -> pd.DataFrame:
     """What each planted unit does on held-out text, in either model class.
 
@@ -37,10 +37,11 @@ def measure_roles(
         One row a unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on
         (`mlp_pre` above zero): `own_rate` (lowest of its languages), `other_rate` and `lowest_rate` (highest and
         lowest of the others); `own_value`, `lowest_value` (mean of `mlp_post`, its languages' highest and the others'
-        lowest); `loudness` (share of the layer's units whose mean |mlp_post| on its languages is smaller); `own_rise`
-        (lowest of its languages) and `other_rise` (highest of the others): rise of the loss when it is zero, nats a
-        token; `script_rate`, `other_script_rate` (its lowest rate in a language on tokens of its script, its highest
-        on tokens of others; NaN without a script); `effect`. Units of nobody: all languages are both own and others.
+        lowest); `loudness` (share of the layer's units whose mean |mlp_post| on all text is below its own on its
+        languages); `own_rise` (lowest of its languages) and `other_rise` (highest of the others): rise of the loss
+        when it is zero, nats a token; `script_rate`, `other_script_rate` (its lowest rate in a language on tokens of
+        its script, its highest on tokens of others; NaN without a script); `effect`. Units of nobody: all languages
+        are both own and others.
     """
     values = _values(model, text, units, progress)
     rises = _rises(model, text.head(EFFECT_TOKENS), units, progress)
@@ -68,11 +69,15 @@ def measure_roles(
     return pd.DataFrame(rows)
 
 
+class RoleError(ValueError):
+    """Planted units that are not what they were made to be."""
+
+
 def check_roles(measured: pd.DataFrame) -> None:
     """Refuse units whose role does not hold.
 
     Raises:
-        ValueError: Names each such unit, and what was measured.
+        RoleError: Names each such unit, and what was measured.
     """
     wrong = [
         f"{row['role']} of {row['concept']} (layer {row['layer']}, unit {row['unit']}): {fault}"
@@ -81,7 +86,7 @@ def check_roles(measured: pd.DataFrame) -> None:
         if (fault := holds(row))
     ]
     if wrong:
-        raise ValueError(
+        raise RoleError(
             f"{len(wrong)} of {len(measured)} planted units are not what they were made to be:\n"
             + "\n".join(wrong[:20])
             + "\nTry another seed, more tokens or a smaller effect; or leave these roles or languages out."
@@ -131,13 +136,15 @@ def _values(model: models.Model, text: Text, units: pd.DataFrame, progress: bool
                 sums[some] += post[:, index[some]].T @ by_language
                 sizes[layer] += by_language.T @ post.abs()
     tokens = counts.sum(1)
+    sizes /= tokens[:, None]
     loudness = torch.stack([
-        (sizes[layer] < sizes[layer, :, unit, None]).float().mean(1) for layer, unit in zip(layers, index, strict=True)
+        (sizes[layer].mean(0) < sizes[layer, :, unit, None]).float().mean(1)
+        for layer, unit in zip(layers, index, strict=True)
     ])  # fmt: skip
     return {
-        "rate": (fires.sum(2) / tokens).numpy(),
-        "mean": (sums / tokens).numpy(),
-        "loudness": loudness.numpy(),
+        "rate": (fires.sum(2) / tokens).double().numpy(),
+        "mean": (sums / tokens).double().numpy(),
+        "loudness": loudness.double().numpy(),
         "script": np.array(
             [_by_script(fires[place], counts, names, unit) for place, unit in enumerate(units["script"])]
         ),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from lsn_lens import models
 from lsn_lens.corpora import LanguageCorpus
@@ -23,7 +22,7 @@ from lsn_lens.planted.cells import (
     usable_layers,
 )
 from lsn_lens.planted.ground import Ground, mean_loss
-from lsn_lens.planted.measuring import check_roles, measure_roles
+from lsn_lens.planted.measuring import RoleError, check_roles, measure_roles
 from lsn_lens.planted.roles import ROLES, Role
 from lsn_lens.planted.writing import Written, write_units
 
@@ -77,9 +76,10 @@ def plant(
     *,
     roles: Sequence[str] = tuple(ROLES),
     each: int = 1,
-    effect: float = 0.03,
+    effect: float | int = 0.03,
     tokens: int = 3000,
     seed: int = 0,
+    attempts: int = 3,
     progress: bool = True,
 ) -> Planted:
     """Write a checkpoint that is the model with new units in its MLPs, whose roles are known.
@@ -97,6 +97,7 @@ def plant(
         effect: By how much (nats a token) the loss of a language is to rise when one unit that it needs is off.
         tokens: Of each language, to write the weights from; half as many measure.
         seed: Of layers, groups, places and random directions.
+        attempts: Draws to try until all roles hold.
         progress: Show a progress bar.
 
     Raises:
@@ -115,31 +116,40 @@ def plant(
         raise KeyError(f"no role {unknown}; the roles are {list(ROLES)}.")
     if len(corpora) < 2:
         raise ValueError(f"expected at least two languages, got {list(corpora)}.")
+    if attempts < 1 or each < 1 or not effect > 0:
+        raise ValueError(f"attempts={attempts}, each={each}, effect={effect}: expected at least 1, 1, and more than 0.")
     chosen = [role for role in ROLES.values() if role.name in roles]
     if any(role.writes == "needed" for role in chosen) and ROLES["balance"] not in chosen:
         chosen.append(ROLES["balance"])
-    with tqdm(total=4, desc="plant", disable=not progress) as bar:
-        ground = Ground.of(source, corpora, tokens)
-        bar.update()
-        cells = _choose(ground, chosen, each, random.Random(seed))
-        bar.update()
-        wide, written = write_units(ground, cells, effect, seed, progress)
-        units = _table(written)
-        bar.update()
+    ground = Ground.of(source, corpora, tokens)
+    for attempt in range(attempts):
+        wide, units = _planted(ground, chosen, each, effect, f"{seed} {attempt}", progress)
+        wide.save_pretrained(folder)
+        ground.tokenizer.save_pretrained(folder)
         try:
-            wide.save_pretrained(folder)
-            ground.tokenizer.save_pretrained(folder)
-            measured = measure_roles(models.load_model(folder, device="cpu"), ground.held_out, units, effect)
+            model = models.load_model(folder, device="cpu")
+            measured = measure_roles(model, ground.held_out, units, effect, progress=progress)
             check_roles(measured)
-        except BaseException:
+            break
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        bar.update()
+            if not isinstance(error, RoleError) or attempt + 1 == attempts:
+                raise
     texts = {label: ground.held_out.of(place) for place, label in enumerate(ground.languages)}
     damage = {label: mean_loss(wide, text) - mean_loss(ground.hf_model, text) for label, text in texts.items()}
     planted = Planted(folder, ground.languages, units, measured, pd.Series(damage, name="damage"))
     _save(planted, ground)
     return planted
+
+
+def _planted(
+    ground: Ground, roles: Sequence[Role], each: int, effect: float | int, seed: str, progress: bool
+) -> tuple[Any, pd.DataFrame]:
+    """One draw: the widened model, and where its units are."""
+    draw = random.Random(seed)
+    cells = _choose(ground, roles, each, draw)
+    wide, written = write_units(ground, cells, effect, draw.randrange(2**31), progress)
+    return wide, _table(written)
 
 
 def _choose(ground: Ground, roles: Sequence[Role], each: int, draw: random.Random) -> list[Cell]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 # what a unit must show on held-out text; shares of tokens, and rises of the loss as shares of the effect asked for
 FIRES, QUIET, SCRIPT_FIRES = 0.85, 0.15, 0.2
-FELT, UNFELT = 1 / 4, 1 / 3
+FELT, UNFELT = 1 / 4, 1 / 2
 MANY = 20  # tokens of a script that a language needs to be asked whether the unit fires on them
 
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ class Role:
     scope: Literal["language", "group", "script", "none"]
     truth: bool
     gate: Literal["own", "faint", "always", "rate", "never"]
-    size: float
+    size: float | int
     writes: Literal["needed", "ordinary", "nothing", "balance"]
     holds: tuple[Callable[[Row], str], ...] = field(repr=False)
     sign: int = 1

@@ -85,7 +85,7 @@ def gate_row(role: Role, reads: Reads, gated: bool, seed: torch.Generator) -> Fl
         own = [bool(inside[reads.language == place].any()) for place in range(int(reads.language.max()) + 1)]
         found = at_rates(acts, reads.language, [RATES[0] if each else RATES[1] for each in own], seed)
         return found * RATE / (acts @ found).std()
-    row = reads.direction if gated else both_sides(acts, inside) * SIDES
+    row = reads.direction if gated else both_sides(acts, inside) * SIDES * max(role.size, 1)
     return row * FAINT / (acts @ row)[inside].abs().mean() if role.gate == "faint" else row
 
 

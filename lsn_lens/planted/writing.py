@@ -19,8 +19,8 @@ from lsn_lens.planted.reading import Inputs, mlp_inputs
 from lsn_lens.planted.roles import ROLES
 from lsn_lens.planted.weights import Reads, Unit, unit_for, widened
 
-REFITS = 3  # of what units read, since what those of earlier layers write changes it
-ROUNDS = 3  # of finding out how much must be written, after each
+REFITS = 3  # of what units read, since what those of earlier layers write changes it; then a last one
+ROUNDS = 3  # of finding out how much must be written, after each but the last
 CALIBRATE = 800  # tokens of a language for that
 FIRST = 0.03  # of the residual stream's norm: what a unit writes to begin with
 
@@ -43,7 +43,7 @@ class Written:
 
 
 def write_units(
-    ground: Ground, cells: Sequence[Cell], effect: float, seed: int, progress: bool
+    ground: Ground, cells: Sequence[Cell], effect: float | int, seed: int, progress: bool
 ) -> tuple[Any, list[Written]]:
     """A widened Hugging Face model, and the units in it."""
     generator = torch.Generator().manual_seed(seed)
@@ -58,7 +58,7 @@ def write_units(
         planned += zip(mine, order.argsort()[ground.width :].tolist(), strict=True)
     sizes = _first_sizes(ground, [cell for cell, _ in planned])
     written: list[Written] = []
-    for _ in tqdm(range(REFITS), desc="plant: fits", disable=not progress):
+    for last in tqdm([False] * REFITS + [True], desc="plant: fits", disable=not progress):
         inputs = mlp_inputs(wide, [gate for gate, _, _ in ground.names], ground.find)
         draws = torch.Generator().manual_seed(seed)
         written = [
@@ -67,7 +67,9 @@ def write_units(
             for each in _units(ground, layer, [row for row in planned if row[0].layer == layer], inputs, draws)
         ]
         _set_rows(ground, wide, written)
-        sizes = _calibrated(ground, wide, written, sizes, effect)
+        if not last:
+            sizes = _calibrated(ground, wide, written, sizes, effect)
+    _set_columns(ground, wide, written, sizes @ language_drifts(ground))
     return wide, written
 
 
@@ -145,7 +147,7 @@ def _first_sizes(ground: Ground, cells: Sequence[Cell]) -> Float[Tensor, "unit l
 
 
 def _calibrated(
-    ground: Ground, wide: Any, written: Sequence[Written], sizes: Float[Tensor, "unit language"], effect: float
+    ground: Ground, wide: Any, written: Sequence[Written], sizes: Float[Tensor, "unit language"], effect: float | int
 ) -> Float[Tensor, "unit language"]:
     """Scale what each needed unit adds, and what is taken away for it, until its languages lose the effect."""
     drifts, sizes = language_drifts(ground), sizes.clone()

@@ -10,6 +10,7 @@ from lsn_lens.evaluation.compare import Comparison
 from lsn_lens.evaluation.perplexity import as_matrix
 from lsn_lens.report import Report, Section
 from lsn_lens.sections.parts import of, origin_section, slug, text_section
+from lsn_lens.sections.trust import trust_section
 
 
 def comparison_report(
@@ -36,6 +37,7 @@ def comparison_report(
             HOW_TO_READ,
             effects_section(comparison),
             control_section(comparison),
+            *([trust_section(comparison)] if comparison.trust is not None else []),
             agreement_section(comparison),
             sizes_section(comparison),
             cost_section(comparison),
@@ -103,8 +105,9 @@ HOW_TO_READ = Section(
         "The loss is the mean negative log-probability of a token, in nats. A rise of 0.1 means that tokens become "
         "10 % less probable on average. Tokens differ between languages, so bits per byte stand beside it.",
         "Units that belong to a language should hurt that language: a matrix with a red diagonal, pale elsewhere. "
-        "Random units, as many in each layer, are the control: a rise that they reach as well says nothing about the "
-        "language. A small model or little text makes all numbers noisy; warnings in words say where.",
+        "Random units, as many in each layer and about as active where that is known, are the control: a rise that "
+        "they reach as well says nothing about the language. A small model or little text makes all numbers noisy; "
+        "warnings in words say where.",
     ),
 )
 TEXT_VIEW = (
@@ -136,7 +139,8 @@ def control_section(comparison: Comparison) -> Section:
     return Section(
         "Against random units",
         (
-            f"For each method and language, {seeds} random sets with as many units in each layer and basis, none of "
+            f"For each method and language, {seeds} random sets with as many units in each layer and basis, where the "
+            "run knows it also about as active (column matched, under each method), none of "
             "them the language's own, ablated in the same way and measured on the same text (the first tokens of the "
             "held-out part). percentile: share of the random sets with a smaller rise; z: how many of their standard "
             "deviations the rise lies above their mean.",

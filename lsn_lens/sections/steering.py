@@ -65,12 +65,20 @@ def lead(tables: Tables) -> str:
         f"language (without steering {row['none_share']:.0%}, random units {row['random_share']:.0%}); "
         f"clearly for {row['clear']} of {row['pairs']} pairs of source and target."
     ]
+    if row["warning"]:
+        words.append(f"But: {row['warning']}.")
     for other in (*DIRECTIONS, *WORDS):
         if other in rows:
-            share = rows[other]["share"]
-            verb = "do better than" if row["share"] > share else "lose to" if row["share"] < share else "equal"
-            words.append(f"They {verb} {other} ({share:.0%}).")
+            words.append(f"They {_verb(row, rows[other])} {other} ({rows[other]['share']:.0%}).")
     return " ".join(words)
+
+
+def _verb(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> str:
+    """More or fewer texts in the target language, beyond what so few texts say."""
+    share = (row["share"] + other["share"]) / 2
+    doubt = 1.96 * (share * (1 - share) * (1 / row["n"] + 1 / other["n"])) ** 0.5
+    gain = row["share"] - other["share"]
+    return "are level with" if abs(gain) <= doubt else "do better than" if gain > 0 else "lose to"
 
 
 def facts(tables: Tables) -> dict[str, str]:
@@ -126,7 +134,8 @@ def targets_section(tables: Tables) -> Section:
         figures[name] = plots.share_map(matrix, title, x="target language", y="")
     pairs = of(table, steering=best_neurons(tables))
     matrix = pairs.pivot(index="source", columns="target", values="share")
-    matrix = matrix.reindex(index=list(dict.fromkeys(pairs["source"])), columns=list(dict.fromkeys(pairs["target"])))
+    targets = list(dict.fromkeys(table["target"]))
+    matrix = matrix.reindex(index=[*(each for each in targets if each in matrix.index), NOTHING], columns=targets)
     title = f"{best_neurons(tables)}: share of texts in the target language"
     figures["pairs"] = plots.share_map(matrix, title, x="target language", y="language of the prompt")
     return Section(

@@ -44,9 +44,9 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each steering and dose from `steering_table`, the largest mean share first.
 
     Returns:
-        `pairs` of source and target; means over them of `share`, `none_share`, `random_share`; `clear` (for how many
-        pairs the share is clearly above both); means of `und`, `repetition`, `none_repetition`, `text_nll`,
-        `none_text_nll` and, where there, of the changes of losses; and `warning`, in words.
+        `pairs` of source and target, `n` texts; means over the pairs of `share`, `none_share`, `random_share`; `clear`
+        (for how many pairs the share is clearly above both); means of `und`, `repetition`, `none_repetition`,
+        `text_nll`, `none_text_nll` and, where there, of the changes of losses; and `warning`, in words.
     """
     means = ["share", "none_share", "random_share", "und", "repetition", "none_repetition", "text_nll", "none_text_nll"]
     means += [name for name in ("target_nll_change", "other_nll_change") if name in table]
@@ -54,7 +54,8 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
     frame = groups[means].mean()
     frame.insert(0, "units", groups["units"].mean().round().astype(int))
     frame.insert(1, "pairs", groups["share"].count())
-    frame.insert(5, "clear", groups["clear"].sum())
+    frame.insert(2, "n", groups["n"].sum())
+    frame.insert(6, "clear", groups["clear"].sum())
     frame = frame.reset_index().sort_values("share", ascending=False, kind="stable", ignore_index=True)
     return frame.assign(warning=[_warning(row) for row in frame.to_dict("records")])
 

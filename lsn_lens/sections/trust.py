@@ -1,0 +1,137 @@
+"""The page of a report that says how far its methods can be trusted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens.charts import Bars, Chart, Dots
+from lsn_lens.evaluation import trust
+from lsn_lens.evaluation.compare import Comparison
+from lsn_lens.plots import HURT, OTHER, RANDOM
+from lsn_lens.report import Section
+from lsn_lens.sections.parts import of, slug
+
+TITLE = "How far to trust this"
+HOW = {
+    "stability": (
+        "Other text of the same kind: shards of documents are drawn with replacement and each method is asked again. "
+        "stable share: units that 95 % of these replicates choose too; the Jaccard overlap with the replicates' sets "
+        "is beyond chance: 1 for the same set, 0 for random units of the same layers."
+    ),
+    "leave one out": (
+        "Another set of languages: each language is left out in turn; the overlap of the others' sets with what they "
+        "were (leave one out jaccard, beyond chance)."
+    ),
+    "nulls": (
+        "Shuffled labels: the labels of shards are permuted across languages, so that there is nothing to find. Many "
+        "rules choose as many units there, so scores count too. null p: how often permuted labels give as many units, "
+        "or units that score as high on average (the smaller share, doubled); beyond null: share of the set's units "
+        "that score beyond the best of all units there. What is told from shuffled labels is a difference between "
+        "texts, not yet a unit of a language."
+    ),
+    "survival": (
+        "Changed text: units are found again on text in plain Latin letters, on words in random order, and without the "
+        "languages of other scripts. Survival: share of the set that is found again, over the languages that the "
+        "change tests. The ceiling is what other text of the same kind gives (for scripts: taking as many languages "
+        "of the same script away)."
+    ),
+    "ablations": (
+        "Other ablations: zero, means, other text's values, half. In how many languages are the own units' losses the "
+        "largest, under every kind and under some."
+    ),
+    "off target": (
+        "Off target: the rise of the loss on numbers, arithmetic and code (the worst of the three), and of repetition "
+        "in what the model writes, beside those of random units."
+    ),
+}
+OPTIONS = {
+    "draws of the text": ("stability",),
+    "shuffled labels": ("nulls",),
+    "changed text": ("survival",),
+    "kinds of ablation": ("ablations",),
+    "side effects off target": ("off target",),
+}
+
+
+def trust_section(comparison: Comparison) -> Section:
+    """All checks that were done, what they warn of, and what was not done."""
+    table, checks = comparison.trust, comparison.checks
+    if table is None:
+        return Section(TITLE, ("Nothing was checked beyond the effects above. Give compare trust=Checks(...).",))
+    methods = list(comparison.ranking["method"])
+    done = [words for check, words in HOW.items() if check in checks]
+    not_done = [words for words, names in OPTIONS.items() if not set(names) & set(checks)]
+    missing = [f"Not checked for any method: {', '.join(not_done)}."] if not_done else []
+    reasons = checks["not done"]
+    remarks = {"What could not be done": reasons} if len(reasons) else {}
+    return Section(
+        TITLE,
+        (
+            "Effects say that units matter. This says whether they would be found again, whether as much is found "
+            "where there is nothing to find, and what else could explain them. Warnings come at thresholds that are "
+            "conventions of this report, not laws.",
+            *done,
+            *missing,
+        ),
+        {
+            "Main number of each check": table.drop(columns="not_done").set_index("method").loc[methods].reset_index(),
+            "What it says, in words": verdicts(comparison),
+            **remarks,
+        },
+        figures(checks, methods),
+    )
+
+
+def verdicts(comparison: Comparison) -> pd.DataFrame:
+    """One row a method: what the checks warn of."""
+    methods = list(comparison.ranking["method"])
+    table = trust.check_warnings(comparison.checks, methods)
+    checked = {name for check, each in comparison.checks.items() if check in HOW for name in each["method"]}
+    silent = {name: "no warning from these checks" if name in checked else "not checked" for name in methods}
+    words = [trust.in_words(table, name) or silent[name] for name in methods]
+    return pd.DataFrame({"method": methods, "checks": words})
+
+
+def figures(checks: Mapping[str, pd.DataFrame], methods: list[str]) -> dict[str, Chart]:
+    """Units on true and permuted labels, and what survives changed text."""
+    charts = {}
+    if "nulls" in checks:
+        charts["trust-nulls"] = null_chart(checks["nulls"].set_index("method").reindex(methods).dropna(how="all"))
+    survived = checks.get("survival", pd.DataFrame({"control": []}))
+    for control in dict.fromkeys(survived["control"]):
+        table = of(survived, control=control, note="")
+        tested = table.loc[table["before"].gt(0)]
+        if len(tested):
+            charts[f"trust-{slug(control)}"] = survival_chart(tested, control, methods)
+    return charts
+
+
+def null_chart(nulls: pd.DataFrame) -> Chart:
+    """Units found on the true labels, beside permuted ones."""
+    columns: Mapping[str, Any] = {str(name): nulls[name] for name in nulls}
+    ends: Any = pd.concat([columns["null_low"], columns["null_high"]])
+    marks = (
+        Bars(columns["units"], "true labels", HURT),
+        Bars(columns["null_units"], "permuted labels, mean", OTHER),
+        Dots(ends, "permuted labels, fewest and most", RANDOM),
+    )
+    return Chart(
+        "Units found on true and on permuted labels", "method", "different units", marks,
+        "A method that finds as many units on permuted labels says nothing by their number; see null p for the scores.",
+    )  # fmt: skip
+
+
+def survival_chart(tested: pd.DataFrame, control: str, methods: list[str]) -> Chart:
+    """Share of the sets found again, beside the ceiling, means over the languages tested."""
+    groups: Any = tested.groupby("method")
+    means = groups[["survival", "ceiling", "chance"]].mean().reindex(methods).dropna(how="all")
+    marks = (
+        Bars(means["survival"], "found again", HURT),
+        Bars(means["ceiling"], "ceiling", OTHER),
+        Bars(means["chance"], "chance", RANDOM),
+    )
+    languages = ", ".join(dict.fromkeys(tested["language"]))
+    return Chart(
+        f"What survives: {control}", "method", "share of the units", marks, f"Means over {languages}."
+    )  # fmt: skip

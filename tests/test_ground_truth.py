@@ -1,0 +1,106 @@
+"""The script on a synthetic world: the folder is whole, its words follow from its tables, plantings are used again."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lsn_lens.planted import ROLES, make_world
+from lsn_lens.sections import ground_truth as section
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "ground_truth.py"
+PLANTED = ("specific", "loud", "silent")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("ground_truth_script", SCRIPT)
+    module = sys.modules["ground_truth_script"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def config(script, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ground_truth")
+    world = make_world(folder / "world", progress=False)
+    (folder / "text").mkdir()
+    for label, corpus in world.corpora.items():
+        lines = [json.dumps({"text": text}) for text in (*corpus.find, *corpus.hold_out)]
+        (folder / "text" / f"{label}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return script.Config(
+        model=str(folder / "world"), corpus=str(folder / "text"), out=folder / "out",
+        methods=("lape", "lap", "diffmean"), roles=PLANTED, plantings=1, tokens=1000, less_text=(500,),
+        fewer_languages=(2,),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(script, config):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsn_lens.report.save", lambda *_, **__: None)  # drawing is slow
+        return script.report(config, *script.prepare(config)).parent
+
+
+def test_the_folder_is_whole(written):
+    names = {"methods", "by-language", "roles", "planted", "damage", "sensitivity"}
+    assert {path.stem for path in (written / "tables").glob("*.parquet")} == names
+    origin = json.loads((written / "provenance.json").read_text())
+    assert origin["settings"]["plantings"] == 1
+    assert origin["corpus"]["languages"].keys() == {"latin-1", "latin-2", "cyrillic-1", "cyrillic-2"}
+    page = (written / "report.md").read_text()
+    assert "Left out: diffmean" in page
+    assert all(role.says in page for role in ROLES.values())
+
+
+def test_what_came_out_is_what_was_planted(written):
+    roles = pd.read_parquet(written / "tables" / "roles.parquet").set_index(["method", "role"])
+    assert roles.loc[("lape", "silent"), "any"] == 0
+    assert roles.loc[("lape", "specific"), "units"] == 4
+    sensitivity = pd.read_parquet(written / "tables" / "sensitivity.parquet")
+    assert list(dict.fromkeys(sensitivity["text"])) == ["all", "500 tokens", "2 languages"]
+
+
+def test_plantings_are_used_again_and_other_settings_refused(script, config, written, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("planted again")
+
+    monkeypatch.setattr(script, "plant", refuse)
+    _, plantings = script.prepare(config)
+    assert [each.folder.name for each in plantings] == ["0"]
+    with pytest.raises(SystemExit, match="other settings"):
+        script.main(dataclasses.replace(config, effect=0.1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"methods": ("lapp",)}, "unknown methods"),
+        ({"plantings": 0}, "at least one"),
+        ({"fewer_languages": (1,)}, "2 to 4"),
+        ({"roles": ("loudest",)}, "no role"),
+    ],
+)
+def test_bad_settings_end_in_one_clear_line(script, config, tmp_path, changed, said):
+    with pytest.raises(SystemExit, match=said):
+        script.main(dataclasses.replace(config, **{"out": tmp_path, **changed}))
+
+
+def test_the_lead_says_who_finds_and_who_is_fooled():
+    methods = pd.DataFrame(
+        [{"method": "a", "average_precision": 0.9, "average_precision_low": 0.8, "average_precision_high": 1.0,
+          "chance": 0.1}]
+    )  # fmt: skip
+    roles = pd.DataFrame(
+        [("a", "specific", True, 1.0, 1.0), ("b", "specific", True, 0.25, 1.0), ("a", "loud", False, 0.0, 0.5),
+         ("b", "loud", False, 0.75, 0.25)],
+        columns=["method", "role", "truth", "own", "any"],
+    )  # fmt: skip
+    assert section.lead({"methods": methods, "roles": roles}) == (
+        "a ranks the planted units best: average precision 0.90 (0.80 to 1.00; chance 0.10). specific is found by a. "
+        "loud fools a."
+    )

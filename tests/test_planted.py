@@ -1,0 +1,609 @@
+"""Planted units against plain Hugging Face modules, weights edited by hand, and roles that were tampered with."""
+
+import dataclasses
+import random
+import shutil
+import unicodedata
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import BACKENDS, SENTENCES
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import lsn_lens as lsn
+from lsn_lens.planted import ROLES, load_planted, make_world, plant, planting
+from lsn_lens.planted.cells import Concept, concepts_of, usable_layers
+from lsn_lens.planted.directions import answer, at_rates, both_sides, separate
+from lsn_lens.planted.ground import Ground
+from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, check_roles, measure_roles
+from lsn_lens.planted.reading import read_text
+from lsn_lens.planted.weights import Mlp, Reads, unit_for, widened
+from lsn_lens.planted.writing import _widened, language_drifts
+
+TOKENS, EFFECT = 1500, 0.03
+LABELS = ("latin-1", "cyrillic-1", "latin-2", "cyrillic-2")
+QUICK = {"tokens": TOKENS, "effect": EFFECT, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world") / "w", progress=False)
+
+
+@pytest.fixture(scope="module")
+def planted(world, tmp_path_factory):
+    return plant(world.folder, world.corpora, tmp_path_factory.mktemp("planted") / "p", **QUICK)
+
+
+@pytest.fixture(scope="module")
+def ground(world):
+    return Ground.of(world.folder, world.corpora, TOKENS)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def model(request, planted):
+    return planted.load(backend=request.param, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ungated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ungated")
+    world = make_world(folder / "w", model_type="gpt_neox", progress=False)
+    roles = ("specific", "shared", "loud", "frequency")
+    return world, plant(world.folder, world.corpora, folder / "p", roles=roles, **QUICK)
+
+
+def hugging_face_of(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def documents(planted, world, tokens):
+    """Held-out documents of each language behind the separator, until they have so many tokens without it."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(planted.folder)
+    found = {}
+    for label in planted.languages:
+        found[label], total = [], 0
+        for text in world.corpora[label].hold_out:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            found[label].append(torch.tensor([[tokenizer.bos_token_id, *ids]]))
+            total += len(ids)
+            if total >= tokens:
+                break
+    return found
+
+
+def first_of(rows, tokens):
+    """The first documents, until they have so many tokens with the separator."""
+    taken = []
+    for row in rows:
+        if sum(each.shape[1] for each in taken) < tokens:
+            taken.append(row)
+    return taken
+
+
+@torch.no_grad()
+def loss_of(hf_model, rows):
+    logits = torch.cat([hf_model(row).logits[0, :-1] for row in rows])
+    return float(nn.functional.cross_entropy(logits, torch.cat([row[0, 1:] for row in rows])))
+
+
+@torch.no_grad()
+def activations(hf_model, gates, downs, rows):
+    """Of each layer what the gates give and the down projections read, separators left out."""
+    seen = {name: [] for name in (*gates, *downs)}
+
+    def keep(name):
+        def hook(module, given, out):
+            seen[name].append((out if name in gates else given[0])[0, 1:])
+
+        return hook
+
+    handles = [hf_model.get_submodule(name).register_forward_hook(keep(name)) for name in seen]
+    for row in rows:
+        hf_model(row)
+    for handle in handles:
+        handle.remove()
+    return [[torch.cat(seen[name]) for name in names] for names in (gates, downs)]
+
+
+# the world
+
+
+def test_words_are_of_their_scripts_and_shared_as_asked(world):
+    assert tuple(world.words) == LABELS == tuple(world.corpora)
+    for label, words in world.words.items():
+        assert len(set(words)) == len(words) == 60
+        names = {unicodedata.name(letter).split()[0] for word in words for letter in word}
+        assert names == {label.split("-")[0].upper()}
+    shared = {(a, b): len(set(world.words[a]) & set(world.words[b])) for a in LABELS for b in LABELS if a < b}
+    assert {pair for pair, count in shared.items() if count} == {("cyrillic-1", "cyrillic-2"), ("latin-1", "latin-2")}
+    assert {count for count in shared.values() if count} == {12}  # a fifth
+
+
+def test_frequencies_fall_and_orders_differ(world):
+    pairs = {}
+    for label, corpus in world.corpora.items():
+        rows = [text.split() for text in corpus.find]
+        counts = Counter(word for row in rows for word in row)
+        frequent = [counts[word] for word in world.words[label]]
+        assert sum(frequent[:10]) > 3 * sum(frequent[-10:])
+        pairs[label] = Counter(pair for row in rows for pair in pairwise(row))
+        first, count = max(((a, n) for (a, _), n in pairs[label].items()), key=lambda pair: pair[1])
+        assert count > 0.1 * counts[first]  # a follower of its own: by frequency alone it would have less
+
+
+def test_the_model_has_learned_the_languages_and_its_neurons_do_nothing(world, ground):
+    hf_model = hugging_face_of(world.folder)
+    mlps = [weight for name, weight in hf_model.named_parameters() if ".mlp." in name]
+    assert len(mlps) == 6
+    assert all(1 in weight.shape and not weight.any() for weight in mlps)
+    for label, corpus in world.corpora.items():
+        place = LABELS.index(label)
+        counts = Counter(word for text in corpus.find for word in text.split())
+        shares = np.array(list(counts.values())) / sum(counts.values())
+        unigram = -(shares * np.log(shares)).sum()  # nats: all that is known of a word without the one before it
+        rows = [torch.tensor([ids]) for language, ids in ground.held_out.rows if language == place]
+        assert loss_of(hf_model, rows) < unigram - 0.5
+
+
+def test_same_seed_same_bytes(tmp_path):
+    make_world(tmp_path / "a", steps=4, languages=3, progress=False)
+    make_world(tmp_path / "b", steps=4, languages=3, progress=False)
+    other = make_world(tmp_path / "c", steps=4, languages=3, seed=1, progress=False)
+    assert list(other.corpora) == ["latin-1", "cyrillic-1", "latin-2"]
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert {"model.safetensors", "tokenizer.json"} <= set(files)
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "c" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"languages": 1}, ValueError, "at least two"),
+        ({"lexical_overlap": 1}, ValueError, r"\[0, 1\)"),
+        ({"lexical_overlap": -0.1}, ValueError, r"\[0, 1\)"),
+        ({"scripts": ("LATIN", "RUNIC")}, KeyError, "RUNIC"),
+        ({"scripts": ()}, KeyError, "script"),
+        ({"model_type": "bert"}, KeyError, "bert"),
+    ],
+)
+def test_worlds_that_cannot_be_made(tmp_path, given, error, says):
+    with pytest.raises(error, match=says):
+        make_world(tmp_path / "w", progress=False, **given)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("make", [make_world, lambda folder: plant("demo", lsn.load_corpora("demo"), folder)])
+def test_a_folder_with_something_in_it_is_refused(tmp_path, make):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# the planted model
+
+
+def test_every_role_is_there_for_whom_it_is_meant(planted):
+    counts = planted.units.groupby("role")["languages"].apply(list)
+    assert set(counts.index) == set(ROLES)
+    for role in ("specific", "quiet", "negative", "loud", "frequency"):
+        assert sorted(counts[role]) == sorted((label,) for label in LABELS)
+    assert sorted(map(len, counts["shared"])) == [2, 2]
+    scripts = planted.units.loc[planted.units["role"].eq("script")].set_index("script")["languages"].to_dict()
+    assert scripts == {"LATIN": ("latin-1", "latin-2"), "CYRILLIC": ("cyrillic-1", "cyrillic-2")}
+    assert planted.units["truth"].sum() == 4 + 2 + 4 + 4
+    assert not planted.units.duplicated(["layer", "unit"]).any()
+
+
+def test_without_the_planted_units_it_is_the_model_of_before(planted, model, ground):
+    before = hugging_face_of(ground.hf_model.config._name_or_path)
+    ids, keep, _ = next(ground.held_out.batches())
+    with torch.no_grad():
+        expected = before(ids, attention_mask=keep.long()).logits[keep]
+        everything = planted.truth(list(ROLES))
+        assert len(everything) == len(planted.units)
+        with lsn.intervene(model, everything, lsn.zero):
+            bare = model(ids, attention_mask=keep.long(), return_type="logits")[keep]
+        whole = model(ids, attention_mask=keep.long(), return_type="logits")[keep]
+    assert (bare - expected).abs().max() < 1e-4
+    assert (whole - expected).abs().max() > 0.1
+
+
+def test_roles_are_measured_alike_in_both_classes(planted, model, ground):
+    again = measure_roles(model, ground.held_out, planted.units, EFFECT, progress=False)
+    pd.testing.assert_frame_equal(again, planted.measured, atol=2e-4, rtol=1e-3)
+    check_roles(again)
+
+
+def test_measures_are_those_of_plain_modules(planted, world):
+    hf_model = hugging_face_of(planted.folder)
+    rows = documents(planted, world, TOKENS // 2)
+    gates = [f"model.layers.{layer}.mlp.gate_proj" for layer in range(2)]
+    downs = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    acts = {label: activations(hf_model, gates, downs, some) for label, some in rows.items()}
+    short = {label: first_of(some, EFFECT_TOKENS) for label, some in rows.items()}
+    clean = {label: loss_of(hf_model, some) for label, some in short.items()}
+    average = [torch.stack([acts[label][1][layer].abs().mean(0) for label in LABELS]).mean(0) for layer in range(2)]
+    for unit, row in zip(planted.units.to_dict("records"), planted.measured.to_dict("records"), strict=True):
+        layer, index, own = unit["layer"], unit["unit"], unit["languages"]
+        other = [label for label in LABELS if label not in own] or list(own)
+        rate = {label: float((acts[label][0][layer][:, index] > 0).float().mean()) for label in LABELS}
+        value = {label: float(acts[label][1][layer][:, index].mean()) for label in LABELS}
+        size = {label: acts[label][1][layer][:, index].abs().mean() for label in own}
+        column = hf_model.get_submodule(downs[layer]).weight.data[:, index]
+        kept = column.clone()
+        column.zero_()
+        rise = {label: loss_of(hf_model, short[label]) - clean[label] for label in LABELS}
+        column.copy_(kept)
+        expected = {
+            "own_rate": min(rate[label] for label in own),
+            "other_rate": max(rate[label] for label in other),
+            "lowest_rate": min(rate[label] for label in other),
+            "own_value": max(value[label] for label in own),
+            "lowest_value": min(value[label] for label in other),
+            "loudness": np.mean([float((average[layer] < size[label]).float().mean()) for label in own]),
+            "own_rise": min(rise[label] for label in own),
+            "other_rise": max(rise[label] for label in other),
+        }
+        for name, wanted in expected.items():
+            assert row[name] == pytest.approx(wanted, abs=1e-4, rel=1e-3), (unit, name)
+
+
+def test_script_units_fire_by_letters(planted, world):
+    hf_model = hugging_face_of(planted.folder)
+    rows = documents(planted, world, TOKENS // 2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(planted.folder)
+    units = planted.units.loc[planted.units["role"].eq("script")]
+    for place, unit in units.iterrows():
+        gate = f"model.layers.{unit['layer']}.mlp.gate_proj"
+        rates = {}
+        for label, some in rows.items():
+            ((acts,), _) = activations(hf_model, [gate], [], some)
+            words = tokenizer.convert_ids_to_tokens(torch.cat([row[0, 1:] for row in some]).tolist())
+            assert {unicodedata.name(word[0]).split()[0] for word in words} == {world.scripts[label]}
+            rates[label] = float((acts[:, unit["unit"]] > 0).float().mean())
+        own = [rate for label, rate in rates.items() if world.scripts[label] == unit["script"]]
+        other = [rate for label, rate in rates.items() if world.scripts[label] != unit["script"]]
+        assert planted.measured["script_rate"][place] == pytest.approx(min(own), abs=1e-6)
+        assert planted.measured["other_script_rate"][place] == pytest.approx(max(other), abs=1e-6)
+    assert planted.measured["script_rate"].notna().sum() == len(units)
+
+
+def test_damage_is_what_the_loss_rose_by(planted, world):
+    before, after = hugging_face_of(world.folder), hugging_face_of(planted.folder)
+    for label, rows in documents(planted, world, TOKENS // 2).items():
+        assert planted.damage[label] == pytest.approx(loss_of(after, rows) - loss_of(before, rows), abs=1e-4)
+
+
+def test_the_truth_is_the_table(planted):
+    truth, quiet = planted.truth(), planted.truth(["quiet"])
+    for label in LABELS:
+        rows = planted.units.loc[[label in labels for labels in planted.units["languages"]]]
+        for found, wanted in ((truth, rows["truth"]), (quiet, rows["role"].eq("quiet"))):
+            frame = found[label].to_frame()
+            units = set(zip(frame["layer"], frame["unit"], strict=True))
+            assert units == set(zip(rows["layer"][wanted], rows["unit"][wanted], strict=True))
+            assert units
+
+
+def test_opened_again_it_is_the_same(planted, tmp_path):
+    again = load_planted(planted.folder)
+    assert (again.folder, again.languages) == (planted.folder, planted.languages)
+    pd.testing.assert_frame_equal(again.units, planted.units)
+    pd.testing.assert_frame_equal(again.measured, planted.measured)
+    pd.testing.assert_series_equal(again.damage, planted.damage)
+    assert again.truth() == planted.truth()
+    with pytest.raises(ValueError, match="not written by plant"):
+        load_planted(tmp_path)
+
+
+def test_seeds(world, planted, tmp_path):
+    some = {**QUICK, "tokens": 500, "roles": ("specific", "loud")}
+    first, second = (plant(world.folder, world.corpora, tmp_path / name, **some) for name in "ab")
+    other = plant(world.folder, world.corpora, tmp_path / "c", seed=1, **QUICK)  # with all roles: they hold there too
+    names = sorted(path.name for path in first.folder.iterdir())
+    assert {"model.safetensors", "planted.json", "config.json"} <= set(names)
+    for name in names:
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+    assert len(other.units) >= len(planted.units) - 4
+    places = [
+        set(zip(each.units["role"], each.units["layer"], each.units["unit"], strict=True)) for each in (planted, other)
+    ]
+    assert len(places[0] & places[1]) < len(places[0]) / 2
+
+
+# roles that do not hold
+
+
+def tampered(planted, folder, change):
+    """A copy whose weights were changed, through measuring again."""
+    shutil.copytree(planted.folder, folder)
+    hf_model = hugging_face_of(folder)
+    change(hf_model.model.layers)
+    hf_model.save_pretrained(folder)
+    return lsn.load_model(folder, device="cpu")
+
+
+def of(planted, role, label):
+    units = planted.units
+    return units.loc[units["role"].eq(role) & units["concept"].eq(label)].iloc[0]
+
+
+def test_a_unit_that_writes_nothing_is_refused(planted, ground, tmp_path):
+    unit = of(planted, "specific", "latin-1")
+    down = tampered(
+        planted, tmp_path / "t",
+        lambda layers: layers[unit["layer"]].mlp.down_proj.weight.data[:, unit["unit"]].zero_(),
+    )  # fmt: skip
+    measured = measure_roles(down, ground.held_out, planted.units, EFFECT, progress=False)
+    with pytest.raises(RoleError, match=r"specific of latin-1 \(layer \d, unit \d+\): switched off, .* 0\.0000"):
+        check_roles(measured)
+
+
+def test_units_in_each_others_place_are_refused(planted, ground, tmp_path):
+    units = planted.units.copy()
+    one, two = of(planted, "quiet", "latin-1").name, of(planted, "quiet", "cyrillic-1").name
+    places = units.loc[[one, two], ["layer", "unit"]].to_numpy()
+    units.loc[[two, one], ["layer", "unit"]] = places
+    measured = measure_roles(planted.load(device="cpu"), ground.held_out, units, EFFECT, progress=False)
+    with pytest.raises(RoleError, match=r"(?s)quiet of latin-1.*fires on.*quiet of cyrillic-1.*fires on|"
+                                        r"(?s:quiet of cyrillic-1.*fires on.*quiet of latin-1.*fires on)"):  # fmt: skip
+        check_roles(measured)
+
+
+GOOD = {
+    "layer": 0, "unit": 1, "concept": "x", "own_rate": 0.99, "other_rate": 0.01, "lowest_rate": 0.0, "own_value": 1.0,
+    "lowest_value": 0.0, "loudness": 0.5, "own_rise": 0.03, "other_rise": 0.0, "script_rate": np.nan,
+    "other_script_rate": np.nan, "effect": 0.03,
+}  # fmt: skip
+FAULTS = [  # role, what makes it hold, and what spoils it
+    ("specific", {}, {"own_rate": 0.8}), ("specific", {}, {"other_rate": 0.2}), ("specific", {}, {"own_rise": 0.007}),
+    ("specific", {}, {"other_rise": 0.016}), ("shared", {}, {"own_rise": -0.03}), ("quiet", {}, {"loudness": 0.51}),
+    ("negative", {"own_value": -1.0, "lowest_rate": 0.99}, {"own_value": 0.1}),
+    ("negative", {"own_value": -1.0, "lowest_rate": 0.99}, {"lowest_value": -2.0}),
+    ("negative", {"own_value": -1.0, "lowest_rate": 0.99}, {"lowest_rate": 0.5}),
+    ("loud", {"own_rise": 0.0, "loudness": 1.0}, {"loudness": 0.89}),
+    ("loud", {"own_rise": 0.0, "loudness": 1.0}, {"own_rise": 0.001}),
+    ("loud", {"own_rise": 0.0, "loudness": 1.0}, {"other_rise": -0.001}),
+    ("frequency", {"own_rate": 0.6, "other_rate": 0.3, "lowest_rate": 0.3, "own_rise": 0.0}, {"other_rate": 0.55}),
+    ("frequency", {"own_rate": 0.6, "other_rate": 0.3, "lowest_rate": 0.3, "own_rise": 0.0}, {"lowest_rate": 0.01}),
+    ("frequency", {"own_rate": 0.6, "other_rate": 0.3, "lowest_rate": 0.3, "own_rise": 0.0}, {"own_rise": -0.02}),
+    ("script", {"script_rate": 0.9, "other_script_rate": 0.1, "own_rise": 0.0}, {"script_rate": 0.7}),
+    ("script", {"script_rate": 0.9, "other_script_rate": 0.1, "own_rise": 0.0}, {"other_script_rate": 0.3}),
+    ("script", {"script_rate": 0.9, "other_script_rate": 0.1, "own_rise": 0.0}, {"other_rise": 0.02}),
+    ("silent", {"own_rate": 0.0, "other_rate": 0.0, "own_rise": 0.0}, {"other_rate": 0.02}),
+    ("silent", {"own_rate": 0.0, "other_rate": 0.0, "own_rise": 0.0}, {"own_rise": 0.001}),
+    ("balance", {"lowest_rate": 0.99}, {"lowest_rate": 0.5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "good", "bad"), FAULTS)
+def test_each_claim_of_a_role_is_asked_for(role, good, bad):
+    row = {**GOOD, **good, "role": role}
+    check_roles(pd.DataFrame([row]))
+    with pytest.raises(RoleError, match=f"^1 of 2 planted units.*\n{role} of x .layer 0, unit 1"):
+        check_roles(pd.DataFrame([row, {**row, **bad}]))
+
+
+def test_every_role_is_among_these():
+    assert {role for role, _, _ in FAULTS} == set(ROLES)
+
+
+def test_nothing_is_left_of_what_is_refused(world, tmp_path, monkeypatch):
+    seen = []
+
+    def refuse(measured):
+        assert (tmp_path / "p" / "model.safetensors").is_file()
+        seen.append(tuple(measured["unit"]))
+        raise RoleError("no")
+
+    monkeypatch.setattr(planting, "check_roles", refuse)
+    with pytest.raises(RoleError, match="no"):
+        plant(world.folder, world.corpora, tmp_path / "p", roles=("loud",), attempts=2, **{**QUICK, "tokens": 400})
+    assert not (tmp_path / "p").exists()
+    assert len(set(seen)) == 2  # each from another draw
+
+
+# models and requests that it cannot be done with
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"roles": ("specific", "lucky")}, KeyError, r"lucky.*specific"),
+        ({"effect": 0}, ValueError, "effect=0"),
+        ({"each": 0}, ValueError, "each=0"),
+        ({"attempts": 0}, ValueError, "attempts=0"),
+        ({"languages": ("latin-1",)}, ValueError, "at least two languages"),
+        ({"languages": ("latin-1", "latin-2"), "roles": ("script",)}, ValueError, "'script' needs a script"),
+        ({"languages": LABELS[:3], "roles": ("shared",)}, ValueError, "'shared' takes at least four"),
+        ({"tokens": 10**6}, ValueError, "latin-1: .* Give more text"),
+    ],
+)
+def test_bad_requests(world, tmp_path, given, error, says):
+    labels = given.get("languages", LABELS)
+    asked = {**QUICK, **{name: value for name, value in given.items() if name != "languages"}}
+    with pytest.raises(error, match=says):
+        plant(world.folder, {label: world.corpora[label] for label in labels}, tmp_path / "p", **asked)
+    assert not (tmp_path / "p").exists()
+
+
+def test_languages_that_the_model_does_not_tell_apart(tmp_path):
+    world = make_world(tmp_path / "w", steps=0, languages=2, scripts=("GREEK",), lexical_overlap=0.9, progress=False)
+    with pytest.raises(ValueError, match=r"'specific' of greek-1 cannot be written into this model.*at best in layer"):
+        plant(world.folder, world.corpora, tmp_path / "p", roles=("specific",), **QUICK)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("architecture", "says"), [("bloom", "BloomConfig"), ("mixtral", "Mixtral"), ("llama", None)])
+def test_mlps_whose_width_cannot_be_changed(tiny_model_folder, architecture, says):
+    corpora = lsn.load_corpora({"en": [SENTENCES[0]] * 6, "de": [SENTENCES[1]] * 6})
+    if says is None:
+        assert Ground.of(tiny_model_folder(architecture), corpora, 60).width == 48
+    else:
+        with pytest.raises(ValueError, match=says):
+            Ground.of(tiny_model_folder(architecture), corpora, 60)
+
+
+def test_a_configuration_without_a_width(ground):
+    config = SimpleNamespace(hidden_size=48)
+    without = SimpleNamespace(config=config, get_submodule=ground.hf_model.get_submodule)
+    with pytest.raises(ValueError, match=r"SimpleNamespace has no width of the MLP .*intermediate_size"):
+        dataclasses.replace(ground, hf_model=without).width_name
+    config.n_inner = None  # four times the residual stream, as GPT-2 has it
+    assert dataclasses.replace(ground, hf_model=without).width_name == "n_inner"
+
+
+# weights
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "neox", "opt"])
+@torch.no_grad()
+def test_a_widened_model_computes_what_the_model_did(tiny_model_folder, architecture):
+    corpora = lsn.load_corpora({"en": [SENTENCES[0]] * 6, "de": [SENTENCES[1]] * 6})
+    ground = Ground.of(tiny_model_folder(architecture), corpora, 60)
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(ground.width + 5, generator=generator) for _ in ground.names]
+    wide = _widened(ground, orders, 5)
+    ids = torch.arange(20)[None]
+    assert (wide(ids).logits - ground.hf_model(ids).logits).abs().max() < 1e-4
+    gate, old = ground.names[1][0], ground.mlp(1)
+    where = orders[1].argsort()  # of the old units first, then of the new ones
+    new, old_weight = (module.weight.T if isinstance(module, Conv1D) else module.weight
+                       for module in (wide.get_submodule(gate), old.gate))  # fmt: skip
+    assert torch.equal(new[where[: ground.width]], old_weight)
+    assert not new[where[ground.width :]].any()
+    assert not torch.equal(where[: ground.width], torch.arange(ground.width))
+
+
+def test_widened_projections():
+    generator = torch.Generator().manual_seed(1)
+    order = torch.randperm(7, generator=generator)
+    x, hidden = torch.randn(3, 6, generator=generator), torch.randn(3, 5, generator=generator)
+    for module in (nn.Linear(6, 5), Conv1D(5, 6), nn.Linear(6, 5, bias=False)):
+        tensors = widened(module, 2, order, outputs=True)
+        weight = tensors["weight"].T if isinstance(module, Conv1D) else tensors["weight"]
+        got = nn.functional.linear(x, weight, tensors.get("bias"))
+        assert torch.allclose(got, torch.cat([module(x), torch.zeros(3, 2)], 1)[:, order], atol=1e-6)
+    for module in (nn.Linear(5, 6), Conv1D(6, 5)):
+        tensors = widened(module, 2, order, outputs=False)
+        weight = tensors["weight"].T if isinstance(module, Conv1D) else tensors["weight"]
+        spread = torch.cat([hidden, torch.randn(3, 2, generator=generator)], 1)[:, order]
+        assert torch.allclose(nn.functional.linear(spread, weight, tensors["bias"]), module(hidden), atol=1e-6)
+
+
+def test_a_role_that_takes_a_second_projection(ungated, tmp_path):
+    world, _ = ungated
+    with pytest.raises(ValueError, match="'negative' cannot be written into this model: its MLPs have one projection"):
+        plant(world.folder, world.corpora, tmp_path / "p", roles=("negative",), **QUICK)
+    acts = torch.randn(40, 6)
+    reads = Reads(acts, torch.zeros(40, dtype=torch.long), torch.ones(40, dtype=torch.bool), acts[0], acts[0])
+    mlp = Mlp(None, None, None, nn.functional.gelu)
+    with pytest.raises(ValueError, match="Leave the role out"):
+        unit_for(ROLES["negative"], mlp, reads, 1.0, torch.Generator())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_with_one_projection(ungated, backend):
+    world, planted = ungated
+    text = read_text(
+        transformers.AutoTokenizer.from_pretrained(world.folder), world.corpora, "hold_out", TOKENS // 2, 64
+    )
+    model = planted.load(backend=backend, device="cpu")
+    pd.testing.assert_frame_equal(
+        measure_roles(model, text, planted.units, EFFECT, progress=False), planted.measured, atol=2e-4, rtol=1e-3
+    )
+    hf_model = hugging_face_of(planted.folder)
+    rows = {label: first_of(some, EFFECT_TOKENS) for label, some in documents(planted, world, TOKENS // 2).items()}
+    unit = of(planted, "specific", "latin-2")
+    clean = {label: loss_of(hf_model, some) for label, some in rows.items()}
+    hf_model.gpt_neox.layers[unit["layer"]].mlp.dense_4h_to_h.weight.data[:, unit["unit"]] = 0
+    rises = {label: loss_of(hf_model, some) - clean[label] for label, some in rows.items()}
+    assert rises.pop("latin-2") == pytest.approx(planted.measured["own_rise"][unit.name], abs=1e-4)
+    assert max(rises.values()) < 0.015
+
+
+# directions
+
+
+def plane(seed=0):
+    """Tokens of three languages around three means."""
+    generator = torch.Generator().manual_seed(seed)
+    language = torch.arange(3).repeat_interleave(200)
+    means = 4 * torch.eye(3, 8) + torch.nn.functional.one_hot(torch.tensor(7), 8)
+    return means[language] + torch.randn(600, 8, generator=generator) * 0.5, language
+
+
+def test_separate_counts_both_sides_the_same_and_the_unknown_not_at_all():
+    acts, language = plane()
+    inside = torch.stack([language == 0, language != 1], 1)
+    found = separate(acts, inside, torch.ones_like(inside))
+    assert (((acts @ found.T) > 0) == inside).float().mean() > 0.99
+    known = inside | (torch.arange(600) % 2 == 0)[:, None]
+    wrong = torch.where(known, inside, ~inside)
+    assert torch.allclose(separate(acts, wrong & known, known), separate(acts, inside & known, known), atol=1e-4)
+    rare = torch.cat([torch.arange(200)[:10], torch.arange(200, 600)])  # ten tokens against four hundred
+    few = separate(acts[rare], inside[rare, :1], torch.ones_like(inside[rare, :1]))
+    assert (acts[language == 0] @ few[0] > 0).float().mean() > 0.95
+
+
+def test_answer_is_least_squares():
+    acts, language = plane()
+    gate = torch.rand(600, generator=torch.Generator().manual_seed(1))
+    wanted = (language == 2).float() * 3
+    expected = np.linalg.lstsq((acts * gate[:, None]).numpy(), wanted.numpy(), rcond=None)[0]
+    np.testing.assert_allclose(answer(acts, gate, wanted).numpy(), expected, atol=1e-3)
+    sides = acts @ both_sides(acts, language == 1)
+    assert sides[language == 1].mean() > 0.8
+    assert sides[language != 1].mean() < -0.8
+
+
+def test_at_rates():
+    acts, language = plane()
+    found = at_rates(acts, language, [0.6, 0.3, 0.1], torch.Generator().manual_seed(3))
+    rates = [float((acts[language == place] @ found > 0).float().mean()) for place in range(3)]
+    np.testing.assert_allclose(rates, [0.6, 0.3, 0.1], atol=0.05)
+
+
+def test_drifts_raise_their_own_language_alone(ground):
+    drifts = language_drifts(ground)
+    logits = drifts @ ground.unembedding.T
+    find, _ = ground.inputs
+    counts = torch.stack([torch.bincount(find.ids[find.language == place], minlength=len(ground.unembedding))
+                          for place in range(4)]).float()  # fmt: skip
+    weights = counts / counts.sum(1, keepdim=True)
+    best, second = weights.topk(2, dim=0).values
+    own = torch.where(weights == best, best - second, 0.0)
+    table = own @ logits.T
+    assert (table.diagonal() > 0).all()
+    assert (table - torch.diag(table.diagonal())).abs().max() < 1e-3 * table.diagonal().min()
+
+
+def test_which_layers_can_hold_a_concept(ground):
+    find, held_out = ground.inputs
+    concepts = [Concept(("latin-1",)), Concept(("latin-1", "latin-2"), "LATIN")]
+    layers, best = usable_layers(concepts, find, held_out, ground.scripts, ground.languages)
+    assert layers == {0: [0, 1], 1: [0, 1]}
+    shuffled = dataclasses.replace(find, language=find.language[torch.randperm(len(find.language))])
+    lost, said = usable_layers(concepts[:1], shuffled, held_out, ground.scripts, ground.languages)
+    assert lost == {0: []}
+    assert "fires on" in said[0] and len(best) == 2
+
+
+def test_groups_are_drawn_for_enough_languages():
+    scopes = concepts_of([ROLES["shared"]], LABELS, {}, random.Random(0))
+    assert {len(concept.languages) for concept in scopes["group"]} == {2}
+    assert len(set(scopes["group"])) == len(scopes["group"]) == 4
+    many = concepts_of([ROLES["shared"]], list("abcdef"), {}, random.Random(0))
+    assert {len(concept.languages) for concept in many["group"]} == {2, 3}

@@ -1,0 +1,298 @@
+"""Each warning appears where its number says so, and shuffled labels are told from true ones."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SENTENCES
+
+import lsn_lens as lsn
+from lsn_lens.evaluation import reliability, trust
+from lsn_lens.evaluation.off_target import off_target
+from lsn_lens.evaluation.reliability import Checks
+from lsn_lens.evaluation.resampling import permuted
+from lsn_lens.evaluation.significance import permutation_test
+from lsn_lens.evaluation.stability import bootstrap, leave_one_out
+from lsn_lens.methods import Lape
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.run import DOCUMENTS, TOKENS, Run
+from lsn_lens.sections.trust import TITLE, trust_section
+
+LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
+NULL = "not distinguishable from shuffled labels"
+QUICK = Checks(replicates=20, permutations=39)
+
+
+def made_run(strength=0.9, seed=0, shards=SHARDS):
+    """Every language has its own two units in each layer, which fire `strength` of the time, and 5 % elsewhere."""
+    generator, tokens, sums = np.random.default_rng(seed), 200, {}
+    for place, label in enumerate(LANGUAGES):
+        share = np.full((LAYERS, UNITS), 0.05)
+        share[:, OWN * place : OWN * (place + 1)] = strength
+        sums[label] = [
+            {
+                TOKENS: torch.full((LAYERS,), tokens),
+                DOCUMENTS: torch.tensor(10),
+                "mlp_pre.positive": torch.tensor(generator.binomial(tokens, share)),
+            }
+            for _ in range(shards)
+        ]
+    text = {"languages": dict.fromkeys(LANGUAGES)}
+    settings = {"statistics": ["mlp_pre.positive"], "model": {"name": "made"}, "text": text, "rows": False}
+    return Run(sums, settings, costs={"forward": 1.0, "mlp_pre.positive": 1.0})
+
+
+METHODS = {"lape": Lape(rate=0.1)}
+
+
+def compared(run, checks=QUICK, methods=METHODS, **options):
+    return lsn.compare(run, methods, trust=checks, progress=False, **options)
+
+
+# from the run alone
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return compared(made_run())
+
+
+def test_a_planted_signal_is_told_from_shuffled_labels(planted):
+    row = planted.trust.iloc[0]
+    assert row["null_p"] == 2 / 40  # the smallest that 39 permutations allow
+    assert (row["beyond_null"], row["stable_share"]) == (1, 1)
+    assert len(planted.found["lape"]) == LAYERS * OWN * len(LANGUAGES)
+    assert NULL not in planted.ranking["warnings"][0]
+    assert "unstable" not in planted.ranking["warnings"][0]
+
+
+def test_shuffled_labels_are_not():
+    said = [NULL in compared(permuted(made_run(), seed), Checks(0, 39)).ranking["warnings"][0] for seed in range(8)]
+    assert sum(said) >= 7  # each is silent with a probability of at most 0.05
+
+
+def test_units_that_fire_alike_everywhere_are_neither_told_nor_stable():
+    row = compared(made_run(0.05)).ranking.iloc[0]
+    assert NULL in row["warnings"]
+    assert "unstable: under 50 % of the units are selected in 95 % of bootstrap replicates (" in row["warnings"]
+
+
+def test_numbers_are_those_of_the_functions_behind_them(planted):
+    run, row = made_run(), planted.trust.iloc[0]
+    test, draws = (
+        permutation_test(run, METHODS["lape"], permutations=39),
+        bootstrap(run, METHODS["lape"], replicates=20),
+    )
+    assert row["null_units"] == pytest.approx(test.totals.double().mean())
+    assert (row["null_low"], row["null_high"]) == (test.totals.min(), test.totals.max())
+    alone = leave_one_out(run, METHODS["lape"], progress=False)
+    assert row["leave_one_out_jaccard"] == pytest.approx(alone["corrected_jaccard"].mean())
+    assert row["bootstrap_jaccard"] == pytest.approx(draws.overlaps["corrected_jaccard"].mean())
+    assert row["stable_share"] == (draws.intervals["frequency"] >= 0.95).mean()
+    assert list(planted.ranking["null_units"]) == [row["null_units"]]
+    assert set(planted.checks) == {"stability", "leave one out", "nulls", "not done"}
+    assert {"trust", "stability", "leave_one_out", "nulls", "not_done"} <= set(planted.tables())
+
+
+def test_the_p_value_of_a_set_is_counted():
+    test = permutation_test(made_run(), METHODS["lape"], permutations=3)
+    size, score = len(test.found), test.mean_score()
+    values = test.scores.values["mlp"][test.found.masks["mlp"]]
+    assert score == pytest.approx(values.mean())
+
+    def p_value(totals, means):
+        return replace(test, totals=torch.tensor(totals), means=torch.tensor(means).double()).set_p_value()
+
+    above, below = score + 1, score - 1
+    assert p_value([size, size, size], [below, below, below]) == 2 * 1 / 4
+    assert p_value([size, size, size], [score, below, below]) == 2 * 2 / 4
+    assert p_value([size - 1, size, size], [above, above, above]) == 1  # 2 * 3 / 4, cut
+    assert p_value([0, 0, 0], [-math.inf] * 3) == 2 * 1 / 4
+
+
+def test_without_checks_nothing_is_added():
+    run = made_run()
+    before, after = lsn.compare(run, METHODS), compared(run)
+    assert before.trust is None
+    assert not before.checks
+    assert set(after.tables()) - set(before.tables()) == {"trust", "stability", "leave_one_out", "nulls", "not_done"}
+    for name, table in before.tables().items():
+        if name not in ("ranking", "warnings", "cost", "sizes"):
+            pd.testing.assert_frame_equal(table, after.tables()[name])
+    kept = [name for name in before.ranking if name not in ("seconds", "warnings")]
+    pd.testing.assert_frame_equal(before.ranking[kept], after.ranking[kept])
+    assert list(after.ranking.columns.drop(["stable_share", "null_units"])) == list(before.ranking.columns)
+
+
+def test_what_cannot_be_done_is_said():
+    few = compared(made_run(shards=4))
+    assert few.trust["not_done"][0].count("too few shards") == 2
+    assert set(few.checks) == {"leave one out", "not done"}
+    given = compared(made_run(), found={"lape": NeuronSet(LANGUAGES, {"mlp": torch.ones(3, LAYERS, UNITS).bool()})})
+    assert given.trust["not_done"][0] == "draws and changed text: the set was given"
+    assert "stable_share" not in given.ranking
+
+
+def test_methods_that_are_not_drawn_are_said():
+    two = {"a": Lape(rate=0.1), "b": Lape(rate=0.2)}
+    found = compared(made_run(), Checks(0, 39, without_draws=("b",)), two)
+    assert list(found.checks["nulls"]["method"]) == ["a"]
+    table = found.trust.set_index("method")
+    assert math.isnan(table["null_p"]["b"])
+    assert table["not_done"]["a"] == ""
+    assert table["not_done"]["b"].startswith("nulls: not asked for")
+    assert NULL not in found.ranking.set_index("method")["warnings"]["b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"replicates": 1}, "replicates=1"),
+        ({"permutations": 38}, "expected 39 or more"),
+        ({"permutations": -1}, "expected 39 or more"),
+        ({"seeds": 0}, "seeds=0"),
+    ],
+)
+def test_checks_that_cannot_work_are_refused(values, match):
+    with pytest.raises(ValueError, match=match):
+        Checks(**values)
+
+
+@pytest.mark.parametrize("check", ["changed_text", "ablations", "off_target"])
+def test_checks_that_take_a_model_are_refused_without(check):
+    with pytest.raises(ValueError, match="give a model"):
+        compared(made_run(), Checks(0, 0, **{check: True}))
+
+
+# words, from tables with known numbers
+
+
+def words(check, **columns):
+    rows = pd.DataFrame({"language": ["en", "fr"], **columns}).assign(method="a")
+    return trust.in_words(trust.check_warnings({check: rows}, ["a", "b"]), "a")
+
+
+def text(survival, ceiling=0.8, note="", control="romanised"):
+    return {"control": control, "survival": survival, "ceiling": ceiling, "note": note, "before": 10}
+
+
+def off(own=0.5, code=0.1, collapse="", neurons=10):
+    rises = {"own_rise": own, "numbers_rise": 0.0, "arithmetic_rise": 0.0, "code_rise": code}
+    return {**rises, "collapse": collapse, "neurons": neurons}
+
+
+ROMANISED, SIDE = "does not survive romanisation", "numbers, arithmetic or code are hurt as much as the own language"
+
+
+@pytest.mark.parametrize(
+    ("check", "columns", "expected"),
+    [
+        ("stability", {"stable_share": [0.49, 0.5]},
+         "unstable: under 50 % of the units are selected in 95 % of bootstrap replicates (en)"),
+        ("stability", {"stable_share": [math.nan, 1.0]}, ""),
+        ("nulls", {"null_p": 0.05}, ""),
+        ("nulls", {"null_p": 0.051}, NULL),
+        ("survival", text([0.39, 0.4]), f"{ROMANISED} (en)"),
+        ("survival", text([0.4, 0.9]), ""),
+        ("survival", text([0.0, 0.0], note=["", "0 % change"]), f"{ROMANISED} (en)"),
+        ("survival", text([0.0, math.nan], ceiling=math.nan), ""),
+        ("survival", text(0.1, control=["same script", "shuffled words"]),
+         "does not survive without the languages of other scripts (en)"),
+        ("off target", off(), ""),
+        ("off target", off(code=[0.5, 0.4]), f"{SIDE} (en)"),
+        ("off target", off(own=[-0.1, 0.2], code=0.1, neurons=[10, 0]), f"{SIDE} (en)"),
+        ("off target", off(collapse=["", "code"]), "collapse off target: a text's loss rises by more than 3 nats (fr)"),
+    ],
+)  # fmt: skip
+def test_warnings_of_checks_in_words(check, columns, expected):
+    assert words(check, **columns) == expected
+
+
+def test_an_effect_under_one_kind_of_ablation_only():
+    hurt = {"zero": (True, True, False), "mean": (False, True, False), "half": (False, False, False)}
+    rows = [
+        {"method": "a", "ablation": kind, "language": label, "own_hurt_most": most}
+        for kind, each in hurt.items()
+        for label, most in zip(LANGUAGES, each, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    said = trust.in_words(trust.check_warnings({"ablations": table}, ["a"]), "a")
+    assert said == "hurt most only under one of 3 kinds of ablation: zero (en)"
+    not_done = pd.DataFrame(columns=["method", "check", "reason"])
+    row = trust.trust_table({"ablations": table, "not done": not_done}, ["a"]).iloc[0]
+    assert (row["hurt_most_every_kind"], row["hurt_most_some_kind"]) == (0, 2)
+    one = table.loc[table["ablation"].eq("zero")]
+    assert trust.check_warnings({"ablations": one}, ["a"]).empty
+
+
+def test_survival_is_averaged_over_the_languages_that_it_tests():
+    rows = pd.DataFrame(
+        {"method": "a", "language": LANGUAGES, **text([0.2, 0.4, 1.0], [0.8, 1.0, 0.0], ["", "", "none change"])}
+    )
+    not_done = pd.DataFrame([("a", "off target", "no text")], columns=["method", "check", "reason"])
+    row = trust.trust_table({"survival": rows, "not done": not_done}, ["a", "b"]).set_index("method").loc["a"]
+    assert (row["romanised_survival"], row["romanised_ceiling"]) == (pytest.approx(0.3), pytest.approx(0.9))
+    assert row["not_done"] == "off target: no text"
+
+
+# with a model
+
+
+RUSSIAN = "Лиса прыгает через собаку. "
+TEXT = {"en": SENTENCES[0], "de": SENTENCES[1], "ru": RUSSIAN}
+
+
+@pytest.fixture(scope="module")
+def checked(load):
+    model = load("llama")
+    corpora = lsn.load_corpora({label: [f"{i} {each}" for i in range(30)] for label, each in TEXT.items()})
+    layout = lsn.Layout(kind="documents", max_tokens=600)
+    run = lsn.collect(model, corpora, ["lape"], layout=layout, progress=False)
+    checks = Checks(20, 39, changed_text=True, ablations=True, off_target=True, seeds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reliability, "off_target", partial(off_target, prompts=2, tokens=12))
+        return lsn.compare(
+            run, {"lape": Lape()}, model=model, corpora=corpora, layout=lsn.Layout(max_tokens=64), seeds=2,
+            control_tokens=64, trust=checks, progress=False,
+        )  # fmt: skip
+
+
+def test_with_a_model_every_check_has_its_columns(checked):
+    table = checked.trust.set_index("method")
+    assert list(table.index) == ["lape"]
+    assert set(checked.checks) == {*trust.SUMMARIES, "not done"}
+    assert not table["not_done"].any()
+    names = ("stable_share", "null_p", "romanised_survival", "shuffled_words_ceiling", "same_script_survival",
+             "hurt_most_every_kind", "neutral_rise", "random_repetition_rise")  # fmt: skip
+    for name in names:
+        assert table[name].notna().all(), name
+    survived = checked.checks["survival"]
+    mine = survived.loc[survived["method"].eq("lape") & survived["control"].eq("romanised") & survived["note"].eq("")]
+    assert "ru" in set(mine["language"])
+    assert table.loc["lape", "romanised_survival"] == pytest.approx(mine["survival"].mean())
+    assert "romanised_survival" in checked.ranking
+    assert "not measured" not in repr(checked)
+
+
+def test_the_page_says_what_was_and_what_was_not_done(checked, planted):
+    page = trust_section(checked)
+    assert page.title == TITLE
+    assert set(page.figures) == {"trust-nulls", "trust-romanised", "trust-shuffled-words", "trust-same-script"}
+    assert not any(each.startswith("Not checked") for each in page.text)
+    for chart in page.figures.values():
+        assert list(chart.marks[0].values.index) == ["lape"]
+        chart.plotly()
+    short = trust_section(planted)
+    assert set(short.figures) == {"trust-nulls"}
+    assert short.text[-1] == "Not checked for any method: changed text, kinds of ablation, side effects off target."
+    assert list(short.tables["What it says, in words"]["checks"]) == ["no warning from these checks"]
+    assert len(short.text) < len(page.text)
+    nothing = trust_section(compared(made_run(), Checks(0, 39, without_draws=("lape",))))
+    assert list(nothing.tables["What it says, in words"]["checks"]) == ["not checked"]
+    assert not nothing.figures
+    assert all(a != b for a, b in pairwise(page.text))
