@@ -38,7 +38,7 @@ class Config:
         permutations: Of labels, to see what each method finds where there is nothing to find; 0 for none.
         without_draws: Methods left out of these two, because each draw takes them seconds.
         controls: Slow checks that run the model: "text" (romanised, words shuffled), "ablations" (all kinds),
-            "off_target" (numbers, code, repetition). None by default; all take about ten times as long as the rest.
+            "off_target" (numbers, code, repetition). None by default: several more passes each.
         kind: Packed blocks, or one row a document; by default what the methods need.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.

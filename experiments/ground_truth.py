@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 
@@ -125,7 +125,9 @@ def measure(config: Config, corpora: Corpora, plantings: list[Planted]) -> tuple
     for text, some, cap in frames:
         scores = score_detectors(plantings[:1], some, found, layout=layout(cap), backend=config.backend)
         rows.append(scores.by_language.assign(text=text))
-    means = pd.concat(rows).groupby(["text", "method"], sort=False)[["average_precision", "chance", "recall"]].mean()
+    means: Any = (
+        pd.concat(rows).groupby(["text", "method"], sort=False)[["average_precision", "chance", "recall"]].mean()
+    )
     return whole, means.reset_index()
 
 

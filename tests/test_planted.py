@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 import lsn_lens as lsn
 from lsn_lens.planted import ROLES, load_planted, make_world, plant, planting
-from lsn_lens.planted.cells import Concept, concepts_of, usable_layers
+from lsn_lens.planted.cells import Concept, _rates, concepts_of, usable_layers
 from lsn_lens.planted.directions import answer, at_rates, both_sides, separate
 from lsn_lens.planted.ground import Ground
 from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, check_roles, measure_roles
@@ -317,10 +317,12 @@ def test_seeds(world, planted, tmp_path):
     for name in names:
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
     assert len(other.units) >= len(planted.units) - 4
+    columns = ["role", "layer", "unit"]
     places = [
-        set(zip(each.units["role"], each.units["layer"], each.units["unit"], strict=True)) for each in (planted, other)
+        set(each.units.loc[each.units["role"].ne("silent"), columns].itertuples(index=False, name=None))
+        for each in (planted, other)
     ]
-    assert len(places[0] & places[1]) < len(places[0]) / 2
+    assert len(places[0] & places[1]) < len(places[0]) / 3
 
 
 # roles that do not hold
@@ -599,6 +601,13 @@ def test_which_layers_can_hold_a_concept(ground):
     lost, said = usable_layers(concepts[:1], shuffled, held_out, ground.scripts, ground.languages)
     assert lost == {0: []}
     assert "fires on" in said[0] and len(best) == 2
+
+
+def test_a_direction_is_as_good_as_in_its_worst_languages():
+    language = torch.arange(4).repeat_interleave(50)
+    inside, known = language < 2, torch.ones(200, dtype=torch.bool)
+    fires = torch.arange(200) % 50 < torch.tensor([50, 25, 5, 10])[language]
+    assert _rates(fires, inside, known, language) == pytest.approx((0.5, 0.2))
 
 
 def test_groups_are_drawn_for_enough_languages():

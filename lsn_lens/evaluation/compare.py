@@ -144,8 +144,8 @@ def compare(
         progress: Show progress bars.
         parameters: Hyper-parameters by the name of the method.
         found: Sets to use in place of what the methods of these names select.
-        trust: How to check how far the methods can be trusted, for example `Checks()`: from the run alone, about half a
-            minute a method. Without it, nothing is checked.
+        trust: How to check how far the methods can be trusted, for example `Checks()`: from the run alone, seconds
+            a method for most. Without it, nothing is checked.
 
     Raises:
         KeyError: An unknown method, or one asked for by name whose statistics the run lacks.

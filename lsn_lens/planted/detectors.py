@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from lsn_lens.batches import Layout
 from lsn_lens.collect import collect
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.methods import METHODS, Method, get_method
+from lsn_lens.methods import METHODS, ExpertFrequency, Method, Random, get_method
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.planted.planting import Planted
 from lsn_lens.planted.roles import ROLES
@@ -23,6 +23,10 @@ from lsn_lens.planted.roles import ROLES
 BASES = ("mlp", "mlp_pre", "mlp_up")  # whose units are the MLP's neurons, whole or by one of their projections
 TOP = 0.01  # share of all neurons, for recall among them
 ORDINARY = "the model's own"
+NOT_SCORED = {
+    ExpertFrequency: "it chooses groups of neurons",
+    Random: "its scores are those of the method that it is drawn like; chance is in the table",
+}
 MEASURES = ("average_precision", "chance", "precision_at_k", "precision", "recall", "top_recall")
 
 
@@ -74,7 +78,7 @@ def score_detectors(
     Args:
         plantings: From `plant`; several give intervals.
         corpora: Text; its languages may be some of those planted.
-        methods: Names, or ready methods by name. Those without neurons of MLPs are skipped, and said to be.
+        methods: Names, or ready methods by name. Those without single neurons of MLPs are skipped, and said to be.
         layout: As for `collect`; cap it to see how much text a method needs.
         progress: Show progress bars.
         options: For `Planted.load`, for example `backend`.
@@ -92,9 +96,10 @@ def score_detectors(
     if not plantings:
         raise ValueError("no plantings: expected at least one, from plant.")
     named = {each: get_method(each) for each in methods} if not isinstance(methods, Mapping) else dict(methods)
+    skipped = {name: NOT_SCORED[type(each)] for name, each in named.items() if type(each) in NOT_SCORED}
+    named = {name: method for name, method in named.items() if name not in skipped}
     frames: list[pd.DataFrame] = []
     chosen: list[pd.DataFrame] = []
-    skipped: dict[str, str] = {}
     settings: Mapping[str, Any] = {}
     for number, planted in enumerate(tqdm(plantings, desc="plantings", disable=not progress)):
         unknown = [label for label in corpora if label not in planted.languages]

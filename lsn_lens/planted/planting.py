@@ -122,7 +122,8 @@ def plant(
     if any(role.writes == "needed" for role in chosen) and ROLES["balance"] not in chosen:
         chosen.append(ROLES["balance"])
     ground = Ground.of(source, corpora, tokens)
-    for attempt in range(attempts):
+    attempt = 0
+    while True:
         wide, units = _planted(ground, chosen, each, effect, f"{seed} {attempt}", progress)
         wide.save_pretrained(folder)
         ground.tokenizer.save_pretrained(folder)
@@ -133,7 +134,8 @@ def plant(
             break
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if not isinstance(error, RoleError) or attempt + 1 == attempts:
+            attempt += 1
+            if not isinstance(error, RoleError) or attempt == attempts:
                 raise
     texts = {label: ground.held_out.of(place) for place, label in enumerate(ground.languages)}
     damage = {label: mean_loss(wide, text) - mean_loss(ground.hf_model, text) for label, text in texts.items()}
