@@ -85,8 +85,8 @@ def plant(
     """Write a checkpoint that is the model with new units in its MLPs, whose roles are known.
 
     A unit that its languages need adds to the residual stream, on their tokens, what makes their tokens likely; an
-    always-on unit of its layer takes away as much everywhere. So the model is about as good as before; switching the
-    unit off leaves its languages with what was taken away, and no other language ever had it.
+    always-on unit of its layer takes away as much everywhere. How good the model still is, is measured (`damage`).
+    Switching the unit off leaves its languages with what was taken away, and no other language ever had it.
 
     Args:
         source: "demo", a local folder or a Hub id: a model with dense MLPs that was trained on the languages.

@@ -85,8 +85,8 @@ def facts(tables: Tables) -> dict[str, str]:
 
 def methods_section(tables: Tables, skipped: Mapping[str, str]) -> Section:
     """Methods side by side."""
-    table = tables["by-language"].groupby(["method", "language"], sort=False)["average_precision"].mean().unstack()
-    table = table.reindex(index=list(tables["methods"]["method"]))
+    means: Any = tables["by-language"].groupby(["method", "language"], sort=False)["average_precision"].mean()
+    table = means.unstack().reindex(index=list(tables["methods"]["method"]))
     words = [f"Left out: {name} ({why})." for name, why in skipped.items()]
     return Section(
         "Methods against the truth",
@@ -128,7 +128,7 @@ def sensitivity_section(tables: Tables) -> Section:
 def planted_section(tables: Tables) -> Section:
     """What was measured of each role, and what planting did to the model."""
     measured = ["own_rate", "other_rate", "own_value", "loudness", "own_rise", "other_rise"]
-    means = tables["planted"].groupby("role", sort=False)[measured].mean().reset_index()
+    means: Any = tables["planted"].groupby("role", sort=False)[measured].mean()
     return Section(
         "What was planted",
         (
@@ -137,5 +137,5 @@ def planted_section(tables: Tables) -> Section:
             "that are quieter there, and by how much the loss of its languages (the lowest) and of others (the "
             "highest) rises when it alone is switched off, in nats a token.",
         ),
-        {"Measured": means, "Rise of the loss by planting, nats a token": tables["damage"]},
+        {"Measured": means.reset_index(), "Rise of the loss by planting, nats a token": tables["damage"]},
     )
