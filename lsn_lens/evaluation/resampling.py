@@ -134,12 +134,12 @@ def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
 def permuted(run: Run, seed: int, *, paired: bool = False) -> Run:
     """The same shards with their labels permuted across languages: the null that no language matters.
 
-    Each language keeps its number of shards. The draw does not depend on the order of the languages. Documents of one
-    shard stay together, which leaves more difference between languages than permuting documents would: a label gets
-    some languages' shards more often than others by chance.
+    Each language keeps its number of shards. With `paired`, labels are permuted among the shards of one place, so that
+    document i stays the same document in each language. The draw does not depend on the order of the languages.
+    Documents of one shard stay together, which leaves more difference between languages than permuting documents
+    would: a label gets some languages' shards more often than others by chance.
 
-    Args: as `resampled`; with `paired`, labels are permuted among the shards of one place, so that document i stays
-        the same document in each language.
+    Args: as `resampled`.
 
     Raises: as `resampled`.
     """
