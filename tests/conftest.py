@@ -6,7 +6,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads only wait, and tests run side by side
 
 import copy
+import importlib.util
+import sys
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -134,6 +137,16 @@ every_model = pytest.mark.parametrize(
     ("architecture", "backend"),
     [(each, backend) for each in PARTS for backend in BACKENDS if backend == "bridge" or each in HOOKED_LOADS],
 )
+
+
+def experiment(name):
+    """A script of `experiments/` as a module."""
+    spec = importlib.util.spec_from_file_location(
+        f"{name}_script", Path(__file__).parents[1] / "experiments" / f"{name}.py"
+    )
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parts(architecture, hf_model, layer):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import experiment
 
 import lsn_lens as lsn
 
@@ -21,10 +21,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compare_methods", SCRIPT)
-    module = sys.modules["compare_methods"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("compare_methods")
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,21 @@
 """The script on a synthetic world: the folder is whole, its words follow from its tables, plantings are used again."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import experiment
 
 from lsn_lens.planted import ROLES, make_world
 from lsn_lens.sections import ground_truth as section
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "ground_truth.py"
 PLANTED = ("specific", "loud", "silent")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ground_truth_script", SCRIPT)
-    module = sys.modules["ground_truth_script"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("ground_truth")
 
 
 @pytest.fixture(scope="module")

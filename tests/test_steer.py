@@ -1,18 +1,15 @@
 """The script on the embedded model: the folder is whole, and its words follow from its tables."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import experiment
 
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sections import steering as section
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "steer.py"
 WAYS = {"average_precision", "plnd", "lape", "diffmean", "language_dimensions"}
 SOME = {"average_precision", "plnd", "diffmean"}  # what texts are written with here: each takes its time
 TABLES = {
@@ -22,10 +19,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("steer_script", SCRIPT)
-    module = sys.modules["steer_script"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("steer")
 
 
 def small(script, out, **changed):

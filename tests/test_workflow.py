@@ -1,17 +1,14 @@
 """Stages and structures turned off: the numbers are those of edited weights, the six switches are the whole set."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, parts, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, parts, tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens.evaluation import stages as stages_module
@@ -390,11 +387,7 @@ def test_a_search_that_cannot_work(monkeypatch):
 
 @pytest.fixture(scope="module")
 def script():
-    where = Path(__file__).parents[1] / "experiments" / "workflow.py"
-    spec = importlib.util.spec_from_file_location("workflow", where)
-    module = sys.modules["workflow"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("workflow")
 
 
 def test_the_report(script, tmp_path, monkeypatch):

@@ -1,25 +1,18 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import experiment
 
 import lsn_lens as lsn
 from lsn_lens.sections.working_language import bias, curves
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "working_language.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("working_language", SCRIPT)
-    module = sys.modules["working_language"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("working_language")
 
 
 @pytest.fixture(scope="module")

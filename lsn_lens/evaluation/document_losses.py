@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.evaluation.perplexity import _nll
+from lsn_lens.evaluation.perplexity import token_losses
 from lsn_lens.evaluation.stability import check_replicates, percentile_interval
 
 FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
@@ -62,7 +62,9 @@ def document_losses(
         with tqdm(total=total, desc="losses", unit="tok", unit_scale=True, disable=not progress) as bar:
             for batch in (batch for shard in plan.shards for batch in plan.batches(shard)):
                 mask = batch.keep.to(device, torch.long) if batch.padded else None
-                losses = _nll(forward.logits(model, batch.ids.to(device), mask)[:, :-1], batch.ids[:, 1:].to(device))
+                losses = token_losses(
+                    forward.logits(model, batch.ids.to(device), mask)[:, :-1], batch.ids[:, 1:].to(device)
+                )
                 scored = batch.keep[:, 1:] & (batch.ids[:, 1:] != start if start is not None else True)
                 sums = losses.double().cpu().where(scored, 0.0).sum(1)
                 columns = {"document": list(batch.rows), "loss": sums.tolist(), "tokens": scored.sum(1).tolist()}

@@ -192,14 +192,14 @@ def _losses(
                 scored = batch.keep[:, 1:].to(device)
                 if separator is not None:
                     scored = scored & (targets != separator)
-                sums[batch.language] += float(_nll(logits[:, :-1], targets)[scored].double().sum())
+                sums[batch.language] += float(token_losses(logits[:, :-1], targets)[scored].double().sum())
                 counts[batch.language] += int(scored.sum())
                 bar.update(int(batch.keep.sum()))
     return {label: sums[label] / max(counts[label], 1) for label in sums}
 
 
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Row by row, so that a large vocabulary needs room for one row's probabilities only."""
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each token; row by row, so that a large vocabulary needs room for one row's probabilities only."""
     rows = [
         torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in zip(logits, targets, strict=True)
     ]
