@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ PLOTLY_OPTIONS = {
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
 MOST_WRITTEN_CELLS = 24  # columns, beyond which numbers in the cells no longer fit
+LETTER = 0.08  # inches that a letter of a tick label takes, at 9 points
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,6 @@ class Chart:
     def plotly(self) -> go.Figure:
         """A plotly figure with transparent background."""
         figure = go.Figure([trace for mark in self.marks for trace in _traces(mark)])
-        grid = "rgba(128,128,128,0.25)"
         is_map, has_curves = (isinstance(self.marks[0], kind) for kind in (Heatmap, Line))
         legend = {} if has_curves else {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
         figure.update_layout(
@@ -124,19 +125,14 @@ class Chart:
             font={"family": FONT, "size": 13, "color": "#333"},
             margin={"l": 20, "r": 20, "t": 50 if is_map or has_curves else 80, "b": 20},
             modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa1aa", "activecolor": "#62676f"},
-            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=not is_map,
-            legend=legend,
+            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=not is_map, legend=legend,
         )  # fmt: skip
         axis = {"automargin": True, "showgrid": False, "zeroline": False, "ticks": ""}
         figure.update_xaxes(**axis, type="category", title={"text": _plain(self.x), "standoff": 12})
-        if is_map:
-            figure.update_yaxes(
-                **axis, type="category", autorange="reversed", title={"text": _plain(self.y), "standoff": 12}
-            )
-        else:
-            lines = {"showgrid": True, "gridcolor": grid, "zeroline": True, "zerolinecolor": "rgba(128,128,128,0.8)"}
-            figure.update_yaxes(**{**axis, **lines}, title={"text": _plain(self.y), "standoff": 12})
-        return figure
+        lines = {"showgrid": True, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": True}
+        lines["zerolinecolor"] = "rgba(128,128,128,0.8)"
+        axis |= {"type": "category", "autorange": "reversed"} if is_map else lines
+        return figure.update_yaxes(**axis, title={"text": _plain(self.y), "standoff": 12})
 
     def _inches(self) -> tuple[float, float]:
         first = self.marks[0].values
@@ -188,16 +184,22 @@ def _plain(label: object) -> str:
     return html.escape(str(label), quote=False)
 
 
-def _names(labels: pd.Index) -> list[str]:
-    return [str(label) for label in labels]
+def _columns(axes: Axes, labels: pd.Index) -> None:
+    """Names below an axis, slanted where neighbours would touch."""
+    names = [*map(str, labels)]
+    axes.set_xticks(range(len(names)), names, parse_math=False)
+    width = 0.8 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
+    if any(LETTER * (len(one) + len(other)) / 2 > width / len(names) for one, other in pairwise(names)):
+        for tick in axes.get_xticklabels():
+            tick.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> None:
     low, high = mark.limits
     colours = LinearSegmentedColormap.from_list("", mark.colours).with_extremes(bad="none")
     image = axes.imshow(mark.values.to_numpy(dtype=float), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    axes.set_xticks(range(mark.values.shape[1]), _names(mark.values.columns), parse_math=False)
-    axes.set_yticks(range(mark.values.shape[0]), _names(mark.values.index), parse_math=False)
+    _columns(axes, mark.values.columns)
+    axes.set_yticks(range(mark.values.shape[0]), [*map(str, mark.values.index)], parse_math=False)
     middle, reach = (low + high) / 2, (high - low) / 2
     for row, texts in enumerate(mark.texts()):
         for column, text in enumerate(texts):
@@ -211,11 +213,10 @@ def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> None:
 
 
 def _bars_axes(axes: Axes, mark: Bars, bars: list[Bars]) -> None:
-    places = np.arange(len(mark.values))
     width = 0.65 / len(bars)
     shift = (bars.index(mark) - (len(bars) - 1) / 2) * width
-    axes.bar(places + shift, mark.values, width, color=mark.colour, label=mark.label)
-    axes.set_xticks(places, _names(mark.values.index), parse_math=False)
+    axes.bar(np.arange(len(mark.values)) + shift, mark.values, width, color=mark.colour, label=mark.label)
+    _columns(axes, mark.values.index)
     _lines(axes)
 
 
@@ -232,7 +233,7 @@ def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> None:
     axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5, label=mark.label)
     if mark.band is not None:
         axes.fill_between(places, mark.band["low"], mark.band["high"], color=mark.colour, alpha=0.2, linewidth=0)
-    axes.set_xticks(places, _names(mark.values.index), parse_math=False)
+    _columns(axes, mark.values.index)
     _lines(axes)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # many: beside the curves
 
@@ -245,39 +246,34 @@ def _lines(axes: Axes) -> None:
 
 
 def _heatmap_trace(mark: Heatmap) -> go.Heatmap:
-    low, high = mark.limits
     scale = [[place / (len(mark.colours) - 1), colour] for place, colour in enumerate(mark.colours)]
     bar_title = {"text": mark.label, "side": "right", "font": {"size": 12}}
     return go.Heatmap(
         z=mark.values.to_numpy(dtype=float), x=[*map(_plain, mark.values.columns)], y=[*map(_plain, mark.values.index)],
-        zmin=low, zmax=high, colorscale=scale, text=mark.texts(), texttemplate="%{text}", xgap=2, ygap=2,
-        colorbar={"title": bar_title, "outlinewidth": 0, "thickness": 14},
+        zmin=mark.limits[0], zmax=mark.limits[1], colorscale=scale, text=mark.texts(), texttemplate="%{text}", xgap=2,
+        ygap=2, colorbar={"title": bar_title, "outlinewidth": 0, "thickness": 14},
         hovertemplate="%{y} → %{x}<br>%{z:.5g}<extra></extra>", hoverongaps=False,
     )  # fmt: skip
 
 
+def _series(mark: Bars | Dots | Line) -> dict[str, Any]:
+    hover = "%{x}: %{y:.5g}<extra>%{fullData.name}</extra>"
+    return {"x": [*map(_plain, mark.values.index)], "y": mark.values, "name": mark.label, "hovertemplate": hover}
+
+
 def _bars_trace(mark: Bars) -> go.Bar:
-    return go.Bar(
-        x=[*map(_plain, mark.values.index)], y=mark.values, name=mark.label, marker={"color": mark.colour},
-        hovertemplate="%{x}: %{y:.5g}<extra>%{fullData.name}</extra>",
-    )  # fmt: skip
+    return go.Bar(**_series(mark), marker={"color": mark.colour})
 
 
 def _dots_trace(mark: Dots) -> go.Scatter:
-    return go.Scatter(
-        x=[*map(_plain, mark.values.index)], y=mark.values, name=mark.label, mode="markers",
-        marker={"color": mark.colour, "size": 8, "line": {"color": "white", "width": 1}},
-        hovertemplate="%{x}: %{y:.5g}<extra>%{fullData.name}</extra>",
-    )  # fmt: skip
+    marker = {"color": mark.colour, "size": 8, "line": {"color": "white", "width": 1}}
+    return go.Scatter(**_series(mark), mode="markers", marker=marker)
 
 
 def _line_trace(mark: Line) -> go.Scatter:
     mode, dash = ("lines", "dash") if mark.dashed else ("lines+markers", "solid")
-    return go.Scatter(
-        x=[*map(_plain, mark.values.index)], y=mark.values, name=mark.label, mode=mode,
-        line={"color": mark.colour, "width": 2, "dash": dash}, marker={"size": 5},
-        hovertemplate="%{x}: %{y:.5g}<extra>%{fullData.name}</extra>",
-    )  # fmt: skip
+    style = {"color": mark.colour, "width": 2, "dash": dash}
+    return go.Scatter(**_series(mark), mode=mode, line=style, marker={"size": 5})
 
 
 def _traces(mark: Mark) -> list[Any]:

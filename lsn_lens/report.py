@@ -37,7 +37,14 @@ NATS = (
     "own_rise", "own_minus_worst_other", "difference", "own_rise_short_text", "worst_other_rise", "mean_other_rise",
     "random_mean", "random_sd",
 )  # fmt: skip
-SHARES = {"rate": ".2%", "share_above_95": ".0%", "percentile": ".0f"}
+FOUND_AGAIN = [
+    f"{text}_{what}" for text in ("romanised", "shuffled_words", "same_script") for what in ("survival", "ceiling")
+]
+SHARES = {
+    "rate": ".2%",
+    "percentile": ".0f",
+    **dict.fromkeys(("share_above_95", "stable_share", "beyond_null", *FOUND_AGAIN), ".0%"),
+}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jaxtyping import TypeCheckError
 
 import lsn_lens as lsn
 from lsn_lens import models
+from lsn_lens.evaluation import perplexity
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 
@@ -306,6 +307,15 @@ def test_a_perplexity_table_changes_act_of_the_gate(load, hugging_face):
                 chances = hf_model(ids).logits[0, :-1].log_softmax(-1)
                 scores += (-chances.gather(1, ids[0, 1:, None])[:, 0]).tolist()
             assert rows.loc[label, "nll"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+
+
+def test_a_loss_beyond_what_perplexity_can_hold(load, monkeypatch):
+    """A model broken so far that the perplexity overflows still has a row, with its loss."""
+    corpora = lsn.load_corpora({"de": ["Der Fluss steht hoch."] * 4, "en": ["The river is high."] * 4})
+    model, layout = load("llama"), lsn.Layout(kind="documents", equal=False)
+    monkeypatch.setattr(perplexity, "token_losses", lambda logits, targets: torch.full(targets.shape, 1000.0))
+    table = lsn.perplexity_table(model, corpora, some_units(model), lsn.zero, layout=layout, progress=False)
+    assert (table["nll"] == 1000).all() and (table["perplexity"] == float("inf")).all()
 
 
 # directions, places, several at once

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,6 +108,31 @@ def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     assert chart.caption
     assert plots.save(chart, tmp_path / f"{name}.svg").read_text().count("<svg") == 1
     assert len(chart.plotly().data) == len(chart.marks)
+
+
+@pytest.mark.parametrize("kind", ["bars", "line", "heatmap"])
+@pytest.mark.parametrize("names", [["language_dimensions", "entropy_lambda", "expert_frequency"] * 4, LANGUAGES])
+def test_names_below_an_axis_do_not_touch(kind, names):
+    names = [f"{name}{place}" if len(names) > 5 else name for place, name in enumerate(names)]
+    values = pd.Series(range(len(names)), index=names, dtype=float)
+    marks = {
+        "bars": charts.Bars(values, "units", "#000"),
+        "line": charts.Line(values, "units", "#000"),
+        "heatmap": charts.Heatmap(values.to_frame().T, (0.0, 1.0), ("#fff", "#000"), "share", ".1f"),
+    }
+    figure = charts.Chart("", "method", "units", (marks[kind],)).matplotlib()
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == names
+    slanted = {tick.get_rotation() for tick in ticks}
+    assert slanted == ({30.0} if len(names) > 5 else {0.0})
+    line = ticks[0].get_fontsize() * figure.dpi / 72
+    places = [figure.axes[0].transData.transform((place, 0))[0] for place in range(2)]
+    if len(names) > 5:
+        assert (places[1] - places[0]) * np.sin(np.pi / 6) > line  # slanted lines stand more than a line apart
+    else:
+        boxes = [tick.get_window_extent() for tick in ticks]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_files_by_their_endings(tmp_path):

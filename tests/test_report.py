@@ -165,3 +165,9 @@ def test_neurons_on_text(load):
         text_view.activations_on_text(model, texts, neurons.head(0))
     with pytest.raises(ValueError, match="context of 64"):
         text_view.activations_on_text(model, {"en": "river " * 200}, neurons)
+
+
+def test_shares_are_written_as_percent():
+    frame = pd.DataFrame({"stable_share": [0.874], "romanised_survival": [0.5], "beyond_null": [None], "share": [0.5]})
+    frame["beyond_null"] = frame["beyond_null"].astype(float)
+    assert report.table_cells(frame)[1] == [["87%", "50%", "n/a", "0.500"]]

@@ -1,5 +1,6 @@
 """Runs drawn anew from their shards: what stays to the bit, what is drawn, and what is refused."""
 
+import os
 from itertools import chain
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 import lsn_lens as lsn
 from lsn_lens.evaluation.resampling import (
+    halves,
     load_shards,
     permuted,
     rearranged,
@@ -17,7 +19,7 @@ from lsn_lens.evaluation.resampling import (
     subset,
 )
 from lsn_lens.methods import get_method
-from lsn_lens.run import Run
+from lsn_lens.run import Run, write_shard
 
 UNITS = 30
 
@@ -175,3 +177,28 @@ def test_shuffled_labels_keep_documents_and_their_numbers(paired):
     assert len(list(shuffled_labels(uneven)["fr"].find)) == 20
     with pytest.raises(ValueError, match="paired shuffle"):
         shuffled_labels(uneven, paired=True)
+
+
+def test_halves_are_the_shards_cut_in_two(run):
+    uneven = rearranged(run, {**whole(run), "a": [("a", place) for place in range(7)]})
+    first, second = halves(uneven)
+    for label, shards in uneven.shards.items():
+        assert [*first.shards[label], *second.shards[label]] == list(shards)
+        assert len(first.shards[label]) == len(shards) // 2
+    with pytest.raises(ValueError, match=r"\['b'\] have fewer than two shards"):
+        halves(rearranged(run, {**whole(run), "b": [("b", 0)]}))
+
+
+def test_a_file_that_changes_after_it_was_read_is_checked_again(tmp_path, run):
+    path, sums = tmp_path / "0.safetensors", dict(run.shards["a"][0])
+    write_shard(path, sums | {"other": torch.ones(1)})
+    stored = Run({"a": [path]}, {})
+    read = load_shards(stored, [get_method("lape")]).shards["a"][0]
+    assert set(read) == set(sums)
+    assert all(torch.equal(read[key], sums[key]) for key in sums)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ValueError, match="missing or damaged"):
+        load_shards(stored, [get_method("lape")])

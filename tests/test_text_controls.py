@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lsn_lens as lsn
+from lsn_lens.evaluation.resampling import rearranged
 from lsn_lens.evaluation.survival import _survivors, same_script_survival, survival
-from lsn_lens.evaluation.text_controls import halves, pieces, romanised, same_script, shuffled_words
+from lsn_lens.evaluation.text_controls import pieces, romanised, same_script, shuffled_words
 from lsn_lens.methods import Lape
 from lsn_lens.neurons import NeuronSet
 
@@ -123,17 +124,6 @@ def test_scripts_are_found():
         same_script(lsn.load_corpora({"en": ["1 + 1 = 2"]}))
 
 
-def test_halves_are_the_text_cut_in_two():
-    corpora = corpora_of(TEXT, 11)
-    first, second = halves(corpora)
-    for label, corpus in corpora.items():
-        whole = list(corpus.find)
-        assert [*first[label].find, *second[label].find] == whole
-        assert len(list(first[label].find)) == len(whole) // 2
-    with pytest.raises(ValueError, match="fewer than two documents"):
-        halves(lsn.load_corpora({"en": ["one"], "fr": ["un", "deux", "trois"]}))
-
-
 # survival
 
 
@@ -157,7 +147,13 @@ def test_survival_is_what_two_runs_by_hand_share(ready):
         return lsn.detect(lsn.collect(model, text, ["lape"], progress=False), "lape", rate=0.2)
 
     before = found(corpora)
-    parts = [found(half) for half in halves(corpora)]
+    run = lsn.collect(model, corpora, ["lape"], progress=False)
+    cuts = {label: [[(label, i) for i in range(a, b)] for a, b in ((0, len(each) // 2), (len(each) // 2, len(each)))]
+            for label, each in run.shards.items()}  # fmt: skip
+    parts = [
+        lsn.detect(rearranged(run, {label: pairs[part] for label, pairs in cuts.items()}), "lape", rate=0.2)
+        for part in (0, 1)
+    ]
     for control, change in (("romanised", romanised), ("shuffled words", shuffled_words)):
         after = found(change(corpora))
         for label in corpora:
@@ -166,6 +162,7 @@ def test_survival_is_what_two_runs_by_hand_share(ready):
             assert row["survival"] == pytest.approx(len(before[label] & after[label]) / len(before[label]))
             ends = parts[0][label], parts[1][label]
             assert row["ceiling"] == pytest.approx(len(ends[0] & ends[1]) / len(ends[0]), nan_ok=True)
+            assert len(ends[0])
     assert rows.loc[("romanised", "en"), "note"] == "letters change in 0.0% of its documents only"
     assert rows.loc[("romanised", "zh"), "note"] == rows.loc[("shuffled words", "en"), "note"] == ""
 

@@ -21,7 +21,7 @@ from lsn_lens.evaluation.stability import bootstrap, leave_one_out
 from lsn_lens.methods import Lape
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.run import DOCUMENTS, TOKENS, Run
-from lsn_lens.sections.trust import TITLE, trust_section
+from lsn_lens.sections.trust import TABLES, TITLE, trust_section
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"
@@ -208,6 +208,7 @@ ROMANISED, SIDE = "does not survive romanisation", "numbers, arithmetic or code 
         ("off target", off(), ""),
         ("off target", off(code=[0.5, 0.4]), f"{SIDE} (en)"),
         ("off target", off(own=[-0.1, 0.0], code=0.1, neurons=[10, 0]), f"{SIDE} (en)"),
+        ("off target", off(own=-0.2, code=-0.1) | {"numbers_rise": -0.1, "arithmetic_rise": -0.1}, ""),
         ("off target", off(collapse=["", "code"]), "collapse off target: a text's loss rises by more than 3 nats (fr)"),
     ],
 )  # fmt: skip
@@ -217,8 +218,9 @@ def test_warnings_of_checks_in_words(check, columns, expected):
 
 def test_an_effect_under_one_kind_of_ablation_only():
     hurt = {"zero": (True, True, False), "mean": (False, True, False), "half": (False, False, False)}
+    share = {"en": 0.5, "fr": 1.0, "zh": 0.4}
     rows = [
-        {"method": "a", "ablation": kind, "language": label, "own_hurt_most": most}
+        {"method": "a", "ablation": kind, "language": label, "own_hurt_most": most, "share_above_random": share[label]}
         for kind, each in hurt.items()
         for label, most in zip(LANGUAGES, each, strict=True)
     ]
@@ -227,9 +229,20 @@ def test_an_effect_under_one_kind_of_ablation_only():
     assert said == "hurt most only under one of 3 kinds of ablation: zero (en)"
     not_done = pd.DataFrame(columns=["method", "check", "reason"])
     row = trust.trust_table({"ablations": table, "not done": not_done}, ["a"]).iloc[0]
-    assert (row["hurt_most_every_kind"], row["hurt_most_some_kind"]) == (0, 2)
+    assert (row["hurt_most_every_kind"], row["hurt_most_some_kind"], row["above_random_every_kind"]) == (0, 2, 1)
     one = table.loc[table["ablation"].eq("zero")]
     assert trust.check_warnings({"ablations": one}, ["a"]).empty
+
+
+def test_the_worst_neutral_text_is_that_of_the_means():
+    rises = {"numbers_rise": [0.3, -0.1], "arithmetic_rise": [-0.3, 0.3], "code_rise": [0.2, 0.2]}
+    random = {f"random_{name}": 0.5 for name in rises}
+    repetition = {f"repetition_{state}": each for state, each in (("before", 0.1), ("after", 0.3), ("random", 0.2))}
+    table = pd.DataFrame({"method": "a", "language": ["en", "fr"], **rises, **random, **repetition})
+    row = trust.SUMMARIES["off target"](table).loc["a"]
+    assert row["neutral_rise"] == pytest.approx(0.2)  # code; 0.3 in each language alone
+    assert row["random_neutral_rise"] == 0.5
+    assert (row["repetition_rise"], row["random_repetition_rise"]) == (pytest.approx(0.2), pytest.approx(0.1))
 
 
 def test_survival_is_averaged_over_the_languages_that_it_tests():
@@ -294,7 +307,67 @@ def test_the_page_says_what_was_and_what_was_not_done(checked, planted):
     assert short.text[-1] == "Not checked for any method: changed text, kinds of ablation, side effects off target."
     assert list(short.tables["What it says, in words"]["checks"]) == ["no warning from these checks"]
     assert len(short.text) < len(page.text)
+    numbers = {name: each for name, each in page.tables.items() if name in TABLES}
+    assert list(numbers) == list(TABLES)
+    shown = [column for each in numbers.values() for column in each.columns.drop("method")]
+    assert sorted(shown) == sorted(checked.trust.columns.drop(["method", "not_done"]))  # each in one table, none lost
+    assert set(short.tables) == {*list(TABLES)[:2], "What it says, in words"}
     nothing = trust_section(compared(made_run(), Checks(0, 39, without_draws=("lape",))))
-    assert list(nothing.tables["What it says, in words"]["checks"]) == ["not checked"]
+    assert list(nothing.tables["What it says, in words"]["checks"]) == ["not checked; not done: nulls"]
     assert not nothing.figures
     assert all(a != b for a, b in pairwise(page.text))
+
+
+def test_equal_sets_are_measured_once(load, monkeypatch):
+    model = load("llama")
+    texts = {label: [f"{i} {each}" for i in range(20)] for label, each in TEXT.items()}
+    corpora = lsn.load_corpora(texts, hold_out=0.3)
+    run = lsn.collect(model, corpora, ["lape"], layout=lsn.Layout(max_tokens=200), progress=False)
+    methods = {"a": Lape(), "b": Lape(rate=0.3), "c": Lape()}
+    alone = {name: lsn.detect(run, method) for name, method in methods.items()}
+    assert len(alone["a"]) != len(alone["b"])
+    asked = []
+    table = pd.DataFrame({"language": ["en"], "own_hurt_most": [True], "share_above_random": 1.0, "ablation": ["zero"]})
+
+    def measured(*given, **_):
+        asked.append(given[3])
+        return table
+
+    monkeypatch.setattr(reliability, "ablation_sensitivity", measured)
+
+    def compare(names):
+        return lsn.compare(
+            run, {name: methods[name] for name in names}, model=model, corpora=corpora, seeds=2, control_tokens=64,
+            layout=lsn.Layout(max_tokens=64), trust=Checks(0, 0, ablations=True), progress=False,
+        )  # fmt: skip
+
+    three = compare("abc")
+    assert len(asked) == 2
+    assert list(three.checks["ablations"]["method"]) == ["a", "b", "c"]
+    for name in "abc":
+        single = compare(name)
+        for each, column in (("losses", "set"), ("control_by_language", "method"), ("control_points", "method")):
+            one, other = (getattr(result, each) for result in (three, single))
+            rows = one.loc[one[column].isin(["", name])].reset_index(drop=True)
+            pd.testing.assert_frame_equal(rows, other.reset_index(drop=True), check_dtype=False)
+    assert list(three.losses["set"].unique()) == ["", "a", "b", "c"]
+    assert three.losses.attrs["text"] == compare("a").losses.attrs["text"]
+
+
+def test_twins_share_units_languages_and_action():
+    def units(first, labels=LANGUAGES):
+        mask = torch.zeros(3, LAYERS, UNITS, dtype=torch.bool)
+        mask[:, :, first] = True
+        return NeuronSet(labels, {"mlp": mask})
+
+    found = {"a": units(0), "b": units(1), "c": units(0), "d": units(0), "e": units(0, ("en", "de", "zh"))}
+    actions = {"a": lsn.zero, "b": lsn.zero, "c": lsn.zero, "d": lsn.scale(0.5), "e": lsn.zero}
+    assert reliability.twins(found, actions) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
+
+
+def test_units_that_cannot_be_changed_are_said(planted):
+    model_less = {"lape": planted.found["lape"]}
+    details = reliability.measure(made_run(), METHODS, model_less, Checks(0, 0, ablations=True), actions={})
+    assert details["not done"].to_dict("records") == [
+        {"method": "lape", "check": "ablations and off target", "reason": "no intervention writes to mlp"}
+    ]

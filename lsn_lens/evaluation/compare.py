@@ -266,10 +266,18 @@ def _effects(
 ) -> dict[str, pd.DataFrame]:
     if not actions:
         raise ValueError(f"no intervention writes to the bases of {list(found)}: leave out the model.")
-    losses = causal.measure_losses(model, corpora, found, actions, layout, progress)
-    control, points = causal.measure_controls(
-        model, corpora, found, actions, seeds, tokens, layout, progress, statistics
+    first = reliability.twins(found, actions)
+    measured = {name: action for name, action in actions.items() if first[name] == name}
+    losses = causal.measure_losses(model, corpora, found, measured, layout, progress)
+    control, points = (
+        reliability.with_twins(table, "method", first)
+        for table in causal.measure_controls(
+            model, corpora, found, measured, seeds, tokens, layout, progress, statistics
+        )
     )
+    text = losses.attrs
+    losses = reliability.with_twins(losses, "set", first)
+    losses.attrs = text
     by_language = causal.effects_by_language(losses)
     return {
         "effects": causal.effects_table(by_language),

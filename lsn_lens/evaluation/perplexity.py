@@ -214,8 +214,8 @@ def _rows(
         tokens = plan.tokens[label]
         separators = len(tokens.ends) if plan.layout.separator != "none" else 0
         bits = (tokens.n_tokens - separators) / tokens.n_bytes / math.log(2)
-        values = {"nll": nll, "perplexity": math.exp(nll), "bits_per_byte": nll * bits}
-        before = {"nll": clean[label], "perplexity": math.exp(clean[label]), "bits_per_byte": clean[label] * bits}
+        values = {"nll": nll, "perplexity": _exp(nll), "bits_per_byte": nll * bits}
+        before = {"nll": clean[label], "perplexity": _exp(clean[label]), "bits_per_byte": clean[label] * bits}
         changes = {f"{key}_change": values[key] - before[key] for key in values}
         rows.append(
             {
@@ -229,3 +229,11 @@ def _rows(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _exp(nll: float) -> float:
+    """Infinite where a broken model's loss is beyond what a float can hold."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from lsn_lens import models
@@ -24,6 +25,7 @@ from lsn_lens.methods import Method, Sharing
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.run import Run
 
+OF_SET = ("ablations", "off target")  # checks of units and of what is done to them, whoever found them
 FEWEST = 39  # permutations below which a p-value of two statistics cannot reach 0.05
 
 Corpora = Mapping[str, LanguageCorpus]
@@ -42,8 +44,8 @@ class Checks:
             for each, others a tenth of one.
         paired: Draw the same shards in all languages and permute labels within a place only, for parallel text. The
             method "sharing" is always drawn so.
-        changed_text: Find units again on romanised text, on shuffled words and, without a pass, without other scripts:
-            four passes over the text.
+        changed_text: Find units again on romanised text and on shuffled words, a pass over the text each, and, from the
+            run alone, without other scripts.
         ablations: Every kind of ablation.
         off_target: Numbers, arithmetic, code, and what the model writes.
         seeds: Random sets beside the last two.
@@ -72,7 +74,12 @@ class Checks:
     @property
     def with_model(self) -> bool:
         """Whether any of them runs the model."""
-        return self.changed_text or self.ablations or self.off_target
+        return self.changed_text or self.of_set
+
+    @property
+    def of_set(self) -> bool:
+        """Whether any of them changes units."""
+        return self.ablations or self.off_target
 
 
 def measure(
@@ -117,6 +124,7 @@ def measure(
         for name, method in methods.items()
         if name not in (given or {})
     }
+    first = twins(found, actions or {})
     for name in tqdm(methods, desc="how far to trust", disable=not progress):
         todo: dict[str, Callable[[], pd.DataFrame]] = {}
         if name in unchecked:
@@ -124,17 +132,45 @@ def measure(
             todo |= _of_run(load_shards(run, [unchecked[name]] if drawn else []), unchecked[name], checks, drawn)
         else:
             not_done.append({"method": name, "check": "draws and changed text", "reason": "the set was given"})
-        if model is not None and corpora is not None and name in (actions or {}):
+        if checks.of_set and name not in first:
+            reason = f"no intervention writes to {', '.join(found[name].masks)}"
+            not_done.append({"method": name, "check": "ablations and off target", "reason": reason})
+        if model is not None and corpora is not None and first.get(name) == name:
             todo |= _of_set(model, corpora, run, found[name], (actions or {})[name], layout, checks)
         for check, act in todo.items():
             with _noting(not_done, [name], check):
                 parts.setdefault(check, []).append(act().assign(method=name))
     if model is not None and corpora is not None and checks.changed_text and unchecked:
         parts["survival"] = _changed_text(model, corpora, run, unchecked, not_done, progress)
-    reasons = pd.DataFrame(not_done, columns=["method", "check", "reason"])
-    return {check: _first(pd.concat(each, ignore_index=True)) for check, each in parts.items() if each} | {
-        "not done": reasons
-    }
+    not_done += [
+        {**row, "method": name}
+        for row in list(not_done) if row["check"] in OF_SET
+        for name in first if first[name] == row["method"] != name
+    ]  # fmt: skip
+    tables = {check: _first(pd.concat(each, ignore_index=True)) for check, each in parts.items() if each}
+    tables |= {check: with_twins(tables[check], "method", first) for check in OF_SET if check in tables}
+    return tables | {"not done": pd.DataFrame(not_done, columns=["method", "check", "reason"])}
+
+
+def twins(found: Mapping[str, NeuronSet], actions: Mapping[str, Choice]) -> dict[str, str]:
+    """Each method that has an action, with the first one of the same units and action: measured once for all."""
+    firsts: dict[str, str] = {}
+    for name in actions:
+        alike = (each for each in dict.fromkeys(firsts.values()) if actions[each] is actions[name])
+        firsts[name] = next((each for each in alike if _same(found[each], found[name])), name)
+    return firsts
+
+
+def with_twins(table: pd.DataFrame, column: str, firsts: Mapping[str, str]) -> pd.DataFrame:
+    """Rows of the methods that were measured, copied for their twins; in the order of the methods, others in front."""
+    copies = [table.loc[table[column].eq(first)].assign(**{column: name}) for name, first in firsts.items()]
+    others = table.loc[~table[column].isin(list(firsts))]
+    return pd.concat([others, *copies], ignore_index=True)
+
+
+def _same(one: NeuronSet, other: NeuronSet) -> bool:
+    alike = one.languages == other.languages and one.masks.keys() == other.masks.keys()
+    return alike and all(torch.equal(mask, other.masks[basis]) for basis, mask in one.masks.items())
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Runs drawn anew from a run's shards, and corpora with their documents' labels shuffled. No model is run here."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from torch import Tensor
 
 from lsn_lens.corpora import Documents, LanguageCorpus, Records
@@ -37,13 +37,21 @@ def load_shards(run: Run, methods: Iterable[Method]) -> Run:
     return replace(run, shards=sums, documents=rows)
 
 
-def _read(shard: Shard, wanted: Any) -> dict[str, Tensor]:
-    tensors = read_shard(shard) if isinstance(shard, Path) else shard
-    if tensors is None:
+def _read(shard: Shard, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    if not isinstance(shard, Path):
+        return {key: value for key, value in shard.items() if wanted(key)}
+    if not shard.is_file() or not _is_whole(shard, shard.stat().st_mtime_ns):
         raise ValueError(
             f"{shard} is missing or damaged. Call collect with the arguments of the run: it redoes that shard."
         )
-    return {key: value for key, value in tensors.items() if wanted(key)}
+    with safe_open(str(shard), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118 (not a dict)
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_whole(shard: Path, _changed: int) -> bool:
+    """Asked once for each state of a file: checking reads all of it, and each method reads a part."""
+    return read_shard(shard) is not None
 
 
 def _is_sum(needs: Sequence[Need], key: str) -> bool:
@@ -164,6 +172,23 @@ def subset(run: Run, languages: Sequence[str]) -> Run:
         return smaller
     described = {**text, "languages": {label: text["languages"][label] for label in languages}}
     return replace(smaller, settings={**run.settings, "text": described})
+
+
+def halves(run: Run) -> tuple[Run, Run]:
+    """The first and the second half of each language's shards; parallel text stays parallel.
+
+    Raises:
+        ValueError: A language with one shard.
+    """
+    few = [label for label, shards in run.shards.items() if len(shards) < 2]
+    if few:
+        raise ValueError(f"{few} have fewer than two shards, so no two halves: collect again with Layout(shards=2).")
+    cuts = {label: (0, len(shards) // 2, len(shards)) for label, shards in run.shards.items()}
+    first, second = (
+        rearranged(run, {label: [(label, i) for i in range(*cut[part : part + 2])] for label, cut in cuts.items()})
+        for part in (0, 1)
+    )
+    return first, second
 
 
 def shuffled_labels(

@@ -12,8 +12,8 @@ from torch import Tensor
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.collect import collect
-from lsn_lens.evaluation.resampling import subset
-from lsn_lens.evaluation.text_controls import CONTROLS, Control, Corpora, halves, same_script
+from lsn_lens.evaluation.resampling import halves, load_shards, subset
+from lsn_lens.evaluation.text_controls import CONTROLS, Control, Corpora, same_script
 from lsn_lens.methods import Method, get_method
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.run import Run
@@ -33,9 +33,9 @@ def survival(
 ) -> pd.DataFrame:
     """How much of each language's set is found again when the text is changed.
 
-    All languages are changed at once, and units found on the changed text in the same way: one pass for each control,
-    and two halves for the natural bar, what other text of the same kind gives (`ceiling`). That is a low bar, as each
-    half is half as much text, and not an upper bound, as the changed text says the same things.
+    All languages are changed at once, and units found on the changed text in the same way: one pass for each control.
+    The natural bar (`ceiling`) is what other text of the same kind gives: two halves of the run. That is a low bar, as
+    each half is half as much text, and not an upper bound, as the changed text says the same things.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -55,7 +55,8 @@ def survival(
         of a mean.
 
     Raises:
-        ValueError: No methods or controls, a control that changes the languages or cannot be used on these.
+        ValueError: No methods or controls, a control that changes the languages or cannot be used on these, a run with
+            one shard of a language.
     """
     chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
     if not chosen or not controls:
@@ -64,17 +65,13 @@ def survival(
     wrong = {name: list(each) for name, each in altered.items() if list(each) != list(corpora)}
     if wrong:
         raise ValueError(f"controls gave the languages {wrong} for {list(corpora)}: expected the same.")
+    if run is None:
+        run = collect(model, corpora, chosen.values(), layout=layout, progress=progress)
     layout = layout or _layout_of(run)
-
-    def find(text: Corpora) -> dict[str, NeuronSet]:
-        found = collect(model, text, chosen.values(), layout=layout, progress=progress)
-        return {name: _detect(found, method) for name, method in chosen.items()}
-
-    before = find(corpora) if run is None else {name: _detect(run, method) for name, method in chosen.items()}
-    first, second = (find(half) for half in halves(corpora))
+    before, first, second = (_sets(each, chosen) for each in (run, *halves(run)))
     tables = []
     for control, text in altered.items():
-        after = find(text)
+        after = _sets(collect(model, text, chosen.values(), layout=layout, progress=progress), chosen)
         changed = {label: _share_changed(corpora[label].find, text[label].find) for label in corpora}
         for name in chosen:
             table = _survivors(before[name], after[name])
@@ -120,8 +117,9 @@ def same_script_survival(
     chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
     tables = []
     for name, method in chosen.items():
-        before = _detect(run, method)
-        parts = [_of_script(run, method, before, group) for group in groups.values()]
+        small = load_shards(run, [method])
+        before = _detect(small, method)
+        parts = [_of_script(small, method, before, group) for group in groups.values()]
         table = pd.concat(parts).set_index("language").loc[list(run.languages)].reset_index()
         table.insert(0, "method", name)
         tables.append(table)
@@ -130,9 +128,11 @@ def same_script_survival(
     return table
 
 
-def _layout_of(run: Run | None) -> Layout | None:
-    if run is None:
-        return None
+def _sets(run: Run, methods: Mapping[str, Method]) -> dict[str, NeuronSet]:
+    return {name: _detect(run, method) for name, method in methods.items()}
+
+
+def _layout_of(run: Run) -> Layout:
     stored = Layout(**run.settings["text"]["layout"])
     return replace(stored, length=None) if stored.kind == "documents" else stored
 

@@ -73,24 +73,6 @@ def same_script(corpora: Corpora) -> dict[str, tuple[str, ...]]:
 CONTROLS: Mapping[str, Control] = {"romanised": romanised, "shuffled words": shuffled_words}
 
 
-def halves(corpora: Corpora) -> tuple[dict[str, LanguageCorpus], dict[str, LanguageCorpus]]:
-    """The first and the second half of each language's `find` documents; parallel text stays parallel."""
-    counts = {label: sum(1 for _ in corpus.find) for label, corpus in corpora.items()}
-    few = [label for label, count in counts.items() if count < 2]
-    if few:
-        raise ValueError(f"{few} have fewer than two documents to find units with: there are no two halves.")
-
-    def part(corpus: LanguageCorpus, first: int, last: int | None, name: str) -> LanguageCorpus:
-        records = Records(f"{corpus.source}, {name}", lambda: islice(iter(corpus.find), first, last))
-        return LanguageCorpus(corpus.language, Documents(records), corpus.hold_out)
-
-    middles = {label: count // 2 for label, count in counts.items()}
-    return (
-        {label: part(each, 0, middles[label], "first half") for label, each in corpora.items()},
-        {label: part(each, middles[label], None, "second half") for label, each in corpora.items()},
-    )
-
-
 def _changed(corpus: LanguageCorpus, name: str, change: Callable[[str], str]) -> LanguageCorpus:
     def part(documents: Documents) -> Documents:
         source = documents.records

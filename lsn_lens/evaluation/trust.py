@@ -26,7 +26,8 @@ SURVIVAL = {
     "same script": "does not survive without the languages of other scripts",
 }
 NEUTRAL = ("numbers", "arithmetic", "code")
-WHOLE = ("replicates", "units", "null_low", "null_high", "permutations", "hurt_most_every_kind", "hurt_most_some_kind")
+WHOLE = ("replicates", "units", "null_low", "null_high", "permutations", "hurt_most_every_kind", "hurt_most_some_kind",
+         "above_random_every_kind")  # fmt: skip
 SHOWN = ("stable_share", "null_units", "romanised_survival")  # columns of the ranking
 
 Doubts = Iterable[tuple[str, list[str]]]
@@ -185,7 +186,7 @@ def _of_ablations(table: pd.DataFrame) -> Doubts:
 
 def _of_off_target(table: pd.DataFrame) -> Doubts:
     worst = table[[f"{kind}_rise" for kind in NEUTRAL]].max(axis=1)
-    where = _labels(table, (table["neurons"] > 0) & ~(table["own_rise"] > worst), "language")
+    where = _labels(table, (table["neurons"] > 0) & ~(worst <= 0) & ~(table["own_rise"] > worst), "language")
     if where:
         yield "numbers, arithmetic or code are hurt as much as the own language", where
     broken = _labels(table, table["collapse"].ne(""), "language")
@@ -219,9 +220,10 @@ def trust_table(details: Mapping[str, pd.DataFrame], methods: list[str]) -> pd.D
         beyond the best of all there), `permutations`;
         changed text: `survival` and its `ceiling` after `romanised_`, `shuffled_words_` and `same_script_`, means over
         the languages that the change tests;
-        ablations: `hurt_most_every_kind` and `hurt_most_some_kind`, numbers of languages;
-        off target: `neutral_rise` (the worst of numbers, arithmetic and code; nats a token, mean over languages),
-        `repetition_rise`, and both of random units (`random_`);
+        ablations: `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the own rise is above
+        that of every random set), numbers of languages;
+        off target: `neutral_rise` (of numbers, arithmetic and code the one that rises most; nats a token, mean over
+        languages), `repetition_rise`, and both of random units (`random_`);
         `not_done`: the checks that could not be done, and why.
     """
     frame = pd.DataFrame(index=pd.Index(methods, name="method"))
@@ -267,20 +269,24 @@ def _surviving(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _kinds(table: pd.DataFrame) -> pd.DataFrame:
-    groups: Any = table.groupby(["method", "language"])["own_hurt_most"]
-    both: Any = pd.DataFrame({"hurt_most_every_kind": groups.all(), "hurt_most_some_kind": groups.any()})
-    return both.groupby("method").sum()
+    groups: Any = table.assign(above=table["share_above_random"].eq(1)).groupby(["method", "language"])
+    names = ["hurt_most_every_kind", "above_random_every_kind"]
+    every = groups[["own_hurt_most", "above"]].all().set_axis(names, axis=1)
+    some = groups["own_hurt_most"].any().rename("hurt_most_some_kind")
+    kinds: Any = pd.concat([every, some], axis=1).groupby("method")
+    return kinds.sum()
 
 
 def _off_target(table: pd.DataFrame) -> pd.DataFrame:
+    groups: Any = table.groupby("method")
+    means = groups.mean(numeric_only=True)  # before the worst is taken: the largest of noisy numbers is mostly noise
     parts = {
-        "neutral_rise": table[[f"{kind}_rise" for kind in NEUTRAL]].max(axis=1),
-        "random_neutral_rise": table[[f"random_{kind}_rise" for kind in NEUTRAL]].max(axis=1),
-        "repetition_rise": table["repetition_after"] - table["repetition_before"],
-        "random_repetition_rise": table["repetition_random"] - table["repetition_before"],
+        "neutral_rise": means[[f"{kind}_rise" for kind in NEUTRAL]].max(axis=1),
+        "random_neutral_rise": means[[f"random_{kind}_rise" for kind in NEUTRAL]].max(axis=1),
+        "repetition_rise": means["repetition_after"] - means["repetition_before"],
+        "random_repetition_rise": means["repetition_random"] - means["repetition_before"],
     }
-    columns: Any = pd.DataFrame(parts)
-    return columns.groupby(table["method"]).mean()
+    return pd.DataFrame(parts)
 
 
 SUMMARIES: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {

@@ -34,17 +34,31 @@ HOW = {
         "Changed text: units are found again on text in plain Latin letters, on words in random order, and without the "
         "languages of other scripts. Survival: share of the set that is found again, over the languages that the "
         "change tests. The ceiling is what other text of the same kind gives (for scripts: taking as many languages "
-        "of the same script away)."
+        "of the same script away). Units that hang on the order of words can be a language's all the same: no warning "
+        "comes from that."
     ),
     "ablations": (
-        "Other ablations: zero, means, other text's values, half. In how many languages are the own units' losses the "
-        "largest, under every kind and under some."
+        "Other ablations: zero, means, other text's values, half. How many languages are hurt most by the ablation of "
+        "their own units: under every kind, and under some; and how many are hurt more by them than by all random "
+        "units of as many in each layer, under every kind (above random every kind)."
     ),
     "off target": (
-        "Off target: the rise of the loss on numbers, arithmetic and code (the worst of the three), and of repetition "
-        "in what the model writes, beside those of random units."
+        "Off target: the rise of the loss on numbers, arithmetic and code (neutral rise: that of the three which rises "
+        "most, mean over the languages whose units are changed; nats a token), and of repetition in what the model "
+        "writes (share of its character sequences that came before), beside those of random units."
     ),
 }
+TABLES = {  # caption -> columns of the table of all checks, in tables that fit a page
+    "Other text of the same kind, and one language left out": (
+        "stable_share", "bootstrap_jaccard", "replicates", "leave_one_out_jaccard",
+    ),
+    "Shuffled labels": ("units", "null_units", "null_low", "null_high", "null_p", "beyond_null", "permutations"),
+    "Changed text": tuple(
+        f"{text}_{what}" for text in ("romanised", "shuffled_words", "same_script") for what in ("survival", "ceiling")
+    ),
+    "Other ablations: numbers of languages": ("hurt_most_every_kind", "hurt_most_some_kind", "above_random_every_kind"),
+    "Off target": ("neutral_rise", "random_neutral_rise", "repetition_rise", "random_repetition_rise"),
+}  # fmt: skip
 OPTIONS = {
     "draws of the text": ("stability",),
     "shuffled labels": ("nulls",),
@@ -75,12 +89,18 @@ def trust_section(comparison: Comparison) -> Section:
             *missing,
         ),
         {
-            "Main number of each check": table.drop(columns="not_done").set_index("method").loc[methods].reset_index(),
+            **main_numbers(table.set_index("method").loc[methods]),
             "What it says, in words": verdicts(comparison),
             **remarks,
         },
         figures(checks, methods),
     )
+
+
+def main_numbers(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The main numbers of the checks that were done, in several tables; methods without any are left out."""
+    parts = {caption: table[[name for name in names if name in table]] for caption, names in TABLES.items()}
+    return {caption: part.dropna(how="all").reset_index() for caption, part in parts.items() if len(part.columns)}
 
 
 def verdicts(comparison: Comparison) -> pd.DataFrame:
@@ -89,7 +109,11 @@ def verdicts(comparison: Comparison) -> pd.DataFrame:
     table = trust.check_warnings(comparison.checks, methods)
     checked = {name for check, each in comparison.checks.items() if check in HOW for name in each["method"]}
     silent = {name: "no warning from these checks" if name in checked else "not checked" for name in methods}
-    words = [trust.in_words(table, name) or silent[name] for name in methods]
+    left: Any = comparison.checks["not done"].groupby("method")["check"].agg(", ".join)
+    words = [
+        (trust.in_words(table, name) or silent[name]) + (f"; not done: {left[name]}" if name in left else "")
+        for name in methods
+    ]
     return pd.DataFrame({"method": methods, "checks": words})
 
 
