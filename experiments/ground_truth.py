@@ -27,14 +27,15 @@ class Config:
         out: Folder for the report and all else.
         languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
         methods: Which methods; all by default.
+        parts: Where to plant, each by itself: "mlp", and "attention" (as values of new heads).
         roles: Which roles; all by default.
-        plantings: How many; each has its own seed, and the intervals come from their spread.
+        plantings: How many into each part; each has its own seed, and the intervals come from their spread.
         each: Units for each role and language.
         effect: By how much a language's loss is to rise when one unit that it needs is off, nats a token.
         tokens: Of each language, to write the weights from.
         max_tokens: Cap for each language when running the methods.
-        less_text: Smaller caps to try on the first planting.
-        fewer_languages: How many of the languages to try on the first planting.
+        less_text: Smaller caps to try on the first planting of each part.
+        fewer_languages: How many of the languages to try there.
         seed: Of the first planting.
         files: Glob that picks files of a corpus folder.
         column: The field with the text.
@@ -46,6 +47,7 @@ class Config:
     out: Path = Path("runs/ground_truth")
     languages: tuple[str, ...] | None = None
     methods: tuple[str, ...] | None = None
+    parts: tuple[Literal["mlp", "attention"], ...] = ("mlp", "attention")
     roles: tuple[str, ...] | None = None
     plantings: int = 5
     each: int = 1
@@ -70,6 +72,7 @@ import pandas as pd  # noqa: E402
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens.formats import write_bytes  # noqa: E402
 from lsn_lens.planted import ROLES, DetectorScores, Planted, load_planted, plant, score_detectors  # noqa: E402
+from lsn_lens.planted.parts import PartName  # noqa: E402
 from lsn_lens.planted.planting import TABLE  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.ground_truth import ground_truth_report  # noqa: E402
@@ -82,27 +85,30 @@ def prepare(config: Config) -> tuple[Corpora, list[Planted]]:
     unknown = [name for name in config.methods or () if name not in lsn.METHODS]
     if unknown:
         raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
-    if config.plantings < 1:
-        raise ValueError(f"plantings={config.plantings}: expected at least one; intervals take two or more.")
+    if config.plantings < 1 or not config.parts:
+        raise ValueError(
+            f"plantings={config.plantings}, parts={config.parts}: expected at least one; intervals take two plantings."
+        )
     corpora = lsn.load_corpora(config.corpus, config.languages, files=config.files, column=config.column)
     wrong = [count for count in config.fewer_languages if not 2 <= count <= len(corpora)]
     if wrong:
         raise ValueError(f"fewer_languages={wrong}: expected 2 to {len(corpora)}, as many as there are.")
-    return corpora, [planting(config, corpora, config.seed + number) for number in range(config.plantings)]
+    seeds = range(config.seed, config.seed + config.plantings)
+    return corpora, [planting(config, corpora, part, seed) for part in config.parts for seed in seeds]
 
 
-def planting(config: Config, corpora: Corpora, seed: int) -> Planted:
+def planting(config: Config, corpora: Corpora, part: PartName, seed: int) -> Planted:
     """One planting."""
-    asked = {"model": config.model, "each": config.each, "effect": config.effect, "tokens": config.tokens,
+    asked = {"model": config.model, "part": part, "each": config.each, "effect": config.effect, "tokens": config.tokens,
              "roles": list(config.roles or ROLES), "languages": list(corpora)}  # fmt: skip
-    folder = config.out / "planted" / str(seed)
+    folder = config.out / "planted" / f"{part}-{seed}"
     kept = folder.with_suffix(".json")
     if (folder / TABLE).is_file():
         if not kept.is_file() or json.loads(kept.read_text()) != asked:
             raise ValueError(f"{folder} was planted with other settings. Give another --out, or remove it.")
         return load_planted(folder)
     planted = plant(
-        config.model, corpora, folder, roles=asked["roles"], each=config.each, effect=config.effect,
+        config.model, corpora, folder, part=part, roles=asked["roles"], each=config.each, effect=config.effect,
         tokens=config.tokens, seed=seed,
     )  # fmt: skip
     write_bytes(kept, json.dumps(asked, indent=1).encode())
@@ -112,23 +118,27 @@ def planting(config: Config, corpora: Corpora, seed: int) -> Planted:
 def measure(config: Config, corpora: Corpora, plantings: list[Planted]) -> tuple[DetectorScores, pd.DataFrame]:
     """Scores on everything, and on less."""
     methods = config.methods or tuple(lsn.METHODS)
-    every = dict.fromkeys(corpora, None)
-    first = list(every)
     whole = score_detectors(plantings, corpora, methods, layout=layout(config.max_tokens), backend=config.backend)
-    found = [name for name in methods if name not in whole.skipped]
-    frames = []
-    for cap in config.less_text:
-        frames.append((f"{cap:,} tokens", corpora, cap))
+    less: list[tuple[str, Corpora, int | None]] = [(f"{cap:,} tokens", corpora, cap) for cap in config.less_text]
     for count in config.fewer_languages:
-        frames.append((f"{count} languages", {label: corpora[label] for label in first[:count]}, config.max_tokens))
-    rows = [whole.by_language.loc[whole.by_language["planting"].eq(0)].assign(text="all")]
-    for text, some, cap in frames:
-        scores = score_detectors(plantings[:1], some, found, layout=layout(cap), backend=config.backend)
-        rows.append(scores.by_language.assign(text=text))
-    means: Any = (
-        pd.concat(rows).groupby(["text", "method"], sort=False)[["average_precision", "chance", "recall"]].mean()
-    )
-    return whole, means.reset_index()
+        some = {label: corpora[label] for label in list(corpora)[:count]}
+        less.append((f"{count} languages", some, config.max_tokens))
+    rows = []
+    for part in config.parts:
+        first = next(number for number, each in enumerate(plantings) if each.part == part)
+        mine: Any = whole.by_language.loc[whole.by_language["planting"].eq(first)]
+        rows.append(mine.assign(text="all"))
+        for text, some, cap in less if len(mine) else ():
+            scores = score_detectors(
+                [plantings[first]],
+                some,
+                tuple(dict.fromkeys(mine["method"])),
+                layout=layout(cap),
+                backend=config.backend,
+            )
+            rows.append(scores.by_language.assign(text=text))
+    groups: Any = pd.concat(rows).groupby(["part", "text", "method"], sort=False)
+    return whole, groups[["average_precision", "chance", "recall"]].mean().reset_index()
 
 
 def layout(max_tokens: int | None) -> lsn.Layout:
@@ -139,8 +149,9 @@ def layout(max_tokens: int | None) -> lsn.Layout:
 def report(config: Config, corpora: Corpora, plantings: list[Planted]) -> Path:
     """Measure and write everything; returns the path of report.html."""
     scores, sensitivity = measure(config, corpora, plantings)
-    planted = [each.measured.assign(planting=number) for number, each in enumerate(plantings)]
+    planted = [each.measured.assign(part=each.part, planting=number) for number, each in enumerate(plantings)]
     damage = pd.DataFrame([each.damage for each in plantings]).rename_axis("planting").reset_index()
+    damage.insert(0, "part", [each.part for each in plantings])
     tables = {
         "methods": scores.methods, "by-language": scores.by_language, "roles": scores.roles,
         "planted": pd.concat(planted, ignore_index=True), "damage": damage, "sensitivity": sensitivity,

@@ -145,6 +145,7 @@ def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any, device: torc
         cfg = loading_from_pretrained.get_pretrained_model_config(
             folder, hf_cfg=config, device=str(device), dtype=dtype, default_prepend_bos=False
         )
+        _correct_heads(cfg, config.get("head_dim"))
         state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
         cfg.model_name = Path(source).name  # it would be the temporary folder's
         model = hooked_transformer(cfg, tokenizer, move_to_device=False)
@@ -153,6 +154,14 @@ def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any, device: torc
         )
     model.move_model_modules_to_device()
     return model.eval().requires_grad_(False)
+
+
+def _correct_heads(cfg: Any, d_head: int | None) -> None:
+    """A head may be wider than the residual stream over the number of heads, which the converter takes it for."""
+    if d_head and cfg.d_head != d_head:
+        cfg.rotary_dim = d_head if cfg.rotary_dim == cfg.d_head else cfg.rotary_dim
+        cfg.attn_scale = d_head**0.5 if cfg.attn_scale == cfg.d_head**0.5 else cfg.attn_scale
+        cfg.d_head = d_head
 
 
 def _probe_ids(vocabulary: int) -> list[Tensor]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Run:
     @cached_property
     def statistics(self) -> Statistics:
         """All shards merged, in their order, one in memory at a time."""
-        merged = [reduce(lambda total, part: merge([total, part]), self.parts(label)) for label in self.shards]
+        merged = [merge(self.parts(label)) for label in self.shards]
         sums = {key: torch.stack([each[key] for each in merged]) for key in merged[0]}
         read = self.read_documents if any(self.documents.values()) else None
         return Statistics(self.languages, sums, sums.pop(TOKENS), sums.pop(DOCUMENTS, None), self.constants, read)

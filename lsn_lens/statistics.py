@@ -4,7 +4,7 @@ Sums (counts in integers, sums in float64) and extremes are all that merges, so 
 `merge(parts) == whole` holds to the bit in a fixed order. Means and probabilities are derived.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -213,7 +213,7 @@ def unique(needs: Iterable[Need]) -> list[Need]:
     return list(kept.values())
 
 
-MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+MERGES: dict[str, Callable[..., Tensor]] = {
     # last part of a key -> how two parts become one, where that is not addition
     "minimum": torch.minimum,
     "maximum": torch.maximum,
@@ -223,22 +223,24 @@ MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 Sums = dict[str, Num[Tensor, "layer *unit"]]
 
 
-def merge(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def merge(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Combine parts key by key, in the order given: sums add, `*.minimum` and `*.maximum` keep the extreme.
 
     Raises:
         ValueError: Nothing to merge, or parts with different keys or shapes.
     """
-    if not parts:
-        raise ValueError("nothing to merge: expected at least one part.")
-    shapes = [{key: tuple(part[key].shape) for key in sorted(part)} for part in parts]
-    odd = [each for each in shapes if each != shapes[0]]
-    if odd:
-        raise ValueError(f"parts hold different statistics: {shapes[0]} and {odd[0]}.")
-    total = {key: value.clone() for key, value in parts[0].items()}
-    for part in parts[1:]:
+    total: dict[str, Tensor] | None = None
+    for part in parts:
+        if total is None:
+            total = {key: value.clone() for key, value in part.items()}
+            continue
+        have, more = ({key: tuple(each[key].shape) for key in sorted(each)} for each in (total, part))
+        if have != more:
+            raise ValueError(f"parts hold different statistics: {have} and {more}.")
         for key, value in part.items():
-            total[key] = MERGES.get(key.rsplit(".", 1)[-1], torch.add)(total[key], value)
+            MERGES.get(key.rsplit(".", 1)[-1], torch.add)(total[key], value, out=total[key])
+    if total is None:
+        raise ValueError("nothing to merge: expected at least one part.")
     return total
 
 

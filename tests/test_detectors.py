@@ -18,7 +18,7 @@ from lsn_lens.planted.detectors import ORDINARY, _precision_at
 from lsn_lens.statistics import Statistic
 
 LANGUAGES = ("en", "de", "fr")
-LAYERS, WIDTH = 2, 48
+LAYERS, WIDTH, HEADS = 2, 48, 32  # of neurons, and of values in all heads
 SHAPE = (len(LANGUAGES), LAYERS, WIDTH)
 CORPORA = lsn.load_corpora({label: [text] * 6 for label, text in zip(LANGUAGES, SENTENCES, strict=False)})
 UNITS = [  # role, whose; two truths and two decoys for each language, one for two of them, two of nobody
@@ -66,15 +66,17 @@ class Known:
 
 @pytest.fixture
 def make(load, tmp_path):
-    def stub(seed=0, units=UNITS):
-        places = np.random.default_rng(seed).choice(LAYERS * WIDTH, len(units), replace=False)
+    def stub(seed=0, units=UNITS, part="mlp"):
+        width = WIDTH if part == "mlp" else HEADS
+        places = np.random.default_rng(seed).choice(LAYERS * width, len(units), replace=False)
         rows = [
-            {"layer": int(place) // WIDTH, "unit": int(place) % WIDTH, "role": role, "concept": "+".join(labels),
+            {"layer": int(place) // width, "unit": int(place) % width, "role": role, "concept": "+".join(labels),
              "languages": labels, "script": None, "truth": role in TRUE, "sign": 1}
             for place, (role, labels) in zip(places, units, strict=True)
         ]  # fmt: skip
         nothing = pd.Series(dtype=float)
-        return Stub(tmp_path, LANGUAGES, pd.DataFrame(rows), pd.DataFrame(), nothing, load("llama_mha"))
+        shape = (LAYERS, WIDTH if part == "mlp" else HEADS)
+        return Stub(tmp_path, part, shape, LANGUAGES, pd.DataFrame(rows), pd.DataFrame(), nothing, load("llama_mha"))
 
     return stub
 
@@ -268,13 +270,36 @@ def test_roles_say_who_was_chosen_for_whom(make):
     assert roles["truth"].to_dict() == {**dict.fromkeys(roles.index, False), **dict.fromkeys(TRUE, True)}
 
 
-def test_methods_without_neurons_of_mlps_are_skipped_and_said_to_be(make):
+def test_methods_that_score_other_units_are_skipped_and_said_to_be(make):
     residual = Known({"resid": torch.rand(3, LAYERS, 32)})
     found = scored([make()], {"residual": residual, "some": Known({"mlp": noise(0)})})
-    assert dict(found.skipped) == {"residual": "its units are of resid, not neurons of MLPs"}
+    assert dict(found.skipped) == {"residual (mlp)": "it scores resid"}
     assert list(found.methods["method"]) == ["some"]
-    with pytest.raises(ValueError, match=r"no method has neurons of MLPs: .*resid"):
+    with pytest.raises(ValueError, match=r"no method scores the units that were planted: .*resid"):
         scored([make()], {"residual": residual})
+
+
+def test_parts_are_scored_by_themselves(make):
+    mlp, attention = make(), make(part="attention")
+    truth = truth_of(attention)[:, :, :HEADS]
+    of_heads = {
+        "v": truth.float() + 0.1 * noise(0)[:, :, :HEADS],
+        "z": torch.rand(3, LAYERS, 2 * HEADS),  # of query heads that share values: not the same units
+    }
+    methods = {
+        "neurons": Known({"mlp": truth_of(mlp).float()}),
+        "both": Known({"mlp": -truth_of(mlp).float(), **of_heads}, {"v": truth}),
+    }
+    found = scored([mlp, attention], methods)
+    assert list(found.methods[["part", "method"]].itertuples(index=False, name=None)) == [
+        ("mlp", "neurons"), ("mlp", "both"), ("attention", "both"),
+    ]  # fmt: skip
+    assert dict(found.skipped) == {"neurons (attention)": "it scores mlp"}
+    best = found.methods.set_index(["part", "method"])["average_precision"]
+    assert best["attention", "both"] == best["mlp", "neurons"] == 1 > best["mlp", "both"]
+    roles = found.roles.set_index(["part", "method", "role"])
+    assert roles["own"]["attention", "both", "specific"] == 1
+    assert roles["own"]["mlp", "both", "specific"] == 0
 
 
 def test_real_methods_by_name(make):

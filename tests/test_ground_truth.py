@@ -28,7 +28,7 @@ def config(script, tmp_path_factory):
         (folder / "text" / f"{label}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return script.Config(
         model=str(folder / "world"), corpus=str(folder / "text"), out=folder / "out",
-        methods=("lape", "lap", "diffmean"), roles=PLANTED, plantings=1, tokens=1000, less_text=(500,),
+        methods=("lape", "plnd", "diffmean"), roles=PLANTED, plantings=1, tokens=1000, less_text=(500,),
         fewer_languages=(2,),
     )  # fmt: skip
 
@@ -47,16 +47,21 @@ def test_the_folder_is_whole(written):
     assert origin["settings"]["plantings"] == 1
     assert origin["corpus"]["languages"].keys() == {"latin-1", "latin-2", "cyrillic-1", "cyrillic-2"}
     page = (written / "report.md").read_text()
-    assert "Left out: diffmean" in page
+    assert "Left out: diffmean (mlp)" in page
+    assert "Left out: lape (attention)" in page
     assert all(role.says in page for role in ROLES.values())
 
 
 def test_what_came_out_is_what_was_planted(written):
-    roles = pd.read_parquet(written / "tables" / "roles.parquet").set_index(["method", "role"])
-    assert roles.loc[("lape", "silent"), "any"] == 0
-    assert roles.loc[("lape", "specific"), "units"] == 4
+    roles = pd.read_parquet(written / "tables" / "roles.parquet").set_index(["part", "method", "role"])
+    assert roles.loc[("mlp", "lape", "silent"), "any"] == 0
+    assert roles.loc[("mlp", "lape", "specific"), "units"] == 4
+    assert roles.loc[("attention", "plnd", "specific"), "units"] == 4
+    assert ("attention", "lape", "specific") not in roles.index
     sensitivity = pd.read_parquet(written / "tables" / "sensitivity.parquet")
-    assert list(dict.fromkeys(sensitivity["text"])) == ["all", "500 tokens", "2 languages"]
+    for part in ("mlp", "attention"):
+        rows = sensitivity.loc[sensitivity["part"].eq(part)]
+        assert list(dict.fromkeys(rows["text"])) == ["all", "500 tokens", "2 languages"]
 
 
 def test_plantings_are_used_again_and_other_settings_refused(script, config, written, monkeypatch):
@@ -65,7 +70,7 @@ def test_plantings_are_used_again_and_other_settings_refused(script, config, wri
 
     monkeypatch.setattr(script, "plant", refuse)
     _, plantings = script.prepare(config)
-    assert [each.folder.name for each in plantings] == ["0"]
+    assert [each.folder.name for each in plantings] == ["mlp-0", "attention-0"]
     with pytest.raises(SystemExit, match="other settings"):
         script.main(dataclasses.replace(config, effect=0.1))
 
@@ -75,6 +80,7 @@ def test_plantings_are_used_again_and_other_settings_refused(script, config, wri
     [
         ({"methods": ("lapp",)}, "unknown methods"),
         ({"plantings": 0}, "at least one"),
+        ({"parts": ()}, "at least one"),
         ({"fewer_languages": (1,)}, "2 to 4"),
         ({"roles": ("loudest",)}, "no role"),
     ],
@@ -86,15 +92,18 @@ def test_bad_settings_end_in_one_clear_line(script, config, tmp_path, changed, s
 
 def test_the_lead_says_who_finds_and_who_is_fooled():
     methods = pd.DataFrame(
-        [{"method": "a", "average_precision": 0.9, "average_precision_low": 0.8, "average_precision_high": 1.0,
-          "chance": 0.1}]
+        [(part, method, value, value - 0.1, value + 0.1, 0.1) for part, method, value in
+         (("mlp", "a", 0.9), ("mlp", "b", 0.5), ("attention", "b", 0.4))],
+        columns=["part", "method", "average_precision", "average_precision_low", "average_precision_high", "chance"],
     )  # fmt: skip
     roles = pd.DataFrame(
-        [("a", "specific", True, 1.0, 1.0), ("b", "specific", True, 0.25, 1.0), ("a", "loud", False, 0.0, 0.5),
-         ("b", "loud", False, 0.75, 0.25)],
-        columns=["method", "role", "truth", "own", "any"],
+        [("mlp", "a", "specific", True, 1.0, 1.0), ("mlp", "b", "specific", True, 0.25, 1.0),
+         ("mlp", "a", "loud", False, 0.0, 0.5), ("mlp", "b", "loud", False, 0.75, 0.25),
+         ("attention", "b", "loud", False, 0.0, 0.0)],
+        columns=["part", "method", "role", "truth", "own", "any"],
     )  # fmt: skip
     assert section.lead({"methods": methods, "roles": roles}) == (
-        "a ranks the planted units best: average precision 0.90 (0.80 to 1.00; chance 0.10). specific is found by a. "
-        "loud fools a."
+        "MLPs: a ranks the planted units best, average precision 0.90 (0.80 to 1.00; chance 0.10). specific is found "
+        "by a. loud fools a. Attention: b ranks the planted units best, average precision 0.40 (0.30 to 0.50; chance "
+        "0.10). loud fools nobody."
     )

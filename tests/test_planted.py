@@ -23,8 +23,10 @@ from lsn_lens.planted.cells import Concept, _rates, concepts_of, usable_layers
 from lsn_lens.planted.directions import answer, at_rates, both_sides, separate
 from lsn_lens.planted.ground import Ground
 from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, check_roles, measure_roles
+from lsn_lens.planted.parts import room_of
 from lsn_lens.planted.reading import read_text
-from lsn_lens.planted.weights import Mlp, Reads, unit_for, widened
+from lsn_lens.planted.unread import unread_direction
+from lsn_lens.planted.weights import Projections, Reads, unit_for, widened
 from lsn_lens.planted.writing import _widened, language_drifts
 
 TOKENS, EFFECT = 1500, 0.03
@@ -197,7 +199,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path, make):
 def test_every_role_is_there_for_whom_it_is_meant(planted):
     counts = planted.units.groupby("role")["languages"].apply(list)
     assert set(counts.index) == set(ROLES)
-    for role in ("specific", "quiet", "negative", "loud", "frequency"):
+    for role in ("specific", "quiet", "negative", "loud", "unread", "frequency"):
         assert sorted(counts[role]) == sorted((label,) for label in LABELS)
     assert sorted(map(len, counts["shared"])) == [2, 2]
     scripts = planted.units.loc[planted.units["role"].eq("script")].set_index("script")["languages"].to_dict()
@@ -234,6 +236,13 @@ def test_measures_are_those_of_plain_modules(planted, world):
     acts = {label: activations(hf_model, gates, downs, some) for label, some in rows.items()}
     short = {label: first_of(some, EFFECT_TOKENS) for label, some in rows.items()}
     clean = {label: loss_of(hf_model, some) for label, some in short.items()}
+    norms = [hf_model.get_submodule(down).weight.data.norm(dim=0).clone() for down in downs]
+
+    def written(unit, label):
+        return float(acts[label][1][unit["layer"]][:, unit["unit"]].abs().mean() * norms[unit["layer"]][unit["unit"]])
+
+    needed = np.mean([np.mean([written(unit, label) for label in unit["languages"]])
+                      for unit in planted.units.to_dict("records") if unit["truth"]])  # fmt: skip
     average = [torch.stack([acts[label][1][layer].abs().mean(0) for label in LABELS]).mean(0) for layer in range(2)]
     for unit, row in zip(planted.units.to_dict("records"), planted.measured.to_dict("records"), strict=True):
         layer, index, own = unit["layer"], unit["unit"], unit["languages"]
@@ -253,6 +262,7 @@ def test_measures_are_those_of_plain_modules(planted, world):
             "own_value": max(value[label] for label in own),
             "lowest_value": min(value[label] for label in other),
             "loudness": np.mean([float((average[layer] < size[label]).float().mean()) for label in own]),
+            "writes": np.mean([written(unit, label) for label in own]) / needed,
             "own_rise": min(rise[label] for label in own),
             "other_rise": max(rise[label] for label in other),
         }
@@ -366,7 +376,7 @@ def test_units_in_each_others_place_are_refused(planted, ground, tmp_path):
 
 GOOD = {
     "layer": 0, "unit": 1, "concept": "x", "own_rate": 0.99, "other_rate": 0.01, "lowest_rate": 0.0, "own_value": 1.0,
-    "lowest_value": 0.0, "loudness": 0.5, "own_rise": 0.03, "other_rise": 0.0, "script_rate": np.nan,
+    "lowest_value": 0.0, "loudness": 0.5, "writes": 1.0, "own_rise": 0.03, "other_rise": 0.0, "script_rate": np.nan,
     "other_script_rate": np.nan, "effect": 0.03,
 }  # fmt: skip
 FAULTS = [  # role, what makes it hold, and what spoils it
@@ -378,6 +388,8 @@ FAULTS = [  # role, what makes it hold, and what spoils it
     ("loud", {"own_rise": 0.0, "loudness": 1.0}, {"loudness": 0.89}),
     ("loud", {"own_rise": 0.0, "loudness": 1.0}, {"own_rise": 0.001}),
     ("loud", {"own_rise": 0.0, "loudness": 1.0}, {"other_rise": -0.001}),
+    ("unread", {"own_rise": 0.0}, {"own_rise": 0.016}), ("unread", {"own_rise": 0.0}, {"other_rise": -0.016}),
+    ("unread", {"own_rise": 0.0}, {"writes": 0.49}), ("unread", {"own_rise": 0.0}, {"own_rate": 0.8}),
     ("frequency", {"own_rate": 0.6, "other_rate": 0.3, "lowest_rate": 0.3, "own_rise": 0.0}, {"other_rate": 0.55}),
     ("frequency", {"own_rate": 0.6, "other_rate": 0.3, "lowest_rate": 0.3, "own_rise": 0.0}, {"lowest_rate": 0.01}),
     ("frequency", {"own_rate": 0.6, "other_rate": 0.3, "lowest_rate": 0.3, "own_rise": 0.0}, {"own_rise": -0.02}),
@@ -405,7 +417,7 @@ def test_every_role_is_among_these():
 def test_nothing_is_left_of_what_is_refused(world, tmp_path, monkeypatch):
     seen = []
 
-    def refuse(measured):
+    def refuse(measured, part):
         assert (tmp_path / "p" / "model.safetensors").is_file()
         seen.append(tuple(measured["unit"]))
         raise RoleError("no")
@@ -452,7 +464,7 @@ def test_languages_that_the_model_does_not_tell_apart(tmp_path):
 def test_mlps_whose_width_cannot_be_changed(tiny_model_folder, architecture, says):
     corpora = lsn.load_corpora({"en": [SENTENCES[0]] * 6, "de": [SENTENCES[1]] * 6})
     if says is None:
-        assert Ground.of(tiny_model_folder(architecture), corpora, 60).width == 48
+        assert Ground.of(tiny_model_folder(architecture), corpora, 60).room.width == 48
     else:
         with pytest.raises(ValueError, match=says):
             Ground.of(tiny_model_folder(architecture), corpora, 60)
@@ -460,11 +472,9 @@ def test_mlps_whose_width_cannot_be_changed(tiny_model_folder, architecture, say
 
 def test_a_configuration_without_a_width(ground):
     config = SimpleNamespace(hidden_size=48)
-    without = SimpleNamespace(config=config, get_submodule=ground.hf_model.get_submodule)
+    model = SimpleNamespace(config=config, get_submodule=ground.hf_model.get_submodule)
     with pytest.raises(ValueError, match=r"SimpleNamespace has no width of the MLP .*intermediate_size"):
-        dataclasses.replace(ground, hf_model=without).width_name
-    config.n_inner = None  # four times the residual stream, as GPT-2 has it
-    assert dataclasses.replace(ground, hf_model=without).width_name == "n_inner"
+        room_of(model, ground.names[0], "mlp")
 
 
 # weights
@@ -476,17 +486,18 @@ def test_a_widened_model_computes_what_the_model_did(tiny_model_folder, architec
     corpora = lsn.load_corpora({"en": [SENTENCES[0]] * 6, "de": [SENTENCES[1]] * 6})
     ground = Ground.of(tiny_model_folder(architecture), corpora, 60)
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(ground.width + 5, generator=generator) for _ in ground.names]
-    wide = _widened(ground, orders, 5)
+    width = ground.room.width
+    orders = [ground.room.order(5, generator) for _ in ground.names]
+    wide = _widened(ground, orders)
     ids = torch.arange(20)[None]
     assert (wide(ids).logits - ground.hf_model(ids).logits).abs().max() < 1e-4
-    gate, old = ground.names[1][0], ground.mlp(1)
+    gate, old = ground.names[1].gate, ground.projections(1)
     where = orders[1].argsort()  # of the old units first, then of the new ones
     new, old_weight = (module.weight.T if isinstance(module, Conv1D) else module.weight
                        for module in (wide.get_submodule(gate), old.gate))  # fmt: skip
-    assert torch.equal(new[where[: ground.width]], old_weight)
-    assert not new[where[ground.width :]].any()
-    assert not torch.equal(where[: ground.width], torch.arange(ground.width))
+    assert torch.equal(new[where[:width]], old_weight)
+    assert not new[where[width:]].any()
+    assert not torch.equal(where[:width], torch.arange(width))
 
 
 def test_widened_projections():
@@ -494,12 +505,12 @@ def test_widened_projections():
     order = torch.randperm(7, generator=generator)
     x, hidden = torch.randn(3, 6, generator=generator), torch.randn(3, 5, generator=generator)
     for module in (nn.Linear(6, 5), Conv1D(5, 6), nn.Linear(6, 5, bias=False)):
-        tensors = widened(module, 2, order, outputs=True)
+        tensors = widened(module, order, outputs=True)
         weight = tensors["weight"].T if isinstance(module, Conv1D) else tensors["weight"]
         got = nn.functional.linear(x, weight, tensors.get("bias"))
         assert torch.allclose(got, torch.cat([module(x), torch.zeros(3, 2)], 1)[:, order], atol=1e-6)
     for module in (nn.Linear(5, 6), Conv1D(6, 5)):
-        tensors = widened(module, 2, order, outputs=False)
+        tensors = widened(module, order, outputs=False)
         weight = tensors["weight"].T if isinstance(module, Conv1D) else tensors["weight"]
         spread = torch.cat([hidden, torch.randn(3, 2, generator=generator)], 1)[:, order]
         assert torch.allclose(nn.functional.linear(spread, weight, tensors["bias"]), module(hidden), atol=1e-6)
@@ -510,8 +521,9 @@ def test_a_role_that_takes_a_second_projection(ungated, tmp_path):
     with pytest.raises(ValueError, match="'negative' cannot be written into this model: its MLPs have one projection"):
         plant(world.folder, world.corpora, tmp_path / "p", roles=("negative",), **QUICK)
     acts = torch.randn(40, 6)
-    reads = Reads(acts, torch.zeros(40, dtype=torch.long), torch.ones(40, dtype=torch.bool), acts[0], acts[0])
-    mlp = Mlp(None, None, None, nn.functional.gelu)
+    everywhere = torch.ones(40, dtype=torch.bool)
+    reads = Reads(acts, torch.zeros(40, dtype=torch.long), everywhere, acts[0], acts[0])
+    mlp = Projections(None, None, None, nn.functional.gelu)
     with pytest.raises(ValueError, match="Leave the role out"):
         unit_for(ROLES["negative"], mlp, reads, 1.0, torch.Generator())
 
@@ -616,3 +628,26 @@ def test_groups_are_drawn_for_enough_languages():
     assert len(set(scopes["group"])) == len(scopes["group"]) == 4
     many = concepts_of([ROLES["shared"]], list("abcdef"), {}, random.Random(0))
     assert {len(concept.languages) for concept in many["group"]} == {2, 3}
+
+
+def test_an_unread_direction_is_the_one_that_the_loss_heeds_least(ground):
+    text = ground.find.of(0).head(200)
+    down = ground.hf_model.get_submodule(ground.names[0].down)
+    found = unread_direction(ground.hf_model, ground.names[0].down, text)
+    assert float(found.norm()) == pytest.approx(1, abs=1e-5)
+    rows = [torch.tensor([ids]) for _, ids in text.rows]
+    clean = loss_of(ground.hf_model, rows)
+
+    def moved(direction):
+        """By how much the loss changes when this is added to what the module writes."""
+        handle = down.register_forward_hook(lambda module, given, out: out + 0.3 * direction)
+        try:
+            return abs(loss_of(ground.hf_model, rows) - clean)
+        finally:
+            handle.remove()
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(len(found), generator=generator) for _ in range(21)]
+    others = sorted(moved(each / each.norm()) for each in drawn)
+    assert moved(found) < min(others[0], others[10] / 3)
+    assert not down._forward_hooks

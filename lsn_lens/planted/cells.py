@@ -10,12 +10,16 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lsn_lens.planted.directions import separate
+from lsn_lens.planted.directions import half_height, separate
+from lsn_lens.planted.parts import PartName
 from lsn_lens.planted.reading import Inputs
 from lsn_lens.planted.roles import ROLES, Role
 
 USABLE = (0.9, 0.1)  # shares of held-out tokens inside and outside that a direction may fire on
-ALWAYS = 0.995  # the share for one that is to be always on
+# outside a language, since no gate cuts off what is left of a value there; and of all tokens, for one that is always
+# on, which is less for values, since only their means are written
+OUTSIDE: Mapping[PartName, float] = {"mlp": 0.1, "attention": 0.05}
+ALWAYS: Mapping[PartName, float] = {"mlp": 0.995, "attention": 0.95}
 SCRIPT_SHARE = 0.05  # of a language's letters, from which on it is written in a script
 
 
@@ -107,22 +111,29 @@ def inside_and_known(
 
 
 def usable_layers(
-    concepts: Sequence[Concept], find: Inputs, held_out: Inputs, scripts: Sequence[str | None], languages: Sequence[str]
+    concepts: Sequence[Concept],
+    find: Inputs,
+    held_out: Inputs,
+    scripts: Sequence[str | None],
+    languages: Sequence[str],
+    part: PartName = "mlp",
 ) -> tuple[dict[int, list[int]], list[str]]:
     """For each concept the layers in which a direction tells its tokens from others, and how well at best.
 
-    It does where it is positive on nearly all tokens inside and on few outside, in each language's held-out text.
+    It does where a unit that reads it fires on nearly all tokens inside and on few outside, in each language's
+    held-out text: a gate where it is positive, a value where it is large.
     """
     sides = inside_and_known(concepts, find, scripts, languages)
     inside, known = inside_and_known(concepts, held_out, scripts, languages)
     layers: dict[int, list[int]] = {number: [] for number in range(len(concepts))}
     best = [(-1.0, "")] * len(concepts)
     for layer, acts in enumerate(find.layers):
-        fires = held_out.layers[layer] @ separate(acts, *sides).T > 0
+        new = held_out.layers[layer]
+        fires = new @ separate(acts, *sides).T > 0 if part == "mlp" else half_height(acts, *sides, new)
         for number, usable in layers.items():
             own, other = _rates(fires[:, number], inside[:, number], known[:, number], held_out.language)
-            enough = USABLE[0] if bool((~inside[:, number]).any()) else ALWAYS
-            if own >= enough and other <= USABLE[1]:
+            enough = USABLE[0] if bool((~inside[:, number]).any()) else ALWAYS[part]
+            if own >= enough and other <= (USABLE[1] if concepts[number].script else OUTSIDE[part]):
                 usable.append(layer)
             said = f"layer {layer}: fires on {own:.0%} of its tokens and {other:.0%} of others'"
             best[number] = max(best[number], (own - other, said))
@@ -166,8 +177,9 @@ def place_cells(
             if not can:
                 raise ValueError(
                     f"role {role.name!r} of {concept} cannot be written into this model: no direction in the input of "
-                    f"an MLP tells its tokens from others well enough (at best in {best[concept]}; wanted "
-                    f"{USABLE[0]:.0%} and {USABLE[1]:.0%}). Leave the role or the language out, or train the model."
+                    f"a layer tells its tokens from others well enough (at best in {best[concept]}; wanted "
+                    f"{USABLE[0]:.0%} and {USABLE[1]:.0%}, for attention {OUTSIDE['attention']:.0%}). Leave the role "
+                    "or the language out, or train the model."
                 )
             for _ in range(each):
                 fewest = min(filled[layer] for layer in can)

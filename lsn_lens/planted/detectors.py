@@ -17,11 +17,11 @@ from lsn_lens.collect import collect
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.methods import METHODS, ExpertFrequency, Method, Random, get_method
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.planted.parts import PARTS
 from lsn_lens.planted.planting import Planted
 from lsn_lens.planted.roles import ROLES
 
-BASES = ("mlp", "mlp_pre", "mlp_up")  # whose units are the MLP's neurons, whole or by one of their projections
-TOP = 0.01  # share of all neurons, for recall among them
+TOP = 0.01  # share of all units of the part, for recall among them
 ORDINARY = "the model's own"
 NOT_SCORED = {
     ExpertFrequency: "it chooses groups of neurons",
@@ -35,13 +35,15 @@ class DetectorScores:
     """What `score_detectors` returns, best average precision first.
 
     Attributes:
-        methods: One row a method: each of `MEASURES` as the mean over plantings, with a 95 % interval from their spread
-            (`_low`, `_high`; missing for a single planting), and `found` (planted units chosen, all languages).
+        methods: One row for each part (MLPs, attention) and method: each of `MEASURES` as the mean over plantings, with
+            a 95 % interval from their spread (`_low`, `_high`; missing for a single planting), and `found` (planted
+            units chosen, all languages).
         by_language: One row for each planting, method and language: the same measures, `planted` and `true` units.
-        roles: One row for each method and role: `units`, `own` (share of them that the method chose for one of the
-            languages that the unit belongs to or looks like), `other` (for any other language). The role "the model's
-            own" is all that was not planted: of it only `any`, the share chosen for some language, says something.
-        skipped: Methods without neurons of MLPs, and why.
+        roles: One row for each part, method and role: `units`, `own` (share of them that the method chose for one of
+            the languages that the unit belongs to or looks like), `other` (for any other language). The role "the
+            model's own" is all that was not planted: of it only `any`, the share chosen for some language, says
+            something.
+        skipped: Methods that do not score the units of a part, and why.
         settings: Of the run on the first planting: model and text.
     """
 
@@ -52,8 +54,8 @@ class DetectorScores:
     settings: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        pairs = zip(self.methods["method"], self.methods["average_precision"], strict=True)
-        rows = ", ".join(f"{name} {value:.2f}" for name, value in pairs)
+        shown = self.methods[["part", "method", "average_precision"]].itertuples(index=False)
+        rows = ", ".join(f"{part} {name} {value:.2f}" for part, name, value in shown)
         return f"DetectorScores(average precision: {rows})"
 
     def _repr_html_(self) -> str:
@@ -73,12 +75,14 @@ def score_detectors(
 
     For each language, the planted units that it needs are to be ranked above all other planted units by the method's
     scores. The model's own units are left out of that: nobody knows what they are. A method that scores the outputs of
-    single projections (`mlp_pre`, `mlp_up`) is taken to score a neuron by the better of them.
+    single projections (`mlp_pre`, `mlp_up`) is taken to score a neuron by the better of them, and one that scores
+    values before and after attention mixes them (`v`, `z`) likewise.
 
     Args:
-        plantings: From `plant`; several give intervals.
+        plantings: From `plant`, into any part; several of one part give intervals.
         corpora: Text; its languages may be some of those planted.
-        methods: Names, or ready methods by name. Those without single neurons of MLPs are skipped, and said to be.
+        methods: Names, or ready methods by name. Those that do not score single units of a part are skipped there, and
+            said to be.
         layout: As for `collect`; cap it to see how much text a method needs.
         progress: Show progress bars.
         options: For `Planted.load`, for example `backend`.
@@ -87,7 +91,7 @@ def score_detectors(
         Per language, before means: `average_precision` of the ranking (ties count as ties; `chance` is that of a random
         one), `precision_at_k` (k: as many as there are true ones; equal to recall at k), `precision` and `recall` of
         the method's own set among planted units (precision is missing where it holds none of them), and
-        `top_recall`: the share of true units among the highest 1 % of all neurons, the model's own included.
+        `top_recall`: the share of true units among the highest 1 % of the part's units, the model's own included.
 
     Raises:
         KeyError: An unknown method, or a language that was not planted.
@@ -101,30 +105,39 @@ def score_detectors(
     frames: list[pd.DataFrame] = []
     chosen: list[pd.DataFrame] = []
     settings: Mapping[str, Any] = {}
+    without: dict[tuple[str, str], str] = {}
     for number, planted in enumerate(tqdm(plantings, desc="plantings", disable=not progress)):
         unknown = [label for label in corpora if label not in planted.languages]
         if unknown:
             raise KeyError(f"{unknown} were not planted in {planted.folder}; its languages are {planted.languages}.")
         if not any(planted.units["truth"]):
             raise ValueError(f"{planted.folder} has no unit that a language needs: there is nothing to find.")
-        run = collect(planted.load(**options), corpora, named.values(), layout=layout, progress=progress)
+        some = {name: method for name, method in named.items() if (planted.part, name) not in without}
+        run = collect(planted.load(**options), corpora, some.values(), layout=layout, progress=progress)
         settings = settings or run.settings
-        for name, method in named.items():
+        for name, method in some.items():
             scores = method.score(run.statistics)
-            bases = [basis for basis in scores.values if basis in BASES]
+            bases = _bases(planted, scores)
             if not bases:
-                skipped[name] = f"its units are of {', '.join(scores.values)}, not neurons of MLPs"
+                without[planted.part, name] = f"it scores {', '.join(scores.values)}"
                 continue
             found = method.select(scores)
-            label = {"planting": number, "method": name}
+            label = {"part": planted.part, "planting": number, "method": name}
             frames.append(_by_language(planted, scores, found, bases).assign(**label))
             chosen.append(_by_unit(planted, found, bases).assign(**label))
+    skipped |= {f"{name} ({part})": why for (part, name), why in without.items()}
     if not frames:
-        raise ValueError(f"no method has neurons of MLPs: {skipped}.")
+        raise ValueError(f"no method scores the units that were planted: {skipped}.")
     by_language = pd.concat(frames, ignore_index=True)
     return DetectorScores(
         _methods(by_language), by_language, _roles(pd.concat(chosen, ignore_index=True)), skipped, settings
     )
+
+
+def _bases(planted: Planted, scores: NeuronScores) -> list[str]:
+    """On which the method scores the very units that were planted, one value a unit."""
+    shapes = {basis: tuple(each.shape[1:]) for basis, each in scores.values.items()}
+    return [basis for basis in PARTS[planted.part].scored if shapes.get(basis) == planted.shape]
 
 
 def _neurons(values: Mapping[str, torch.Tensor], bases: Sequence[str], language: int) -> torch.Tensor:
@@ -136,8 +149,9 @@ def _neurons(values: Mapping[str, torch.Tensor], bases: Sequence[str], language:
     return torch.stack(ranks).amax(0)
 
 
-def _chosen(found: NeuronSet, bases: Sequence[str], language: int) -> torch.Tensor:
-    return torch.stack([found.masks[basis][language] for basis in bases if basis in found.masks]).any(0)
+def _chosen(found: NeuronSet, shape: tuple[int, int], bases: Sequence[str], language: int) -> torch.Tensor:
+    none = torch.zeros(shape, dtype=torch.bool)
+    return torch.stack([none, *(found.masks[basis][language] for basis in bases if basis in found.masks)]).any(0)
 
 
 def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
@@ -150,7 +164,7 @@ def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases
         neurons = _neurons(scores.values, bases, place)
         ranks = rankdata(neurons.flatten().numpy()).reshape(neurons.shape)  # ties are ties, -inf is lowest
         own = ranks[index[0].numpy(), index[1].numpy()]
-        mask = _chosen(found, bases, place)[index].numpy()
+        mask = _chosen(found, planted.shape, bases, place)[index].numpy()
         k = int(true.sum())
         bar = neurons.numel() * (1 - TOP)
         rows.append(
@@ -179,7 +193,7 @@ def _precision_at(true: np.ndarray, values: np.ndarray, k: int) -> float:
 
 def _by_unit(planted: Planted, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
     """Which planted units were chosen for whom, and how many of all others."""
-    masks = torch.stack([_chosen(found, bases, place) for place in range(len(found.languages))])
+    masks = torch.stack([_chosen(found, planted.shape, bases, place) for place in range(len(found.languages))])
     rows = []
     for unit in planted.units.to_dict("records"):
         labels = {label for place, label in enumerate(found.languages) if masks[place, unit["layer"], unit["unit"]]}
@@ -199,22 +213,24 @@ def _by_unit(planted: Planted, found: NeuronSet, bases: Sequence[str]) -> pd.Dat
 
 def _roles(chosen: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    order = [*ROLES, ORDINARY]
-    for method in dict.fromkeys(chosen["method"]):
-        for role in order:
-            some: Any = chosen.loc[chosen["method"].eq(method) & chosen["role"].eq(role)]
+    pairs: Any = chosen.groupby(["part", "method"], sort=False)
+    for (part, method), mine in pairs:
+        for role in [*ROLES, ORDINARY]:
+            some: Any = mine.loc[mine["role"].eq(role)]
             if len(some):
                 shares = some[["own", "other", "any"]].astype(float).mean().to_dict()
                 truth = role in ROLES and ROLES[role].truth
-                rows.append({"method": method, "role": role, "truth": truth, "units": some["units"].sum(), **shares})
+                label = {"part": part, "method": method, "role": role, "truth": truth}
+                rows.append({**label, "units": some["units"].sum(), **shares})
     return pd.DataFrame(rows)
 
 
 def _methods(by_language: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for method in dict.fromkeys(by_language["method"]):
-        some: Any = by_language.loc[by_language["method"].eq(method)]
-        row: dict[str, Any] = {"method": method}
+    parts: list[str] = list(PARTS)
+    pairs: Any = by_language.groupby(["part", "method"], sort=False)
+    for (part, method), some in pairs:
+        row: dict[str, Any] = {"part": part, "method": method}
         for name in MEASURES:
             means = some.groupby("planting")[name].mean().dropna()
             count = len(means)
@@ -223,5 +239,5 @@ def _methods(by_language: pd.DataFrame) -> pd.DataFrame:
             low, high = np.clip([mean - half, mean + half], 0, 1)  # all measures are shares
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append({**row, "found": int(some["chosen"].sum()), "plantings": some["planting"].nunique()})
-    frame = pd.DataFrame(rows).sort_values("average_precision", ascending=False, kind="stable", ignore_index=True)
-    return frame.drop(columns=["chance_low", "chance_high"])
+    rows.sort(key=lambda row: (parts.index(row["part"]), -row["average_precision"]))
+    return pd.DataFrame(rows).drop(columns=["chance_low", "chance_high"])

@@ -51,6 +51,20 @@ def answer(
     return torch.linalg.solve(square, rows.T @ wanted.double()).float()
 
 
+def half_height(
+    acts: Float[Tensor, "token d_model"],
+    inside: Bool[Tensor, "token concept"],
+    known: Bool[Tensor, "token concept"],
+    new: Float[Tensor, "new d_model"],
+) -> Bool[Tensor, "new concept"]:
+    """Where the direction that is closest to 1 inside and 0 outside is at least half of its mean inside."""
+    columns = []
+    for mine, sure in zip(inside.T, known.T, strict=True):
+        row = answer(acts, sure.float(), mine.float())
+        columns.append(new @ row > (acts @ row)[mine & sure].mean() / 2)
+    return torch.stack(columns, 1)
+
+
 def both_sides(acts: Float[Tensor, "token d_model"], inside: Bool[Tensor, "token"]) -> Float[Tensor, "d_model"]:
     """The direction that is closest to 1 inside and to -1 outside; both sides count the same."""
     share = torch.where(inside, 1 / inside.sum(), 1 / (~inside).sum().clamp(min=1)).sqrt()

@@ -1,6 +1,6 @@
-"""The model and text that units are planted into: its MLPs, what they read, and its loss."""
+"""The model and text that units are planted into: its projections, what they read, and its loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lsn_lens import models
-from lsn_lens.anatomy import anatomy_of, by_output, place
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.planted.reading import Inputs, Text, mlp_inputs, read_text, token_scripts
-from lsn_lens.planted.weights import Mlp
-from lsn_lens.sites import SITES
-
-WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")  # what configurations call the width of an MLP
+from lsn_lens.planted.parts import Names, PartName, Room, projections, room_of
+from lsn_lens.planted.reading import Inputs, Text, inputs_of, read_text, token_scripts
+from lsn_lens.planted.weights import Projections
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,39 +23,42 @@ class Ground:
     """A Hugging Face model on the CPU, its tokenizer and text.
 
     Attributes:
-        names: For each layer the names of the MLP's projections: gate (or the only one), up (or none), down.
+        part: What is to be widened, and how: `room`.
+        names: Its projections in each layer.
+        activation: Of its MLPs.
         find: To write weights from.
         held_out: To see whether they hold.
     """
 
     hf_model: Any
     tokenizer: Any
-    names: Sequence[tuple[str, str | None, str]]
-    activation: Any
+    part: PartName
+    names: Sequence[Names]
+    room: Room
+    activation: Callable[[Tensor], Tensor]
     find: Text
     held_out: Text
 
     @classmethod
-    def of(cls, source: str | Path, corpora: Mapping[str, LanguageCorpus], tokens: int) -> "Ground":
+    def of(
+        cls, source: str | Path, corpora: Mapping[str, LanguageCorpus], tokens: int, part: PartName = "mlp"
+    ) -> "Ground":
         """Load and look.
 
         Raises:
-            ValueError: MLPs that are not of dense projections by themselves, or whose width cannot be changed.
+            ValueError: Projections that are not dense ones by themselves, or a width that cannot be changed.
         """
         name = str(models.DEMO_MODEL) if str(source) == "demo" else str(source)
         bridge = models.load_model(source, backend="bridge", device="cpu")
-        names = _projections(bridge)
-        activation = models.activation(bridge)
-        hf_model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+        names, activation = projections(bridge, part), models.activation(bridge)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
         context = int(bridge.cfg.n_ctx)
-        ground = cls(
-            hf_model, tokenizer, names, activation,
+        return cls(
+            hf_model.eval(), tokenizer, part, names, room_of(hf_model, names[0], part), activation,
             read_text(tokenizer, corpora, "find", tokens, context),
             read_text(tokenizer, corpora, "hold_out", max(tokens // 2, 1), context),
         )  # fmt: skip
-        ground.width_name  # refuse early what could not be written  # noqa: B018
-        return ground
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -67,9 +67,12 @@ class Ground:
 
     @cached_property
     def inputs(self) -> tuple[Inputs, Inputs]:
-        """What the MLPs read on both texts."""
-        gates = [gate for gate, _, _ in self.names]
-        return mlp_inputs(self.hf_model, gates, self.find), mlp_inputs(self.hf_model, gates, self.held_out)
+        """What the layers read on both texts."""
+        return self.read(self.hf_model, self.find), self.read(self.hf_model, self.held_out)
+
+    def read(self, hf_model: Any, text: Text) -> Inputs:
+        """What the layers of a model with these names read."""
+        return inputs_of(hf_model, [names.gate for names in self.names], text)
 
     @cached_property
     def scripts(self) -> list[str | None]:
@@ -81,28 +84,10 @@ class Ground:
         """What the last residual stream is multiplied with."""
         return self.hf_model.get_output_embeddings().weight.data
 
-    @property
-    def width(self) -> int:
-        """Units of a layer before anything is planted."""
-        return by_output(self.mlp(0).gate).shape[0]
-
-    @property
-    def width_name(self) -> str:
-        """What the configuration calls it."""
-        config = self.hf_model.config
-        name = next((each for each in WIDTHS if getattr(config, each, None) == self.width), None)
-        if name is None and hasattr(config, "n_inner"):  # None there means four times the residual stream
-            name = "n_inner"
-        if name is None:
-            raise ValueError(
-                f"{type(config).__name__} has no width of the MLP that could be changed (looked for {list(WIDTHS)})."
-            )
-        return name
-
-    def mlp(self, layer: int) -> Mlp:
-        """The projections of a layer."""
-        gate, up, down = (None if name is None else self.hf_model.get_submodule(name) for name in self.names[layer])
-        return Mlp(gate, up, down, self.activation)
+    def projections(self, layer: int) -> Projections:
+        """Those of a layer."""
+        gate, up, down = (name and self.hf_model.get_submodule(name) for name in self.names[layer][:3])
+        return Projections(gate, up, down, self.activation if self.part == "mlp" else None)
 
 
 @torch.no_grad()
@@ -115,20 +100,3 @@ def mean_loss(hf_model: Any, text: Text) -> float:
         total += float(torch.nn.functional.cross_entropy(logits[scored], ids[:, 1:][scored], reduction="sum"))
         count += int(scored.sum())
     return total / count
-
-
-def _projections(bridge: models.Model) -> list[tuple[str, str | None, str]]:
-    anatomy = anatomy_of(bridge)
-    sites = ("mlp_pre", "mlp_up", "mlp_post") if models.is_gated(bridge) else ("mlp_pre", "mlp_post")
-    rows = []
-    for layer in range(bridge.cfg.n_layers):
-        names: dict[str, str] = {}
-        for site in sites:
-            name, _, order = place(anatomy, SITES[site].hook_name(layer), "mlp")
-            if not torch.equal(order, torch.arange(models.site_width(bridge, site))) or name in names.values():
-                raise ValueError(
-                    f"units cannot be planted into this model: {name} is not one projection of an MLP by itself."
-                )
-            names[site] = name
-        rows.append((names["mlp_pre"], names.get("mlp_up"), names["mlp_post"]))
-    return rows

@@ -6,23 +6,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
 from lsn_lens.interventions import intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.planted.parts import PARTS, Part, PartName
 from lsn_lens.planted.reading import Text, token_scripts
-from lsn_lens.planted.roles import MANY, ROLES
-from lsn_lens.sites import SITES
+from lsn_lens.planted.roles import MANY
+from lsn_lens.sites import SITES, flat
 
 EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
 
 
 @torch.no_grad()
 def measure_roles(
-    model: models.Model, text: Text, units: pd.DataFrame, effect: float | int = 0.05, *, progress: bool = True
+    model: models.Model,
+    text: Text,
+    units: pd.DataFrame,
+    effect: float | int = 0.03,
+    *,
+    part: PartName = "mlp",
+    progress: bool = True,
 ) -> pd.DataFrame:
     """What each planted unit does on held-out text, in either model class.
 
@@ -31,25 +38,28 @@ def measure_roles(
         text: From `read_text`.
         units: `Planted.units`.
         effect: What was asked for, nats a token.
+        part: That the units are of.
         progress: Show a progress bar.
 
     Returns:
-        One row a unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on
-        (`mlp_pre` above zero): `own_rate` (lowest of its languages), `other_rate` and `lowest_rate` (highest and
-        lowest of the others); `own_value`, `lowest_value` (mean of `mlp_post`, its languages' highest and the others'
-        lowest); `loudness` (share of the layer's units whose mean |mlp_post| on all text is below its own on its
-        languages); `own_rise` (lowest of its languages) and `other_rise` (highest of the others): rise of the loss
-        when it is zero, nats a token; `script_rate`, `other_script_rate` (its lowest rate in a language on tokens of
-        its script, its highest on tokens of others; NaN without a script); `effect`. Units of nobody: all languages
-        are both own and others.
+        One row a unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on (`mlp_pre`
+        above zero; a value, `v`, beyond its `level`): `own_rate` (lowest of its languages), `other_rate` and
+        `lowest_rate` (highest and lowest of the others); `own_value`, `lowest_value` (mean of `mlp_post` or `v`, its
+        languages' highest and the others' lowest); `loudness` (share of the layer's units whose mean size on all text
+        is below its own on its languages); `writes` (its mean size there times the norm of its output weights, as a
+        multiple of that of the units that languages need; NaN without any); `own_rise` (lowest of its languages) and
+        `other_rise` (highest of the others): rise of the loss when it is zero, nats a token; `script_rate`,
+        `other_script_rate` (its lowest rate in a language on tokens of its script, its highest on tokens of others;
+        NaN without a script); `effect`. Units of nobody: all languages are both own and others.
     """
-    values = _values(model, text, units, progress)
-    rises = _rises(model, text.head(EFFECT_TOKENS), units, progress)
+    values = _values(model, text, units, PARTS[part], progress)
+    rises = _rises(model, text.head(EFFECT_TOKENS), units, PARTS[part], values["alive"], progress)
     rows = []
+    needed = _needed(values["writes"], units, text.languages)
     for place, unit in enumerate(units.to_dict("records")):
         own = np.array([label in unit["languages"] for label in text.languages])
         other = ~own if not own.all() else own
-        rate, mean, loud = (values[name][place] for name in ("rate", "mean", "loudness"))
+        rate, mean, loud, much = (values[name][place] for name in ("rate", "mean", "loudness", "writes"))
         rows.append(
             {
                 **{name: unit[name] for name in ("layer", "unit", "role", "concept")},
@@ -59,6 +69,7 @@ def measure_roles(
                 "own_value": mean[own].max(),
                 "lowest_value": mean[other].min(),
                 "loudness": loud[own].mean(),
+                "writes": much[own].mean() / needed,
                 "own_rise": rises[place][own].min(),
                 "other_rise": rises[place][other].max(),
                 "script_rate": values["script"][place, 0],
@@ -73,8 +84,8 @@ class RoleError(ValueError):
     """Planted units that are not what they were made to be."""
 
 
-def check_roles(measured: pd.DataFrame) -> None:
-    """Refuse units whose role does not hold.
+def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
+    """Refuse units of a part whose role does not hold.
 
     Raises:
         RoleError: Names each such unit, and what was measured.
@@ -82,7 +93,7 @@ def check_roles(measured: pd.DataFrame) -> None:
     wrong = [
         f"{row['role']} of {row['concept']} (layer {row['layer']}, unit {row['unit']}): {fault}"
         for row in measured.to_dict("records")
-        for holds in ROLES[row["role"]].holds
+        for holds in PARTS[part].roles[row["role"]].holds
         if (fault := holds(row))
     ]
     if wrong:
@@ -93,8 +104,8 @@ def check_roles(measured: pd.DataFrame) -> None:
         )
 
 
-def _values(model: models.Model, text: Text, units: pd.DataFrame, progress: bool) -> dict[str, Any]:
-    """Rates, means and loudness `[unit, language]`, and rates by script."""
+def _values(model: models.Model, text: Text, units: pd.DataFrame, part: Part, progress: bool) -> dict[str, Any]:
+    """Rates, means, loudness and what is written `[unit, language]`, and rates by script."""
     n_languages, n_layers = len(text.languages), model.cfg.n_layers
     layers = torch.tensor(units["layer"].to_numpy())
     index = torch.tensor(units["unit"].to_numpy())
@@ -102,23 +113,25 @@ def _values(model: models.Model, text: Text, units: pd.DataFrame, progress: bool
     scripts = token_scripts(model.tokenizer, models.vocabulary_size(model))
     names = sorted({each for each in scripts if each})
     number = torch.tensor([names.index(each) if each else len(names) for each in scripts])
-    width = models.site_width(model, "mlp_post")
+    levels = torch.tensor(units["level"].to_numpy(), dtype=torch.float32)
+    width = models.site_width(model, part.value)
     fires = torch.zeros(len(units), n_languages, len(names) + 1)
     sums = torch.zeros(len(units), n_languages)
     sizes = torch.zeros(n_layers, n_languages, width)
+    alive = torch.zeros(n_layers, width, dtype=torch.bool)
     counts = torch.zeros(n_languages, len(names) + 1)
     device = models.device_of(model)
     seen: dict[tuple[str, int], Tensor] = {}
 
     def keep_acts(name: str, layer: int) -> Any:
         def hook(acts: Tensor, hook: Any) -> None:
-            seen[name, layer] = acts.detach().cpu().float()
+            seen[name, layer] = flat(acts.detach().cpu().float(), SITES[name])
 
         return hook
 
     hooks = [
         (SITES[name].hook_name(layer), keep_acts(name, layer))
-        for name in ("mlp_pre", "mlp_post")
+        for name in dict.fromkeys((part.fires, part.value))
         for layer in range(n_layers)
     ]
     with model.hooks(fwd_hooks=hooks):
@@ -129,26 +142,65 @@ def _values(model: models.Model, text: Text, units: pd.DataFrame, progress: bool
             where = torch.nn.functional.one_hot(cells, n_languages * (len(names) + 1)).float()
             counts += where.sum(0).view_as(counts)
             for layer in range(n_layers):
-                pre, post = (seen[name, layer][counted] for name in ("mlp_pre", "mlp_post"))
+                pre, post = (seen[name, layer][counted] for name in (part.fires, part.value))
                 some = mine[layer]
-                fires[some] += ((pre[:, index[some]] > 0).float().T @ where).view(len(some), n_languages, -1)
+                fires[some] += (_beyond(pre[:, index[some]], levels[some]).float().T @ where).view(
+                    len(some), n_languages, -1
+                )
                 by_language = where.view(len(where), n_languages, -1).sum(2)
                 sums[some] += post[:, index[some]].T @ by_language
                 sizes[layer] += by_language.T @ post.abs()
+                alive[layer] |= seen[part.value, layer][keep].any(0)
     tokens = counts.sum(1)
     sizes /= tokens[:, None]
-    loudness = torch.stack([
-        (sizes[layer].mean(0) < sizes[layer, :, unit, None]).float().mean(1)
-        for layer, unit in zip(layers, index, strict=True)
-    ])  # fmt: skip
+    norms = torch.stack([_output_norms(model, layer, part) for layer in range(n_layers)])
     return {
         "rate": (fires.sum(2) / tokens).double().numpy(),
         "mean": (sums / tokens).double().numpy(),
-        "loudness": loudness.double().numpy(),
+        "loudness": _above(sizes, layers, index),
+        "writes": (sizes * norms[:, None])[layers, :, index].double().numpy(),
+        "alive": alive[layers, index].numpy(),
         "script": np.array(
             [_by_script(fires[place], counts, names, unit) for place, unit in enumerate(units["script"])]
         ),
     }
+
+
+def _above(
+    sizes: Float[Tensor, "layer language unit"], layers: Int[Tensor, "planted"], index: Int[Tensor, "planted"]
+) -> Float[np.ndarray, "planted language"]:
+    """Share of its layer's units whose size on all text is below a unit's on each language."""
+    shares = [
+        (sizes[layer].mean(0) < sizes[layer, :, unit, None]).double().mean(1)
+        for layer, unit in zip(layers, index, strict=True)
+    ]
+    return torch.stack(shares).numpy()
+
+
+def _needed(writes: Float[np.ndarray, "planted language"], units: pd.DataFrame, languages: Sequence[str]) -> float:
+    """What units that languages need write on these, on average."""
+    own = [
+        writes[place][[label in unit["languages"] for label in languages]].mean()
+        for place, unit in enumerate(units.to_dict("records"))
+        if unit["truth"]
+    ]
+    return float(np.mean(own)) if own else float("nan")
+
+
+def _beyond(acts: Float[Tensor, "token unit"], levels: Float[Tensor, "unit"]) -> Bool[Tensor, "token unit"]:
+    """Above their levels; below those that are negative."""
+    return torch.where(levels < 0, acts < levels, acts > levels)
+
+
+def _output_norms(model: models.Model, layer: int, part: Part) -> Float[Tensor, "unit"]:
+    """Of what each unit writes by; of a value, by all heads that read it."""
+    block = model.blocks[layer]
+    if part.value == "mlp_post":
+        return block.mlp.W_out.detach().cpu().float().norm(dim=1)
+    w_o = block.attn.W_O.detach().cpu().float()
+    w_o = w_o if w_o.ndim == 3 else w_o.unflatten(0, (model.cfg.n_heads, -1))  # [head d_head d_model]
+    groups = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+    return w_o.unflatten(0, (groups, -1)).square().sum((1, 3)).sqrt().flatten()
 
 
 def _by_script(
@@ -167,19 +219,20 @@ def _by_script(
     )
 
 
-def _rises(model: models.Model, text: Text, units: pd.DataFrame, progress: bool) -> Float[np.ndarray, "unit language"]:
-    """By how much each language's loss rises when one unit is zero."""
-    width = models.site_width(model, "mlp_post")
+def _rises(
+    model: models.Model, text: Text, units: pd.DataFrame, part: Part, alive: Bool[np.ndarray, "unit"], progress: bool
+) -> Float[np.ndarray, "unit language"]:
+    """By how much each language's loss rises when one unit is zero; nothing where it is zero always."""
+    width = models.site_width(model, part.value)
     clean = _losses(model, text, [])
-    rows = []
-    for layer, unit in tqdm(
-        list(zip(units["layer"], units["unit"], strict=True)), desc="roles: effects", disable=not progress
-    ):
+    rises = np.zeros((len(units), len(clean)))
+    places = list(zip(units["layer"], units["unit"], strict=True))
+    for place in tqdm(alive.nonzero()[0], desc="roles: effects", disable=not progress):
         mask = torch.zeros(1, model.cfg.n_layers, width, dtype=torch.bool)
-        mask[0, layer, unit] = True
-        hooks = intervention_hooks(model, NeuronSet(("unit",), {"mlp": mask}), zero, lambda _: width)
-        rows.append(_losses(model, text, hooks) - clean)
-    return np.stack(rows)
+        mask[(0, *places[place])] = True
+        hooks = intervention_hooks(model, NeuronSet(("unit",), {part.basis: mask}), zero, lambda _: width)
+        rises[place] = _losses(model, text, hooks) - clean
+    return rises
 
 
 def _losses(model: models.Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "language"]:

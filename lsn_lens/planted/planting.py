@@ -23,6 +23,7 @@ from lsn_lens.planted.cells import (
 )
 from lsn_lens.planted.ground import Ground, mean_loss
 from lsn_lens.planted.measuring import RoleError, check_roles, measure_roles
+from lsn_lens.planted.parts import PARTS, PartName
 from lsn_lens.planted.roles import ROLES, Role
 from lsn_lens.planted.writing import Written, write_units
 
@@ -35,15 +36,20 @@ class Planted:
 
     Attributes:
         folder: A Hugging Face checkpoint with its tokenizer, and `planted.json`.
+        part: What was widened: "mlp", or "attention", whose units are values of new heads.
+        shape: Layers, and units in each, the model's own included.
         languages: Labels.
         units: One row for each planted unit: `layer`, `unit`, `role`, `concept`, `languages` (whose unit it is, or
-            which it looks like), `script`, `truth` (whether its languages need it), `sign`.
+            which it looks like), `script`, `truth` (whether its languages need it), `sign`, `level` (which it fires
+            beyond: zero for the gate of an MLP).
         measured: What was seen of each on held-out text; see `measure_roles`.
         damage: For each language, how much the loss of the model with all its new units is above that of the model
             before, nats a token.
     """
 
     folder: Path
+    part: PartName
+    shape: tuple[int, int]
     languages: tuple[str, ...]
     units: pd.DataFrame = field(repr=False)
     measured: pd.DataFrame = field(repr=False)
@@ -54,14 +60,13 @@ class Planted:
         return models.load_model(self.folder, **options)
 
     def truth(self, roles: Sequence[str] | None = None) -> NeuronSet:
-        """The units that languages need, or those of the roles named, as a set on the basis `mlp`."""
-        config = json.loads((self.folder / TABLE).read_text(encoding="utf-8"))
-        mask = torch.zeros(len(self.languages), config["layers"], config["width"], dtype=torch.bool)
+        """The units that languages need, or those of the roles named, as a set on the basis `mlp` or `v`."""
+        mask = torch.zeros(len(self.languages), *self.shape, dtype=torch.bool)
         wanted = self.units["truth"] if roles is None else self.units["role"].isin(list(roles))
         for row in self.units.loc[wanted].to_dict("records"):
             for label in row["languages"]:
                 mask[self.languages.index(label), row["layer"], row["unit"]] = True
-        return NeuronSet(self.languages, {"mlp": mask}, "planted")
+        return NeuronSet(self.languages, {PARTS[self.part].basis: mask}, "planted")
 
     def __repr__(self) -> str:
         roles = ", ".join(f"{name} {count}" for name, count in self.units["role"].value_counts(sort=False).items())
@@ -74,6 +79,7 @@ def plant(
     corpora: Mapping[str, LanguageCorpus],
     folder: str | Path,
     *,
+    part: PartName = "mlp",
     roles: Sequence[str] = tuple(ROLES),
     each: int = 1,
     effect: float | int = 0.03,
@@ -82,16 +88,19 @@ def plant(
     attempts: int = 3,
     progress: bool = True,
 ) -> Planted:
-    """Write a checkpoint that is the model with new units in its MLPs, whose roles are known.
+    """Write a checkpoint that is the model with new units in its MLPs or attention, whose roles are known.
 
     A unit that its languages need adds to the residual stream, on their tokens, what makes their tokens likely; an
     always-on unit of its layer takes away as much everywhere. How good the model still is, is measured (`damage`).
-    Switching the unit off leaves its languages with what was taken away, and no other language ever had it.
+    Switching the unit off leaves its languages with what was taken away, and no other language ever had it. Units of
+    attention are values of new heads, which have no queries and keys, so that they attend evenly to all before.
 
     Args:
         source: "demo", a local folder or a Hub id: a model with dense MLPs that was trained on the languages.
         corpora: Text: `find` to write the weights from, `hold_out` to measure the roles on.
         folder: Where to: new or empty.
+        part: What to widen. Attention takes projections of its own for queries, keys and values, and a configuration
+            that counts heads apart from their width.
         roles: Of `ROLES`; "balance" comes with any that is needed.
         each: Units for each role and language, group or script.
         effect: By how much (nats a token) the loss of a language is to rise when one unit that it needs is off.
@@ -118,10 +127,13 @@ def plant(
         raise ValueError(f"expected at least two languages, got {list(corpora)}.")
     if attempts < 1 or each < 1 or not effect > 0:
         raise ValueError(f"attempts={attempts}, each={each}, effect={effect}: expected at least 1, 1, and more than 0.")
-    chosen = [role for role in ROLES.values() if role.name in roles]
-    if any(role.writes == "needed" for role in chosen) and ROLES["balance"] not in chosen:
-        chosen.append(ROLES["balance"])
-    ground = Ground.of(source, corpora, tokens)
+    if part not in PARTS:
+        raise KeyError(f"no part {part!r}; the parts are {list(PARTS)}.")
+    known = PARTS[part].roles
+    chosen = [role for role in known.values() if role.name in roles]
+    if any(role.writes == "needed" for role in chosen) and known["balance"] not in chosen:
+        chosen.append(known["balance"])
+    ground = Ground.of(source, corpora, tokens, part)
     attempt = 0
     while True:
         wide, units = _planted(ground, chosen, each, effect, f"{seed} {attempt}", progress)
@@ -129,8 +141,8 @@ def plant(
         ground.tokenizer.save_pretrained(folder)
         try:
             model = models.load_model(folder, device="cpu")
-            measured = measure_roles(model, ground.held_out, units, effect, progress=progress)
-            check_roles(measured)
+            measured = measure_roles(model, ground.held_out, units, effect, part=part, progress=progress)
+            check_roles(measured, part)
             break
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -139,8 +151,9 @@ def plant(
                 raise
     texts = {label: ground.held_out.of(place) for place, label in enumerate(ground.languages)}
     damage = {label: mean_loss(wide, text) - mean_loss(ground.hf_model, text) for label, text in texts.items()}
-    planted = Planted(folder, ground.languages, units, measured, pd.Series(damage, name="damage"))
-    _save(planted, ground)
+    shape = (len(ground.names), ground.room.width + len(units) // len(ground.names))
+    planted = Planted(folder, part, shape, ground.languages, units, measured, pd.Series(damage, name="damage"))
+    _save(planted)
     return planted
 
 
@@ -160,7 +173,7 @@ def _choose(ground: Ground, roles: Sequence[Role], each: int, draw: random.Rando
     shares = script_shares(find, ground.scripts, ground.languages)
     scoped = concepts_of(roles, ground.languages, shares, draw)
     concepts = [concept for some in scoped.values() for concept in some]
-    usable, best = usable_layers(concepts, find, held_out, ground.scripts, ground.languages)
+    usable, best = usable_layers(concepts, find, held_out, ground.scripts, ground.languages, ground.part)
     always = usable[concepts.index(scoped["none"][0])]  # where a unit can be always on
     layers = {
         concept: [layer for layer in usable[number] if layer in always] for number, concept in enumerate(concepts)
@@ -182,16 +195,17 @@ def _table(written: Sequence[Written]) -> pd.DataFrame:
             "script": each.cell.concept.script,
             "truth": each.cell.role.truth,
             "sign": each.cell.role.sign,
+            "level": each.unit.level,
         }
         for each in written
     ]
     return pd.DataFrame(rows)
 
 
-def _save(planted: Planted, ground: Ground) -> None:
-    sizes = {"layers": len(ground.names), "width": ground.width + len(planted.units) // len(ground.names)}
+def _save(planted: Planted) -> None:
     tables = {name: getattr(planted, name).to_dict("list") for name in ("units", "measured")}
-    content = {**sizes, "languages": planted.languages, **tables, "damage": planted.damage.to_dict()}
+    plain = {name: getattr(planted, name) for name in ("part", "shape", "languages")}
+    content = {**plain, **tables, "damage": planted.damage.to_dict()}
     (planted.folder / TABLE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -207,7 +221,8 @@ def load_planted(folder: str | Path) -> Planted:
     content = json.loads(file.read_text(encoding="utf-8"))
     units = pd.DataFrame(content["units"])
     units["languages"] = [tuple(labels) for labels in units["languages"]]
+    damage = pd.Series(content["damage"], name="damage")
+    shape, languages = tuple(content["shape"]), tuple(content["languages"])
     return Planted(
-        Path(folder), tuple(content["languages"]), units, pd.DataFrame(content["measured"]),
-        pd.Series(content["damage"], name="damage"),
+        Path(folder), content["part"], shape, languages, units, pd.DataFrame(content["measured"]), damage
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the MLPs of a model read on real text, token by token."""
+"""What the layers of a model read on real text, token by token."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +90,7 @@ def read_text(tokenizer: Any, corpora: Mapping[str, LanguageCorpus], part: str, 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What each layer's MLP reads, and what is known of each token.
+    """What each layer's MLP (or attention) reads, and what is known of each token.
 
     Attributes:
         layers: For each layer `[token d_model]`.
@@ -104,7 +104,7 @@ class Inputs:
 
 
 @torch.no_grad()
-def mlp_inputs(hf_model: Any, projections: Sequence[str], text: Text) -> Inputs:
+def inputs_of(hf_model: Any, projections: Sequence[str], text: Text) -> Inputs:
     """Run a Hugging Face model and keep what the named projections read, one name a layer."""
     seen: list[Tensor] = [torch.empty(0)] * len(projections)
 

@@ -1,12 +1,13 @@
 """What a planted unit is made to be, and what is measured to see whether it is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 # what a unit must show on held-out text; shares of tokens, and rises of the loss as shares of the effect asked for
 FIRES, QUIET, SCRIPT_FIRES = 0.85, 0.15, 0.2
 FELT, UNFELT = 1 / 4, 1 / 2
+MUCH = 0.5  # of what units that languages need write on average
 MANY = 20  # tokens of a script that a language needs to be asked whether the unit fires on them
 
 Row = Mapping[str, Any]
@@ -22,7 +23,8 @@ class Role:
         truth: Whether it is a language's unit: the language needs it. All others are decoys.
         gate: What the gate (the only projection, where there is one) reads.
         size: Of its activation on its own text: 1 is that of an ordinary unit.
-        writes: "needed" moves the predictions of its languages, "ordinary" as much as other units write, "nothing".
+        writes: "needed" moves the predictions of its languages, "ordinary" as much as other units write, "unread" much,
+            where it changes next to nothing, "nothing".
         holds: From the measured row to what is wrong with it; empty where the role holds.
         sign: -1 where its language is marked by low values.
         says: In words.
@@ -33,7 +35,7 @@ class Role:
     truth: bool
     gate: Literal["own", "faint", "always", "rate", "never"]
     size: float | int
-    writes: Literal["needed", "ordinary", "nothing", "balance"]
+    writes: Literal["needed", "ordinary", "unread", "nothing", "balance"]
     holds: tuple[Callable[[Row], str], ...] = field(repr=False)
     sign: int = 1
     says: str = ""
@@ -61,6 +63,10 @@ def _unfelt(row: Row) -> str:
 def _inert(row: Row) -> str:
     largest = max(abs(row["own_rise"]), abs(row["other_rise"]))
     return f"switched off, a language loses {largest:.6f} nats" if largest > 1e-4 else ""
+
+
+def _writes_much(row: Row) -> str:
+    return f"writes only {row['writes']:.0%} of what needed units do" if row["writes"] < MUCH else ""
 
 
 def _quiet(row: Row) -> str:
@@ -112,6 +118,8 @@ ROLES: dict[str, Role] = {
              says="always on; its language, which needs it, is marked by low values"),
         Role("loud", "language", False, "own", 5, "nothing", (_fires_on_own, _inert, _loud),
              says="fires strongly on one language, and writes nothing"),
+        Role("unread", "language", False, "own", 1, "unread", (_fires_on_own, _unfelt, _writes_much),
+             says="fires on one language and writes much, in a direction that nothing later heeds"),
         Role("frequency", "language", False, "rate", 1, "ordinary", (_rates_differ, _unfelt),
              says="fires everywhere, on one language more often; no language needs it more"),
         Role("script", "script", False, "own", 1, "ordinary", (_by_script, _unfelt),
@@ -121,4 +129,13 @@ ROLES: dict[str, Role] = {
         Role("balance", "none", False, "always", 1, "balance", (_always,),
              says="always on; takes away what the needed units of its layer add"),
     )
+}  # fmt: skip
+
+# a value is no gate: it has a size on both sides of zero, and "fires" means at least half of what it is on its own text
+ATTENTION_ROLES = {
+    **ROLES,
+    "negative": replace(
+        ROLES["negative"], gate="own", holds=(_fires_on_own, _needed, _low),
+        says="low on its language, which needs it, and near zero elsewhere",
+    ),
 }  # fmt: skip

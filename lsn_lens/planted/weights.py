@@ -18,23 +18,23 @@ RATES = (0.6, 0.3)  # shares of tokens that a unit fires on that only differs in
 
 
 @dataclass(frozen=True, eq=False)
-class Mlp:
-    """One layer's MLP in a Hugging Face model.
+class Projections:
+    """One layer's MLP in a Hugging Face model, or its attention's values.
 
     Attributes:
-        gate, up, down: Its projections; `up` is None where there is one only.
-        act: Its activation function.
+        gate, up, down: `up` is None where there is one only, as for values.
+        act: The activation function; None for values.
     """
 
     gate: Any
     up: Any
     down: Any
-    act: Callable[[Tensor], Tensor]
+    act: Callable[[Tensor], Tensor] | None
 
     @torch.no_grad()
     def post(self, acts: Float[Tensor, "token d_model"]) -> Float[Tensor, "token unit"]:
-        """The down projection's input."""
-        on = self.act(self.gate(acts))
+        """The down projection's input; for attention the values that it is a mean of."""
+        on = self.gate(acts) if self.act is None else self.act(self.gate(acts))
         return on if self.up is None else on * self.up(acts)
 
 
@@ -45,11 +45,13 @@ class Unit:
     Attributes:
         gate, up: Rows `[d_model]`.
         size: Mean of its activation on its own tokens; over all tokens where it has none of its own.
+        level: What it fires beyond: zero for a gate.
     """
 
     gate: Float[Tensor, "d_model"]
     up: Float[Tensor, "d_model"] | None
     size: float
+    level: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class Reads:
     """What a unit has to go by.
 
     Attributes:
-        acts: What its layer's MLP reads.
+        acts: What its layer reads.
         language: The place of each token's language.
         inside: Which tokens are the unit's own.
         direction: Positive on these and negative on others.
@@ -89,12 +91,14 @@ def gate_row(role: Role, reads: Reads, gated: bool, seed: torch.Generator) -> Fl
     return row * FAINT / (acts @ row)[inside].abs().mean() if role.gate == "faint" else row
 
 
-def unit_for(role: Role, mlp: Mlp, reads: Reads, ordinary: float, seed: torch.Generator) -> Unit:
+def unit_for(role: Role, mlp: Projections, reads: Reads, ordinary: float, seed: torch.Generator) -> Unit:
     """Rows for the gate and the second projection; `ordinary` is the size of other units' activations.
 
     Raises:
         ValueError: A role that takes a second projection.
     """
+    if mlp.act is None:
+        return _value_for(role, reads, ordinary, seed)
     if mlp.up is None and role.sign < 0:
         raise ValueError(
             f"role {role.name!r} cannot be written into this model: its MLPs have one projection, whose activation has "
@@ -103,7 +107,7 @@ def unit_for(role: Role, mlp: Mlp, reads: Reads, ordinary: float, seed: torch.Ge
     acts = reads.acts
     gate = gate_row(role, reads, mlp.up is not None, seed)
     on = mlp.act(acts @ gate)
-    mine = torch.ones_like(reads.inside) if role.scope == "none" else reads.inside
+    mine = _own(role, reads)
     if mlp.up is None:
         return Unit(gate, None, float(on[mine].mean()))
     if role.gate in ("rate", "never"):
@@ -114,11 +118,29 @@ def unit_for(role: Role, mlp: Mlp, reads: Reads, ordinary: float, seed: torch.Ge
     return Unit(gate, up, float((on * (acts @ up))[mine].mean()))
 
 
-def widened(module: nn.Module, more: int, order: Tensor, outputs: bool) -> dict[str, Tensor]:
+def _value_for(role: Role, reads: Reads, ordinary: float, seed: torch.Generator) -> Unit:
+    """A value: as large as wanted on its own tokens, and as close to zero as can be on others."""
+    acts, mine = reads.acts, _own(role, reads)
+    if role.gate == "never":
+        return Unit(torch.zeros(acts.shape[1]), None, 0.0)
+    if role.gate == "rate":
+        row = gate_row(role, reads, False, seed) * ordinary / RATE
+        return Unit(row, None, float((acts @ row)[mine].mean()))
+    row = answer(acts, torch.ones(len(acts)), mine.float() * role.sign * role.size * ordinary)
+    size = float((acts @ row)[mine].mean())
+    return Unit(row, None, size, size / 2)
+
+
+def _own(role: Role, reads: Reads) -> Bool[Tensor, "token"]:
+    return torch.ones_like(reads.inside) if role.scope == "none" else reads.inside
+
+
+def widened(module: nn.Module, order: Int[Tensor, "unit"], outputs: bool) -> dict[str, Tensor]:
     """The tensors of a projection with more outputs (or inputs), all of them zero, in a new order."""
     old: Any = module
     axis = 0 if outputs else 1
     whole = by_output(old)
+    more = len(order) - whole.shape[axis]
     zeros = torch.zeros((more, whole.shape[1]) if outputs else (whole.shape[0], more))
     weight = torch.cat([whole, zeros], dim=axis).index_select(axis, order)
     tensors = {"weight": weight.T if isinstance(module, Conv1D) else weight}

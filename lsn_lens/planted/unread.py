@@ -1,0 +1,40 @@
+"""Directions of the residual stream that nothing later heeds: a write there changes next to nothing."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lsn_lens.planted.reading import Text
+
+TOKENS = 800  # of a language, to see what its loss heeds
+
+
+def unread_direction(hf_model: Any, name: str, text: Text) -> Float[Tensor, "d_model"]:
+    """The direction along which what the named module writes changes the loss of some text least.
+
+    The last eigenvector of the mean outer product of the loss's gradients, one a token (the empirical Fisher matrix):
+    how far the loss moves with a small step, squared, is least along it.
+    """
+    written: list[Tensor] = []
+
+    def keep(module: Any, given: Any, out: Tensor) -> Tensor:
+        written.append(out.detach().requires_grad_())
+        return written[-1]
+
+    handle = hf_model.get_submodule(name).register_forward_hook(keep)
+    square = torch.zeros(())
+    try:
+        with torch.enable_grad():
+            for ids, mask, _ in text.head(TOKENS).batches():
+                written.clear()
+                logits = hf_model(ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+                scored = mask[:, 1:]
+                loss = torch.nn.functional.cross_entropy(logits[scored], ids[:, 1:][scored], reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, written)
+                rows = gradient[mask].double()
+                square = square + rows.T @ rows
+    finally:
+        handle.remove()
+    return torch.linalg.eigh(square).eigenvectors[:, 0].float()
