@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -163,8 +163,11 @@ def place_cells(
     best: Mapping[Concept, str],
     each: int,
     draw: random.Random,
+    barred: Collection[tuple[str, str, int]] = (),
 ) -> list[Cell]:
     """Every role for every concept of its scope, in a random layer of those that can hold it, evenly filled.
+
+    Not in layers where it is barred (role, concept, layer), if there is another.
 
     Raises:
         ValueError: A role that no layer can hold.
@@ -181,6 +184,7 @@ def place_cells(
                     f"{USABLE[0]:.0%} and {USABLE[1]:.0%}, for attention {OUTSIDE['attention']:.0%}). Leave the role "
                     "or the language out, or train the model."
                 )
+            can = [layer for layer in can if (role.name, str(concept), layer) not in barred] or can
             for _ in range(each):
                 fewest = min(filled[layer] for layer in can)
                 layer = draw.choice([layer for layer in can if filled[layer] <= fewest + 1])

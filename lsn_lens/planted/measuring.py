@@ -1,6 +1,6 @@
 """Measure what planted units do, and refuse what is not as it was meant to be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,15 @@ def measure_roles(
 
 
 class RoleError(ValueError):
-    """Planted units that are not what they were made to be."""
+    """Planted units that are not what they were made to be.
+
+    Attributes:
+        cells: Role, concept and layer of each.
+    """
+
+    def __init__(self, message: str, cells: Iterable[tuple[str, str, int]] = ()) -> None:
+        super().__init__(message)
+        self.cells = frozenset(cells)
 
 
 def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
@@ -91,16 +99,20 @@ def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
         RoleError: Names each such unit, and what was measured.
     """
     wrong = [
-        f"{row['role']} of {row['concept']} (layer {row['layer']}, unit {row['unit']}): {fault}"
+        (row, fault)
         for row in measured.to_dict("records")
         for holds in PARTS[part].roles[row["role"]].holds
         if (fault := holds(row))
     ]
+    said = [
+        f"{row['role']} of {row['concept']} (layer {row['layer']}, unit {row['unit']}): {fault}" for row, fault in wrong
+    ]
     if wrong:
         raise RoleError(
             f"{len(wrong)} of {len(measured)} planted units are not what they were made to be:\n"
-            + "\n".join(wrong[:20])
-            + "\nTry another seed, more tokens or a smaller effect; or leave these roles or languages out."
+            + "\n".join(said[:20])
+            + "\nTry another seed, more tokens or a smaller effect; or leave these roles or languages out.",
+            ((row["role"], row["concept"], row["layer"]) for row, _ in wrong),
         )
 
 

@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def plant(
         effect: By how much (nats a token) the loss of a language is to rise when one unit that it needs is off.
         tokens: Of each language, to write the weights from; half as many measure.
         seed: Of layers, groups, places and random directions.
-        attempts: Draws to try until all roles hold.
+        attempts: Draws to try until all roles hold; what did not hold in a layer is not tried there again.
         progress: Show a progress bar.
 
     Raises:
@@ -134,9 +134,9 @@ def plant(
     if any(role.writes == "needed" for role in chosen) and known["balance"] not in chosen:
         chosen.append(known["balance"])
     ground = Ground.of(source, corpora, tokens, part)
-    attempt = 0
+    attempt, barred = 0, frozenset()
     while True:
-        wide, units = _planted(ground, chosen, each, effect, f"{seed} {attempt}", progress)
+        wide, units = _planted(ground, chosen, each, effect, f"{seed} {attempt}", barred, progress)
         wide.save_pretrained(folder)
         ground.tokenizer.save_pretrained(folder)
         try:
@@ -149,6 +149,7 @@ def plant(
             attempt += 1
             if not isinstance(error, RoleError) or attempt == attempts:
                 raise
+            barred |= error.cells
     texts = {label: ground.held_out.of(place) for place, label in enumerate(ground.languages)}
     damage = {label: mean_loss(wide, text) - mean_loss(ground.hf_model, text) for label, text in texts.items()}
     shape = (len(ground.names), ground.room.width + len(units) // len(ground.names))
@@ -158,16 +159,28 @@ def plant(
 
 
 def _planted(
-    ground: Ground, roles: Sequence[Role], each: int, effect: float | int, seed: str, progress: bool
+    ground: Ground,
+    roles: Sequence[Role],
+    each: int,
+    effect: float | int,
+    seed: str,
+    barred: Collection[tuple[str, str, int]],
+    progress: bool,
 ) -> tuple[Any, pd.DataFrame]:
     """One draw: the widened model, and where its units are."""
     draw = random.Random(seed)
-    cells = _choose(ground, roles, each, draw)
+    cells = _choose(ground, roles, each, draw, barred)
     wide, written = write_units(ground, cells, effect, draw.randrange(2**31), progress)
     return wide, _table(written)
 
 
-def _choose(ground: Ground, roles: Sequence[Role], each: int, draw: random.Random) -> list[Cell]:
+def _choose(
+    ground: Ground,
+    roles: Sequence[Role],
+    each: int,
+    draw: random.Random,
+    barred: Collection[tuple[str, str, int]] = (),
+) -> list[Cell]:
     """Which units, in which layers."""
     find, held_out = ground.inputs
     shares = script_shares(find, ground.scripts, ground.languages)
@@ -180,7 +193,7 @@ def _choose(ground: Ground, roles: Sequence[Role], each: int, draw: random.Rando
     }
     can = [group for group in scoped["group"] if layers[group]]
     scoped["group"] = (can or scoped["group"])[: len(ground.languages) // 2]  # groups are random, so any will do
-    return place_cells(roles, scoped, layers, dict(zip(concepts, best, strict=True)), each, draw)
+    return place_cells(roles, scoped, layers, dict(zip(concepts, best, strict=True)), each, draw, barred)
 
 
 def _table(written: Sequence[Written]) -> pd.DataFrame:
