@@ -6,6 +6,7 @@ writes a folder: report.html (open it in a browser), report.md, tables/, figures
 the checkpoints, which a second call uses again. `--config file.yaml` reads settings, `--print_config` shows them.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ class Config:
         methods: Which methods; all by default.
         parts: Where to plant, each by itself: "mlp", and "attention" (as values of new heads).
         roles: Which roles; all by default.
-        plantings: How many into each part; each has its own seed, and the intervals come from their spread.
+        plantings: How many into each part; each has its own seed, and the intervals come from their spread. A seed
+            whose roles do not hold is left out, and said to be.
         each: Units for each role and language.
         effect: By how much a language's loss is to rise when one unit that it needs is off, nats a token.
         tokens: Of each language, to write the weights from.
@@ -71,16 +73,23 @@ import pandas as pd  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
 from lsn_lens.formats import write_bytes  # noqa: E402
-from lsn_lens.planted import ROLES, DetectorScores, Planted, load_planted, plant, score_detectors  # noqa: E402
+from lsn_lens.planted import (  # noqa: E402
+    ROLES,
+    DetectorScores,
+    Planted,
+    RoleError,
+    load_planted,
+    plant,
+    score_detectors,
+)
 from lsn_lens.planted.parts import PartName  # noqa: E402
-from lsn_lens.planted.planting import TABLE  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.ground_truth import ground_truth_report  # noqa: E402
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 
 
-def prepare(config: Config) -> tuple[Corpora, list[Planted]]:
+def prepare(config: Config) -> tuple[Corpora, list[Planted], pd.DataFrame]:
     """Plant, or open what was planted before."""
     unknown = [name for name in config.methods or () if name not in lsn.METHODS]
     if unknown:
@@ -93,26 +102,42 @@ def prepare(config: Config) -> tuple[Corpora, list[Planted]]:
     wrong = [count for count in config.fewer_languages if not 2 <= count <= len(corpora)]
     if wrong:
         raise ValueError(f"fewer_languages={wrong}: expected 2 to {len(corpora)}, as many as there are.")
-    seeds = range(config.seed, config.seed + config.plantings)
-    return corpora, [planting(config, corpora, part, seed) for part in config.parts for seed in seeds]
+    plantings, refused = [], []
+    for part in config.parts:
+        seeds = itertools.count(config.seed)
+        while sum(each.part == part for each in plantings) < config.plantings:
+            seed = next(seeds)
+            planted = planting(config, corpora, part, seed)
+            if isinstance(planted, Planted):
+                plantings.append(planted)
+                continue
+            refused.append({"part": part, "seed": seed, "why": planted})
+            if sum(each["part"] == part for each in refused) > config.plantings:
+                raise ValueError(f"{part}: roles did not hold with too many seeds. {planted}")
+    return corpora, plantings, pd.DataFrame(refused, columns=["part", "seed", "why"])
 
 
-def planting(config: Config, corpora: Corpora, part: PartName, seed: int) -> Planted:
-    """One planting."""
+def planting(config: Config, corpora: Corpora, part: PartName, seed: int) -> Planted | str:
+    """One planting, or why its roles do not hold."""
     asked = {"model": config.model, "part": part, "each": config.each, "effect": config.effect, "tokens": config.tokens,
              "roles": list(config.roles or ROLES), "languages": list(corpora)}  # fmt: skip
     folder = config.out / "planted" / f"{part}-{seed}"
     kept = folder.with_suffix(".json")
-    if (folder / TABLE).is_file():
-        if not kept.is_file() or json.loads(kept.read_text()) != asked:
+    if kept.is_file():
+        before = json.loads(kept.read_text())
+        if before["asked"] != asked:
             raise ValueError(f"{folder} was planted with other settings. Give another --out, or remove it.")
-        return load_planted(folder)
-    planted = plant(
-        config.model, corpora, folder, part=part, roles=asked["roles"], each=config.each, effect=config.effect,
-        tokens=config.tokens, seed=seed,
-    )  # fmt: skip
-    write_bytes(kept, json.dumps(asked, indent=1).encode())
-    return planted
+        return before["refused"] or load_planted(folder)
+    refused, planted = "", None
+    try:
+        planted = plant(
+            config.model, corpora, folder, part=part, roles=asked["roles"], each=config.each, effect=config.effect,
+            tokens=config.tokens, seed=seed,
+        )  # fmt: skip
+    except RoleError as error:
+        refused = str(error)
+    write_bytes(kept, json.dumps({"asked": asked, "refused": refused}, indent=1).encode())
+    return planted or refused
 
 
 def measure(config: Config, corpora: Corpora, plantings: list[Planted]) -> tuple[DetectorScores, pd.DataFrame]:
@@ -146,7 +171,7 @@ def layout(max_tokens: int | None) -> lsn.Layout:
     return lsn.Layout(kind="documents", max_tokens=max_tokens)
 
 
-def report(config: Config, corpora: Corpora, plantings: list[Planted]) -> Path:
+def report(config: Config, corpora: Corpora, plantings: list[Planted], refused: pd.DataFrame) -> Path:
     """Measure and write everything; returns the path of report.html."""
     scores, sensitivity = measure(config, corpora, plantings)
     planted = [each.measured.assign(part=each.part, planting=number) for number, each in enumerate(plantings)]
@@ -155,6 +180,7 @@ def report(config: Config, corpora: Corpora, plantings: list[Planted]) -> Path:
     tables = {
         "methods": scores.methods, "by-language": scores.by_language, "roles": scores.roles,
         "planted": pd.concat(planted, ignore_index=True), "damage": damage, "sensitivity": sensitivity,
+        "refused": refused,
     }  # fmt: skip
     save_tables(tables, config.out / "tables")
     used = scores.settings

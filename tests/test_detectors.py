@@ -1,5 +1,6 @@
 """Scores of detectors whose answer is known beforehand, against scikit-learn, scipy and counting by hand."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from sklearn.metrics import average_precision_score
 import lsn_lens as lsn
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.planted import Planted, score_detectors
-from lsn_lens.planted.detectors import ORDINARY, _precision_at
+from lsn_lens.planted.detectors import ORDINARY, _by_language, _precision_at
 from lsn_lens.statistics import Statistic
 
 LANGUAGES = ("en", "de", "fr")
@@ -118,7 +119,7 @@ def test_an_oracle_its_opposite_and_one_that_says_nothing(make):
         assert row["chance"] == pytest.approx(chance)
     assert constant["average_precision"] == pytest.approx(chance)
     assert constant["precision_at_k"] == pytest.approx(chance)
-    assert (constant["recall"], constant["found"]) == (0, 0)
+    assert (constant["recall"], constant["found"], constant["top_recall"]) == (0, 0, 0)
     assert np.isnan(constant["precision"])
     assert opposite["average_precision"] < chance
     assert (opposite["precision_at_k"], opposite["precision"], opposite["recall"]) == (0, 0, 0)
@@ -320,3 +321,14 @@ def test_what_cannot_be_scored(make):
         scored([make()], method, strange)
     with pytest.raises(ValueError, match="no unit that a language needs"):
         scored([make(units=[("loud", ("en",)), ("silent", LANGUAGES)])], method)
+
+
+def test_the_top_is_a_hundredth_and_no_more(make):
+    planted = dataclasses.replace(make(units=UNITS[:3]), shape=(2, 50))
+    units = planted.units
+    values = torch.zeros(len(LANGUAGES), 2, 50)
+    values[:, units["layer"][0], units["unit"][0]] = 1.0  # of English, below another one
+    values[:, units["layer"][1], units["unit"][1]] = 2.0
+    none = NeuronSet(LANGUAGES, {"mlp": torch.zeros_like(values, dtype=torch.bool)})
+    found = _by_language(planted, NeuronScores(LANGUAGES, {"mlp": values}, "known"), none, ["mlp"])
+    assert found["top_recall"].tolist() == [0.0, 1.0, 0.0]

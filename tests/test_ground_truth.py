@@ -41,7 +41,7 @@ def written(script, config):
 
 
 def test_the_folder_is_whole(written):
-    names = {"methods", "by-language", "roles", "planted", "damage", "sensitivity"}
+    names = {"methods", "by-language", "roles", "planted", "damage", "sensitivity", "refused"}
     assert {path.stem for path in (written / "tables").glob("*.parquet")} == names
     origin = json.loads((written / "provenance.json").read_text())
     assert origin["settings"]["plantings"] == 1
@@ -69,10 +69,35 @@ def test_plantings_are_used_again_and_other_settings_refused(script, config, wri
         raise AssertionError("planted again")
 
     monkeypatch.setattr(script, "plant", refuse)
-    _, plantings = script.prepare(config)
+    _, plantings, refused = script.prepare(config)
+    assert refused.empty
     assert [each.folder.name for each in plantings] == ["mlp-0", "attention-0"]
     with pytest.raises(SystemExit, match="other settings"):
         script.main(dataclasses.replace(config, effect=0.1))
+
+
+def test_a_seed_whose_roles_do_not_hold_is_left_out_and_remembered(script, config, tmp_path, monkeypatch):
+    tried = []
+
+    def sometimes(source, corpora, folder, *, part, seed, **_):
+        tried.append((part, seed))
+        if seed == 0:
+            raise script.RoleError("1 of 9 planted units are not what they were made to be")
+        return script.Planted(folder, part, (2, 9), tuple(corpora), pd.DataFrame(), pd.DataFrame(), pd.Series())
+
+    monkeypatch.setattr(script, "plant", sometimes)
+    monkeypatch.setattr(script, "load_planted", lambda folder: sometimes(None, {}, folder, part="mlp", seed=1))
+    some = dataclasses.replace(config, out=tmp_path, parts=("mlp",))
+    for _ in range(2):  # the second time nothing is planted
+        tried.clear()
+        _, plantings, refused = script.prepare(some)
+        assert [each.folder.name for each in plantings] == ["mlp-1"]
+        assert refused.to_dict("records")[0]["seed"] == 0
+        assert "not what they were made" in refused["why"][0]
+    assert tried == [("mlp", 1)]  # opened
+    monkeypatch.setattr(script, "planting", lambda *_: "no")
+    with pytest.raises(ValueError, match="too many seeds"):
+        script.prepare(some)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from torch import nn
 
 import lsn_lens as lsn
 from lsn_lens.planted import ROLES, load_planted, make_world, plant, world
+from lsn_lens.planted.cells import Cell, Concept
 from lsn_lens.planted.directions import half_height
 from lsn_lens.planted.ground import Ground
-from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, check_roles, measure_roles
-from lsn_lens.planted.parts import PARTS
+from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, _output_norms, check_roles, measure_roles
+from lsn_lens.planted.parts import PARTS, Room
 from lsn_lens.planted.reading import read_text
-from lsn_lens.planted.weights import Projections, Reads, unit_for
-from lsn_lens.planted.writing import _widened
+from lsn_lens.planted.weights import Projections, Reads, Unit, unit_for
+from lsn_lens.planted.writing import Written, _widened, _write
 
 TOKENS, EFFECT = 1500, 0.03
 LABELS = ("latin-1", "cyrillic-1", "latin-2", "cyrillic-2")
@@ -217,6 +218,32 @@ def test_attention_that_cannot_be_widened(tiny_model_folder, architecture, says)
         Ground.of(tiny_model_folder(architecture), corpora, 60, "attention")
 
 
+def test_query_heads_that_share_a_value_all_write_for_it():
+    room = Room(6, 3, 2, {}, {})  # two heads of three values, each read by two query heads
+    assert room.writers(torch.tensor([0, 4])).tolist() == [[0, 3], [7, 10]]
+    order = torch.tensor([3, 4, 5, 0, 1, 2])
+    assert room.queries(order).tolist() == [6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]
+    new = room.order(6, torch.Generator().manual_seed(0)).view(4, 3)
+    assert sorted(new[:, 0].tolist()) == [0, 3, 6, 9] and (new.diff(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_what_a_value_writes_is_shared_by_its_readers_and_measured_over_them(tiny_model_folder, backend):
+    folder = tiny_model_folder("llama")
+    ground = Ground.of(folder, lsn.load_corpora({"en": [SENTENCES[0]] * 6, "de": [SENTENCES[1]] * 6}), 60, "attention")
+    down = ground.hf_model.get_submodule(ground.names[1].down).weight
+    assert ground.room.readers > 1
+    inputs = ground.room.writers(torch.arange(ground.room.width))
+    norms = _output_norms(lsn.load_model(folder, backend=backend, device="cpu"), 1, PARTS["attention"])
+    torch.testing.assert_close(norms, down[:, inputs].square().sum((0, 2)).sqrt())
+    column = torch.arange(down.shape[0]).float()
+    unit = Written(Cell(ROLES["specific"], Concept(("en",)), 1), 5, Unit(column, None, 1.0), column)
+    _write(ground, ground.hf_model, unit, column)
+    torch.testing.assert_close(down[:, inputs[5]].sum(1), column)
+    assert (down[:, inputs[5][0]] == down[:, inputs[5]].T).all()
+
+
 # weights
 
 
@@ -265,5 +292,5 @@ def test_half_height_knows_inside_from_outside():
     assert (fires == torch.stack([new_language == 0, new_language != 1], 1)).float().mean() > 0.97
     known = inside | (torch.arange(600) % 2 == 0)[:, None]
     wrong = torch.where(known, inside, ~inside)
-    pair = (half_height(acts, each & known, known, new) for each in (wrong, inside))
+    pair = (half_height(acts, each, known, new) for each in (wrong, inside))
     assert torch.equal(*pair)

@@ -30,7 +30,7 @@ def ground_truth_report(tables: Tables, skipped: Mapping[str, str], origin: Mapp
     """The whole report.
 
     Args:
-        tables: "methods", "by-language", "roles", "planted", "sensitivity".
+        tables: "methods", "by-language", "roles", "planted", "damage", "sensitivity", "refused".
         skipped: Methods that were left out, and why.
         origin: From `provenance`.
     """
@@ -141,6 +141,11 @@ def planted_section(tables: Tables) -> Section:
     """What was measured of each role, and what planting did to the model."""
     measured = ["own_rate", "other_rate", "own_value", "loudness", "writes", "own_rise", "other_rise"]
     means: Any = tables["planted"].groupby(["part", "role"], sort=False)[measured].mean()
+    refused = tables["refused"]
+    left = [
+        f"Left out: {row['part']}, seed {row['seed']}. {row['why']}".replace("\n", " ")
+        for row in refused.to_dict("records")
+    ]
     return Section(
         "What was planted",
         (
@@ -148,6 +153,7 @@ def planted_section(tables: Tables) -> Section:
             "(the lowest) and others (the highest), its mean activation on its own, the shares of the layer's units "
             "that are quieter there and that write less, and by how much the loss of its languages (the lowest) and of "
             "others (the highest) rises when it alone is switched off, in nats a token.",
+            *left,
         ),
         {"Measured": means.reset_index(), "Rise of the loss by planting, nats a token": tables["damage"]},
     )
