@@ -16,6 +16,7 @@ from lsn_lens.neurons import NeuronSet
 from lsn_lens.planted.parts import PARTS, Part, PartName
 from lsn_lens.planted.reading import Text, token_scripts
 from lsn_lens.planted.roles import MANY
+from lsn_lens.recorders.importance import heads_output, value_heads
 from lsn_lens.sites import SITES, flat
 
 EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
@@ -206,13 +207,10 @@ def _beyond(acts: Float[Tensor, "token unit"], levels: Float[Tensor, "unit"]) ->
 
 def _output_norms(model: models.Model, layer: int, part: Part) -> Float[Tensor, "unit"]:
     """Of what each unit writes by; of a value, by all heads that read it."""
-    block = model.blocks[layer]
     if part.value == "mlp_post":
-        return block.mlp.W_out.detach().cpu().float().norm(dim=1)
-    w_o = block.attn.W_O.detach().cpu().float()
-    w_o = w_o if w_o.ndim == 3 else w_o.unflatten(0, (model.cfg.n_heads, -1))  # [head d_head d_model]
-    groups = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
-    return w_o.unflatten(0, (groups, -1)).square().sum((1, 3)).sqrt().flatten()
+        return model.blocks[layer].mlp.W_out.detach().cpu().float().norm(dim=1)
+    w_o = heads_output(model, layer).cpu().float()
+    return w_o.unflatten(0, (value_heads(model), -1)).square().sum((1, 3)).sqrt().flatten()
 
 
 def _by_script(

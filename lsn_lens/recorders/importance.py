@@ -27,7 +27,9 @@ class Importances(Recorder):
         if "mlp" in need.bases:
             made["mlp_norm"] = torch.stack([model.blocks[i].mlp.W_out.detach().float().norm(dim=1) for i in layers])
         if {"v", "z"} & set(need.bases):
-            made["gram"] = torch.stack([maths.gram_of_heads(_w_o(model, i), _groups(model)) for i in layers])
+            made["gram"] = torch.stack(
+                [maths.gram_of_heads(heads_output(model, i), value_heads(model)) for i in layers]
+            )
         if {"q", "k"} & set(need.bases):
             made |= read_attention(model, plan.length)
         return {f"{need.key}.{name}": value.cpu() for name, value in made.items()}
@@ -155,11 +157,12 @@ def _finish(
     return squares, is_exact
 
 
-def _w_o(model: models.Model, layer: int) -> Tensor:
+def heads_output(model: models.Model, layer: int) -> Tensor:
     """W_O as `[head d_head d_model]`."""
     w_o = model.blocks[layer].attn.W_O.detach()
     return w_o if w_o.ndim == 3 else w_o.unflatten(0, (model.cfg.n_heads, -1))
 
 
-def _groups(model: models.Model) -> int:
+def value_heads(model: models.Model) -> int:
+    """How many heads of keys and values there are; query heads may share them."""
     return getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
