@@ -19,7 +19,7 @@ from lsn_lens.planted.detectors import ORDINARY, _by_language, _precision_at
 from lsn_lens.statistics import Statistic
 
 LANGUAGES = ("en", "de", "fr")
-LAYERS, WIDTH, HEADS = 2, 48, 32  # of neurons, and of values in all heads
+LAYERS, WIDTH = 2, 48
 SHAPE = (len(LANGUAGES), LAYERS, WIDTH)
 CORPORA = lsn.load_corpora({label: [text] * 6 for label, text in zip(LANGUAGES, SENTENCES, strict=False)})
 UNITS = [  # role, whose; two truths and two decoys for each language, one for two of them, two of nobody
@@ -68,16 +68,16 @@ class Known:
 @pytest.fixture
 def make(load, tmp_path):
     def stub(seed=0, units=UNITS, part="mlp"):
-        width = WIDTH if part == "mlp" else HEADS
-        places = np.random.default_rng(seed).choice(LAYERS * width, len(units), replace=False)
+        places = np.random.default_rng(seed).choice(LAYERS * WIDTH, len(units), replace=False)
         rows = [
-            {"layer": int(place) // width, "unit": int(place) % width, "role": role, "concept": "+".join(labels),
+            {"layer": int(place) // WIDTH, "unit": int(place) % WIDTH, "role": role, "concept": "+".join(labels),
              "languages": labels, "script": None, "truth": role in TRUE, "sign": 1}
             for place, (role, labels) in zip(places, units, strict=True)
         ]  # fmt: skip
         nothing = pd.Series(dtype=float)
-        shape = (LAYERS, WIDTH if part == "mlp" else HEADS)
-        return Stub(tmp_path, part, shape, LANGUAGES, pd.DataFrame(rows), pd.DataFrame(), nothing, load("llama_mha"))
+        return Stub(
+            tmp_path, part, (LAYERS, WIDTH), LANGUAGES, pd.DataFrame(rows), pd.DataFrame(), nothing, load("llama_mha")
+        )
 
     return stub
 
@@ -282,10 +282,10 @@ def test_methods_that_score_other_units_are_skipped_and_said_to_be(make):
 
 def test_parts_are_scored_by_themselves(make):
     mlp, attention = make(), make(part="attention")
-    truth = truth_of(attention)[:, :, :HEADS]
+    truth = truth_of(attention)  # as many values as neurons: only their names tell them apart
     of_heads = {
-        "v": truth.float() + 0.1 * noise(0)[:, :, :HEADS],
-        "z": torch.rand(3, LAYERS, 2 * HEADS),  # of query heads that share values: not the same units
+        "v": truth.float() + 0.1 * noise(0),
+        "z": torch.rand(3, LAYERS, 2 * WIDTH),  # of query heads that share values: not the same units
     }
     methods = {
         "neurons": Known({"mlp": truth_of(mlp).float()}),

@@ -207,6 +207,13 @@ def test_a_widened_model_computes_what_the_model_did(tiny_model_folder, architec
     assert (wide(ids).logits - ground.hf_model(ids).logits).abs().max() > 1e-3
 
 
+def test_heads_come_in_numbers_that_the_architecture_takes(tiny_model_folder):
+    corpora = lsn.load_corpora({"en": [SENTENCES[0]] * 6, "de": [SENTENCES[1]] * 6})
+    ground = Ground.of(tiny_model_folder("llama_mha"), corpora, 60, "attention")
+    assert (ground.hf_model.config.hidden_size, ground.hf_model.config.num_attention_heads) == (32, 4)
+    assert ground.room.fitting(ground.hf_model, ground.names[0].down, 1) == 4 * 8  # of 5 to 8, 8 alone divides 32
+
+
 @pytest.mark.parametrize(
     ("architecture", "says"),
     [("gpt2", "c_attn is not one projection"), ("neox", "is not one projection|GPTNeoXConfig"), ("opt", "OPTConfig"),
@@ -258,6 +265,7 @@ def tokens(seed=0):
 @pytest.mark.parametrize(("role", "size"), [("specific", 2.0), ("negative", -2.0), ("loud", 10.0), ("quiet", 0.04)])
 def test_a_value_is_as_large_as_wanted_inside_and_near_zero_elsewhere(role, size):
     acts, language = tokens()
+    acts += 3 * nn.functional.one_hot(torch.tensor(7), 8)  # what all tokens share counts for nothing
     inside = language == 1
     reads = Reads(acts, language, inside, acts[0], acts[0])
     unit = unit_for(PARTS["attention"].roles[role], Projections(None, None, None, None), reads, 2.0, torch.Generator())
