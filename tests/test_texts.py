@@ -1,6 +1,7 @@
 import copy
 import math
 import random
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from foreign import FOREIGN, pieces
 
 from lsn_lens.corpora import load_corpora
 from lsn_lens.evaluation import texts
@@ -25,6 +27,7 @@ from lsn_lens.evaluation.texts import (
     text_summary,
 )
 from lsn_lens.evaluation.texts.identifiers import IDENTIFIERS, UND, identifier, identifier_accuracy
+from lsn_lens.evaluation.texts.languages import script_shares, scripts_of
 
 LANGUAGES = ["en", "de", "fr", "es", "id", "vi", "zh", "ja"]
 SENTENCES = {
@@ -32,7 +35,7 @@ SENTENCES = {
     "de": "Gestern haben wir im Garten gearbeitet und danach zusammen gegessen.",
     "fr": "Le matin, les enfants marchent jusqu'à l'école avec leur grand-mère.",
     "es": "Mi hermana trabaja en una tienda pequeña cerca de la estación.",
-    "id": "Kemarin kami pergi ke pasar untuk membeli sayur dan ikan segar.",
+    "id": "Kemarin kami pergi ke pasar karena ingin membeli sayuran dan ikan segar.",
     "vi": "Hôm qua chúng tôi đi chợ mua rau và cá tươi cho bữa tối.",
     "zh": "昨天我们去市场买了新鲜的蔬菜和鱼。",
     "ja": "きのう市場で新しい野菜と魚を買いました。",
@@ -50,13 +53,13 @@ def spoken(texts):
     return [(each[0], float(each[1])) if len(each) > 1 else (UND, 0.0) for each in words]
 
 
-def backend(monkeypatch, *known, confidence=1.0, code=None):
-    """Puts an identifier "fake" in the table, which always gives `code`."""
+def backend(monkeypatch, **chances):
+    """Puts an identifier "fake" in the table, which always gives the same chances."""
 
-    def restrict(codes):
-        return lambda text: (code or codes[0], confidence)
+    def weigh(codes):
+        return lambda text: {code: chances[code] for code in codes}
 
-    monkeypatch.setitem(IDENTIFIERS, "fake", lambda: (list(known), restrict))
+    monkeypatch.setitem(IDENTIFIERS, "fake", lambda: (list(chances), weigh))
 
 
 # which language
@@ -65,7 +68,7 @@ def backend(monkeypatch, *known, confidence=1.0, code=None):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_known_sentences_are_named(identify, language):
     [(label, confidence)] = identify([SENTENCES[language]])
-    assert label == language and 0.8 <= confidence <= 1
+    assert label == language and identifiers.THRESHOLD <= confidence <= 1
 
 
 def test_the_order_of_languages_does_not_matter(identify):
@@ -82,13 +85,14 @@ def test_the_same_as_the_library_where_it_does_not_abstain():
     before = copy.copy(langid._get_identifier())
     free = identifier(["fr", "es", "en"], threshold=0, letters=0)
     own = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-    own.set_languages(["en", "es", "fr"])
     cut = [text[:length] for text in SENTENCES.values() for length in (6, 12, 25, 99)]
-    for text, (label, confidence) in zip(cut, free(cut), strict=True):
+    found = free(cut)
+    for text, (label, confidence) in zip(cut, found, strict=True):
+        best, chance = own.classify(text)
+        assert label == (best if best in free.languages else UND)
         if label != UND:
-            best = own.rank(text)[0]
-            assert label == best[0] and confidence == pytest.approx(best[1], abs=1e-6)
-    assert sum(label != UND for label, _ in free(cut)) > 25
+            assert confidence == pytest.approx(chance, abs=1e-6)
+    assert sum(label != UND for label, _ in found) >= 9
     after = langid._get_identifier()
     assert after.nb_classes is before.nb_classes and after._norm_probs == before._norm_probs  # nobody's else
 
@@ -117,18 +121,106 @@ def test_letters_needed_can_be_chosen(identify):
 
 
 @pytest.mark.parametrize(
-    ("confidence", "threshold", "expected"), [(0.8, 0.8, "de"), (0.79, 0.8, UND), (0.51, 0, "de"), (0.5, 0, UND)]
-)
-def test_low_confidence_and_no_preference_are_und(monkeypatch, confidence, threshold, expected):
-    backend(monkeypatch, "de", "fr", confidence=confidence)
-    assert identifier(["de", "fr"], "fake", threshold=threshold)(["many letters"]) == [(expected, confidence)]
+    ("chances", "threshold", "expected"),
+    [
+        ({"de": 0.8, "fr": 0.1, "nl": 0.1}, 0.8, "de"), ({"de": 0.79, "fr": 0.2, "nl": 0.01}, 0.8, UND),
+        ({"de": 0.4, "fr": 0.3, "nl": 0.3}, 0, "de"), ({"de": 0.4, "fr": 0.1, "nl": 0.5}, 0, UND),
+        ({"de": 1 / 3, "fr": 1 / 3, "nl": 1 / 3}, 0, UND),
+    ],
+)  # fmt: skip
+def test_low_confidence_another_language_and_no_preference_are_und(monkeypatch, chances, threshold, expected):
+    backend(monkeypatch, **chances)
+    found = identifier(["de", "fr"], "fake", threshold=threshold)(["many letters"])
+    assert found == [(expected, chances["de"])]
 
 
 @pytest.mark.parametrize("text", ["", "12345 67890", "?!"])
 def test_without_letters_there_is_nothing_to_identify(monkeypatch, text):
-    backend(monkeypatch, "de", "fr")
+    backend(monkeypatch, de=0.9, fr=0.1)
     lenient = identifier(["de", "fr"], "fake", threshold=0, letters=0)
-    assert lenient([text, "a"]) == [(UND, 0.0), ("de", 1.0)]
+    assert lenient([text, "a"]) == [(UND, 0.0), ("de", 0.9)]
+
+
+# texts in languages that are not the run's
+
+
+RELATIVES = {"ms": {"id"}, "gl": {"es", "pt"}, "ca": {"es"}, "nb": {"da"}, "da": {"nb"}, "hr": {"bs", "sr"}}
+
+
+@pytest.mark.parametrize(("length", "most"), [(20, 0.02), (50, 0.02), (100, 0.0)])
+def test_languages_outside_the_run_are_not_named(identify, length, most):
+    texts = [piece for text in FOREIGN.values() for piece in pieces(text, length)]
+    named = [label for label, _ in identify(texts) if label != UND]
+    assert len(texts) > 40 and len(named) <= most * len(texts)
+
+
+@pytest.mark.parametrize("run", [["en", "fr"], ["en", "ru"], ["ar", "en"], ["hi", "en"], ["zh", "ja"], ["ko", "es", "pt"]])
+def test_whatever_the_run_is(run):
+    identify = identifier(run)
+    for language, text in FOREIGN.items():
+        for sentence, (label, _) in zip(parts := split(text), identify(parts), strict=True):
+            allowed = {UND, language} if language in run else {UND}
+            assert label in allowed or label in RELATIVES.get(language, ()), (language, sentence)
+    own = [label for language in run if language in FOREIGN for label, _ in identify(split(FOREIGN[language]))]
+    assert own.count(UND) <= len(own) / 4, "and the run's own are"
+
+
+def split(text):
+    return [each.strip() for each in re.split("[.।።։۔]", text) if len(each) > 15]
+
+
+@pytest.mark.parametrize(
+    ("run", "text"),
+    [
+        (["en", "fr"], "الطقس جميل جدا اليوم، لنذهب في نزهة إلى الحديقة"),
+        (["en", "ru"], "आज मौसम बहुत अच्छा है, चलो बगीचे में टहलने चलते हैं"),
+        (["ja", "ko"], "昨天我们去市场买了新鲜的蔬菜和鱼，然后一起回家做饭。"),
+        (["en", "el"], "ქალაქის ცენტრში ახალი ბიბლიოთეკა გაიხსნა"),
+        (["en", "fr"], "Der Weg nach Hause war lang, und es regnete die ganze Nacht."),
+        (["sr-Latn", "en"], "Деца се после наставе играју у школском дворишту."),
+        (["en", "de"], "ok: في المدينة سوق كبير وفيه بضائع كثيرة من كل البلاد"),
+        (["en", "zh"], "ᚠᚢᚦᚨᚱᚲ ᚷᚹᚺᚾᛁᛃ ᛇᛈᛉᛊᛏᛒ"),
+        (["en", "zh"], "🙂🙂 12 🙂 3.5 🙂"),
+    ],
+)
+def test_a_script_or_language_that_no_language_of_the_run_has(run, text):
+    assert identifier(run, threshold=0)([text])[0][0] == UND
+
+
+def test_foreign_words_inside_do_not_matter(identify):
+    texts = ["我们用 TensorFlow 训练了一个新的语言模型。", "The word الطقس means weather in Arabic, as far as I know."]
+    assert [label for label, _ in identify(texts)] == ["zh", "en"]
+
+
+def test_members_count_as_their_macrolanguage(monkeypatch):
+    backend(monkeypatch, zh=0.3, yue=0.25, wuu=0.1, en=0.35)
+    assert identifier(["zh", "en"], "fake")(["letters 字"]) == [("zh", pytest.approx(0.65))]
+    assert identifier(["zh", "yue", "en"], "fake")(["letters 字"]) == [("zh", pytest.approx(0.4))]
+
+
+def test_ruled_out_languages_are_not_weighed():
+    malay = split(FOREIGN["ms"])
+    assert identifier(["id", "en"])(malay[1:])[0][0] == UND
+    assert identifier(["id", "en"], ruled_out=["ms"])(malay[1:])[0][0] == "id"
+    with pytest.raises(ValueError, match="'id'.* are languages to name"):
+        identifier(["id", "en"], ruled_out=["id"])
+    with pytest.raises(KeyError, match="xx"):
+        identifier(["id", "en"], ruled_out=["xx"])
+
+
+@pytest.mark.parametrize("language", [*FOREIGN, *SENTENCES])
+def test_every_language_is_written_in_its_scripts(language):
+    shares = script_shares({**FOREIGN, **SENTENCES}[language])
+    assert sum(shares.get(script, 0) for script in scripts_of(language)) == pytest.approx(1)
+    assert max(shares, key=shares.get) in scripts_of(language)
+
+
+@pytest.mark.parametrize(
+    ("label", "scripts"),
+    [("sr", {"CYRILLIC", "LATIN"}), ("sr-Latn", {"LATIN"}), ("zh_Hant_TW", {"HAN"}), ("pt-BR", {"LATIN"})],
+)
+def test_scripts_of_labels(label, scripts):
+    assert scripts_of(label) == scripts
 
 
 def test_mixed_text_is_less_certain_than_either_part(identify):

@@ -1,4 +1,4 @@
-"""Which language is a text in? Identifiers restricted to a run's languages, that abstain where they cannot tell."""
+"""Which language is a text in? Identifiers that name a run's languages, and abstain where it is another or unclear."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lsn_lens.evaluation.texts.languages import MEMBERS, script_shares, scripts_of
 from lsn_lens.evaluation.texts.strings import count_letters
 
 Guess = tuple[str, float]
 Identify = Callable[[Sequence[str]], list[Guess]]  # label and confidence in [0, 1] for each text
-Backend = tuple[list[str], Callable[[list[str]], Callable[[str], Guess]]]  # codes known; codes wanted -> guess
+Chances = dict[str, float]  # of each language's code, one after all
+Backend = tuple[list[str], Callable[[list[str]], Callable[[str], Chances]]]  # codes known; codes to weigh -> chances
 
 UND = "und"  # BCP 47 for a language that could not be determined
-THRESHOLD = 0.8
+THRESHOLD = 0.2
 LETTERS = 5
+MOSTLY = 0.5  # of the letters
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Identifier:
     """An `Identify` with the rules for abstaining; made by `identifier`."""
 
     languages: tuple[str, ...]
-    guess: Callable[[str], Guess]  # most probable label and its probability, for one text
+    codes: Mapping[str, str]  # the identifier's code -> label
+    chances: Callable[[str], Chances]  # of every language that is weighed, for one text
     threshold: float | int
     letters: int
 
@@ -39,9 +43,18 @@ class Identifier:
     def _one(self, text: str) -> Guess:
         if count_letters(text) < max(self.letters, 1):
             return UND, 0.0
-        label, confidence = self.guess(text)
-        knows_nothing = confidence <= (1 + 1e-6) / len(self.languages)  # the best of k has 1/k or more
-        return (UND if knows_nothing or confidence < self.threshold else label), confidence
+        shares = script_shares(text)
+        ours = frozenset[str]().union(*map(scripts_of, self.languages))
+        if sum(share for script, share in shares.items() if script in ours) <= MOSTLY:
+            return UND, 0.0
+        chances = self.chances(text)
+        if max(chances.values()) <= (1 + 1e-6) / len(chances):  # nothing in it is known: the best of k has 1/k or more
+            return UND, max(chances.values())
+        chances = _with_members(chances, self.codes)
+        code = max(self.codes, key=chances.__getitem__)
+        label, confidence = self.codes[code], chances[code]
+        another = confidence < max(chances.values()) or not scripts_of(label) & shares.keys()
+        return (UND if another or confidence < self.threshold else label), min(max(float(confidence), 0.0), 1.0)
 
 
 def identifier(
@@ -50,24 +63,33 @@ def identifier(
     *,
     threshold: float | int = THRESHOLD,
     letters: int = LETTERS,
+    ruled_out: Iterable[str] = (),
 ) -> Identifier:
-    """A language identifier that chooses among the languages of a run, or abstains.
+    """A language identifier that names a run's languages, and abstains from every other.
+
+    A text is weighed against all languages that the identifier knows. It is named only where the most probable of them
+    is one of the run's.
 
     Args:
         languages: The run's labels: language codes, also with script or region ("zh-Hans" is asked for as "zh"). What
             comes back are the labels as given.
         name: One of `IDENTIFIERS`: "py3langid", or "lingua" (an extra to install).
         threshold: Smallest confidence, in [0, 1], with which a language is named. Confidences are those of the
-            identifier, shared out among these languages only.
+            identifier, shared out among all languages that it knows.
         letters: Fewest letters (`str.isalpha`) a text must have. Texts without letters are never identified.
+        ruled_out: Codes of languages that no text can be in, for example ["ms"] where Indonesian is expected and Malay
+            is not: they are not weighed, and their texts would be named as their neighbours.
 
     Returns:
-        A function from texts to (label, confidence). "und" stands for: too few letters (confidence 0), too low a
-        confidence, or no language more probable than another.
+        A function from texts to (label, confidence). "und" stands for: too few letters, or half of them or more in
+        scripts that none of the run's languages is written in (confidence 0 for both); another language is more
+        probable than the run's; too low a confidence; or no language more probable than another. The members of a
+        macrolanguage of the run (`MEMBERS`) count as it, unless they are languages of the run too.
 
     Raises:
         KeyError: A name or language that is not known.
-        ValueError: Fewer than two languages, two labels with one code, a threshold outside [0, 1].
+        ValueError: Fewer than two languages, two labels with one code, a threshold outside [0, 1], a language of the
+            run that is ruled out.
         ImportError: An identifier that is not installed.
     """
     if name not in IDENTIFIERS:
@@ -76,18 +98,24 @@ def identifier(
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: expected a confidence in [0, 1].")
-    labels = tuple(dict.fromkeys([languages] if isinstance(languages, str) else languages))
+    labels, excluded = (tuple(dict.fromkeys([x] if isinstance(x, str) else x)) for x in (languages, ruled_out))
     if len(labels) < 2:
         raise ValueError(f"languages={list(labels)}: expected two or more, as the identifier chooses among them.")
-    known, restrict = IDENTIFIERS[name]()
+    known, weigh = IDENTIFIERS[name]()
     codes = _codes(labels, known, name)
-    best = restrict(list(codes))
+    out = _codes(excluded, known, name)
+    if set(out) & set(codes):
+        raise ValueError(f"ruled_out={list(excluded)}: {[codes[c] for c in out if c in codes]} are languages to name.")
+    return Identifier(labels, codes, weigh([code for code in known if code not in out]), threshold, letters)
 
-    def guess(text: str) -> Guess:
-        code, confidence = best(text)
-        return codes[code], min(max(float(confidence), 0.0), 1.0)
 
-    return Identifier(labels, guess, threshold, letters)
+def _with_members(chances: Chances, named: Iterable[str]) -> Chances:
+    """Members of a macrolanguage among the named languages count as it, unless they are named themselves."""
+    chances = dict(chances)
+    for code in set(named) & set(MEMBERS):
+        for member in set(MEMBERS[code]) - set(named):
+            chances[code] += chances.pop(member, 0.0)
+    return chances
 
 
 def identifier_accuracy(
@@ -150,11 +178,11 @@ def _py3langid_model() -> Any:
 def _py3langid() -> Backend:
     model = copy(_py3langid_model())  # restricting one leaves the other copies' tables alone
 
-    def restrict(codes: list[str]) -> Callable[[str], Guess]:
+    def weigh(codes: list[str]) -> Callable[[str], Chances]:
         model.set_languages(codes)
-        return model.classify
+        return lambda text: dict(model.rank(text))
 
-    return model.labels, restrict
+    return model.labels, weigh
 
 
 def _lingua() -> Backend:
@@ -164,16 +192,16 @@ def _lingua() -> Backend:
         raise ImportError("the identifier 'lingua' is an extra: pip install 'lsn-lens[lingua]'.") from error
     known = {each.iso_code_639_1.name.lower(): each for each in Language.all()}
 
-    def restrict(codes: list[str]) -> Callable[[str], Guess]:
+    def weigh(codes: list[str]) -> Callable[[str], Chances]:
         detector = LanguageDetectorBuilder.from_languages(*(known[code] for code in codes)).build()
 
-        def guess(text: str) -> Guess:
-            best = detector.compute_language_confidence_values(text)[0]
-            return best.language.iso_code_639_1.name.lower(), best.value
+        def chances(text: str) -> Chances:
+            values = detector.compute_language_confidence_values(text)
+            return {each.language.iso_code_639_1.name.lower(): each.value for each in values}
 
-        return guess
+        return chances
 
-    return sorted(known), restrict
+    return sorted(known), weigh
 
 
 IDENTIFIERS: dict[str, Callable[[], Backend]] = {"py3langid": _py3langid, "lingua": _lingua}
