@@ -117,6 +117,8 @@ def step(
     takes_positions = "position_ids" in inspect.signature(hf_model.forward).parameters  # else it counts by the mask
     given = {"position_ids": positions} if takes_positions else {}
     output = hf_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+    if getattr(output, "past_key_values", None) is None:
+        raise ValueError(f"{type(hf_model).__name__} keeps no keys and values: give cache=False.")
     return output.logits, output.past_key_values
 
 

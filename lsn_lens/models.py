@@ -68,6 +68,7 @@ def load_model(
     if backend != "bridge":
         try:
             model = _hooked_transformer(source, hf_model, tokenizer, device, dtype)
+            model.generation_config = getattr(hf_model, "generation_config", None)  # which tokens end a text
             _check_logits(model, expected, source)
             return _labelled(model, name, revision)
         except Exception as error:  # whatever TransformerLens raises for a model it cannot convert

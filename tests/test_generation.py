@@ -352,6 +352,8 @@ def test_a_tokenizer_without_an_end_token(load, monkeypatch):
     ends = write(model, samples=40, temperature=3.0, repetition_penalty=1.3, tokens=12)
     assert ends["ended"].any()
     monkeypatch.setattr(type(model.tokenizer), "eos_token_id", None, raising=False)
+    config = getattr(model, "original_model", model).generation_config
+    monkeypatch.setattr(config, "eos_token_id", None)
     frame = write(model, samples=40, temperature=3.0, repetition_penalty=1.3, tokens=12)
     assert not frame["ended"].any() and set(frame["tokens"]) == {12}
     for ids, shorter in zip(frame["ids"], ends["ids"], strict=True):

@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lsn_lens import models
-from lsn_lens.batches import separator_id
+from lsn_lens.evaluation.prompts import front
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Score:
 def encode(tokenizer: Any, prompt: str, texts: Sequence[str], *, separator: str = "bos", name: str = "") -> list[Pair]:
     """Cut prompt and continuations into tokens, together, and say where the continuations begin.
 
+    A prompt that spells the separator itself, as chat templates do, gets no second one.
     The context is the longest run of tokens with which the prompt alone and the prompt with each of the texts all
     begin. What comes after is scored. So texts of one prompt are always compared after the same tokens; a space at
     the end of a prompt that becomes part of the next token is scored with it, in each of the texts.
@@ -45,18 +46,17 @@ def encode(tokenizer: Any, prompt: str, texts: Sequence[str], *, separator: str 
     Raises:
         ValueError: Nothing to condition on, or a text without tokens.
     """
-    start = separator_id(tokenizer, separator)
-    front = [] if start is None else [start]
     alone, *wholes = tokenizer([prompt, *(prompt + text for text in texts)], add_special_tokens=False)["input_ids"]
+    first = front(tokenizer, alone, separator)
     shared = min(_common(alone, whole) for whole in wholes)
-    if not front and not shared:
+    if not first and not shared:
         raise ValueError(
             f"{name}: no token to condition on. Give a longer prompt, or a separator that the text begins with."
         )
     empty = [text for text, whole in zip(texts, wholes, strict=True) if len(whole) <= shared]
     if empty:
         raise ValueError(f"{name}: {empty[0]!r} adds no token to the prompt, so it has no probability of its own.")
-    return [Pair([*front, *whole[:shared]], whole[shared:], name) for whole in wholes]
+    return [Pair([*first, *whole[:shared]], whole[shared:], name) for whole in wholes]
 
 
 def fit(pairs: Sequence[Pair], length: int, *, truncate: bool = False, keep: int = 0) -> tuple[list[Pair], int]:

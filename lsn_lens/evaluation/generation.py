@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as remember
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -17,12 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
-from lsn_lens.batches import separator_id
+from lsn_lens.evaluation.endings import Endings, endings
+from lsn_lens.evaluation.prompts import prompt_ids, texts_of, whole_number
 from lsn_lens.interventions import COLUMNS, Columns, Intervention, hooks_of, named
 
 KOJIMA = {"samples": 100, "temperature": 0.8}  # unconditional, 64 tokens
 
-
+Whole = int | np.integer
+Number = float | int | np.integer | np.floating
 Choose = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -39,16 +42,16 @@ class _Row:
 @torch.no_grad()
 def generate(
     model: models.Model,
-    prompts: Sequence[str] | None = None,
+    prompts: Iterable[str] | None = None,
     *,
-    samples: int | None = None,
-    tokens: int = 64,
-    temperature: float | int | None = None,
-    seed: int = 0,
-    repetition_penalty: float | int = 1.0,
-    stop: Sequence[str] = (),
+    samples: Whole | None = None,
+    tokens: Whole = 64,
+    temperature: Number | None = None,
+    seed: Whole = 0,
+    repetition_penalty: Number = 1.0,
+    stop: Iterable[str] = (),
     separator: str = "bos",
-    batch: int = 64,
+    batch: Whole = 64,
     cache: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -60,25 +63,30 @@ def generate(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        prompts: Texts to continue; None writes from the separator alone.
+        prompts: Texts to continue, in a list, tuple, array, Series or generator; None writes from the separator alone.
+            A prompt that begins with the separator already, as chat templates make it, gets no second one.
         samples: Texts for each prompt; by default 1, from nothing 100.
-        tokens: At most so many new ones; a text ends before at the tokenizer's end token.
+        tokens: At most so many new ones; a text ends before at an end token: the tokenizer's, or one of the model's
+            generation configuration.
         temperature: 0 takes the most probable token; by default 0, from nothing 0.8. No top-k or top-p filter.
         seed: Of the samples.
         repetition_penalty: Positive logits of tokens that have occurred are divided, negative ones multiplied by it.
         stop: Strings that a text ends before; `ids`, and what is computed from them, go up to the string's last token.
+            One that is a special token is an end token.
         separator: What a prompt begins with: "bos" (the "eos" of tokenizers without one), "eos" or "none".
         batch: Texts at once.
-        cache: Keep keys and values; without it the same, slower.
+        cache: Keep keys and values; without it the same, slower. Where a model reads long texts with other position
+            codes ("longrope"), it is made anew at that length.
         progress: Show a progress bar.
 
     Returns:
-        One row a text: `prompt` (its number), `sample`, `text`, `ids` (the new tokens), `tokens`, `ended` (by the
-        end token or a stop string), `log_probability` (mean of the chosen tokens, before temperature and penalty, in
+        One row a text: `prompt` (its number), `sample`, `text` (what follows the prompt, with its leading space),
+        `ids` (the new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the chosen tokens, before temperature and penalty, in
         nats).
 
     Raises:
-        ValueError: No prompts, one that with the new tokens exceeds the context, or an impossible setting.
+        ValueError: No prompts, one that is no text, has tokens that the model lacks, or with the new tokens exceeds the
+            context; or an impossible setting.
         FloatingPointError: NaN or infinity in the logits.
 
     Source: unconditional defaults as in the released code of Kojima et al. 2024: temperature 0.8, 64 tokens, 100 seeds,
@@ -87,9 +95,9 @@ def generate(
     unconditional = prompts is None
     samples = (KOJIMA["samples"] if unconditional else 1) if samples is None else samples
     temperature = (KOJIMA["temperature"] if unconditional else 0.0) if temperature is None else temperature
-    prompts = [""] if prompts is None else prompts
-    _check(samples=samples, tokens=tokens, batch=batch)
-    _check_texts(prompts=prompts, stop=stop)
+    prompts, stop = texts_of("prompts", [""] if prompts is None else prompts), texts_of("stop", stop)
+    given = {"samples": samples, "tokens": tokens, "batch": batch}
+    samples, tokens, batch = (whole_number(name, value) for name, value in given.items())
     if not prompts or "" in stop:
         raise ValueError("no prompts, or an empty stop string: give texts, and for nothing in front prompts=None.")
     if not (0 <= temperature < math.inf and 0 < repetition_penalty < math.inf):
@@ -97,21 +105,20 @@ def generate(
             f"temperature={temperature}, repetition_penalty={repetition_penalty}: expected finite numbers, the first "
             "0 or more, the second more than 0."
         )
-    rows = _rows(model, list(prompts), int(samples), tokens, separator, seed)
+    rows, ends = _rows(model, prompts, samples, tokens, separator, int(seed)), endings(model, stop)
     choose = partial(_choose, temperature=float(temperature), penalty=float(repetition_penalty))
-    texts = []
+    border, texts = _border(model), []
     with tqdm(total=len(rows) * tokens, desc="generate", unit="tok", unit_scale=True, disable=not progress) as bar:
-        for first in range(0, len(rows), batch):
-            some = rows[first : first + batch]
-            ids, chances = _write(model, some, tokens, choose, cache, bar)
-            texts += [_text(model, *each, stop) for each in zip(some, ids.tolist(), chances.tolist(), strict=True)]
-    return pd.DataFrame(texts)
+        for some in _batches(rows, batch, even=border is not None):
+            ids, chances = _write(model, some, tokens, choose, ends.tokens, border, cache, bar)
+            texts += [_text(*each, ends) for each in zip(some, ids.tolist(), chances.tolist(), strict=True)]
+    return pd.DataFrame(sorted(texts, key=lambda row: (row["prompt"], row["sample"])))
 
 
 def generate_each(
     model: models.Model,
     interventions: Sequence[Intervention],
-    prompts: Sequence[str] | None = None,
+    prompts: Iterable[str] | None = None,
     *,
     progress: bool = True,
     **settings: Any,
@@ -131,6 +138,7 @@ def generate_each(
     names = [each.name for each in every]
     if len(set(names)) < len(names):
         raise ValueError(f"interventions need different names, and none the name 'none': {names[1:]}.")
+    prompts = None if prompts is None else texts_of("prompts", prompts)  # a generator is read once
     width = remember(partial(models.site_width, model))
     frames = []
     for each in tqdm(every, desc="interventions", disable=not progress):
@@ -145,25 +153,14 @@ def generate_each(
     return pd.concat(frames, ignore_index=True)
 
 
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}: expected a whole number of at least 1.")
-
-
-def _check_texts(**texts: Sequence[str]) -> None:
-    for name, each in texts.items():
-        if isinstance(each, str):
-            raise ValueError(f"{name}={each!r} is one string: give a list of strings.")
-
-
 def _rows(model: models.Model, prompts: list[str], samples: int, tokens: int, separator: str, seed: int) -> list[_Row]:
-    start = separator_id(model.tokenizer, separator)
-    rows = []
+    known, rows = models.vocabulary_size(model), []
     for number, prompt in enumerate(prompts):
-        ids = ([] if start is None else [start]) + model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = prompt_ids(model.tokenizer, prompt, separator)
         if not ids:
             raise ValueError(f"prompt {number} is empty, and separator='none' puts nothing in front of it.")
+        if max(ids) >= known:
+            raise ValueError(f"prompt {number} has the token {max(ids)}; the model knows {known} only: {prompt[:60]!r}")
         if len(ids) + tokens > model.cfg.n_ctx:
             raise ValueError(
                 f"prompt {number} has {len(ids)} tokens; with {tokens} new ones it exceeds the model's context of "
@@ -176,11 +173,29 @@ def _rows(model: models.Model, prompts: list[str], samples: int, tokens: int, se
     return rows
 
 
+def _border(model: models.Model) -> int | None:
+    """Tokens up to which a model uses other position codes than beyond; None for one that always uses the same."""
+    config = model.original_model.config.get_text_config() if models.is_bridge(model) else None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]  # one for all layers, or one a kind
+    borders = [x["original_max_position_embeddings"] for x in kinds if x.get("rope_type") == "longrope"]
+    return min(borders, default=None)
+
+
+def _batches(rows: list[_Row], size: int, even: bool) -> Iterator[list[_Row]]:
+    """Texts at once; `even`: of the same length only, as the longest of a batch decides on the position codes of all."""
+    lengths = sorted({len(row.ids) for row in rows}) if even else [None]
+    for length in lengths:
+        some = [row for row in rows if length in (None, len(row.ids))]
+        yield from (some[first : first + size] for first in range(0, len(some), size))
+
+
 def _write(
-    model: models.Model, rows: list[_Row], tokens: int, choose: Choose, cache: bool, bar: Any
+    model: models.Model, rows: list[_Row], tokens: int, choose: Choose, ends: tuple[int, ...], border: int | None,
+    cache: bool, bar: Any,
 ) -> tuple[Int[Tensor, "row token"], Float[Tensor, "row token"]]:
     """The new tokens of a batch and their log-probabilities; after an end token come more end tokens, of value 0."""
-    device, end = models.device_of(model), model.tokenizer.eos_token_id
+    device = models.device_of(model)
     longest = max(len(row.ids) for row in rows)
     pads = torch.tensor([longest - len(row.ids) for row in rows], device=device)
     ids = torch.tensor([[0] * (longest - len(row.ids)) + row.ids for row in rows], device=device)
@@ -189,10 +204,11 @@ def _write(
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     kept, scores = None, []
     for number in range(tokens):
-        first = ids.shape[1] - 1 if cache and number else 0
+        anew = not cache or not number or ids.shape[1] - 1 == border  # what is kept has the codes of a shorter text
+        first = 0 if anew else ids.shape[1] - 1
         with _columns(model, Columns(first, longest, pads)):
             if cache:
-                logits, kept = forward.step(model, ids[:, first:], mask, kept)
+                logits, kept = forward.step(model, ids[:, first:], mask, None if anew else kept)
             else:
                 logits = model(ids, attention_mask=mask, return_type="logits")
         last = logits[:, -1].float()
@@ -200,11 +216,11 @@ def _write(
             raise FloatingPointError(f"the logits for new token {number} are NaN or infinite. Is a strength too large?")
         chosen = choose(last, ids, mask, draws[:, number])
         score = last.log_softmax(-1).gather(1, chosen[:, None])[:, 0].masked_fill(ended, 0.0)
-        chosen = chosen if end is None else chosen.masked_fill(ended, end)
+        chosen = chosen.masked_fill(ended, ends[0]) if ends else chosen
         ids = torch.cat([ids, chosen[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         scores.append(score)
-        ended |= chosen == (-1 if end is None else end)
+        ended |= torch.isin(chosen, torch.tensor(ends, dtype=chosen.dtype, device=device))
         bar.update(len(rows))
         if bool(ended.all()):
             bar.update(len(rows) * (tokens - number - 1))
@@ -237,31 +253,26 @@ def _choose(
     if penalty != 1:
         seen = torch.zeros_like(logits).scatter_add_(1, ids, mask.to(logits.dtype)) > 0
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        if bool(logits.isinf().any() | logits.isnan().any()):
+            raise FloatingPointError(f"repetition_penalty={penalty} makes infinite logits: give one nearer to 1.")
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
+    below = logits.double() - logits.double().amax(-1, keepdim=True)  # 0 at the top: no temperature is too low for it
+    probabilities, order = (below / temperature).softmax(-1).sort(descending=True, stable=True)
     ends = probabilities.cumsum(-1)
     place = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).clamp_max(logits.shape[1] - 1)
     return order.gather(1, place)[:, 0]
 
 
-def _text(model: models.Model, row: _Row, ids: list[int], scores: list[float], stop: Sequence[str]) -> dict[str, Any]:
-    end = model.tokenizer.eos_token_id
-    ended = end in ids
-    kept = ids[: ids.index(end)] if ended else ids
-    decode = partial(model.tokenizer.decode, skip_special_tokens=True)
-    text = decode(kept)
-    if any(each in text for each in stop):  # the fewest tokens that hold a stop string
-        kept = next(kept[:count] for count in range(len(kept) + 1) if any(x in decode(kept[:count]) for x in stop))
-        text, ended = decode(kept), False
-    places = [text.find(each) for each in stop if each in text]
-    scored = scores[: len(kept) + ended]  # that a text ends is a choice too
+def _text(row: _Row, ids: list[int], scores: list[float], ends: Endings) -> dict[str, Any]:
+    text, kept, by_token, by_string = ends.apply(row.ids, ids)
+    scored = scores[: len(kept) + by_token]  # that a text ends is a choice too
     return {
         "prompt": row.prompt,
         "sample": row.sample,
-        "text": text[: min(places)] if places else text,
+        "text": text,
         "ids": kept,
         "tokens": len(kept),
-        "ended": ended or bool(places),
+        "ended": by_token or by_string,
         "log_probability": sum(scored) / len(scored),
     }

@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import models
-from lsn_lens.batches import separator_id
 from lsn_lens.evaluation.lens.layers import check_lens, logit_lens
+from lsn_lens.evaluation.prompts import prompt_ids
 
 DEMO_PROBES = Path(__file__).parents[2] / "demo" / "probes.jsonl"
 ROWS = 16  # prompts at once
@@ -171,14 +171,13 @@ def _prepare(
     if not probes:
         raise ValueError("no probes: expected at least one.")
     tokenizer = model.tokenizer
-    start = separator_id(tokenizer, "bos")
     rows: list[_Row] = []
     excluded: list[dict[str, str]] = []
     pairs: dict[tuple[str, str, str], list[int]] = {}
     for number, probe in enumerate(probes):
         _check(probe, f"probe {number}")
         for text, prompt in probe.prompts.items():
-            ids = [start, *_encode(tokenizer, prompt)]
+            ids = prompt_ids(tokenizer, prompt)
             if len(ids) > model.cfg.n_ctx:
                 raise ValueError(
                     f"probe {number}, {text}: {len(ids)} tokens, the model's context is {model.cfg.n_ctx}."

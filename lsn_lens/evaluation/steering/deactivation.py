@@ -1,11 +1,12 @@
 """Switch a language's units off while the model continues a prompt in it: does it stay, and where does it go?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from lsn_lens import models
+from lsn_lens.evaluation.prompts import texts_of
 from lsn_lens.evaluation.steering.trials import Trial, beside, groups_by, run_trials
 from lsn_lens.evaluation.steering.ways import NONE, NOTHING
 from lsn_lens.evaluation.texts.identifiers import UND, Identify
@@ -16,7 +17,7 @@ from lsn_lens.neurons import NeuronSet
 def deactivate(
     model: models.Model,
     sets: Mapping[str, NeuronSet],
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Iterable[str]],
     identify: Identify,
     action: Action | Callable[[str], Action] = zero,
     *,
@@ -46,6 +47,7 @@ def deactivate(
         One row a text: `method` ("none" without), `seed` (of random units; missing for the method's), `action`,
         `source` (the prompt's language), and what `run_trials` measures.
     """
+    prompts = {source: texts_of(f"prompts of {source!r}", some) for source, some in prompts.items()}
     trials = [_trial(NONE, None, "", each, prompts[each], Intervention(NONE)) for each in prompts]
     for method, found in sets.items():
         for drawn in (None, *range(seeds)):

@@ -11,11 +11,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lsn_lens import models
-from lsn_lens.batches import separator_id
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.evaluation import continuations
 from lsn_lens.evaluation.generation import generate
 from lsn_lens.evaluation.groups import share_of
+from lsn_lens.evaluation.prompts import prompt_ids
 from lsn_lens.evaluation.texts import measure_texts
 from lsn_lens.evaluation.texts.identifiers import UND, Identify
 from lsn_lens.interventions import Intervention, hooks_of, named
@@ -119,10 +119,9 @@ def _clean(
     model: models.Model, trial: Trial, prompts: list[int], ids: list[list[int]], settings: Mapping[str, Any]
 ) -> list[float]:
     """Mean log-probability a token of each text under the unchanged model; NaN for a text without tokens."""
-    start = separator_id(model.tokenizer, settings.get("separator", "bos"))
-    front = [] if start is None else [start]
-    heads = [model.tokenizer(each, add_special_tokens=False)["input_ids"] for each in trial.prompts or [""]]
-    pairs = [continuations.Pair([*front, *heads[number]], each) for number, each in zip(prompts, ids, strict=True)]
+    separator = settings.get("separator", "bos")
+    heads = [prompt_ids(model.tokenizer, each, separator) for each in trial.prompts or [""]]
+    pairs = [continuations.Pair(heads[number], each) for number, each in zip(prompts, ids, strict=True)]
     some = [pair for pair in pairs if pair.continuation]
     found = iter(continuations.score(model, some, batch_size=64, progress=False))
     return [

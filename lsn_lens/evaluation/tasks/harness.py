@@ -8,6 +8,7 @@ from typing import Any
 from lsn_lens import models
 from lsn_lens.evaluation.continuations import Pair, fit, score
 from lsn_lens.evaluation.generation import generate
+from lsn_lens.evaluation.prompts import prompt_ids
 
 try:
     from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
@@ -79,9 +80,8 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; a beginning token that the text spells itself (chat templates do) is not doubled."""
-        ids = self.tokenizer(string, add_special_tokens=False)["input_ids"]
         begins = self.add_bos if add_special_tokens is None else add_special_tokens
-        return ids if not begins or ids[:1] == [self.prefix_token_id] else [self.prefix_token_id, *ids]
+        return prompt_ids(self.tokenizer, string, "bos" if begins else "none")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """By the tokenizer's template."""
@@ -133,10 +133,10 @@ class HarnessModel(TemplateLM):
         """Continue prompts until a stop string, the end token or the most tokens; greedily, or at a temperature."""
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            groups.setdefault(repr(self._settings(*request.args)), []).append(place)
+            groups.setdefault(repr(self._settings(request.args[1])), []).append(place)
         texts: dict[int, str] = {}
         for places in groups.values():
-            settings = self._settings(*requests[places[0]].args)
+            settings = self._settings(requests[places[0]].args[1])
             prompts = [requests[place].args[0] for place in places]
             written = generate(self.model, prompts, batch=self.batch_size, progress=self.progress, **settings)
             texts.update(zip(places, written["text"], strict=True))
@@ -144,7 +144,7 @@ class HarnessModel(TemplateLM):
             self.cache_hook.add_partial("generate_until", request.args, texts[place])
         return [texts[place] for place in range(len(requests))]
 
-    def _settings(self, prompt: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def _settings(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What `generate` is asked for, from what a task asks for."""
         given: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
         sampled, temperature = given.pop("do_sample"), given.pop("temperature", 1.0)
@@ -154,10 +154,9 @@ class HarnessModel(TemplateLM):
                 f"generation settings {given} are not supported: expected until, do_sample, temperature and a number "
                 "of tokens."
             )
-        front = self.tok_encode(prompt)[:1] != self.tok_encode(prompt, add_special_tokens=False)[:1]
         return {
             "tokens": tokens,
             "temperature": temperature if sampled else 0.0,
             "stop": [text for text in until if text],
-            "separator": "bos" if front else "none",
+            "separator": "bos" if self.add_bos else "none",
         }
