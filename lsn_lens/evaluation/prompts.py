@@ -1,13 +1,13 @@
 """Texts that are given to a model: what may be given, and which tokens they become."""
 
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from lsn_lens.batches import separator_id
 
 
-def texts_of(name: str, texts: Iterable[str]) -> list[str]:
+def texts_of(name: str, texts: Any) -> list[str]:
     """The texts of a list, tuple, array, pandas Series or generator, in order.
 
     Raises:
@@ -19,9 +19,9 @@ def texts_of(name: str, texts: Iterable[str]) -> list[str]:
     if isinstance(texts, Mapping):
         raise ValueError(
             f"{name} is a mapping with the keys {list(texts)[:5]}: give a list of texts, for example "
-            f"list(texts.values()) where each is one text, or call once for each key."
+            "list(texts.values()) where each is one text, or call once for each key."
         )
-    if isinstance(texts, Set):
+    if isinstance(texts, set | frozenset):
         raise ValueError(f"{name} is a set, which has no order: give a list of texts.")
     if getattr(texts, "ndim", 1) != 1:
         raise ValueError(f"{name} is a table of {getattr(texts, 'ndim', 0)} dimensions: give one column, as a list.")
