@@ -1,11 +1,11 @@
 """What a model must do before it is handed out: compute what Hugging Face computes, whatever the padding.
 
-What is compared is what is measured later: the forward pass that `collect` runs as well as the one that `generate` runs.
+What is compared is what is measured later: the forward pass that `collect` runs, and the one that `generate` runs.
 """
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lsn_lens import forward
 from lsn_lens.checkpoints import in_short
+from lsn_lens.mlps import has_experts
 from lsn_lens.models import HALF_TOLERANCE, TOLERANCE, Model, device_of, probe_ids
 
 PREFIX = 5  # tokens of a text that are read alone, too
-LONGEST = 24  # tokens of the first text; the second has a third of them
+LONGEST, SHORTER = 24, 8  # tokens of the two texts, more where a sparse attention picks some of many
 TRY = "This version of TransformerLens computes another function; try the other backend or a newer version."
 
 
@@ -29,13 +30,16 @@ class Reference:
         source: The model's name.
         rows: Ids of two texts, one longer than the other.
         logits: Of each text alone.
-        padded_left: Largest difference of its own logits under left padding, in their standard deviations.
+        padded: Largest difference of its own logits beside padding on the "left" and on the "right", in their
+            standard deviations.
+        routes: Whether tokens choose experts: in half precision rounding sends some to others, which says nothing.
     """
 
     source: str
     rows: list[Tensor]
     logits: list[Tensor]
-    padded_left: float
+    padded: Mapping[str, float]
+    routes: bool
 
     @property
     def allowed(self) -> float:
@@ -58,12 +62,15 @@ def reference_of(hf_model: Any, source: str) -> Reference:
             raise ValueError(f"it gives NaN or infinite logits as {hf_model.dtype}; try torch.float32")
         _check_reads_forward(hf_model, rows[0], logits[0])
         _check_attention(hf_model, rows[0], logits[0])
-        padded = hf_model(**_left_padded(hf_model, rows)).logits
+        padded = {side: _beside_padding(hf_model, rows, side) for side in ("left", "right")}
     except Exception as error:  # whatever a Hugging Face model raises
         said = str(error) if isinstance(error, ValueError) else in_short(error)
         raise ValueError(f"{source!r} ({type(hf_model).__name__}) as the plain Hugging Face model: {said}.") from error
-    ends = [padded[i, -len(row) :] for i, row in enumerate(rows)]
-    return Reference(source, rows, logits, max(map(_distance, ends, logits)))
+    routes = has_experts(hf_model)
+    own = {
+        side: max(_distance(a, b, routes) for a, b in zip(each, logits, strict=True)) for side, each in padded.items()
+    }
+    return Reference(source, rows, logits, own, routes)
 
 
 @torch.no_grad()
@@ -75,74 +82,77 @@ def check(model: Model, reference: Reference) -> None:
     """
     what = f"{reference.source!r} as {type(model).__name__}"
     try:
-        for how, given in _ways(model, reference):
+        for side, how, given in _ways(model, reference):
             for i, expected in enumerate(reference.logits):
-                difference = _distance(given[i].to(expected.device), expected)
+                difference = _distance(given[i].to(expected.device), expected, reference.routes)
                 if not difference <= reference.allowed:
-                    raise ValueError(_differs(how, difference, reference))
-        _check_hidden_states(model, reference)
+                    raise ValueError(_differs(side, how, difference, reference))
+        _check_beside_padding(model, reference)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
     except Exception as error:  # whatever a wrapped model raises
-        raise ValueError(f"{what} cannot be run: {in_short(error)}. {TRY}") from error
+        raise ValueError(
+            f"{what} cannot be run ({in_short(error)}): try a newer version of TransformerLens."
+        ) from error
 
 
 def _texts(hf_model: Any) -> list[Tensor]:
     """Ids of two texts within the context."""
     config = hf_model.config.get_text_config()
-    # longer than what a sparse attention picks: below that it has nothing to pick, and cannot pick padding
-    longest = LONGEST + (getattr(config, "index_topk", None) or 0)
-    longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
-    return probe_ids(len(hf_model.get_input_embeddings().weight), longest, max(1, longest // 3))
+    picked = getattr(config, "index_topk", None) or 0  # of fewer tokens it picks all, and cannot pick padding
+    context = getattr(config, "max_position_embeddings", None) or LONGEST + picked
+    lengths = [min(length + picked, context - cut) for length, cut in ((LONGEST, 0), (SHORTER, 1))]
+    return probe_ids(len(hf_model.get_input_embeddings().weight), *(max(1, length) for length in lengths))
 
 
-def _ways(model: Model, reference: Reference) -> Iterator[tuple[str, list[Tensor]]]:
-    """How, and the logits of each row without its padding."""
+def _ways(model: Model, reference: Reference) -> Iterator[tuple[str, str, list[Tensor]]]:
+    """Side of the padding, how, and the logits of each row without its padding."""
     device = device_of(model)
     for side in ("right", "left"):
         ids, mask = (each.to(device) for each in padded_batch(reference.rows, side))
         logits = model(ids, attention_mask=mask, return_type="logits")
-        yield f"with {side} padding", [logits[i][mask[i].bool()] for i in range(len(ids))]
-    ids, mask = (each.to(device) for each in padded_batch(reference.rows, "right"))
-    for how, context in _forwards(model):
-        with context:
-            logits = forward.logits(model, ids, mask)
-        yield f"with right padding, {how}", [logits[i][mask[i].bool()] for i in range(len(ids))]
+        yield side, "", [logits[i][mask[i].bool()] for i in range(len(ids))]
+    yield (
+        "no",
+        " as statistics are collected",
+        [forward.logits(model, row[None].to(device))[0] for row in reference.rows],
+    )
 
 
-def _forwards(model: Model) -> Iterator[tuple[str, contextlib.AbstractContextManager[Any]]]:
+def _forwards(model: Model) -> Iterator[tuple[str, Callable[[], contextlib.AbstractContextManager[Any]]]]:
     """The forward passes of `collect` and evaluation: with every hook, and without those that nobody needs."""
-    yield "as statistics are collected", contextlib.nullcontext()
-    if forward.lean_is_exact(model, ()):
-        yield "as statistics are collected without hooks", forward.lean(model, ())
+    yield "as statistics are collected", contextlib.nullcontext
+    if forward.lean_is_exact(model, ()):  # then what it gives alone is what the model gives
+        yield "as statistics are collected without hooks", lambda: forward.lean(model, ())
 
 
-def _check_hidden_states(model: Model, reference: Reference) -> None:
-    """The last hidden states of a text are the same alone and beside padding."""
+def _check_beside_padding(model: Model, reference: Reference) -> None:
+    """The last hidden states and the logits of a text are the same alone and beside padding."""
     ids, mask = (each.to(device_of(model)) for each in padded_batch(reference.rows, "right"))
     for how, context in _forwards(model):
-        with context:
-            together = forward.hidden_states(model, ids, mask)
-            for i, row in enumerate(reference.rows):
-                alone = forward.hidden_states(model, row[None].to(ids.device), None)[0]
-                difference = _distance(together[i, : len(row)], alone)
+        for what, run in (("hidden states", forward.hidden_states), ("logits", forward.logits)):
+            with context():
+                together = run(model, ids, mask)
+                alone = [run(model, row[None].to(ids.device), None)[0] for row in reference.rows]
+            for i, each in enumerate(alone):
+                difference = _distance(together[i, : len(each)], each, reference.routes)
                 if not difference <= reference.allowed:
                     raise ValueError(
-                        f"beside padding on the right, {how}, the last hidden states of a text differ by "
-                        f"{difference:.2g} of their standard deviation from those of the text alone; documents could "
-                        "not be read side by side"
+                        f"beside padding on the right, {how}, the {what} of a text differ by {difference:.2g} of "
+                        "their standard deviation from those of the text alone; texts cannot be read side by side"
                     )
 
 
-def _differs(how: str, difference: float, reference: Reference) -> str:
+def _differs(side: str, how: str, difference: float, reference: Reference) -> str:
     said = (
-        f"{how}, logits differ from Hugging Face's by {difference:.2g} of their standard deviation, at most "
+        f"with {side} padding{how}, logits differ from Hugging Face's by {difference:.2g} of their standard deviation, at most "
         f"{reference.allowed:g} is allowed. "
     )
-    if "left" in how and not reference.padded_left <= reference.allowed:
+    own = reference.padded.get(side, 0.0)
+    if not own <= reference.allowed:
         return said + (
-            f"So do those of the plain Hugging Face model ({reference.padded_left:.2g}): what it computes depends on "
-            "the padding before a text, so it cannot write several texts at once."
+            f"So do those of the plain Hugging Face model ({own:.2g}): what it makes of a text depends on the padding "
+            "beside it, so texts cannot be read side by side."
         )
     return said + TRY
 
@@ -167,9 +177,7 @@ def _check_attention(hf_model: Any, ids: Tensor, logits: Tensor) -> None:
         default = hf_model(ids[None]).logits[0]
     finally:
         config._attn_implementation = "eager"
-    # rounding adds up over many layers in half precision, in single numbers above all: compare their spread
-    is_half = logits.dtype not in TOLERANCE
-    difference = _spread(default, logits) if is_half else _distance(default, logits)
+    difference = _distance(default, logits, has_experts(hf_model))
     if not difference <= TOLERANCE.get(logits.dtype, HALF_TOLERANCE):
         raise ValueError(
             f"its eager attention, which hooks need, and its default one (sdpa) differ, by {difference:.2g} of the "
@@ -177,13 +185,14 @@ def _check_attention(hf_model: Any, ids: Tensor, logits: Tensor) -> None:
         )
 
 
-def _left_padded(hf_model: Any, rows: list[Tensor]) -> dict[str, Tensor]:
-    """Two texts side by side, as `forward.step` gives them."""
-    ids, mask = (each.to(hf_model.device) for each in padded_batch(rows, "left"))
+def _beside_padding(hf_model: Any, rows: list[Tensor], side: str) -> list[Tensor]:
+    """The plain model's logits of each text, both in one batch, given as `forward` gives them."""
+    ids, mask = (each.to(hf_model.device) for each in padded_batch(rows, side))
     given = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(hf_model.forward).parameters:
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-    return given
+    logits = hf_model(**given).logits
+    return [logits[i][mask[i].bool()] for i in range(len(rows))]
 
 
 def padded_batch(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
@@ -197,11 +206,16 @@ def padded_batch(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _distance(values: Tensor, reference: Tensor) -> float:
-    """Largest difference, in standard deviations of the reference; NaN where there is NaN."""
-    return float((values - reference).float().abs().max() / reference.float().std())
+def _distance(values: Tensor, reference: Tensor, routes: bool = False) -> float:
+    """Largest difference, in standard deviations of the reference; NaN where there is NaN.
 
-
-def _spread(values: Tensor, reference: Tensor) -> float:
-    """Typical difference, in standard deviations of the reference."""
-    return float((values - reference).float().square().mean().sqrt() / reference.float().std())
+    In half precision, where single numbers say little, the root mean square; the median token's where tokens choose
+    experts.
+    """
+    error = (values - reference).float()
+    if reference.dtype in TOLERANCE:
+        size = error.abs().max()
+    else:
+        squares = error.square().mean(-1)
+        size = (squares.median() if routes else squares.mean()).sqrt()
+    return float(size / reference.float().std())

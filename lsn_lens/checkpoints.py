@@ -146,19 +146,24 @@ def read_weights(
 
 
 def check_tokenizer(source: str, tokenizer: Any, vocabulary: int) -> None:
-    """Every token has an embedding, but for added ones: texts need not use them, and `tokenize` refuses those that do.
+    """Every token has an embedding but added ones: texts need not use them, and `tokenize` refuses those that do.
 
     Raises:
         ValueError: Other tokens have none.
     """
-    if len(tokenizer) <= vocabulary:
-        return
+    for kind in ("bos", "eos"):
+        number = getattr(tokenizer, f"{kind}_token_id")
+        if number is not None and number >= vocabulary:
+            raise ValueError(
+                f"{source!r}: the {kind} token {getattr(tokenizer, f'{kind}_token')!r} is number {number}, the model knows "
+                f"{vocabulary} tokens: no text can begin with it. They do not belong together."
+            )
     added = set(tokenizer.get_added_vocab())
     without = [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary and token not in added]
     if without:
         raise ValueError(
-            f"{source!r}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}, and {len(without)} of those "
-            f"without an embedding are not added tokens, for example {without[0]!r}. They do not belong together."
+            f"{source!r}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}, and {len(without)} of "
+            f"those that have no embedding are not added ones, as {without[0]!r}. They do not belong together."
         )
 
 

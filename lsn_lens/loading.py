@@ -55,7 +55,7 @@ def load_model(
             a HookedTransformer where the installed TransformerLens has one that can load this model
             and passes the check, else a bridge.
         device: Where to; a GPU if there is one, and under `torchrun` each process's own.
-        dtype: Of the weights, as `torch.bfloat16` or "bfloat16", or "auto" for the checkpoint's own; float32 by default.
+        dtype: Of the weights, as `torch.bfloat16` or "bfloat16"; "auto" is the checkpoint's own. Float32 by default.
         revision: Branch, tag or commit of a Hub model.
         options: For `AutoModelForCausalLM.from_pretrained`. What says where files are and whether their code is
             trusted (`trust_remote_code`, `subfolder`, `token`, `cache_dir`, `local_files_only` ...) holds for the
@@ -111,12 +111,14 @@ def skeleton(config: Any, tokenizer: Any = None) -> Model:
     Raises:
         ValueError: TransformerLens cannot wrap it.
     """
+    config, name = copy.deepcopy(config), f"a {config.model_type} configuration"
     config._attn_implementation = "eager"
+    config.pad_token_id = None  # else some look for padding among the tokens, which have no values
     with torch.device("meta"):
         hf_model = AutoModelForCausalLM.from_config(config)
     with _fused_without_weights():
-        model = _bridge(config.model_type, hf_model, tokenizer or AutoTokenizer.from_pretrained(DEMO_MODEL))
-    return labelled(model, config.model_type, None)
+        model = _bridge(name, hf_model, tokenizer or AutoTokenizer.from_pretrained(DEMO_MODEL))
+    return labelled(model, name, None)
 
 
 def labelled(model: Model, name: str | Path, revision: str | None) -> Model:
@@ -208,14 +210,11 @@ def _with_finite_masks(hf_model: Any) -> Any:
         return tuple(map(clamp, args)), {key: clamp(value) for key, value in kwargs.items()}
 
     for module in hf_model.modules() if hf_model.dtype == torch.float64 else ():
-        if "Attention" in type(module).__name__:
-            module.register_forward_pre_hook(clamp_all, with_kwargs=True)
+        module.register_forward_pre_hook(clamp_all, with_kwargs=True)
     return hf_model
 
 
 def _fused_without_weights() -> contextlib.AbstractContextManager[Any]:
     """Let TransformerLens cut fused projections that have no values: their sizes are all that is wanted."""
     quantization: Any = importlib.import_module("transformer_lens.utilities.quantization")
-    if not hasattr(quantization, "_is_meta"):  # 3.9 cuts without a look at them
-        return contextlib.nullcontext()
-    return mock.patch.object(quantization, "_is_meta", lambda weight: False)
+    return mock.patch.object(quantization, "unreadable_weight_reason", lambda weight: None)

@@ -197,11 +197,14 @@ def why_no_mlp(model: Any) -> str:
     bridge = is_bridge(model)
     config = model.original_model.config.get_text_config() if bridge else model.cfg
     field = next((each for each in EXPERTS if getattr(config, each, None)), None)
-    parts = (model.original_model if bridge else model).named_modules()
-    has_experts = any(name.endswith("experts") or "Experts" in type(each).__name__ for name, each in parts)
-    if field and has_experts:
+    if field and has_experts(model.original_model if bridge else model):
         return f"It is a mixture of experts ({field}={getattr(config, field)}), which has no single MLP to count."
     return "Expected a dense MLP with the usual TransformerLens hooks in every layer."
+
+
+def has_experts(module: nn.Module) -> bool:
+    """Whether tokens choose among MLPs: by the parts there are, since configurations name experts that are not there."""
+    return any(name.endswith("experts") or "Experts" in type(each).__name__ for name, each in module.named_modules())
 
 
 def named(model: Any) -> str:

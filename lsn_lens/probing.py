@@ -34,11 +34,24 @@ def probe_ids(vocabulary: int, *lengths: int) -> list[Tensor]:
 
 @torch.no_grad()
 def probe(model: Any, names: Iterable[str] = (), hooks: Hooks | None = None) -> tuple[dict[str, Tensor], Tensor]:
-    """What the hook points of these names see in one text of `TOKENS` tokens, and its logits, under `hooks`."""
+    """What the hook points of these names see in one text of `TOKENS` tokens, and its logits, under `hooks`.
+
+    Raises:
+        ValueError: A model without weights that needs their values to run.
+    """
     seen: dict[str, Tensor] = {}
     ids = probe_ids(vocabulary_size(model), TOKENS)[0][None].to(device_of(model))
-    with _without_hooks(model), model.hooks(fwd_hooks=[*((name, _keep(seen, name)) for name in names), *(hooks or [])]):
-        return seen, model(ids, return_type="logits")
+    every = [*((name, _keep(seen, name)) for name in names), *(hooks or [])]
+    try:
+        with _without_hooks(model), model.hooks(fwd_hooks=every):
+            return seen, model(ids, return_type="logits")
+    except (NotImplementedError, RuntimeError) as error:
+        if ids.device.type != "meta":
+            raise
+        raise ValueError(
+            f"the sizes of {model.cfg.model_name} cannot be told from its configuration alone ({type(error).__name__}: "
+            "it cannot be run without weights): load the model, and give that."
+        ) from error
 
 
 @contextlib.contextmanager
