@@ -189,7 +189,8 @@ def check_hooks(model: Any, names: list[str]) -> None:
     """
     missing = [each for each in names if each not in model.hook_dict]
     if missing:
-        raise DoesNotApply(f"{named(model)} has no {missing[0]}. {why_no_mlp(model) if '.mlp.' in missing[0] else ''}")
+        why = f" {why_no_mlp(model)}" if ".mlp." in missing[0] else ""
+        raise DoesNotApply(f"{named(model)} has no {missing[0]}.{why}")
 
 
 def why_no_mlp(model: Any) -> str:

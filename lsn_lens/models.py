@@ -80,7 +80,7 @@ def site_width(model: Model, name: str) -> int:
     try:
         check_hooks(model, names)
         seen, logits = probe(model, names)
-        widths = {layer: _width(seen, site, layer) for layer in layers}
+        widths = {layer: _width(model, seen, site, layer) for layer in layers}
         if len(set(widths.values())) != 1:
             raise DoesNotApply(f"{named(model)} has layers of different widths: {widths}.")
         if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
@@ -90,15 +90,19 @@ def site_width(model: Model, name: str) -> int:
     return widths[0]
 
 
-def _width(seen: dict[str, Tensor], site: Site, layer: int) -> int:
+def _width(model: Model, seen: dict[str, Tensor], site: Site, layer: int) -> int:
     """Units of the site in a layer."""
     hook = site.hook_name(layer)
     if hook not in seen:
-        raise DoesNotApply(f"{hook} shows nothing when the model runs.")
-    axes = ["batch", "pos", *(["head", "d_head"] if site.heads else ["unit"])]
-    if seen[hook].ndim != len(axes) or seen[hook].shape[:2] != (1, TOKENS):
+        raise DoesNotApply(f"{named(model)}: {hook} shows nothing when the model runs.")
+    shape = list(seen[hook].shape)
+    heads = [model.cfg.n_heads] if site.heads else []
+    if site.basis in ("k", "v") and len(shape) == 4 and shape[2]:  # query heads may share them
+        heads = [shape[2]] if model.cfg.n_heads % shape[2] == 0 else heads
+    expected = [1, TOKENS, *heads]
+    if len(shape) != len(expected) + 1 or shape[:-1] != expected:
         raise DoesNotApply(
-            f"{hook} shows {list(seen[hook].shape)} for a text of {TOKENS} tokens, expected [{' '.join(axes)}]: it is "
-            "not what its name says."
+            f"{named(model)}: {hook} shows {shape} for a text of {TOKENS} tokens, expected "
+            f"{[*expected, 'd_head' if site.heads else 'unit']}: it is not what its name says."
         )
     return flat(seen[hook], site).shape[-1]
