@@ -16,11 +16,11 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from jsonargparse import auto_cli
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens import models
 from lsn_lens.batches import Plan
+from lsn_lens.checkpoints import source_of
 from lsn_lens.collect import _constants, _tokenize, needs_of, widths_of
 from lsn_lens.methods import METHODS, get_method
 from lsn_lens.passes import Pass
@@ -31,7 +31,7 @@ Backend = Literal["auto", "hooked", "bridge"]
 
 def random_llama(folder: Path) -> Path:
     """An 8-layer, d_model 256 Llama with random weights and the demo's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(models.DEMO_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(source_of("demo"))
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=8,
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=256,
@@ -55,8 +55,8 @@ def cheap(name: str) -> Any:
 def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str, Callable[[], object]]]:
     """Name -> one pass over the same batches; the first is the baseline."""
     model = lsn.load_model(source, backend=backend)
-    bare = models.AutoModelForCausalLM.from_pretrained(
-        models.DEMO_MODEL if source == "demo" else source, dtype=torch.float32, attn_implementation="sdpa"
+    bare = AutoModelForCausalLM.from_pretrained(
+        source_of(source), dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     body = getattr(bare, bare.base_model_prefix)
     corpora = lsn.load_corpora("demo", ["en", "fr"])

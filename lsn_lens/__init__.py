@@ -20,8 +20,8 @@ from lsn_lens.evaluation.generation import generate, generate_each
 from lsn_lens.evaluation.perplexity import perplexity_matrix, perplexity_table
 from lsn_lens.export import export
 from lsn_lens.interventions import Action, Intervention, add, intervene, remove_direction, scale, set_to, zero
+from lsn_lens.loading import load_model
 from lsn_lens.methods import METHODS
-from lsn_lens.models import load_model
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.planning import plan_run
 from lsn_lens.run import Run, load_run

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lsn_lens import models
@@ -39,7 +38,7 @@ class Anatomy:
 def anatomy_of(bridge: models.Model) -> Anatomy:
     """Look at a bridge and at a bare model of the same configuration."""
     with torch.device("meta"):
-        bare: Any = AutoModelForCausalLM.from_config(copy.deepcopy(bridge.original_model.config))
+        bare: Any = type(bridge.original_model)._from_config(copy.deepcopy(bridge.original_model.config))
     known = {name for name, _ in bare.named_modules()}
     wrapped = (
         (name.replace("._original_component", ""), module)

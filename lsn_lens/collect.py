@@ -120,7 +120,7 @@ def needed_statistics(methods: Iterable[str | Method], extra: Iterable[Need] = (
         raise ValueError("no methods: name at least one.")
     needs = [*(need for method in each for need in method.statistics()), *extra]
     written = [WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites]
-    return unique([*needs, Statistic("mlp_post", "sum"), *(Statistic(each, "sum", optional=True) for each in written)])
+    return unique([*needs, *(Statistic(each, "sum", optional=True) for each in ("mlp_post", *written))])
 
 
 def needs_of(model: models.Model, methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lsn_lens import models
+from lsn_lens import loading, models
 from lsn_lens.anatomy import anatomy_of, by_output, place
+from lsn_lens.checkpoints import given, read_tokenizer, read_weights, source_of
 from lsn_lens.interventions import intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE
@@ -30,7 +30,8 @@ def export(
     folder: str | Path,
     *,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    **options: Any,
 ) -> Path:
     """Write a checkpoint that computes what the model computes under `intervene(model, neurons, zero)`.
 
@@ -44,6 +45,7 @@ def export(
         folder: Where to: new or empty.
         revision: Branch, tag or commit of a Hub model.
         dtype: Of the weights; by default the checkpoint's own.
+        options: As for `load_model`.
 
     Returns:
         The folder, with weights, configuration, tokenizer, a README and `lsn_lens.json` (what was switched off).
@@ -61,9 +63,9 @@ def export(
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
     if not len(neurons):
         warnings.warn("the set has no units: the checkpoint is the model as it was.", stacklevel=2)
-    name = str(models.DEMO_MODEL) if str(source) == "demo" else str(source)
-    cuts, ids, expected, provenance = _under_hooks(source, neurons, revision, dtype)
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=expected.dtype)
+    name, options = source_of(source), given({**options, "revision": revision})
+    cuts, ids, expected, provenance = _under_hooks(source, neurons, dtype, options)
+    hf_model = read_weights(name, expected.dtype, options, attention=None)
     hf_model = hf_model.to(ids.device).eval()
     for cut in cuts:
         cut.apply(hf_model)
@@ -74,7 +76,7 @@ def export(
             f"{source}: with edited weights, logits differ from those under the intervention by {difference:.2g} of "
             f"their standard deviation, at most {allowed:g} is allowed. Nothing was written. {INSTEAD}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer = read_tokenizer(name, options)
     return _write(folder, hf_model, tokenizer, {**provenance, "logits_difference": difference})
 
 
@@ -101,13 +103,11 @@ def _distance(logits: Tensor, reference: Tensor) -> float:
 
 
 def _under_hooks(
-    source: str | Path, neurons: NeuronSet, revision: str | None, dtype: torch.dtype | None
+    source: str | Path, neurons: NeuronSet, dtype: torch.dtype | str | None, options: Mapping[str, Any]
 ) -> tuple[list[_Cut], Tensor, Tensor, dict[str, Any]]:
     """What to edit, tokens, their logits under the intervention, and the provenance; the model is let go of."""
-    name = str(models.DEMO_MODEL) if str(source) == "demo" else str(source)
-    config = AutoConfig.from_pretrained(name, revision=revision)
-    kind: torch.dtype = dtype or getattr(config, "dtype", None) or torch.float32
-    bridge = models.load_model(source, backend="bridge", revision=revision, dtype=kind)
+    kind = "auto" if dtype is None and "torch_dtype" not in options else dtype
+    bridge = loading.load_model(source, backend="bridge", dtype=kind, **options)
     hooks = intervention_hooks(bridge, neurons, zero)
     ids = torch.linspace(0, models.vocabulary_size(bridge) - 1, 32, device=models.device_of(bridge)).long().view(2, 16)
     clean = bridge(ids, return_type="logits")

@@ -82,7 +82,7 @@ class Pass:
             self.fired[name] += 1
             with torch.no_grad():
                 for site, read, recorders in readers:
-                    seen = Acts(site, layer, read(acts.detach()), acts, view)
+                    seen = Acts(site, layer, read(acts.detach(), layer), acts, view)
                     for each in recorders:
                         started = time.perf_counter()
                         each.see(seen)

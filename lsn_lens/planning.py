@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from lsn_lens import models
+from lsn_lens import loading, models
 from lsn_lens.batches import Layout
+from lsn_lens.checkpoints import read_config, source_of
 from lsn_lens.collect import needs_of, widths_of
 from lsn_lens.methods import Method
 from lsn_lens.requirements import requirements
@@ -25,6 +26,8 @@ def plan_run(
     documents: int = 1000,
     layout: Layout | None = None,
     dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Predict what `collect` will take; no weights are loaded and nothing is run.
 
@@ -35,6 +38,8 @@ def plan_run(
         documents: Of each language, kept one by one where a method looks at single documents.
         layout: Its `shards` and `batch_tokens` count.
         dtype: Of the weights.
+        revision: Of a Hub model.
+        options: Where to find its configuration, as for `load_model`: `trust_remote_code`, `subfolder`, `token` ...
 
     Returns:
         Bytes, one row for each need of the methods and one for "model" and "one batch": `memory` (while collecting),
@@ -43,13 +48,13 @@ def plan_run(
         activations. The last row is the total.
 
     Raises:
-        ValueError: A model that the methods cannot read (a site that it lacks).
+        ValueError: A model that cannot be found, or that the methods cannot read (a site that it lacks).
     """
     layout = layout or Layout()
     source: Any = model
     if isinstance(source, str | Path):
-        source = AutoConfig.from_pretrained(models.DEMO_MODEL if str(source) == "demo" else source)
-    ready: Any = models.skeleton(source) if isinstance(source, PretrainedConfig) else source
+        source = read_config(source_of(source), {**options, "revision": revision})
+    ready: Any = loading.skeleton(source) if isinstance(source, PretrainedConfig) else source
     needs = needs_of(ready, methods)
     labels = [str(each) for each in range(languages)]
     table = requirements(

@@ -81,7 +81,7 @@ def _read(model: models.Model, text: str, neurons: pd.DataFrame, name: str) -> t
 
     def keep(layer: int) -> Any:
         def hook(acts: torch.Tensor, hook: Any) -> None:
-            kept[layer] = read(acts)[0].float().cpu()
+            kept[layer] = read(acts, layer)[0].float().cpu()
 
         return hook
 

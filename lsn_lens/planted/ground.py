@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lsn_lens import models
+from lsn_lens import loading, models
+from lsn_lens.checkpoints import source_of
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.planted.parts import Names, PartName, Room, projections, room_of
 from lsn_lens.planted.reading import Inputs, Text, inputs_of, read_text, token_scripts
@@ -25,7 +26,7 @@ class Ground:
     Attributes:
         part: What is to be widened, and how: `room`.
         names: Its projections in each layer.
-        activation: Of its MLPs.
+        activations: Of its MLPs, layer by layer; none for another part.
         find: To write weights from.
         held_out: To see whether they hold.
     """
@@ -35,7 +36,7 @@ class Ground:
     part: PartName
     names: Sequence[Names]
     room: Room
-    activation: Callable[[Tensor], Tensor]
+    activations: Sequence[Callable[[Tensor], Tensor]]
     find: Text
     held_out: Text
 
@@ -46,16 +47,18 @@ class Ground:
         """Load and look.
 
         Raises:
-            ValueError: Projections that are not dense ones by themselves, or a width that cannot be changed.
+            ValueError: Projections that are not dense ones by themselves, a width that cannot be changed, or MLPs whose
+                units are active below zero.
         """
-        name = str(models.DEMO_MODEL) if str(source) == "demo" else str(source)
-        bridge = models.load_model(source, backend="bridge", device="cpu")
-        names, activation = projections(bridge, part), models.activation(bridge)
+        name, bridge = source_of(source), loading.load_model(source, backend="bridge", device="cpu")
+        names, activations = projections(bridge, part), models.activations(bridge) if part == "mlp" else []
+        if part == "mlp" and models.firing(bridge):
+            raise ValueError("units cannot be planted into the mlp of this model: they are active below zero, too.")
         hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
         context = int(bridge.cfg.n_ctx)
         return cls(
-            hf_model.eval(), tokenizer, part, names, room_of(hf_model, names[0], part), activation,
+            hf_model.eval(), tokenizer, part, names, room_of(hf_model, names[0], part), activations,
             read_text(tokenizer, corpora, "find", tokens, context),
             read_text(tokenizer, corpora, "hold_out", max(tokens // 2, 1), context),
         )  # fmt: skip
@@ -87,7 +90,7 @@ class Ground:
     def projections(self, layer: int) -> Projections:
         """Those of a layer."""
         gate, up, down = (name and self.hf_model.get_submodule(name) for name in self.names[layer][:3])
-        return Projections(gate, up, down, self.activation if self.part == "mlp" else None)
+        return Projections(gate, up, down, self.activations[layer] if self.part == "mlp" else None)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lsn_lens import models
+from lsn_lens import loading, models
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.planted.cells import (
@@ -57,7 +57,7 @@ class Planted:
 
     def load(self, **options: Any) -> models.Model:
         """`lsn.load_model` of the folder."""
-        return models.load_model(self.folder, **options)
+        return loading.load_model(self.folder, **options)
 
     def truth(self, roles: Sequence[str] | None = None) -> NeuronSet:
         """The units that languages need, or those of the roles named, as a set on the basis `mlp` or `v`."""
@@ -140,7 +140,7 @@ def plant(
         wide.save_pretrained(folder)
         ground.tokenizer.save_pretrained(folder)
         try:
-            model = models.load_model(folder, device="cpu")
+            model = loading.load_model(folder, device="cpu")
             measured = measure_roles(model, ground.held_out, units, effect, part=part, progress=progress)
             check_roles(measured, part)
             break

@@ -1,6 +1,7 @@
 """Recorders of sums over tokens: plain reductions, activation times gradient, histograms."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,18 @@ CHUNK = 512  # tokens binned at once
 
 
 class TokenSums(Recorder):
-    """Keeps a `Statistic`."""
+    """Keeps a `Statistic`. What counts as above zero at `mlp_pre` is a unit that is active: act(gate) > 0."""
+
+    def __init__(self, model: models.Model, need: Any, widths: Mapping[str, int], constants: Mapping[str, Tensor]):
+        super().__init__(model, need, widths, constants)
+        self.firing = models.firing(model) if need.key == "mlp_pre.positive" else None
 
     def see(self, acts: Acts) -> None:
         """Add the reduction of the batch; under a gradient, when the backward pass comes by."""
         if self.need.gradient:
             acts.raw.register_hook(lambda grad: self._add_product(acts, grad))
         else:
-            self._add(acts.layer, acts.tokens)
+            self._add(acts.layer, self.firing[acts.layer](acts.tokens) if self.firing else acts.tokens)
 
     def _add(self, layer: int, rows: Tensor) -> None:
         reduction = REDUCTIONS[self.need.reduction]
@@ -51,7 +56,7 @@ class Histograms(Recorder):
             ids, keep = (each[:rows].to(models.device_of(model)) for each in (batch.ids, batch.keep))
 
             def look(acts: Tensor, hook: object, layer: int, keep: Tensor = keep) -> None:
-                seen[layer].append(read(acts)[keep].double())
+                seen[layer].append(read(acts, layer)[keep].double())
 
             hooks = [(site.hook_name(layer), lambda acts, hook, layer=layer: look(acts, hook, layer)) for layer in seen]
             with model.hooks(fwd_hooks=hooks):
