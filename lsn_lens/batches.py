@@ -1,29 +1,24 @@
-"""Documents to tokens to a deterministic plan of batches, cut into shards.
+"""Tokens to a deterministic plan of batches, cut into shards: runs of batches of one language each."""
 
-The tokens of each language go to a flat file once, so that counts and budgets are known before the
-first forward pass and memory does not grow with the text. A shard is a run of batches of one language.
-"""
-
-import contextlib
-import errno
 import hashlib
 import json
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from lsn_lens.tokens import Tokens, separator_id, tokenize
 
 PAPER_FIND_TOKENS = 99_999_744  # a language, to find neurons (LAPE, released code)
 PAPER_EVALUATION_TOKENS = 1_048_576  # a language, to measure perplexity (LAPE, released code)
+LONGEST_ROW = 2048  # tokens of a row unless `length` says otherwise: logits and attention grow with it
+KINDS = ("blocks", "documents", "auto")
 
 
 @dataclass(frozen=True)
@@ -33,20 +28,22 @@ class Layout:
     Attributes:
         kind: "blocks": the documents of a language follow each other in one stream, cut into whole
             blocks of equal length, the rest dropped, no padding (as LAPE does). "documents": one row a
-            document, padded on the right; pads are not counted.
-        length: Tokens of a block, or the most that a document may have. By default the model's context
-            for documents; for blocks too, halved down to 128 while that gives fewer blocks than `shards`.
+            document, padded on the right; pads are not counted. "auto": documents where every document of every
+            language fits `length`, else blocks.
+        length: Tokens of a block, or the most that a document may have. By default the model's context, at most
+            2,048; for blocks also at most `batch_tokens`, halved down to 128 while that gives fewer blocks than
+            `shards`. The same on every device.
         separator: What each document begins with: the tokenizer's "bos" (its "eos" where it has none), "eos",
             or "none" (LAPE's released scripts add nothing). Blocks get nothing in front.
         max_tokens: Cap for each language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within it;
             documents are taken whole, until one reaches it.
         equal: The same number of tokens (blocks) or documents for each language: what the smallest has.
-        batch_tokens: About how many tokens go through the model at once.
+        batch_tokens: About how many tokens go through the model at once: as many rows as fit, at least one.
         shards: Parts that each language's batches are cut into, where the text allows: what a resumed run
             keeps, what processes share, what a bootstrap draws from.
     """
 
-    kind: Literal["blocks", "documents"] = "blocks"
+    kind: Literal["blocks", "documents", "auto"] = "blocks"
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
     max_tokens: int | None = None
@@ -55,7 +52,7 @@ class Layout:
     shards: int = 16
 
     def __post_init__(self) -> None:
-        for name, choices in (("kind", ("blocks", "documents")), ("separator", ("bos", "eos", "none"))):
+        for name, choices in (("kind", KINDS), ("separator", ("bos", "eos", "none"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}.")
         for name in ("length", "max_tokens", "batch_tokens", "shards"):
@@ -66,116 +63,19 @@ class Layout:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """One language's tokens on disk: ids one after the other, and where each document ends."""
-
-    language: str
-    path: Path
-    ends: Int[np.ndarray, "document"]
-    n_bytes: int
-    sha256: str
-    skipped: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def n_tokens(self) -> int:
-        """All tokens, separators included."""
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def read(self, first: int, last: int) -> Int[Tensor, "token"]:
-        """Ids `first` to `last`, read from the file."""
-        ids = np.fromfile(self.path, dtype=np.int32, count=last - first, offset=4 * first)
-        return torch.from_numpy(ids.astype(np.int64))
-
-    def document_of(self, position: int) -> int:
-        """The document that a token of the stream belongs to."""
-        return int(np.searchsorted(self.ends, position, side="right"))
-
-
-def separator_id(tokenizer: Any, separator: str) -> int | None:
-    """The id that a document begins with; None for "none".
+def row_limit(layout: Layout, context: int | None) -> int:
+    """The most tokens that a row may have: `length`, or a default that does not depend on the text or the device.
 
     Raises:
-        ValueError: The tokenizer has no such token.
+        ValueError: A length beyond the model's context.
     """
-    if separator == "none":
-        return None
-    ids = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
-    chosen = ids["eos"] if ids[separator] is None else ids[separator]
-    if chosen is None:
-        raise ValueError(f"the tokenizer has no {separator!r} token; use separator='none'.")
-    return chosen
-
-
-def tokenize(
-    language: str,
-    documents: Iterable[str],
-    tokenizer: Any,
-    folder: Path,
-    *,
-    separator: str = "bos",
-    max_tokens: int | None = None,
-    d_vocab: int | None = None,
-    progress: bool = True,
-) -> Tokens:
-    """Write a language's tokens to a file in `folder`, a few documents at a time.
-
-    Raises:
-        ValueError: No text, or a token id that the model does not have.
-        OSError: The disk is full.
-    """
-    start = separator_id(tokenizer, separator)
-    front = [] if start is None else [start]
-    ends, total, n_bytes, digest, without_tokens = array("q"), 0, 0, hashlib.sha256(), 0
-    path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
-    bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
-    with bar, _written(path, language) as file:
-        for text, ids in _encoded(documents, tokenizer):
-            row = np.array(front + ids, dtype=np.int32)
-            if not len(row):
-                without_tokens += 1
-                continue
-            if d_vocab is not None and int(row.max()) >= d_vocab:
-                raise ValueError(
-                    f"{language}: the tokenizer gives id {int(row.max())}, but the model knows {d_vocab} tokens. "
-                    "Tokenizer and model do not belong together."
-                )
-            file.write(row.tobytes())
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-            total, n_bytes = total + len(row), n_bytes + len(encoded)
-            ends.append(total)
-            bar.update(len(row))
-            if max_tokens is not None and total >= max_tokens:
-                break
-    skipped = Counter(getattr(documents, "skipped", {})) + Counter({"no tokens": without_tokens})
-    if not ends:
-        left_out = f" Records left out: {dict(skipped)}." if skipped else ""
-        raise ValueError(
-            f"{language}: no text. The source has no readable, non-empty document for this part.{left_out}"
-        )
-    return Tokens(language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), dict(skipped))
-
-
-def _encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
-    stream = iter(documents)
-    while texts := list(islice(stream, 256)):
-        yield from zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
-
-
-@contextlib.contextmanager
-def _written(path: Path, language: str) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "wb") as file:
-            yield file
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            f"{error.strerror} while writing the tokens of {language}. Make room, or set TMPDIR to a folder with room",
-            str(path),
-        ) from error
+    known = context if context is not None and context > 0 else None  # some models have no limit, or name none
+    if layout.length is None:
+        usual = LONGEST_ROW if known is None else min(known, LONGEST_ROW)
+        return min(usual, layout.batch_tokens) if layout.kind == "blocks" else usual
+    if known is not None and layout.length > known:
+        raise ValueError(f"length={layout.length} is beyond the model's context of {known} tokens.")
+    return layout.length
 
 
 @dataclass(frozen=True)
@@ -205,14 +105,25 @@ class Batch:
 
 
 class Plan:
-    """Which batches there are, in which shards: a function of the tokens and the layout alone."""
+    """Which batches there are, in which shards: a function of the tokens, the layout and the model's context alone.
 
-    def __init__(self, tokens: Mapping[str, Tokens], layout: Layout, context: int):
-        self.tokens, self.layout = dict(tokens), layout
-        self.length = self._length(context)
+    Args:
+        tokens: From `tokenize`, by language.
+        layout: How they become rows; "auto" is settled here, and `layout` then says what it came to.
+        context: Of the model; None or 0 where it has no limit.
+        at_once: Fewer tokens at once than `layout.batch_tokens`. It changes how many rows go together, never a row.
+    """
+
+    def __init__(self, tokens: Mapping[str, Tokens], layout: Layout, context: int | None, at_once: int | None = None):
+        self.tokens, self.context = dict(tokens), context
+        self.too_long = self._too_long(row_limit(layout, context))
+        if layout.kind == "auto":
+            layout = replace(layout, kind="blocks" if self.too_long else "documents")
+        self.layout = layout
+        self.length = self._block() if layout.kind == "blocks" else self._longest()
         available = {label: self._rows(each) for label, each in self.tokens.items()}
         rows = dict.fromkeys(available, min(available.values())) if layout.equal else available
-        self.batch_rows = max(1, layout.batch_tokens // self.length)
+        self.batch_rows = max(1, min(layout.batch_tokens, at_once or layout.batch_tokens) // self.length)
         self.shards = []
         for label, count in rows.items():
             pieces = min(layout.shards, count)
@@ -220,32 +131,54 @@ class Plan:
             self.shards += [Shard(label, i, a, b) for i, (a, b) in enumerate(pairwise(edges))]
         self.rows = rows
 
-    def _length(self, context: int) -> int:
-        length = self.layout.length or context
-        if length > context:
-            raise ValueError(f"length={length} is beyond the model's context of {context} tokens.")
-        if self.layout.kind == "documents":
-            sizes = {label: np.diff(each.ends, prepend=0) for label, each in self.tokens.items()}
-            label, longest = max(sizes.items(), key=lambda item: item[1].max())
-            if longest.max() > length:
-                raise ValueError(
-                    f"{label}: document {longest.argmax()} has {longest.max()} tokens, more than {length}. "
-                    'Cut the documents, or use the layout "blocks".'
+    @cached_property
+    def _sizes(self) -> dict[str, np.ndarray]:
+        return {label: np.diff(each.ends, prepend=0) for label, each in self.tokens.items()}
+
+    def _too_long(self, limit: int) -> str:
+        """Why the documents cannot be rows of single documents; empty where they can."""
+        label, sizes = max(self._sizes.items(), key=lambda item: item[1].max())
+        if sizes.max() > limit:
+            return f"{label}: document {sizes.argmax()} has {sizes.max()} tokens, more than {limit}."
+        for label, each in self.tokens.items():
+            if each.is_cut:
+                return (
+                    f"{label}: document {len(each.ends) - 1} is so long that max_tokens was reached within it."
                 )
-            return int(longest.max())
-        if self.layout.length is None:
-            smallest = min(each.n_tokens for each in self.tokens.values())
-            while length > 128 and smallest // length < self.layout.shards:
+        return ""
+
+    def _longest(self) -> int:
+        if self.too_long:
+            more = "" if self.layout.length is not None else f"{self._more()} "
+            raise ValueError(f'{self.too_long} Cut the documents, or use the layout "blocks". {more}'.strip())
+        return int(max(each.max() for each in self._sizes.values()))
+
+    def _more(self) -> str:
+        """How longer documents can be had, where the model reads them."""
+        limit = row_limit(self.layout, self.context)
+        if self.context is not None and 0 < self.context <= limit:
+            return ""
+        context = f", up to its context of {self.context}" if self.context else ""
+        return f"The model can read more than {limit} tokens at once: ask for it by Layout(length=...){context}."
+
+    def _block(self) -> int:
+        length, layout = row_limit(self.layout, self.context), self.layout
+        if layout.length is None:
+            smallest = min(self._usable(each) for each in self.tokens.values())
+            while length > 128 and smallest // length < layout.shards:
                 length = max(128, length // 2)
         return length
+
+    def _usable(self, tokens: Tokens) -> int:
+        return min(tokens.n_tokens, self.layout.max_tokens or tokens.n_tokens)
 
     def _rows(self, tokens: Tokens) -> int:
         if self.layout.kind == "documents":
             return len(tokens.ends)
-        rows = min(tokens.n_tokens, self.layout.max_tokens or tokens.n_tokens) // self.length
+        rows = self._usable(tokens) // self.length
         if not rows:
             raise ValueError(
-                f"{tokens.language}: {tokens.n_tokens} tokens are less than one block of {self.length}. "
+                f"{tokens.language}: {self._usable(tokens)} tokens are less than one block of {self.length}. "
                 'Give more text, a smaller length, or use the layout "documents".'
             )
         return rows
@@ -296,6 +229,7 @@ class Plan:
                     "documents": len(each.ends),
                     "bytes": each.n_bytes,
                     "skipped": dict(each.skipped),
+                    "noticed": dict(each.noticed),
                     "sha256": each.sha256,
                 }
                 for label, each in self.tokens.items()
@@ -307,3 +241,18 @@ def corpus_hash(description: Mapping[str, Any]) -> str:
     """One hash for the text of a plan (from `Plan.describe`)."""
     hashes = {label: each["sha256"] for label, each in description["languages"].items()}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+__all__ = [
+    "PAPER_EVALUATION_TOKENS",
+    "PAPER_FIND_TOKENS",
+    "Batch",
+    "Layout",
+    "Plan",
+    "Shard",
+    "Tokens",
+    "corpus_hash",
+    "row_limit",
+    "separator_id",
+    "tokenize",
+]

@@ -66,8 +66,8 @@ def collect(
         corpora: From `load_corpora`, two languages or more.
         methods: Names or method objects whose statistics are wanted.
         out: The run's folder; None keeps the run in memory.
-        layout: How text becomes batches, as many for each language; by default one row a document where a method
-            looks at single documents (plnd, average_precision, sharing), else packed blocks.
+        layout: How text becomes batches, as many for each language; by default one row a document where every
+            document of every language fits (`Layout(kind="auto")`), else packed blocks, whatever the methods.
         extra: Statistics that no method of these needs, for example `DocumentValues("mlp_post", "maximum")`.
         progress: Show a progress bar with tokens a second and the time left.
 
@@ -75,13 +75,16 @@ def collect(
         The run.
 
     Raises:
-        ValueError: Corpora, layout or model that cannot be used; a folder made with other settings.
+        ValueError: Corpora, layout or model that cannot be used; a method of single documents (plnd,
+            average_precision, sharing) where text is in blocks; a folder made with other settings.
         FloatingPointError: NaN or infinity in the model, named by layer, language and document.
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
     wanted = needs_of(model, methods, extra)
-    layout = _layout(layout, wanted)
+    layout = layout or Layout(kind="auto")
+    if layout.kind == "blocks":  # before anything slow
+        _check_documents(wanted, "the layout cuts them into blocks.")
     if len(corpora) < 2:
         raise ValueError(f"got the languages {list(corpora)}: comparing languages takes at least two.")
     rank, world = _processes(out)
@@ -92,6 +95,8 @@ def collect(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsn_lens-")))
         tokens = _tokenize(model, corpora, scratch, layout, progress and rank == 0)
         plan = Plan(tokens, layout, context=model.cfg.n_ctx)
+        if plan.layout.kind == "blocks":
+            _check_documents(wanted, plan.too_long)
         widths = widths_of(model, wanted)
         settings = {
             "model": models.describe(model),
@@ -137,17 +142,15 @@ def widths_of(model: models.Model, needs: Iterable[Need]) -> dict[str, int]:
     return {site: models.site_width(model, site) for site in dict.fromkeys(x for need in needs for x in need.sites)}
 
 
-def _layout(layout: Layout | None, needs: list[Need]) -> Layout:
-    """The layout asked for, or the one that the needs ask for."""
+def _check_documents(needs: list[Need], reason: str) -> None:
+    """Refuse statistics of single documents where documents are not rows."""
     by_document = [need.key for need in needs if need.by_document]
-    if layout is None:
-        return Layout(kind="documents") if by_document else Layout()
-    if by_document and layout.kind != "documents":
+    if by_document:
         raise ValueError(
-            f'these statistics are of single documents: {by_document}. Give layout=Layout(kind="documents"), or leave '
-            "out the methods that need them."
+            f"these statistics are of single documents: {by_document}, and documents cannot be had: {reason} "
+            'Cut the documents and give layout=Layout(kind="documents"), with length= where the model reads longer '
+            "ones, or leave out the methods that need them."
         )
-    return layout
 
 
 def _required(needs: list[Need], model: models.Model, widths: Mapping[str, int], plan: Plan) -> pd.DataFrame:
@@ -245,7 +248,7 @@ def _claim(folder: Path, plan: Plan, settings: Mapping[str, Any]) -> None:
     path = folder / "run.json"
     content = json.loads(json.dumps({"schema": SCHEMA, "settings": settings, "shards": names}))
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = json.loads(path.read_text(encoding="utf-8-sig"))
         if any(there.get(key) != content[key] for key in content):
             differences = _differences(there.get("settings", {}), content["settings"])
             raise ValueError(

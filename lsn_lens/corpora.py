@@ -1,21 +1,19 @@
-"""Text to documents: the embedded text, folders of files, `datasets` objects, Hub presets."""
+"""Where text comes from: the embedded text, folders of files, `datasets` objects, Hub presets."""
 
-import gzip
-import json
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+from lsn_lens.documents import Documents, LanguageCorpus, Records
+from lsn_lens.labels import check_label, label_list
+from lsn_lens.readers import FORMS, PACKED, check_column, form_of, read_files
 
 DEMO_TEXT = Path(__file__).parent / "demo" / "text"
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+ENDINGS = f"{', '.join(FORMS)} (all but .parquet also packed: {', '.join(PACKED)})"
+LIKE_A_LABEL = re.compile(r"[A-Za-z]{2}([-_][A-Za-z0-9]{2,8})*|[a-z]{3}([-_][A-Za-z0-9]{2,8})+")
 
 PRESETS: dict[str, tuple[str, str]] = {
     # name -> Hub data set, configuration with {code} for the data set's own language code
@@ -35,141 +33,9 @@ PRESET_CODES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """Stands for a record that cannot be used, and says why."""
-
-    reason: str
-
-
-@dataclass
-class Records:
-    """A text source that can be read again and again: one entry a record, None where unusable.
-
-    `skipped` counts, for the latest reading, why records were left out.
-    """
-
-    name: str
-    read: Callable[[], Iterable[Any]]
-    skipped: Counter[str] = field(default_factory=Counter, compare=False)
-
-    def __iter__(self) -> Iterator[str | None]:
-        self.skipped.clear()
-        for record in self.read():
-            reason = _why_not(record)
-            if reason is not None:
-                self.skipped[reason] += 1
-            yield record if reason is None else None
-
-
-def _why_not(record: Any) -> str | None:
-    if isinstance(record, Unreadable):
-        return record.reason
-    if not isinstance(record, str):
-        return f"not text but {type(record).__name__}"
-    if not record.strip():
-        return "empty"
-    try:
-        record.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        return "not valid Unicode"
-    return None
-
-
-def _read_files(paths: list[Path], column: str) -> Iterator[Any]:
-    """The records of one language's files, as a stream; a damaged file is an error, as its rest is unknown."""
-    for path in paths:
-        try:
-            yield from _read_parquet(path, column) if path.suffix == ".parquet" else _read_lines(path, column)
-        except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowInvalid) as error:
-            raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[Any]:
-    file = pyarrow.parquet.ParquetFile(path)
-    _check_column(column, file.schema_arrow.names, str(path))
-    for batch in file.iter_batches(columns=[column], batch_size=1024):
-        yield from batch.column(0).to_pylist()
-
-
-def _read_lines(path: Path, column: str) -> Iterator[Any]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-        for line in lines:
-            yield _parse(line, None if path.suffix == ".txt" else column)
-
-
-def _parse(line: bytes, column: str | None) -> Any:
-    try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        return Unreadable("not UTF-8")
-    if column is None or not text.strip():
-        return text
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return Unreadable("not JSON")
-    return record[column] if isinstance(record, dict) and column in record else Unreadable(f"no {column!r}")
-
-
-def _read_dataset(dataset: Iterable[dict[str, Any]], column: str, name: str) -> Iterator[Any]:
-    for row in dataset:
-        _check_column(column, list(row), name)
-        yield row[column]
-
-
-def _check_column(column: str, columns: list[str], where: str) -> None:
-    if column not in columns:
-        raise ValueError(
-            f"{where} has no column {column!r}; its columns are {columns}. "
-            "Name the one with the text: load_corpora(..., column=...)."
-        )
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The documents of one part of a source, in order; iterate as often as you like.
-
-    Record `i` is held out when `floor((i + 1) * fraction) > floor(i * fraction)`: evenly spread,
-    independent of the content, so the parts of parallel files stay aligned.
-    """
-
-    records: Records
-    fraction: float = 0.0
-    held_out: bool = False
-
-    def __iter__(self) -> Iterator[str]:
-        for position, text in enumerate(self.records):
-            is_held_out = int((position + 1) * self.fraction) > int(position * self.fraction)
-            if text is not None and is_held_out == self.held_out:
-                yield text
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Records left out at the latest reading of the source, by reason."""
-        return dict(self.records.skipped)
-
-
-@dataclass(frozen=True)
-class LanguageCorpus:
-    """One language's text, in two parts: `find` to detect units with, `hold_out` to measure with."""
-
-    language: str
-    find: Documents
-    hold_out: Documents
-
-    @property
-    def source(self) -> str:
-        """Where the text comes from."""
-        return self.find.records.name
-
-    def __repr__(self) -> str:
-        return f"LanguageCorpus({self.language!r} from {self.source})"
-
-
 def load_corpora(
     source: str | Path | Mapping[str, Any],
-    languages: Iterable[str] | None = None,
+    languages: str | Iterable[str] | None = None,
     *,
     hold_out: float = 1 / 3,
     column: str = "text",
@@ -178,15 +44,16 @@ def load_corpora(
     """Load text for several languages.
 
     Args:
-        source: `"demo"` (the embedded text); a folder of `<language>.txt`, `.jsonl`, `.jsonl.gz` or
-            `.parquet` files (a name's part before the first dot is the language; several files of one
-            language are read one after the other), or of two such folders `find` and `hold-out`; a
-            preset name ("wikipedia", "fineweb2", "c4": streamed from the Hub); or a mapping of language to a
-            list of texts, a file, or a `datasets` Dataset or IterableDataset.
-        languages: Which languages, and in which order; all that the source has by default.
+        source: `"demo"` (the embedded text); a folder of `<language>.txt`, `.jsonl`, `.ndjson`, `.json`, `.csv`,
+            `.tsv` or `.parquet` files, in capitals or not, all but the last also packed as `.gz`, `.bz2`, `.xz` or
+            `.zst` (a name's part before the first dot is the language; several files of one language are read one
+            after the other), or of two such folders `find` and `hold-out`; a preset name ("wikipedia", "fineweb2",
+            "c4": streamed from the Hub); or a mapping of language to a list of texts, a file, or a `datasets`
+            Dataset or IterableDataset.
+        languages: Which languages, and in which order, or one; all that the source has by default.
         hold_out: Share of the documents kept for measuring, in [0, 1). Not used where the source
             comes with the two parts.
-        column: The field with the text, in jsonl, parquet and data sets.
+        column: The field with the text, in JSON, tables and data sets.
         files: Glob pattern that picks files of a folder, for example `"*.train.jsonl.gz"`.
 
     Returns:
@@ -194,12 +61,13 @@ def load_corpora(
 
     Raises:
         KeyError: A language that the source lacks.
-        ValueError: A source, a share or a column that cannot be used.
+        ValueError: A source, a share, a label or a column that cannot be used; a folder with files that look like
+            text of a language but cannot be read.
         ConnectionError: A preset that cannot be reached.
     """
     if not 0 <= hold_out < 1:
         raise ValueError(f"hold_out={hold_out}: expected a share in [0, 1).")
-    wanted = None if languages is None else list(dict.fromkeys(languages))
+    wanted = None if languages is None else label_list(languages)
     if isinstance(source, Mapping):
         if hasattr(source, "column_names"):
             raise ValueError(
@@ -218,11 +86,14 @@ def load_corpora(
         )
     find, held = folder / "find", folder / "hold-out"
     if find.is_dir() and held.is_dir():
-        first, second = (_pick(_folder(part, column, files), wanted, str(part)) for part in (find, held))
+        first, second = (_pick(_folder(part, column, files, wanted), wanted, str(part)) for part in (find, held))
         if set(first) != set(second):
             raise ValueError(f"{find} and {held} hold different languages: {sorted(first)} and {sorted(second)}.")
-        return {label: LanguageCorpus(label, Documents(first[label]), Documents(second[label])) for label in first}
-    return _split(_pick(_folder(folder, column, files), wanted, str(folder)), hold_out)
+        return {
+            label: LanguageCorpus(label, Documents(each), Documents(second[label], other=each))
+            for label, each in first.items()
+        }
+    return _split(_pick(_folder(folder, column, files, wanted), wanted, str(folder)), hold_out)
 
 
 def _split(records: dict[str, Records], fraction: float) -> dict[str, LanguageCorpus]:
@@ -236,46 +107,71 @@ def _pick(records: dict[str, Records], wanted: list[str] | None, where: str) -> 
     missing = [label for label in wanted or [] if label not in records]
     if missing:
         raise KeyError(f"{where} has no text for {missing}; it has {list(records)}.")
-    return records if wanted is None else {label: records[label] for label in wanted}
+    chosen = records if wanted is None else {label: records[label] for label in wanted}
+    return {check_label(label): each for label, each in chosen.items()}
 
 
-def _folder(folder: Path, column: str, files: str) -> dict[str, Records]:
+def _folder(folder: Path, column: str, files: str, wanted: list[str] | None) -> dict[str, Records]:
     paths: dict[str, list[Path]] = {}
     try:
         found = sorted(folder.glob(files))
     except (ValueError, NotImplementedError) as error:
         raise ValueError(f"files={files!r} is not a pattern for names inside {folder}: {error}.") from error
-    for path in found:
-        if path.is_file() and path.name.endswith(SUFFIXES) and not path.name.startswith("."):
+    unread: list[Path] = []
+    for path in (path for path in found if not path.name.startswith(".")):
+        if path.is_file() and form_of(path):
             paths.setdefault(path.name.split(".")[0], []).append(path)
+        else:
+            unread.append(path)
+    _refuse_unread(unread, {*paths, *(wanted or [])}, wanted)
     if not paths:
-        raise ValueError(f"{folder} has no files {files!r} ending in {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{folder} has no files {files!r} ending in {ENDINGS}.")
     return {label: _file_records(each, column) for label, each in paths.items()}
+
+
+def _refuse_unread(unread: list[Path], labels: set[str], wanted: list[str] | None) -> None:
+    """Refuse files and folders that look like text of a language and would be left out without a word."""
+    lost = []
+    for path in unread:
+        label = path.name.split(".")[0]
+        like = label in labels or (wanted is None and LIKE_A_LABEL.fullmatch(label) is not None)
+        if like and (path.is_file() or path.name == label):
+            lost.append(path.name)
+    if lost:
+        raise ValueError(
+            f"{unread[0].parent}: {lost} look like text of a language, but cannot be read. Files are read that end "
+            f"in {ENDINGS}. Write them in one of these forms, move them away, or say which files to read, for "
+            'example files="*.jsonl".'
+        )
 
 
 def _file_records(paths: list[Path], column: str) -> Records:
     name = f"{paths[0].absolute().parent.name}/{'+'.join(path.name for path in paths)}"
-    return Records(name, partial(_read_files, paths, column))
+    return Records(name, partial(read_files, paths, column), is_finite=True)
+
+
+def _read_dataset(dataset: Iterable[dict[str, Any]], column: str, name: str) -> Iterator[Any]:
+    for row in dataset:
+        check_column(column, list(row), name)
+        yield row[column]
 
 
 def _dataset_records(name: str, dataset: Any, column: str) -> Records:
-    return Records(name, partial(_read_dataset, dataset, column, name))
+    return Records(name, partial(_read_dataset, dataset, column, name), is_finite=hasattr(dataset, "__len__"))
 
 
 def _as_records(label: str, value: Any, column: str) -> Records:
     if isinstance(value, str | Path):
         path = Path(value)
-        if not (path.name.endswith(SUFFIXES) and path.is_file()):
-            raise ValueError(
-                f"{label}: {str(value)[:100]!r} is not a file ending in {', '.join(SUFFIXES)}. Texts go in a list."
-            )
+        if not (form_of(path) and path.is_file()):
+            raise ValueError(f"{label}: {str(value)[:100]!r} is not a file ending in {ENDINGS}. Texts go in a list.")
         return _file_records([path], column)
     if hasattr(value, "column_names"):
         if isinstance(value, Mapping):
             raise ValueError(f"{label}: pass one split of the data set, one of {list(value)}.")
         return _dataset_records(f"datasets:{getattr(value, 'builder_name', None) or label}", value, column)
     if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes) and not hasattr(value, "columns"):
-        return Records(f"texts:{label}", partial(iter, tuple(value)))
+        return Records(f"texts:{label}", partial(iter, tuple(value)), is_finite=True)
     raise ValueError(f"{label}: expected a list of texts, a file or a data set, got {type(value).__name__}.")
 
 
@@ -297,3 +193,6 @@ def _preset(name: str, wanted: list[str] | None, column: str) -> dict[str, Recor
             ) from error
         records[label] = _dataset_records(f"{repository}/{config}", dataset, column)
     return records
+
+
+__all__ = ["DEMO_TEXT", "PRESETS", "Documents", "LanguageCorpus", "Records", "load_corpora"]

@@ -85,16 +85,25 @@ class Run:
             yield sums
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a language: tokens used, tokens, documents, bytes, records skipped, shards."""
-        rows = {
-            label: {
-                **{key: each[key] for key in ("tokens_used", "tokens", "documents", "bytes")},
-                "skipped": sum(each["skipped"].values()),
-                "shards": len(self.shards[label]),
-            }
-            for label, each in self.settings["text"]["languages"].items()
-        }
+        """One row a language: tokens used, and what its text is like.
+
+        Columns: `tokens_used`; `tokens`, `documents` and `bytes` that were read; records `skipped`; documents
+        `repeated`; `control_tokens` spelled out in the text; `unknown`, the share of tokens that the tokenizer does
+        not know; `shards`.
+        """
+        rows = {label: self._row(label, each) for label, each in self.settings["text"]["languages"].items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("language")
+
+    def _row(self, label: str, text: Mapping[str, Any]) -> dict[str, float]:
+        noticed = text.get("noticed", {})
+        return {
+            **{key: text[key] for key in ("tokens_used", "tokens", "documents", "bytes")},
+            "skipped": sum(text["skipped"].values()),
+            "repeated": noticed.get("repeated", 0),
+            "control_tokens": noticed.get("control", 0),
+            "unknown": noticed.get("unknown", 0) / text["tokens"],
+            "shards": len(self.shards[label]),
+        }
 
     def __repr__(self) -> str:
         model, text = self.settings["model"], self.settings["text"]
@@ -199,7 +208,7 @@ def load_run(path: str | Path) -> Run:
     folder = Path(path)
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is not the folder of a run: it has no run.json.")
-    stored = json.loads((folder / "run.json").read_text())
+    stored = json.loads((folder / "run.json").read_text(encoding="utf-8-sig"))
     if stored.get("schema") != SCHEMA:
         raise ValueError(f"{folder} was written with schema {stored.get('schema')}, this version reads {SCHEMA}.")
     shards, documents = (
@@ -211,6 +220,6 @@ def load_run(path: str | Path) -> Run:
         raise ValueError(f"{folder / CONSTANTS} is missing or damaged: call collect with the arguments of the run.")
     costs: dict[str, float] = {}
     for file in sorted(folder.glob("costs-*.json")):
-        for key, seconds in json.loads(file.read_text()).items():
+        for key, seconds in json.loads(file.read_text(encoding="utf-8-sig")).items():
             costs[key] = costs.get(key, 0.0) + seconds
     return Run(shards, stored["settings"], folder, documents if stored["settings"]["rows"] else {}, constants, costs)

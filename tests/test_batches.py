@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from lsn_lens import batches
 from lsn_lens.batches import Layout, Plan, corpus_hash, separator_id, tokenize
 
 BOS, EOS = 300, 301
@@ -157,7 +156,7 @@ def test_a_full_disk_while_tokenising(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(batches, "open", lambda *_: FullFile(no_space), raising=False)
+    monkeypatch.setattr("lsn_lens.tokens.open", lambda *_: FullFile(no_space), raising=False)
     with pytest.raises(OSError, match=r"No space left .* tokens of en\. Make room, or set TMPDIR") as caught:
         tokens_of(["ab"], tmp_path)
     assert caught.value.errno == errno.ENOSPC
@@ -182,7 +181,7 @@ class FullFile:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "lines"}, r"kind='lines': expected one of \('blocks', 'documents'\)"),
+        ({"kind": "lines"}, r"kind='lines': expected one of \('blocks', 'documents', 'auto'\)"),
         ({"separator": "pad"}, r"separator='pad'"),
         ({"length": 0}, "length=0: expected a whole number of at least 1"),
         ({"length": 1.5}, "length=1.5"),

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats"},
+    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers"},
+    {"tokens", "documents"},
     {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def document_losses(
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
-        plan = Plan(tokens, layout, context=model.cfg.n_ctx)
+        plan = Plan(tokens, replace(layout, length=model.cfg.n_ctx), context=model.cfg.n_ctx)
         total = sum(map(plan.tokens_of, plan.shards))
         with tqdm(total=total, desc="losses", unit="tok", unit_scale=True, disable=not progress) as bar:
             for batch in (batch for shard in plan.shards for batch in plan.batches(shard)):

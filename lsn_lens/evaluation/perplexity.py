@@ -162,9 +162,8 @@ def _plan(
         )
         for label, corpus in corpora.items()
     }  # fmt: skip
-    if models.device_of(model).type == "cpu":  # logits of more tokens leave the cache
-        layout = replace(layout, batch_tokens=min(layout.batch_tokens, 512))
-    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx)
+    at_once = 512 if models.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
+    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once)
 
 
 @torch.no_grad()

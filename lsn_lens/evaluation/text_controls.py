@@ -77,7 +77,9 @@ def _changed(corpus: LanguageCorpus, name: str, change: Callable[[str], str]) ->
     def part(documents: Documents) -> Documents:
         source = documents.records
         altered = Records(
-            f"{source.name}, {name}", lambda: (change(x) if isinstance(x, str) else x for x in source.read())
+            f"{source.name}, {name}",
+            lambda: (change(x) if isinstance(x, str) else x for x in source.read()),
+            is_finite=source.is_finite,
         )
         return replace(documents, records=altered)
 

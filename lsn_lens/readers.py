@@ -1,0 +1,253 @@
+"""Files to records: which endings are read, how they are packed, and text that is not UTF-8."""
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+SAMPLE = 1 << 16  # bytes at the beginning of a file that tell UTF-16 and UTF-32
+NUL_SHARE = 0.05  # of those bytes that are NUL in no UTF-8 text
+BOMS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, which begins alike
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+EAST = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1256", "cp1253")
+ROWS = 1024  # of a table that are read at once
+NOT_UTF8, HAS_NUL = "not UTF-8", "NUL characters"
+BROKEN_TEXT = (NOT_UTF8, HAS_NUL)  # reasons that say that a text is in another encoding
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a record that cannot be used, and says why; `raw` is what could not be decoded."""
+
+    reason: str
+    raw: bytes = b""
+
+
+def _zstandard(path: Path, mode: str) -> Any:
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # type: ignore[arg-type]
+
+
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstandard}
+
+
+def form_of(path: Path) -> str | None:
+    """The ending that says how a file is read, without that of its packing; None where it is not read."""
+    names = path.name.lower().split(".")
+    packed = f".{names[-1]}" in PACKED
+    form = f".{names[-2 if packed else -1]}" if len(names) > 1 + packed else None
+    return None if form not in FORMS or (packed and form == ".parquet") else form
+
+
+def read_files(paths: list[Path], column: str) -> Iterator[Any]:
+    """The records of one language's files, as a stream; a damaged file is an error, as its rest is unknown.
+
+    Raises:
+        ValueError: A file that is damaged, in another encoding, or without the column.
+    """
+    for path in paths:
+        try:
+            form = form_of(path)
+            if form != ".parquet":
+                _refuse_wide(path)
+            yield from FORMS[form or ".txt"](path, column)
+        except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowInvalid, pd.errors.ParserError) as error:
+            raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
+        except OSError as error:
+            if error.errno is not None:  # of the file system, not of what is in the file
+                raise
+            raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
+
+
+def _opened(path: Path) -> Any:
+    return PACKED.get(path.suffix.lower(), open)(path, "rb")
+
+
+def _refuse_wide(path: Path) -> None:
+    """Refuse UTF-16 and UTF-32, much of which decodes as UTF-8."""
+    with _opened(path) as file:
+        found = wide_encoding(file.read(SAMPLE))
+    if found:
+        raise ValueError(f"{path} is {found}, not UTF-8. {_remedy(found)}")
+
+
+def wide_encoding(sample: bytes) -> str:
+    """UTF-16 or UTF-32, by a byte order mark or by where NUL bytes are; empty for neither."""
+    for mark, name in BOMS.items():
+        if sample.startswith(mark):
+            return name
+    nuls = [sample[place::4].count(0) for place in range(4)]
+    if sum(nuls) < max(NUL_SHARE * len(sample), 1):
+        return ""
+    if sum(nuls) > 0.6 * len(sample):
+        return "UTF-32-BE" if nuls[0] > nuls[3] else "UTF-32-LE"
+    even, odd = nuls[0] + nuls[2], nuls[1] + nuls[3]
+    if max(even, odd) < 4 * min(even, odd):
+        return "binary data or an unknown encoding (NUL bytes)"
+    return "UTF-16-BE" if even > odd else "UTF-16-LE"
+
+
+def likely_encoding(sample: bytes) -> str:
+    """A guess at the encoding of bytes that are not UTF-8, in words."""
+    wide = wide_encoding(sample)
+    if wide:
+        return wide
+    if 0 in sample:
+        return "UTF-16"
+    high = [byte >= 0x80 for byte in sample]
+    alone = sum(here and not after for here, after in zip(high, [*high[1:], False], strict=True))
+    if alone > 0.7 * sum(high):  # single letters with accents between plain ones
+        return "latin-1 or cp1252 (or another one-byte encoding of Latin letters)"
+    fit = [name for name in EAST if _decodes(sample, name)]
+    return f"one of {', '.join(fit)}" if fit else "a mixture, or no text"
+
+
+def _decodes(sample: bytes, encoding: str) -> bool:
+    try:
+        return bool(sample.decode(encoding))
+    except UnicodeDecodeError:
+        return False
+
+
+def refuse_broken(name: str, broken: dict[str, int], seen: int, sample: bytes) -> None:
+    """Refuse a source of which too much is not UTF-8: what is left would be a biased sample."""
+    raise ValueError(
+        f"{name}: {sum(broken.values())} of {seen} records cannot be read as UTF-8 ({broken}); it looks like "
+        f"{likely_encoding(sample)}. The rest alone would be a biased sample. {_remedy('')}"
+    )
+
+
+def _remedy(found: str) -> str:
+    encoding = found.lower() if found.startswith("UTF") else "..."
+    return (
+        "Write it as UTF-8, for example by "
+        f'Path(new).write_text(Path(old).read_text(encoding="{encoding}"), encoding="utf-8").'
+    )
+
+
+def _lines(path: Path, column: str, parse: Callable[[str, str], Any]) -> Iterator[Any]:
+    with _opened(path) as lines:
+        for line in lines:
+            text = _decoded(line)
+            yield text if isinstance(text, Unreadable) or not text.strip() else parse(text, column)
+
+
+def _decoded(raw: bytes) -> str | Unreadable:
+    if 0 in raw:
+        return Unreadable(HAS_NUL, raw)
+    try:
+        return raw.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return Unreadable(NOT_UTF8, raw)
+
+
+def _whole(text: str, column: str) -> str:
+    return text
+
+
+def _json_line(text: str, column: str) -> Any:
+    try:
+        return _field(json.loads(text), column)
+    except (ValueError, RecursionError):
+        return Unreadable("not JSON")
+
+
+def _field(record: Any, column: str) -> Any:
+    return record[column] if isinstance(record, dict) and column in record else Unreadable(f"no {column!r}")
+
+
+def _json(path: Path, column: str) -> Iterator[Any]:
+    """A list of texts or of objects; or, as many write it, one object a line."""
+    with _opened(path) as file:
+        head = file.read(SAMPLE).removeprefix(codecs.BOM_UTF8).lstrip()
+    first = _decoded(head.split(b"\n", 1)[0])
+    if not head.startswith(b"[") and not isinstance(_parsed(first), Unreadable):
+        yield from _lines(path, column, _json_line)
+        return
+    with _opened(path) as file:
+        whole = _decoded(file.read())
+    if isinstance(whole, Unreadable):
+        raise ValueError(f"{path} is not UTF-8; it looks like {likely_encoding(whole.raw)}. {_remedy('')}")
+    records = _parsed(whole)
+    if not isinstance(records, list):
+        raise ValueError(
+            f"{path}: expected a list of objects or texts, or one object a line, got "
+            f"{'what is not JSON' if isinstance(records, Unreadable) else type(records).__name__}."
+        )
+    yield from (each if isinstance(each, str) else _field(each, column) for each in records)
+
+
+def _parsed(text: str | Unreadable) -> Any:
+    try:
+        return text if isinstance(text, Unreadable) else json.loads(text)
+    except (ValueError, RecursionError):
+        return Unreadable("not JSON")
+
+
+def _table(path: Path, column: str, separator: str) -> Iterator[Any]:
+    how: dict[str, Any] = {
+        "sep": separator,
+        "dtype": str,
+        "keep_default_na": False,
+        "encoding_errors": "surrogateescape",
+    }
+    try:
+        with _opened(path) as file:
+            check_column(column, list(pd.read_csv(file, nrows=0, **how).columns), str(path))
+    except pd.errors.EmptyDataError:
+        return
+    with _opened(path) as file:
+        for rows in pd.read_csv(file, usecols=[column], chunksize=ROWS, **how):
+            yield from (_checked(text) for text in rows[column])
+
+
+def _checked(text: str) -> str | Unreadable:
+    """A cell, in which bytes that are not UTF-8 stand as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Unreadable(NOT_UTF8, text.encode("utf-8", "surrogateescape"))
+    return text
+
+
+def _parquet(path: Path, column: str) -> Iterator[Any]:
+    file = pyarrow.parquet.ParquetFile(path)
+    check_column(column, file.schema_arrow.names, str(path))
+    for batch in file.iter_batches(columns=[column], batch_size=ROWS):
+        yield from batch.column(0).to_pylist()
+
+
+def check_column(column: str, columns: Iterable[str], where: str) -> None:
+    """Refuse a table without the column, and say which it has."""
+    if column not in list(columns):
+        raise ValueError(
+            f"{where} has no column {column!r}; its columns are {list(columns)}. "
+            "Name the one with the text: load_corpora(..., column=...)."
+        )
+
+
+_json_lines = partial(_lines, parse=_json_line)
+FORMS: dict[str, Callable[[Path, str], Iterator[Any]]] = {
+    ".txt": partial(_lines, parse=_whole),
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": partial(_table, separator=","),
+    ".tsv": partial(_table, separator="\t"),
+    ".parquet": _parquet,
+}
