@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
@@ -227,3 +228,39 @@ def labels_of(given: Any) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         raise ValueError(f"a language is named twice: {list(labels)}.")
     return tuple(map(str, labels))
+
+
+def masks_of_frame(
+    frame: pd.DataFrame, shapes: Mapping[str, tuple[int, int]], labels: Sequence[str]
+) -> dict[str, Bool[Tensor, "language layer unit"]]:
+    """Masks of the units that a table has, one row each; see `NeuronSet.from_frame`."""
+    wanted = ["language", *(["basis"] if len(shapes) != 1 else []), "layer", "unit"]
+    if missing := [each for each in wanted if each not in frame]:
+        raise KeyError(f"the table has no columns {missing}; it has {list(frame.columns)}.")
+    basis = frame["basis"] if "basis" in frame else pd.Series(next(iter(shapes)), index=frame.index)
+    columns: tuple[tuple[str, Any, Any], ...] = (("language", frame["language"], labels), ("basis", basis, shapes))
+    for name, given, known in columns:
+        if unknown := sorted(set(given) - set(known), key=str):
+            raise KeyError(f"the table has the {name} {unknown}; named were {list(known)}.")
+    for name in ("layer", "unit"):
+        column: Any = frame[name]
+        if len(frame) and (not pd.api.types.is_integer_dtype(column) or column.isna().any()):
+            raise ValueError(
+                f"column {name!r} is {column.dtype}, expected whole numbers and none missing. If they are whole: "
+                f"frame.astype({{{name!r}: int}})."
+            )
+    masks = {}
+    for each, shape in shapes.items():
+        layers, units = (whole_number(size, f"shapes[{each!r}]", least=1) for size in shape)
+        rows: Any = frame[basis.eq(each)]
+        for name, size in (("layer", layers), ("unit", units)):
+            if odd := [number for number in rows[name].tolist() if not 0 <= number < size]:
+                raise ValueError(f"basis {each!r}: {name} {odd[:5]}, expected 0 to {size - 1}.")
+        twice = rows.duplicated(["language", "layer", "unit"])
+        if twice.any():
+            there = rows[twice][["language", "layer", "unit"]].values.tolist()
+            raise ValueError(f"basis {each!r}: rows that are there twice: {there[:5]}. Expected each unit once.")
+        masks[each] = torch.zeros(len(labels), layers, units, dtype=torch.bool)
+        place = [labels.index(label) for label in rows["language"]]
+        masks[each][place, rows["layer"].tolist(), rows["unit"].tolist()] = True
+    return masks

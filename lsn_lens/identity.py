@@ -1,34 +1,24 @@
 """Whose a result is: a fingerprint of a model's weights, and what goes with sets and values found on it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from functools import reduce
+from collections.abc import Iterator, Mapping
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ENTRIES = 1 << 14  # read of a tensor at least, or all that it has; every row and column once in any case
+ENTRIES = 1 << 12  # read of a tensor at least, or all that it has; every row and column once in any case
 FAINT = 2.0**-14  # below it half precision keeps fewer digits, so that loads would differ
 
 Origin = Mapping[str, Any]
+CARRIED = "carried over"  # the note of a set, and the mark of an action, that was made for another model
 
-# Names on which HookedTransformer and TransformerBridge agree, in value and in layout; of those in a row, the first.
-MATRICES = (
-    ("mlp.W_in",),
-    ("mlp.W_out",),
-    ("attn.W_Q",),
-    ("attn._W_K", "attn.W_K"),
-    ("attn._W_V", "attn.W_V"),
-    ("attn.W_O",),
-)
-PARTS = (
-    *MATRICES,
-    ("mlp.W_gate",),
-    *(("mlp.b_in",), ("mlp.b_out",), ("attn.b_Q",), ("attn._b_K", "attn.b_K"), ("attn._b_V", "attn.b_V"), ("attn.b_O",)),
-    *(("ln1.w",), ("ln1.b",), ("ln2.w",), ("ln2.b",)),
-)
-ENDS = (("embed.W_E",), ("unembed.W_U",), ("ln_final.w",))
+# Names on which HookedTransformer and TransformerBridge agree, in value and in layout; of several, the first there is.
+MATRICES = ("mlp.W_in", "mlp.W_out", "attn.W_Q", "attn._W_K|attn.W_K", "attn._W_V|attn.W_V", "attn.W_O")
+VECTORS = ("mlp.b_in", "mlp.b_out", "attn.b_Q", "attn._b_K|attn.b_K", "attn._b_V|attn.b_V", "attn.b_O")
+PARTS = (*MATRICES, "mlp.W_gate", *VECTORS, "ln1.w", "ln1.b", "ln2.w", "ln2.b")
+ENDS = ("embed.W_E", "unembed.W_U", "ln_final.w")
 
 
 @torch.no_grad()
@@ -36,18 +26,23 @@ def fingerprint(model: Any) -> str | None:
     """A hash of a sample of all weights, cheap enough to be taken whenever a set is used.
 
     The same for both classes of TransformerLens, and for one checkpoint loaded in float32 or bfloat16 (and float16,
-    where its files hold half precision). Each row and column of each matrix is touched; up to 16,384 entries, all.
+    where its files hold half precision). Each row and column of each matrix is touched; of 4,096 entries or fewer, all.
     None for a model whose weights are not in memory.
     """
+    weights = list(_weights(model))
+    if not weights or any(weight.is_meta for weight in weights):
+        return None
+    places = cache(_places)
+    samples = [
+        weight[places(weight.shape, weight.device)] if weight.numel() > ENTRIES else weight.reshape(-1)
+        for weight in weights
+    ]
+    rounded = torch.cat([each.to(samples[0].device) for each in samples]).to(torch.bfloat16).float()
+    rounded = rounded.where(rounded.abs() >= FAINT, 0).cpu()
     digest = hashlib.sha256()
-    for weight in _weights(model):
-        if weight.is_meta:
-            return None
-        sample = _sample(weight).to(torch.bfloat16).float()
-        sample = sample.where(sample.abs() >= FAINT, 0)
+    for weight, sample in zip(weights, rounded.split([len(each) for each in samples]), strict=True):
         if sample.any():  # one class says no bias, the other one of zeros
-            digest.update(str(tuple(sorted(weight.shape))).encode())
-            digest.update(sample.cpu().numpy().tobytes())
+            digest.update(str(sorted(weight.shape)).encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -61,9 +56,9 @@ def _weights(model: Any) -> Iterator[Tensor]:
         yield from (weight for _, weight in sorted(named, key=lambda pair: pair[0]))
 
 
-def _read(owner: Any, names: Iterable[str]) -> Tensor | None:
+def _read(owner: Any, names: str) -> Tensor | None:
     """The first of the attributes that there is."""
-    for name in names:
+    for name in names.split("|"):
         try:
             found = reduce(getattr, name.split("."), owner)
         except AttributeError:  # also from a bridge's property of a projection that is missing
@@ -73,17 +68,15 @@ def _read(owner: Any, names: Iterable[str]) -> Tensor | None:
     return None
 
 
-def _sample(weight: Tensor) -> Tensor:
-    """Entries along the diagonals of `[all other axes, longest axis]`, without a copy of the whole."""
-    if weight.numel() <= ENTRIES:
-        return weight.reshape(-1)
-    longest = max(range(weight.ndim), key=lambda axis: weight.shape[axis])
-    columns, rows = weight.shape[longest], weight.numel() // weight.shape[longest]
-    place = torch.arange(max(ENTRIES, columns, rows), device=weight.device)
-    others = [axis for axis in range(weight.ndim) if axis != longest]
-    index = dict(zip(others, torch.unravel_index(place % rows, [weight.shape[axis] for axis in others]), strict=True))
+def _places(shape: torch.Size, device: torch.device) -> tuple[Tensor, ...]:
+    """An index of entries along the diagonals of `[all other axes, longest axis]`."""
+    longest = max(range(len(shape)), key=lambda axis: shape[axis])
+    others = [axis for axis in range(len(shape)) if axis != longest]
+    columns, rows = shape[longest], shape.numel() // shape[longest]
+    place = torch.arange(max(ENTRIES, columns, rows), device=device)
+    index = dict(zip(others, torch.unravel_index(place % rows, [shape[axis] for axis in others]), strict=True))
     index[longest] = (place + place // max(columns, rows)) % columns
-    return weight[tuple(index[axis] for axis in range(weight.ndim))]
+    return tuple(index[axis] for axis in range(len(shape)))
 
 
 def origin_of(model: Any) -> dict[str, Any]:
@@ -92,10 +85,21 @@ def origin_of(model: Any) -> dict[str, Any]:
     return {"model": source["name"], "revision": source["revision"], "fingerprint": fingerprint(model)}
 
 
+def check_origin(origin: Any) -> None:
+    """Refuse an origin that is no mapping.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(origin, Mapping):
+        raise ValueError(f"origin={origin!r}: expected a mapping, such as `found.origin` or `run.statistics.origin`.")
+
+
 def whose(origin: Origin) -> str:
     """For people: the model, its revision, the first digits of its fingerprint."""
     revision = f" at {origin['revision']}" if origin.get("revision") else ""
-    return f"{origin.get('model', 'a model')}{revision} (weights {str(origin.get('fingerprint'))[:8]})"
+    weights = f" (weights {origin['fingerprint'][:8]})" if origin.get("fingerprint") else ""
+    return f"{origin.get('model') or 'a model not named'}{revision}{weights}"
 
 
 def check_model(model: Any, origins: Mapping[str, Origin]) -> None:
