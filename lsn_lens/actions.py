@@ -1,6 +1,7 @@
 """What to set units to, from what a run measured; and how papers combine such changes to steer a model."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,6 +11,8 @@ from tqdm.auto import tqdm
 
 from lsn_lens import models
 from lsn_lens.batches import separator_id
+from lsn_lens.formats import whole_number
+from lsn_lens.identity import origin_of
 from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
 from lsn_lens.methods.average_precision import positive_median
 from lsn_lens.methods.diffmean import directions
@@ -22,12 +25,17 @@ Means = dict[str, Float[Tensor, "layer unit"]]
 
 def mean_ablation(statistics: Statistics) -> Action:
     """Set units to their mean over all languages of a run (`run.statistics`), each language counting the same."""
-    return set_to(_pooled(statistics), "dataset mean")
+    return _measured(statistics, set_to(_pooled(statistics), "dataset mean"))
 
 
 def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
     """For a language, set units to their mean over the other languages of a run (`run.statistics`)."""
-    return lambda language: set_to(_pooled(statistics, language), "other languages' mean")
+    return lambda language: _measured(statistics, set_to(_pooled(statistics, language), "other languages' mean"))
+
+
+def _measured(statistics: Statistics, action: Action) -> Action:
+    """The action, which says what model its values are from."""
+    return replace(action, origin=statistics.origin)
 
 
 def language_means(statistics: Statistics, language: str, mlp_site: MlpSite = "mlp_post") -> Means:
@@ -46,7 +54,7 @@ def language_mean(statistics: Statistics, language: str, mlp_site: MlpSite = "ml
     Source: the steering of Tang et al. 2024, whose code is not released; that the forced value is the mean of
     act(gate) (`mlp_site="mlp_act"`) is how later work does it (arXiv 2507.22608).
     """
-    action = set_to(language_means(statistics, language, mlp_site), f"mean of {language}")
+    action = _measured(statistics, set_to(language_means(statistics, language, mlp_site), f"mean of {language}"))
     return action if mlp_site == "mlp_post" else action.on(mlp_site)
 
 
@@ -56,9 +64,12 @@ def language_medians(statistics: Statistics) -> dict[str, Action]:
     Source: Kojima et al. 2024, released code.
     """
     medians = positive_median(statistics)
+    values = [
+        {basis: each[place].float() for basis, each in medians.items()} for place in range(len(statistics.languages))
+    ]
     return {
-        language: set_to({basis: each[place].float() for basis, each in medians.items()}, f"median of {language}")
-        for place, language in enumerate(statistics.languages)
+        language: _measured(statistics, set_to(own, f"median of {language}"))
+        for language, own in zip(statistics.languages, values, strict=True)
     }
 
 
@@ -79,7 +90,7 @@ def language_maximum(statistics: Statistics, language: str, bases: Iterable[str]
     for basis, site in _write_sites(bases).items():
         key = DocumentValues(site, "maximum").key
         highest[basis] = torch.stack([statistics.documents(key, layer)[language].amax(0) for layer in layers])
-    return set_to(highest, f"maximum of {language}")
+    return _measured(statistics, set_to(highest, f"maximum of {language}"))
 
 
 def resample(
@@ -104,12 +115,13 @@ def resample(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The documents have fewer tokens, or the model has no such basis.
+        ValueError: The documents have fewer tokens or are one string, or the model has no such basis.
         KeyError: A basis that cannot be written to.
     """
-    if tokens < 1:
-        raise ValueError(f"tokens={tokens}: expected a whole number of at least 1.")
-    sites = {basis: SITES[site] for basis, site in _write_sites(bases).items()}
+    tokens = whole_number(tokens, "tokens", least=1)
+    if isinstance(documents, str):
+        raise ValueError("documents is one string, which would be read letter by letter: give a list of documents.")
+    sites = {basis: SITES[site] for basis, site in _write_sites([bases] if isinstance(bases, str) else bases).items()}
     for site in sites.values():
         models.site_width(model, site.name)  # refuses a model without it
     layers = range(model.cfg.n_layers)
@@ -137,7 +149,7 @@ def resample(
         raise ValueError(f"the documents have {read} tokens, fewer than {tokens}: give more, or ask for fewer.")
     order = torch.randperm(read, generator=torch.Generator().manual_seed(seed))[:tokens]
     values = {basis: torch.stack([torch.cat(parts[basis, layer])[order] for layer in layers]) for basis in sites}
-    return set_to(values, "resample")
+    return replace(set_to(values, "resample"), origin=origin_of(model))
 
 
 def language_arithmetics(
@@ -177,7 +189,7 @@ def language_arithmetics(
         others = _pooled(statistics, target, mlp_site)
         means = {basis: each - others[basis] for basis, each in means.items()}
     on = makers[mode]({basis: strength * each for basis, each in means.items()}, f"{mode} {strength:g}")
-    on = on if mlp_site == "mlp_post" else on.on(mlp_site)
+    on = _measured(statistics, on if mlp_site == "mlp_post" else on.on(mlp_site))
     off = [(found[source], zero)] if source is not None else []
     name = f"{source or ''}->{target} {mode} {strength:g}"
     return Intervention(name, (*off, (found[target], on)))
@@ -205,7 +217,8 @@ def diffmean_steering(
         means = statistics.mean("resid_post")
         difference = means[place] - means[_place(statistics, source)]
     name = f"{source or ''}->{target} diffmean {strength:g}"
-    return Intervention(name, ((_layer(difference, layer), add({"resid": strength * difference.float()}, name)),))
+    push = _measured(statistics, add({"resid": strength * difference.float()}, name))
+    return Intervention(name, ((_layer(difference, layer), push),))
 
 
 def dimensions_steering(

@@ -24,6 +24,7 @@ from lsn_lens import models
 from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.formats import write_bytes
+from lsn_lens.identity import fingerprint
 from lsn_lens.methods import Method, get_method
 from lsn_lens.passes import Pass, Tensors
 from lsn_lens.recorders import RECORDERS
@@ -99,7 +100,7 @@ def collect(
             _check_documents(wanted, plan.too_long)
         widths = widths_of(model, wanted)
         settings = {
-            "model": models.describe(model),
+            "model": {**models.describe(model), "fingerprint": fingerprint(model)},
             "text": plan.describe(),
             "statistics": [each.key for each in wanted],
             "rows": any(each.rows(model.cfg.n_layers, widths) for each in wanted),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lsn_lens.methods import Method, get_method
+from lsn_lens.methods.base import scores_of, units_of
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import Run
 
@@ -15,11 +16,14 @@ def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronS
         method: A name of `METHODS` or a method object.
         parameters: Hyper-parameters, with a name.
     """
-    return get_method(method, **parameters).score(run.statistics)
+    return scores_of(get_method(method, **parameters), run.statistics)
 
 
 def detect(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronSet:
     """The units that a method finds in a run, per language.
+
+    The set's `origin` says whose they are: model, revision, fingerprint of the weights, hash of the text, layout, what
+    was read ("found") and where an intervention takes hold ("written"), versions. It goes with the set everywhere.
 
     Args: as `score`.
 
@@ -28,4 +32,4 @@ def detect(run: Run, method: str | Method = "lape", **parameters: Any) -> Neuron
         ValueError: Hyper-parameters that cannot be used.
     """
     chosen = get_method(method, **parameters)
-    return chosen.select(chosen.score(run.statistics))
+    return units_of(chosen, scores_of(chosen, run.statistics))

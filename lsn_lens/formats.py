@@ -4,11 +4,14 @@ import contextlib
 import errno
 import io
 import json
+import operator
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
@@ -78,23 +81,186 @@ def read_lape_masks(path: Path | str, labels: Sequence[str], d_mlp: int) -> Bool
     """Read a released LAPE file, which names no languages; see `NeuronSet.from_lape_file`.
 
     Raises:
-        ValueError: Another number of languages than the file has, layers that differ, an index beyond `d_mlp`.
+        ValueError: As there.
     """
-    lists = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(lists, list) or not all(isinstance(each, list) for each in lists):
-        raise ValueError(f"{path}: expected a list of languages, each a list of layers of indices.")
+    d_mlp = whole_number(d_mlp, "d_mlp", least=1)
+    lists = _load_lists(Path(path))
     if len(lists) != len(labels):
         raise ValueError(f"{path} has {len(lists)} languages, but {len(labels)} were named: {list(labels)}.")
     if len({len(each) for each in lists}) != 1:
         raise ValueError(f"{path}: languages have different numbers of layers: {[len(each) for each in lists]}.")
-    mask = torch.zeros(len(lists), len(lists[0]), d_mlp, dtype=torch.bool)
-    for language, layers in enumerate(lists):
-        for layer, indices in enumerate(layers):
-            index = torch.as_tensor(indices, dtype=torch.long)
-            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < d_mlp:
-                raise ValueError(
-                    f"{path}: {labels[language]}, layer {layer} has indices from {int(index.min())} to "
-                    f"{int(index.max())}, but d_mlp is {d_mlp}. Is this another model's file?"
-                )
-            mask[language, layer, index] = True
+    if not lists[0]:
+        raise ValueError(f"{path} has no layers.")
+    rows = [
+        [unit_mask(given, d_mlp, f"{path}: {label}, layer {layer}") for layer, given in enumerate(layers)]
+        for label, layers in zip(labels, lists, strict=True)
+    ]
+    return torch.stack([torch.stack(each) for each in rows])
+
+
+def unit_mask(given: Any, width: int, where: str) -> Bool[Tensor, "unit"]:
+    """One layer's units as a mask, from a mask or from indices: what the values can only be, never a guess.
+
+    A bool vector of `width` is a mask. So is a vector of `width` zeros and ones (more than two) of any type: as indices
+    it would name a unit twice. Integers that differ and lie in `0 ... width - 1` are indices; `[n, 1]`, a single number
+    and nothing at all (of any type) are taken for such. All else is refused.
+
+    Args:
+        given: A tensor, a list of numbers or a number.
+        width: Units of the layer.
+        where: Of what, for errors.
+
+    Raises:
+        ValueError: Neither a mask nor indices, or a mask of another width.
+    """
+    values = _as_tensor(given, where)
+    whose, width_one = f"{where}: got {values.dtype} {list(values.shape)}", values.ndim == 2 and values.shape[1] == 1
+    values = values.reshape(-1) if width_one or values.ndim == 0 else values
+    if not values.numel():
+        return torch.zeros(width, dtype=torch.bool)
+    if values.ndim > 1 or values.dtype.is_complex:
+        raise ValueError(f"{whose}, expected a list of indices, or a bool mask of {width} units.")
+    is_bool, is_float = values.dtype == torch.bool, values.dtype.is_floating_point
+    values = values if is_bool else values.double() if is_float else values.long()
+    is_mask = len(values) == width and bool(((values == 0) | (values == 1)).all())
+    if is_mask and (is_bool or width > 2):
+        return values.bool()
+    if is_bool:
+        raise ValueError(f"{whose}: a bool mask, but not of d_mlp={width} units. Is this another model's file?")
+    if is_float:
+        raise ValueError(
+            f"{whose}, neither indices, which are integers, nor a mask of {width} zeros and ones. "
+            "Save what is meant: `weights > bar` or `indices.long()`."
+        )
+    return _from_indices(values, width, where)
+
+
+def _from_indices(index: Tensor, width: int, where: str) -> Tensor:
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= width:
+        raise ValueError(
+            f"{where} has indices from {low} to {high}, but d_mlp is {width}. Is this another model's file?"
+        )
+    mask = torch.zeros(width, dtype=torch.bool)
+    mask[index] = True
+    if int(mask.sum()) < len(index):
+        doubt = f" If it is a mask: it has {len(index)} values, not {width}." if high <= 1 else ""
+        raise ValueError(
+            f"{where} has {len(index)} indices, but only {int(mask.sum())} different ones; expected each once.{doubt}"
+        )
     return mask
+
+
+def _as_tensor(given: Any, where: str) -> Tensor:
+    """A plain tensor of what is numbers all through; nothing is rounded on the way."""
+    if isinstance(given, list | tuple) and 0 < sum(isinstance(each, bool) for each in given) < len(given):
+        raise ValueError(f"{where}: truth values and numbers are mixed: {str(given)[:60]}. Give one or the other.")
+    try:
+        values = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: got {type(given).__name__} {str(given)[:60]}, expected indices or a bool mask ({error})."
+        ) from error
+    if values.layout != torch.strided or values.is_quantized or values.is_meta:
+        raise ValueError(f"{where}: got a tensor of {values.layout}, expected a plain one: save `tensor.to_dense()`.")
+    return values.detach().cpu()
+
+
+def _load_lists(path: Path) -> list[Any]:
+    """The nested lists of a `.pth`; only tensors and plain numbers are ever unpickled."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file: fetch it with `git lfs pull`.")
+    if not head:
+        raise ValueError(f"{path} is empty: fetch or write it again.")
+    try:
+        lists = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise errors of many classes, and torch's advise to load unsafely
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} holds {foreign[1]}: objects other than tensors, numbers and lists are not read, since reading "
+                "them can run code. Save tensors instead, for example torch.from_numpy(array)."
+            ) from None
+        raise ValueError(
+            f"{path} is cut off, damaged or no file of torch.save (it begins with {head[:12]!r}). Fetch it again."
+        ) from None
+    if not isinstance(lists, list | tuple) or not all(isinstance(each, list | tuple) for each in lists):
+        raise ValueError(
+            f"{path}: expected a list of languages, each a list of layers of indices, got {_kinds(lists)}. One mask "
+            '[language, layer, unit] of bool is a set already: NeuronSet(languages, {"mlp": mask}).'
+        )
+    return list(lists)
+
+
+def _kinds(given: Any) -> str:
+    inside = sorted({type(each).__name__ for each in given}) if isinstance(given, list | tuple) else []
+    return type(given).__name__ + (f" of {', '.join(inside)}" if inside else "")
+
+
+def whole_number(given: Any, name: str, least: int = 0) -> int:
+    """An integer as it was meant: no truth value, nothing that would have to be rounded.
+
+    Raises:
+        ValueError: Something else, or less than `least`.
+    """
+    if not isinstance(given, bool) and hasattr(type(given), "__index__"):
+        with contextlib.suppress(TypeError, ValueError):  # an array of several numbers has the method too
+            number = operator.index(given)
+            if number >= least:
+                return number
+    raise ValueError(f"{name}={given!r}: expected a whole number of {least} or more.")
+
+
+def labels_of(given: Any) -> tuple[str, ...]:
+    """Languages as a tuple.
+
+    Raises:
+        ValueError: One string, a set (which has no order), labels that are not strings, or one named twice.
+    """
+    if isinstance(given, str | bytes):
+        raise ValueError(f"languages={given!r} is one string: give a list, [{given!r}].")
+    if isinstance(given, set | frozenset) or not isinstance(given, Iterable):
+        raise ValueError(f"languages={given!r}: expected a list of labels, in the order of the masks.")
+    labels = tuple(given)
+    if not all(isinstance(each, str) for each in labels):
+        raise ValueError(f"languages={list(labels)}: expected strings. (In YAML, quote `no` and `on`.)")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a language is named twice: {list(labels)}.")
+    return tuple(map(str, labels))
+
+
+def masks_of_frame(
+    frame: pd.DataFrame, shapes: Mapping[str, tuple[int, int]], labels: Sequence[str]
+) -> dict[str, Bool[Tensor, "language layer unit"]]:
+    """Masks of the units that a table has, one row each; see `NeuronSet.from_frame`."""
+    wanted = ["language", *(["basis"] if len(shapes) != 1 else []), "layer", "unit"]
+    if missing := [each for each in wanted if each not in frame]:
+        raise KeyError(f"the table has no columns {missing}; it has {list(frame.columns)}.")
+    basis = frame["basis"] if "basis" in frame else pd.Series(next(iter(shapes)), index=frame.index)
+    columns: tuple[tuple[str, Any, Any], ...] = (("language", frame["language"], labels), ("basis", basis, shapes))
+    for name, given, known in columns:
+        if unknown := sorted(set(given) - set(known), key=str):
+            raise KeyError(f"the table has the {name} {unknown}; named were {list(known)}.")
+    for name in ("layer", "unit"):
+        column: Any = frame[name]
+        if len(frame) and (not pd.api.types.is_integer_dtype(column) or column.isna().any()):
+            raise ValueError(
+                f"column {name!r} is {column.dtype}, expected whole numbers and none missing. If they are whole: "
+                f"frame.astype({{{name!r}: int}})."
+            )
+    masks = {}
+    for each, shape in shapes.items():
+        layers, units = (whole_number(size, f"shapes[{each!r}]", least=1) for size in shape)
+        rows: Any = frame[basis.eq(each)]
+        for name, size in (("layer", layers), ("unit", units)):
+            if odd := [number for number in rows[name].tolist() if not 0 <= number < size]:
+                raise ValueError(f"basis {each!r}: {name} {odd[:5]}, expected 0 to {size - 1}.")
+        twice = rows.duplicated(["language", "layer", "unit"])
+        if twice.any():
+            there = rows[twice][["language", "layer", "unit"]].values.tolist()
+            raise ValueError(f"basis {each!r}: rows that are there twice: {there[:5]}. Expected each unit once.")
+        masks[each] = torch.zeros(len(labels), layers, units, dtype=torch.bool)
+        place = [labels.index(label) for label in rows["language"]]
+        masks[each][place, rows["layer"].tolist(), rows["unit"].tolist()] = True
+    return masks

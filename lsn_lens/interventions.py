@@ -3,15 +3,19 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
+from operator import index
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens import models
+from lsn_lens.identity import CARRIED, Origin, check_model, check_origin, origin_of, whose
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 
@@ -46,6 +50,7 @@ class Action:
         values: A number, or `{basis: [layer, unit]}`, or `{basis: [layer, place, unit]}`.
         where: See `at`.
         mlp_site: See `on`.
+        origin: Of the values, as in `NeuronSet`; empty for values made by hand.
     """
 
     name: str
@@ -53,11 +58,14 @@ class Action:
     values: Values = 0.0
     where: Where = "all"
     mlp_site: MlpSite = "mlp_post"
+    origin: Origin = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _checked(self.name, self.values))
+        check_origin(self.origin)
         if isinstance(self.where, slice):
-            start, stop, step = self.where.start or 0, self.where.stop or 0, self.where.step
-            if start < 0 or stop < 0 or (step is not None and step < 1):
+            start, stop, step = (_position(each) for each in (self.where.start, self.where.stop, self.where.step))
+            if (start or 0) < 0 or (stop or 0) < 0 or (step is not None and step < 1):
                 raise ValueError(f"where={self.where}: positions count up from the text's first token, which is 0.")
         elif self.where not in PHASES:
             raise ValueError(f"where={self.where!r}: expected one of {PHASES} or a slice.")
@@ -94,6 +102,53 @@ class Action:
         """
         return replace(self, mlp_site=mlp_site, name=f"{self.name} on {mlp_site}")
 
+    def for_model(self, model: models.Model) -> "Action":
+        """The same values on another model or on other weights: on purpose, and said so in the name.
+
+        As `NeuronSet.for_model`: values that were measured on one model are refused on another.
+        """
+        origin = origin_of(model)
+        if origin["fingerprint"] is not None and self.origin.get("fingerprint") == origin["fingerprint"]:
+            return self
+        name = f"{self.name}, {CARRIED} from {whose(self.origin)}" if self.origin else self.name
+        return replace(self, name=name, origin=origin)
+
+
+def _checked(name: str, values: Any) -> Any:
+    """Numbers as numbers, values by unit as tensors of real numbers `[layer, unit]` or `[layer, place, unit]`."""
+    if isinstance(values, Mapping):
+        return {basis: _by_unit(name, basis, each) for basis, each in values.items()}
+    if (
+        isinstance(values, Tensor | np.ndarray)
+        and values.ndim == 0
+        and values.dtype not in (torch.bool, np.dtype(bool))
+    ):
+        values = values.item()
+    if isinstance(values, bool | np.bool_) or not isinstance(values, Real):
+        raise ValueError(
+            f"action {name!r}: got {type(values).__name__}, expected a number, or values by unit for each basis, "
+            '{"mlp": tensor [layer, unit]}.'
+        )
+    return values if isinstance(values, int | float) else float(values)
+
+
+def _by_unit(name: str, basis: str, values: Any) -> Tensor:
+    given = torch.as_tensor(values) if isinstance(values, np.ndarray) else values
+    if not isinstance(given, Tensor) or given.ndim not in (2, 3) or given.dtype == torch.bool or given.is_complex():
+        told = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(
+            f"action {name!r}: values for {basis!r} are {told}, expected a tensor of real numbers [layer, unit] or "
+            "[layer, place, unit]. (Which units to change is said by a NeuronSet.)"
+        )
+    return given if given.is_floating_point() else given.float()
+
+
+def _position(bound: Any) -> int | None:
+    try:
+        return None if bound is None else index(bound)
+    except TypeError as error:
+        raise ValueError(f"position {bound!r}: expected a whole number.") from error
+
 
 zero = Action("zero", lambda acts, values: torch.zeros_like(acts))
 
@@ -104,7 +159,10 @@ def set_to(values: Values, name: str = "set") -> Action:
 
 
 def scale(factor: int | float) -> Action:
-    """Multiply units by a factor."""
+    """Multiply units by a factor, which is a number."""
+    if isinstance(factor, Mapping):
+        raise ValueError("scale takes one number for all units; values by unit are for set_to and add.")
+    factor = _checked("scale", factor)
     return Action(f"scale {factor:g}", lambda acts, value: acts * value, factor)
 
 
@@ -135,6 +193,10 @@ class Intervention:
     name: str
     steps: tuple[tuple[NeuronSet, Action], ...] = ()
 
+    def __post_init__(self) -> None:
+        for neurons, action in self.steps:
+            check_step(neurons, action)
+
     def __len__(self) -> int:
         """How many different units it changes."""
         masks = [(basis, each.units(basis)) for each, _ in self.steps for basis in each.masks]
@@ -160,8 +222,9 @@ def intervene(
         The model. Its hooks are gone when the block ends, also by an exception.
 
     Raises:
-        ValueError: The set is of another shape than the model, a value is NaN or infinite, or an `Intervention` came
-            with one more action.
+        ValueError: The set, or the action's values, were found on another model or other weights (see
+            `NeuronSet.for_model`) or are of another shape, a value is NaN or infinite, an `Intervention` came with one
+            more action, or something else than a set and an action.
         KeyError: A basis that cannot be written to, or without values.
         FloatingPointError: From `lsn.generate` and others inside the block, with the intervention's name in front.
 
@@ -171,15 +234,47 @@ def intervene(
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
     """
-    if isinstance(neurons, Intervention) and action is not None:
-        raise ValueError(f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}.")
-    action = action or zero
-    what = neurons if isinstance(neurons, Intervention) else Intervention(action.name, ((neurons, action),))
+    what = intervention_of(neurons, action)
     hooks = hooks_of(model, what)
     if not hooks:
         warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
     with model.hooks(fwd_hooks=hooks), named(what):
         yield model
+
+
+def intervention_of(neurons: object, action: object = None) -> Intervention:
+    """What `intervene` was given, as an `Intervention`.
+
+    Raises:
+        ValueError: Something else than a set and an action, or an `Intervention` alone.
+    """
+    if isinstance(neurons, Intervention):
+        if action is not None:
+            raise ValueError(
+                f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}."
+            )
+        return neurons
+    action = zero if action is None else action
+    check_step(neurons, action)
+    return Intervention(action.name, ((neurons, action),))  # type: ignore
+
+
+def check_step(neurons: object, action: object) -> None:
+    """Refuse, before anything runs, what is no set or no action.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    if not isinstance(neurons, NeuronSet):
+        raise ValueError(
+            f"got {type(neurons).__name__} as the units: expected a NeuronSet, such as found['fr'], or an Intervention."
+        )
+    if not isinstance(action, Action):
+        hint = " It is a function: call it with a language, as for other_mean_ablation." if callable(action) else ""
+        raise ValueError(
+            f"action={str(action)[:60]!r} is of type {type(action).__name__}: expected lsn.zero, lsn.set_to(...), "
+            f"lsn.scale(...), lsn.add(...) or an action from a run, such as lsn.mean_ablation(run.statistics).{hint}"
+        )
 
 
 @contextlib.contextmanager
@@ -203,6 +298,8 @@ def intervention_hooks(
 
     `width` gives a site's units where they are known already: finding out takes a forward pass.
     """
+    check_step(neurons, action)
+    check_model(model, {f"the set {neurons.method!r}": neurons.origin, f"action {action.name!r}": action.origin})
     width = width or partial(models.site_width, model)
     hooks: list[Hook] = []
     for basis in neurons.masks:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens import draws
-from lsn_lens.formats import load_tensors, read_lape_masks, save_tensors, write_lape_masks
+from lsn_lens import draws, formats
+from lsn_lens.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
 
 Mask = Bool[Tensor, "language layer unit"]
 
@@ -22,13 +22,24 @@ class NeuronScores:
     """Per language, layer and unit, on one or several bases: higher means more specific.
 
     A score of -inf says that the unit cannot belong to the language. `ranking` orders the units for
-    rules that select them for all languages at once; by default a unit's best score.
+    rules that select them for all languages at once; by default a unit's best score. `origin` as in `NeuronSet`.
     """
 
     languages: tuple[str, ...]
     values: Mapping[str, Float[Tensor, "language layer unit"]]
     method: str
     ranking: Mapping[str, Float[Tensor, "layer unit"]] = field(default_factory=dict)
+    origin: Origin = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "languages", formats.labels_of(self.languages))
+        check_origin(self.origin)
+        for basis, values in self.values.items():
+            if not isinstance(values, Tensor) or values.ndim != 3 or len(values) != len(self.languages):
+                raise ValueError(
+                    f"basis {basis!r}: expected scores [language={len(self.languages)}, layer, unit], "
+                    f"got {_told(values)}."
+                )
 
     def rank(self, basis: str) -> Float[Tensor, "layer unit"]:
         """What orders the units of a basis over all languages."""
@@ -42,17 +53,19 @@ class NeuronScores:
         """Write one safetensors file with a JSON header."""
         parts = {"values": self.values, "ranking": self.ranking}
         tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
-        return save_tensors(path, tensors, {"kind": "scores", "languages": self.languages, "method": self.method})
+        header = {"kind": "scores", "languages": self.languages, "method": self.method, "origin": dict(self.origin)}
+        return formats.save_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronScores":
         """Read what `save` wrote."""
-        tensors, header = load_tensors(path, "scores")
+        tensors, header = formats.load_tensors(path, "scores")
         parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
         for key, value in tensors.items():
             part, _, basis = key.partition(".")
             parts[part][basis] = value
-        return cls(tuple(header["languages"]), parts["values"], header["method"], parts["ranking"])
+        origin = header.get("origin", {})
+        return cls(tuple(header["languages"]), parts["values"], header["method"], parts["ranking"], origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,23 +74,35 @@ class NeuronSet:
 
     `found["fr"]` is the set of one language. `&`, `|`, `-` and `^` work language by language and need
     the same languages, bases and shapes. A language without units keeps its place.
+
+    Attributes:
+        languages: Labels, in the order of the masks.
+        masks: Basis -> mask.
+        method: What found them.
+        notes: What the method has to say about this set.
+        origin: Of what model, text and versions, see `detect`; empty for a set made by hand. A set is refused on
+            other weights than it is from; `for_model` carries it over.
     """
 
     languages: tuple[str, ...]
     masks: Mapping[str, Mask]
     method: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=dict)
 
     __hash__ = None  # type: ignore[assignment]  # equality is by content, and tensors can be changed
 
     def __post_init__(self) -> None:
-        if len(set(self.languages)) < len(self.languages):
-            raise ValueError(f"a language is named twice: {list(self.languages)}.")
+        object.__setattr__(self, "languages", formats.labels_of(self.languages))
+        check_origin(self.origin)
+        if not isinstance(self.masks, Mapping):
+            raise ValueError(f'masks: expected {{"mlp": mask}} or other bases, got {_told(self.masks)}.')
         for basis, mask in self.masks.items():
-            if mask.dtype != torch.bool or mask.ndim != 3 or len(mask) != len(self.languages):
+            is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 3
+            if not is_mask or len(mask) != len(self.languages):
                 raise ValueError(
                     f"basis {basis!r}: expected a bool mask [language={len(self.languages)}, layer, unit], "
-                    f"got {mask.dtype} {tuple(mask.shape)}."
+                    f"got {_told(mask)}."
                 )
 
     def __getitem__(self, languages: str | Iterable[str]) -> "NeuronSet":
@@ -113,7 +138,10 @@ class NeuronSet:
             )
         operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "-": torch.gt, "^": torch.bitwise_xor}[symbol]
         masks = {basis: operation(mask, other.masks[basis]) for basis, mask in self.masks.items()}
-        return NeuronSet(self.languages, masks, f"({self.method} {symbol} {other.method})")
+        carried = sorted({told for each in (self, other) for told in each.notes.get(CARRIED, [])})
+        notes = {CARRIED: carried} if carried else {}
+        method = f"({self.method} {symbol} {other.method})"
+        return NeuronSet(self.languages, masks, method, notes, joined(self.origin, other.origin))
 
     def __and__(self, other: "NeuronSet") -> "NeuronSet":
         return self._combine(other, "&")
@@ -134,8 +162,10 @@ class NeuronSet:
             KeyError: A layer or basis that the set does not have.
         """
         depth = max((mask.shape[1] for mask in self.masks.values()), default=0)
-        wanted, kinds = list(range(depth) if layers is None else layers), list(self.masks if bases is None else bases)
-        unknown = [each for each in wanted if each not in range(depth)] + [x for x in kinds if x not in self.masks]
+        wanted = list(range(depth) if layers is None else layers)
+        kinds = [bases] if isinstance(bases, str) else list(self.masks if bases is None else bases)
+        unknown = [each for each in wanted if isinstance(each, bool) or each not in range(depth)]
+        unknown += [each for each in kinds if each not in self.masks]
         if unknown:
             raise KeyError(f"no layer or basis {unknown}; the set has {depth} layers and the bases {list(self.masks)}.")
         masks = {basis: torch.zeros_like(mask) for basis, mask in self.masks.items()}
@@ -200,8 +230,21 @@ class NeuronSet:
                     borrowed[language] += count
                 kept[language] += int((masks[basis][place] & mask[place]).sum())
         notes = {"matched": "count, layer, activity decile", "borrowed": borrowed, "own": kept}
-        method = f"random like {self.method}, seed {seed}"
-        return NeuronSet(self.languages, masks, method, {} if activity is None else notes)
+        carried = {CARRIED: self.notes[CARRIED]} if CARRIED in self.notes else {}
+        notes = carried | ({} if activity is None else notes)
+        return replace(self, masks=masks, method=f"random like {self.method}, seed {seed}", notes=notes)
+
+    def for_model(self, model: Any) -> "NeuronSet":
+        """The same units by number, as a set of another model or of other weights: on purpose, and said so.
+
+        For checkpoints of one training, edited weights, or weights loaded with another rounding. `notes` has "carried
+        over" from which models, and goes with the set into its files.
+        """
+        origin = origin_of(model)
+        if origin["fingerprint"] is not None and self.origin.get("fingerprint") == origin["fingerprint"]:
+            return self
+        told = [*self.notes.get(CARRIED, []), f"from {whose(self.origin)} to {whose(origin)}"]
+        return replace(self, notes={**self.notes, CARRIED: told}, origin={**self.origin, **origin})
 
     def _check_activity(self, activity: Mapping[str, Tensor]) -> None:
         for basis, mask in self.masks.items():
@@ -217,14 +260,43 @@ class NeuronSet:
 
     def save(self, path: Path | str) -> Path:
         """Write one safetensors file with a JSON header; returns its path."""
-        header = {"kind": "neurons", "languages": self.languages, "method": self.method, "notes": dict(self.notes)}
-        return save_tensors(path, self.masks, header)
+        header = {
+            "kind": "neurons", "languages": self.languages, "method": self.method,
+            "notes": dict(self.notes), "origin": dict(self.origin),
+        }  # fmt: skip
+        return formats.save_tensors(path, self.masks, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronSet":
         """Read what `save` wrote."""
-        masks, header = load_tensors(path, "neurons")
-        return cls(tuple(header["languages"]), masks, header["method"], header["notes"])
+        masks, header = formats.load_tensors(path, "neurons")
+        return cls(tuple(header["languages"]), masks, header["method"], header["notes"], header.get("origin", {}))
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        shapes: Mapping[str, tuple[int, int]],
+        languages: Iterable[str] | None = None,
+        method: str = "",
+        notes: Mapping[str, Any] | None = None,
+    ) -> "NeuronSet":
+        """A set from a table with one row for each unit of each language: what `to_frame` gives, read back.
+
+        Args:
+            frame: Columns `language`, `layer`, `unit` and `basis`, which may be missing where `shapes` has one.
+            shapes: Basis -> layers and units of a layer. A table does not say how many there are.
+            languages: In the order wanted, those without units included; by default those of the table as they come.
+            method: What found them.
+            notes: What to say about them.
+
+        Raises:
+            KeyError: A column that is missing, a language or basis that was not named.
+            ValueError: Layers or units that are no whole numbers or lie outside the shape; a row that is there twice.
+        """
+        column: Any = frame.get("language", ())
+        labels = formats.labels_of(dict.fromkeys(column) if languages is None else languages)
+        return cls(labels, formats.masks_of_frame(frame, shapes, labels), method, notes or {})
 
     def to_lape_file(self, path: Path | str) -> None:
         """Write the format of the released LAPE masks: `list[language] of list[layer] of LongTensor`, in a `.pth`.
@@ -234,35 +306,48 @@ class NeuronSet:
         """
         if set(self.masks) != {"mlp"}:
             raise ValueError(f"the format holds the basis 'mlp' alone, this set has {list(self.masks)}.")
-        write_lape_masks(path, self.masks["mlp"])
+        formats.write_lape_masks(path, self.masks["mlp"])
 
     @classmethod
     def from_lape_file(cls, path: Path | str, languages: Iterable[str], d_mlp: int) -> "NeuronSet":
         """Read the format of the released LAPE masks, which name no languages.
 
         Args:
-            path: A `.pth` with `list[language] of list[layer] of LongTensor`.
+            path: A `.pth` with `list[language] of list[layer]`, each a LongTensor of indices, or a bool mask of `d_mlp`
+                (zeros and ones of any type, if there are `d_mlp`).
             languages: Their labels, in the file's order (released files: en, zh, fr, es, vi, id, and ja in some).
             d_mlp: Neurons of one layer.
 
         Raises:
-            ValueError: Another number of languages than the file has, layers that differ, an index beyond `d_mlp`.
+            ValueError: Another number of languages than the file has, layers that differ, an index beyond `d_mlp` or
+                named twice, values that are neither indices nor a mask, or a file that is damaged or holds more than
+                tensors and numbers (which could run code).
 
         Source: RUCAIBox/Language-Specific-Neurons, `identify.py` and its released files.
         """
-        labels = tuple(languages)
-        mask = read_lape_masks(path, labels, d_mlp)
+        labels = formats.labels_of(languages)
+        mask = formats.read_lape_masks(path, labels, d_mlp)
         return cls(labels, {"mlp": mask}, f"LAPE masks from {Path(path).name}")
 
     def __repr__(self) -> str:
         each = ", ".join(f"{label} {count}" for label, count in self.counts().items())
         shape = ", ".join(f"{basis} {list(mask.shape[1:])}" for basis, mask in self.masks.items())
-        return f"NeuronSet({len(self)} units: {each}; {shape}; {self.method})"
+        return f"NeuronSet({len(self)} units: {each}; {shape}; {self.method}{self._whose()})"
 
     def _repr_html_(self) -> str:
         table = self.layer_counts().T
         table["all"] = self.counts()
-        return f"<p><b>NeuronSet</b>: {len(self)} units, {html.escape(self.method)}</p>{table.to_html()}"
+        told = html.escape(self.method + self._whose())
+        return f"<p><b>NeuronSet</b>: {len(self)} units, {told}</p>{table.to_html()}"
+
+    def _whose(self) -> str:
+        carried = f", carried over {'; '.join(self.notes[CARRIED])}" if CARRIED in self.notes else ""
+        return (f"; of {whose(self.origin)}" if self.origin else "") + carried
+
+
+def _told(given: Any) -> str:
+    """What was given, in an error."""
+    return f"{given.dtype} {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
 
 
 def _frame(

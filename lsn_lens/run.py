@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lsn_lens.batches import corpus_hash
 from lsn_lens.formats import write_bytes
 from lsn_lens.statistics import Statistics, merge
 
@@ -56,7 +57,16 @@ class Run:
         merged = [merge(self.parts(label)) for label in self.shards]
         sums = {key: torch.stack([each[key] for each in merged]) for key in merged[0]}
         read = self.read_documents if any(self.documents.values()) else None
-        return Statistics(self.languages, sums, sums.pop(TOKENS), sums.pop(DOCUMENTS, None), self.constants, read)
+        tokens, documents = sums.pop(TOKENS), sums.pop(DOCUMENTS, None)
+        return Statistics(self.languages, sums, tokens, documents, self.constants, read, self.origin)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What goes with everything found in this run: the model and its weights, the text, the layout."""
+        model, text = self.settings.get("model", {}), self.settings.get("text")
+        kept = ("revision", "fingerprint", "class", "dtype", "layers")
+        known = {"model": model["name"], **{key: model[key] for key in kept if key in model}} if model else {}
+        return known | ({"text": corpus_hash(text), "layout": text["layout"]} if text and "layout" in text else {})
 
     def read_documents(self, key: str, layer: int) -> dict[str, Tensor]:
         """Values of single documents in one layer, `[document unit]` for each language.

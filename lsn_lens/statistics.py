@@ -255,6 +255,7 @@ class Statistics:
         n_documents: Documents of each language; zeros where the layout was packed blocks.
         constants: Tensors that the sums were made with and that no text changes (bins, experts, norms of weights).
         read: `(key, layer)` -> language -> values of single documents, read when asked for.
+        origin: Of what model and text, see `Run.origin`; empty where that is not known.
     """
 
     languages: tuple[str, ...]
@@ -263,6 +264,7 @@ class Statistics:
     n_documents: Int[Tensor, "language"] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     read: Callable[[str, int], Mapping[str, Tensor]] | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def probability(self, site: str) -> Float[Tensor, "language layer unit"]:
         """Share of tokens with a value above zero, in [0, 1]."""

@@ -17,6 +17,7 @@ from lsn_lens.evaluation.agreement import agreement, average_agreement
 from lsn_lens.evaluation.effects import CONTROL
 from lsn_lens.evaluation.ranking import ranking
 from lsn_lens.methods import METHODS, Method, get_method
+from lsn_lens.methods.base import scores_of, units_of
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import Run
 from lsn_lens.statistics import Statistics
@@ -230,8 +231,8 @@ def _detect(
     for name, method in methods.items():
         started = time.perf_counter()
         try:
-            score = method.score(statistics)
-            sets[name] = _fitting(given[name], score, name) if name in given else method.select(score)
+            score = scores_of(method, statistics)
+            sets[name] = _fitting(given[name], score, name) if name in given else units_of(method, score)
         except (ValueError, KeyError) as error:
             if strict:
                 raise

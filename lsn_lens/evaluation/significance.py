@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens.evaluation.resampling import check_shards, load_shards, permuted, seeds
 from lsn_lens.methods import Method, get_method
-from lsn_lens.methods.base import check_shares
+from lsn_lens.methods.base import check_shares, scores_of, units_of
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import Run
 
@@ -69,7 +69,7 @@ class PermutationTest:
         return min(1.0, 2 * tail)
 
     def _set(self, masks: Mapping[str, Bool[Tensor, "language layer unit"]], rule: str) -> NeuronSet:
-        return NeuronSet(self.scores.languages, masks, f"{self.scores.method}, {rule}")
+        return NeuronSet(self.scores.languages, masks, f"{self.scores.method}, {rule}", origin=self.scores.origin)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each unit of `found`: `language`, `basis`, `layer`, `unit`, `score`, `p_value`, `family_wise`."""
@@ -120,7 +120,7 @@ def permutation_test(
     check_shards(run, paired)
     chosen = get_method(method)
     small = load_shards(run, [chosen])
-    scores = chosen.score(small.statistics)
+    scores = scores_of(chosen, small.statistics)
     at_least = {basis: torch.zeros(each.shape, dtype=torch.int64) for basis, each in scores.values.items()}
     maxima, counts, totals, means = [], [], [], []
     for null in tqdm(_null_scores(small, chosen, permutations, seed, paired), total=permutations, desc="permute",
@@ -135,7 +135,7 @@ def permutation_test(
     size = {basis: each[0].numel() if pool else 1 for basis, each in scores.values.items()}
     p_values = {basis: (1 + each).double() / (1 + permutations * size[basis]) for basis, each in at_least.items()}
     family_wise = {basis: max_t(each, torch.tensor(maxima)) for basis, each in scores.values.items()}
-    true = chosen.select(scores)
+    true = units_of(chosen, scores)
     return PermutationTest(true, scores, p_values, family_wise, torch.stack(counts), torch.tensor(totals),
                            torch.tensor(means, dtype=torch.float64), pool)  # fmt: skip
 

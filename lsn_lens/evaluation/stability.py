@@ -1,7 +1,7 @@
 """How much of a result stays when its text is drawn anew, or a language is left out: from a run's shards, no model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens.evaluation.resampling import check_shards, load_shards, resampled, seeds, subset
 from lsn_lens.methods import Method, get_method
-from lsn_lens.methods.base import check_shares
+from lsn_lens.methods.base import check_shares, scores_of, units_of
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import Run
 
@@ -83,8 +83,8 @@ def bootstrap(
     check_shards(run, paired)
     chosen = get_method(method)
     small = load_shards(run, [chosen])
-    scores = chosen.score(small.statistics)
-    found = chosen.select(scores)
+    scores = scores_of(chosen, small.statistics)
+    found = units_of(chosen, scores)
     frequency = {basis: torch.zeros(mask.shape, dtype=torch.float64) for basis, mask in found.masks.items()}
     values, overlaps = np.empty((replicates, int(_values(scores, found).numel()))), []
     for replicate, each in enumerate(tqdm(seeds(seed, replicates), desc="bootstrap", disable=not progress)):
@@ -174,7 +174,8 @@ def stable_set(stability: Stability, share: float = STABLE) -> NeuronSet:
     """The units that at least this share of the replicates chose, whether or not all shards together choose them."""
     check_shares(share=share)
     masks = {basis: each >= share for basis, each in stability.frequency.items()}
-    return NeuronSet(stability.found.languages, masks, f"in {share:g} of the replicates of {stability.found.method}")
+    whole = stability.found
+    return replace(whole, masks=masks, method=f"in {share:g} of the replicates of {whole.method}", notes={})
 
 
 def across(sets: Mapping[str, NeuronSet]) -> pd.DataFrame:

@@ -100,4 +100,5 @@ def supported(
     check_languages(run.languages)
     low, high = firing_interval(run, site, level=level, by=by)
     rest = torch.stack([torch.cat([high[:place], high[place + 1 :]]).amax(0) for place in range(len(high))])
-    return NeuronSet(run.languages, {get_site(site).basis: low > rest}, f"supported({site}, level={level:g}, by {by})")
+    method = f"supported({site}, level={level:g}, by {by})"
+    return NeuronSet(run.languages, {get_site(site).basis: low > rest}, method, origin=run.origin)

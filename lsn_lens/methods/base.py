@@ -1,5 +1,7 @@
 """What a method is: a frozen dataclass of hyper-parameters with three functions, pure maths."""
 
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -7,7 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics import Statistic, Statistics
+
+VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 
 
 @runtime_checkable
@@ -25,6 +30,26 @@ class Method(Protocol):
     def select(self, scores: NeuronScores) -> NeuronSet:
         """Which units belong to each language."""
         ...
+
+
+def scores_of(method: Method, statistics: Statistics) -> NeuronScores:
+    """A method's scores, which say whose they are: what the statistics are of, what was read, where units are written.
+
+    `origin` has the model, text and layout of the run, "found" (what the method read, site and reduction), "written"
+    (basis -> the site where an intervention takes hold) and "versions".
+    """
+    scores = method.score(statistics)
+    told = {
+        "found": [need.key for need in method.statistics()],
+        "written": {basis: WRITE_SITE[basis] for basis in scores.values if basis in WRITE_SITE},
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+    return replace(scores, origin={**statistics.origin, **told})
+
+
+def units_of(method: Method, scores: NeuronScores) -> NeuronSet:
+    """A method's selection, which keeps whose the scores are."""
+    return replace(method.select(scores), origin=scores.origin)
 
 
 def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
