@@ -22,6 +22,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lsn_lens.token_bytes import TokenBytes
+
 PAPER_FIND_TOKENS = 99_999_744  # a language, to find neurons (LAPE, released code)
 PAPER_EVALUATION_TOKENS = 1_048_576  # a language, to measure perplexity (LAPE, released code)
 
@@ -68,7 +70,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One language's tokens on disk: ids one after the other, and where each document ends."""
+    """One language's tokens on disk: ids one after the other, and where each document ends.
+
+    `bytes_path`, where they were counted, is a file of the bytes of text that each token stands for (`token_bytes`).
+    """
 
     language: str
     path: Path
@@ -76,6 +81,7 @@ class Tokens:
     n_bytes: int
     sha256: str
     skipped: Mapping[str, int] = field(default_factory=dict)
+    bytes_path: Path | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -84,12 +90,20 @@ class Tokens:
 
     def read(self, first: int, last: int) -> Int[Tensor, "token"]:
         """Ids `first` to `last`, read from the file."""
-        ids = np.fromfile(self.path, dtype=np.int32, count=last - first, offset=4 * first)
-        return torch.from_numpy(ids.astype(np.int64))
+        return _read(self.path, first, last)
+
+    def read_byte_counts(self, first: int, last: int) -> Int[Tensor, "token"] | None:
+        """Bytes of text that the tokens `first` to `last` stand for; None where they were not counted."""
+        return None if self.bytes_path is None else _read(self.bytes_path, first, last)
 
     def document_of(self, position: int) -> int:
         """The document that a token of the stream belongs to."""
         return int(np.searchsorted(self.ends, position, side="right"))
+
+
+def _read(path: Path, first: int, last: int) -> Int[Tensor, "token"]:
+    numbers = np.fromfile(path, dtype=np.int32, count=last - first, offset=4 * first)
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def separator_id(tokenizer: Any, separator: str) -> int | None:
@@ -116,9 +130,10 @@ def tokenize(
     separator: str = "bos",
     max_tokens: int | None = None,
     d_vocab: int | None = None,
+    count_bytes: bool = False,
     progress: bool = True,
 ) -> Tokens:
-    """Write a language's tokens to a file in `folder`, a few documents at a time.
+    """Write a language's tokens to a file in `folder`, a few documents at a time; `count_bytes` of each, too.
 
     Raises:
         ValueError: No text, or a token id that the model does not have.
@@ -128,9 +143,11 @@ def tokenize(
     front = [] if start is None else [start]
     ends, total, n_bytes, digest, without_tokens = array("q"), 0, 0, hashlib.sha256(), 0
     path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
+    bytes_path = path.with_suffix(".bytes") if count_bytes else None
+    counts = contextlib.nullcontext() if bytes_path is None else _written(bytes_path, language)
     bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
-    with bar, _written(path, language) as file:
-        for text, ids in _encoded(documents, tokenizer):
+    with bar, _written(path, language) as file, counts as beside:
+        for text, ids, numbers in _encoded(documents, tokenizer, count_bytes):
             row = np.array(front + ids, dtype=np.int32)
             if not len(row):
                 without_tokens += 1
@@ -141,6 +158,8 @@ def tokenize(
                     "Tokenizer and model do not belong together."
                 )
             file.write(row.tobytes())
+            if beside is not None:
+                beside.write(np.append(np.zeros(len(front), dtype=np.int32), numbers).astype(np.int32).tobytes())
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
             total, n_bytes = total + len(row), n_bytes + len(encoded)
@@ -154,13 +173,20 @@ def tokenize(
         raise ValueError(
             f"{language}: no text. The source has no readable, non-empty document for this part.{left_out}"
         )
-    return Tokens(language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), dict(skipped))
+    places = np.array(ends, dtype=np.int64)
+    return Tokens(language, path, places, n_bytes, digest.hexdigest(), dict(skipped), bytes_path)
 
 
-def _encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+def _encoded(documents: Iterable[str], tokenizer: Any, count_bytes: bool) -> Iterator[tuple[str, list[int], Any]]:
+    """Each document, its tokens and, where asked for, the bytes that each of these stands for."""
     stream = iter(documents)
+    counter = TokenBytes(tokenizer) if count_bytes else None
+    given = {"return_offsets_mapping": True} if counter is not None and counter.has_offsets else {}
     while texts := list(islice(stream, 256)):
-        yield from zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
+        encoded = tokenizer(texts, add_special_tokens=False, **given)
+        every = encoded["offset_mapping"] if given else [None] * len(texts)
+        for text, ids, offsets in zip(texts, encoded["input_ids"], every, strict=True):
+            yield text, ids, () if counter is None else counter.of(text, ids, offsets)
 
 
 @contextlib.contextmanager
@@ -195,13 +221,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, which of them count, and where the rows come from."""
+    """Token ids, which of them count, where the rows come from, and the bytes that tokens stand for where counted."""
 
     ids: Int[Tensor, "batch pos"]
     keep: Bool[Tensor, "batch pos"]
     language: str
     rows: range
     padded: bool
+    byte_counts: Int[Tensor, "batch pos"] | None = None
 
 
 class Plan:
@@ -257,9 +284,11 @@ class Plan:
             yield self._blocks(shard, rows) if self.layout.kind == "blocks" else self._documents(shard, rows)
 
     def _blocks(self, shard: Shard, rows: range) -> Batch:
-        ids = self.tokens[shard.language].read(rows[0] * self.length, (rows[-1] + 1) * self.length)
-        ids = ids.view(len(rows), self.length)
-        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), shard.language, rows, padded=False)
+        tokens, first, last = self.tokens[shard.language], rows[0] * self.length, (rows[-1] + 1) * self.length
+        ids = tokens.read(first, last).view(len(rows), self.length)
+        counts = tokens.read_byte_counts(first, last)
+        counts = None if counts is None else counts.view_as(ids)
+        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), shard.language, rows, False, counts)
 
     def _documents(self, shard: Shard, rows: range) -> Batch:
         tokens = self.tokens[shard.language]
@@ -268,7 +297,9 @@ class Plan:
         keep = torch.arange(int(sizes.max()))[None] < sizes[:, None]
         ids = torch.zeros(keep.shape, dtype=torch.int64)
         ids[keep] = tokens.read(edges[0], edges[-1])
-        return Batch(ids, keep, shard.language, rows, padded=not bool(keep.all()))
+        counts = tokens.read_byte_counts(edges[0], edges[-1])
+        counts = None if counts is None else torch.zeros_like(ids).masked_scatter(keep, counts)
+        return Batch(ids, keep, shard.language, rows, not bool(keep.all()), counts)
 
     def tokens_of(self, shard: Shard) -> int:
         """Tokens that count in a shard."""

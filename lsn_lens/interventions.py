@@ -128,6 +128,30 @@ def remove_direction(directions: Mapping[str, Float[Tensor, "layer unit"]], name
     return Action(name, change, directions)
 
 
+def action_for(action: Action | Callable[[str], Action], language: str) -> Action:
+    """The action itself, or what a function from languages to actions gives for one.
+
+    Raises:
+        ValueError: No action.
+    """
+    chosen = action if isinstance(action, Action) or not callable(action) else action(language)
+    return check_action(chosen)
+
+
+def check_action(action: Any) -> Action:
+    """Refuse what is no action, and say what is.
+
+    Raises:
+        ValueError: No action.
+    """
+    if not isinstance(action, Action):
+        raise ValueError(
+            f"action={action!r}: expected an action: lsn.zero, lsn.set_to(values), lsn.scale(factor), lsn.add(values), "
+            "lsn.mean_ablation(run.statistics), or another of docs/interventions."
+        )
+    return action
+
+
 @dataclass(frozen=True)
 class Intervention:
     """Changes made one after the other, under one name: later ones see what earlier ones made of a unit."""
@@ -160,8 +184,8 @@ def intervene(
         The model. Its hooks are gone when the block ends, also by an exception.
 
     Raises:
-        ValueError: The set is of another shape than the model, a value is NaN or infinite, or an `Intervention` came
-            with one more action.
+        ValueError: The set is of another shape than the model, a value is NaN or infinite, something else than an
+            action, or an `Intervention` came with one more action.
         KeyError: A basis that cannot be written to, or without values.
         FloatingPointError: From `lsn.generate` and others inside the block, with the intervention's name in front.
 
@@ -173,7 +197,7 @@ def intervene(
     """
     if isinstance(neurons, Intervention) and action is not None:
         raise ValueError(f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}.")
-    action = action or zero
+    action = zero if action is None else check_action(action)
     what = neurons if isinstance(neurons, Intervention) else Intervention(action.name, ((neurons, action),))
     hooks = hooks_of(model, what)
     if not hooks:
