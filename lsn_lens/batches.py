@@ -95,13 +95,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, which of them count, and where the rows come from."""
+    """Token ids, which of them count, where the rows come from, and the bytes that tokens stand for where counted."""
 
     ids: Int[Tensor, "batch pos"]
     keep: Bool[Tensor, "batch pos"]
     language: str
     rows: range
     padded: bool
+    byte_counts: Int[Tensor, "batch pos"] | None = None
 
 
 class Plan:
@@ -190,9 +191,11 @@ class Plan:
             yield self._blocks(shard, rows) if self.layout.kind == "blocks" else self._documents(shard, rows)
 
     def _blocks(self, shard: Shard, rows: range) -> Batch:
-        ids = self.tokens[shard.language].read(rows[0] * self.length, (rows[-1] + 1) * self.length)
-        ids = ids.view(len(rows), self.length)
-        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), shard.language, rows, padded=False)
+        tokens, first, last = self.tokens[shard.language], rows[0] * self.length, (rows[-1] + 1) * self.length
+        ids = tokens.read(first, last).view(len(rows), self.length)
+        counts = tokens.read_byte_counts(first, last)
+        counts = None if counts is None else counts.view_as(ids)
+        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), shard.language, rows, False, counts)
 
     def _documents(self, shard: Shard, rows: range) -> Batch:
         tokens = self.tokens[shard.language]
@@ -201,7 +204,9 @@ class Plan:
         keep = torch.arange(int(sizes.max()))[None] < sizes[:, None]
         ids = torch.zeros(keep.shape, dtype=torch.int64)
         ids[keep] = tokens.read(edges[0], edges[-1])
-        return Batch(ids, keep, shard.language, rows, padded=not bool(keep.all()))
+        counts = tokens.read_byte_counts(edges[0], edges[-1])
+        counts = None if counts is None else torch.zeros_like(ids).masked_scatter(keep, counts)
+        return Batch(ids, keep, shard.language, rows, not bool(keep.all()), counts)
 
     def tokens_of(self, shard: Shard) -> int:
         """Tokens that count in a shard."""

@@ -11,27 +11,37 @@ PIECE = 1 << 17  # characters that are encoded at once: a tokenizer takes about 
 OVERLAP = 2048  # characters that two neighbouring pieces encode both; in its middle half they must agree
 TOGETHER = 256  # documents that are encoded at once
 
-Piece = tuple[str, list[int]]
+Spans = list[tuple[int, int]]
+Piece = tuple[str, list[int], Spans | None]
 
 
-def encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, Iterator[Piece]]]:
-    """Each document with its pieces: text and ids, one after the other without a gap, made when asked for."""
+def encoded(
+    documents: Iterable[str], tokenizer: Any, *, with_offsets: bool = False
+) -> Iterator[tuple[str, Iterator[Piece]]]:
+    """Each document with its pieces, one after the other without a gap, made when asked for.
+
+    A piece is its text, its ids and, where asked for and the tokenizer can tell, the characters of each.
+    """
+    with_offsets = with_offsets and getattr(tokenizer, "is_fast", False)
     waiting: list[str] = []
     for text in documents:
         if waiting and (len(waiting) == TOGETHER or sum(map(len, waiting)) + len(text) > PIECE):
-            yield from _together(waiting, tokenizer)
+            yield from _together(waiting, tokenizer, with_offsets)
             waiting = []
         if len(text) > PIECE:
             yield text, _pieces(text, tokenizer)
         else:
             waiting.append(text)
     if waiting:
-        yield from _together(waiting, tokenizer)
+        yield from _together(waiting, tokenizer, with_offsets)
 
 
-def _together(texts: list[str], tokenizer: Any) -> Iterator[tuple[str, Iterator[Piece]]]:
-    for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
-        yield text, iter([(text, ids)])
+def _together(texts: list[str], tokenizer: Any, with_offsets: bool) -> Iterator[tuple[str, Iterator[Piece]]]:
+    given = {"return_offsets_mapping": True} if with_offsets else {}
+    made = tokenizer(texts, add_special_tokens=False, **given)
+    offsets = made["offset_mapping"] if with_offsets else [None] * len(texts)
+    for text, ids, spans in zip(texts, made["input_ids"], offsets, strict=True):
+        yield text, iter([(text, ids, spans)])
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,11 @@ class _Window:
     def between(self, first: int, last: int) -> slice:
         """The tokens that begin in a stretch."""
         return slice(*(bisect_left(self.spans, place, key=lambda span: span[0]) for place in (first, last)))
+
+
+    def of(self, begin: int, tokens: slice) -> tuple[list[int], Spans]:
+        """Ids and characters of some tokens, counted from a place."""
+        return self.ids[tokens], [(first - begin, last - begin) for first, last in self.spans[tokens]]
 
 
 def _window(text: str, first: int, last: int, tokenizer: Any) -> _Window:
@@ -66,7 +81,7 @@ def _pieces(text: str, tokenizer: Any) -> Iterator[Piece]:
             f"{type(tokenizer).__name__} cannot tell where its tokens begin. Cut it, or use a fast tokenizer.",
             stacklevel=2,
         )
-        yield text, tokenizer([text], add_special_tokens=False)["input_ids"][0]
+        yield text, tokenizer([text], add_special_tokens=False)["input_ids"][0], None
         return
     begin, size = 0, PIECE
     window = _window(text, 0, size, tokenizer)
@@ -77,9 +92,9 @@ def _pieces(text: str, tokenizer: Any) -> Iterator[Piece]:
             size *= 2
             window = _window(text, window.first, window.first + size, tokenizer)
             continue
-        yield text[begin:place], window.ids[window.between(begin, place)]
+        yield text[begin:place], *window.of(begin, window.between(begin, place))
         begin, window, size = place, following, PIECE
-    yield text[begin:], window.ids[window.between(begin, len(text))] if begin else window.ids
+    yield text[begin:], *window.of(begin, window.between(begin, len(text)) if begin else slice(None))
 
 
 def _agreed(left: _Window, right: _Window) -> int | None:

@@ -186,6 +186,30 @@ def remove_direction(directions: Mapping[str, Float[Tensor, "layer unit"]], name
     return Action(name, change, directions)
 
 
+def action_for(action: Action | Callable[[str], Action], language: str) -> Action:
+    """The action itself, or what a function from languages to actions gives for one.
+
+    Raises:
+        ValueError: No action.
+    """
+    chosen = action if isinstance(action, Action) or not callable(action) else action(language)
+    return check_action(chosen)
+
+
+def check_action(action: Any) -> Action:
+    """Refuse what is no action, and say what is.
+
+    Raises:
+        ValueError: No action.
+    """
+    if not isinstance(action, Action):
+        raise ValueError(
+            f"action={action!r}: expected an action: lsn.zero, lsn.set_to(values), lsn.scale(factor), lsn.add(values), "
+            "lsn.mean_ablation(run.statistics), or another of docs/interventions."
+        )
+    return action
+
+
 @dataclass(frozen=True)
 class Intervention:
     """Changes made one after the other, under one name: later ones see what earlier ones made of a unit."""

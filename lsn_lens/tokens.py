@@ -23,6 +23,7 @@ from lsn_lens.bars import tqdm
 from lsn_lens.encoding import encoded
 from lsn_lens.labels import check_label
 from lsn_lens.oddities import Oddities, warn_of
+from lsn_lens.token_bytes import TokenBytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Tokens:
         noticed: What is odd about the text: documents that are "repeated", not in Unicode's composed form ("not NFC")
             or have lost characters ("U+FFFD"); "control" and "unknown" tokens.
         is_cut: Whether the last document was left before its end, when `max_tokens` was reached.
+        bytes_path: Where they were counted, the file with the bytes of text that each token stands for (`token_bytes`).
     """
 
     language: str
@@ -49,6 +51,7 @@ class Tokens:
     skipped: Mapping[str, int] = field(default_factory=dict)
     noticed: Mapping[str, int] = field(default_factory=dict)
     is_cut: bool = False
+    bytes_path: Path | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -57,12 +60,20 @@ class Tokens:
 
     def read(self, first: int, last: int) -> Int[Tensor, "token"]:
         """Ids `first` to `last`, read from the file."""
-        ids = np.fromfile(self.path, dtype=np.int32, count=last - first, offset=4 * first)
-        return torch.from_numpy(ids.astype(np.int64))
+        return _read(self.path, first, last)
+
+    def read_byte_counts(self, first: int, last: int) -> Int[Tensor, "token"] | None:
+        """Bytes of text that the tokens `first` to `last` stand for; None where they were not counted."""
+        return None if self.bytes_path is None else _read(self.bytes_path, first, last)
 
     def document_of(self, position: int) -> int:
         """The document that a token of the stream belongs to."""
         return int(np.searchsorted(self.ends, position, side="right"))
+
+
+def _read(path: Path, first: int, last: int) -> Int[Tensor, "token"]:
+    numbers = np.fromfile(path, dtype=np.int32, count=last - first, offset=4 * first)
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def separator_id(tokenizer: Any, separator: str) -> int | None:
@@ -89,9 +100,10 @@ def tokenize(
     separator: str = "bos",
     max_tokens: int | None = None,
     d_vocab: int | None = None,
+    count_bytes: bool = False,
     progress: bool = True,
 ) -> Tokens:
-    """Write a language's tokens to a file in `folder`, a few documents at a time.
+    """Write a language's tokens to a file in `folder`, a few documents at a time; `count_bytes` of each, too.
 
     A document that is much longer than `max_tokens` is not read to its end.
 
@@ -102,17 +114,22 @@ def tokenize(
     check_label(language)
     start = separator_id(tokenizer, separator)
     ends, total, n_bytes, digest, is_cut = array("q"), 0, 0, hashlib.sha256(), False
-    odd = Oddities(tokenizer)
+    odd, counter = Oddities(tokenizer), TokenBytes(tokenizer) if count_bytes else None
     path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
     bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
-    with bar, _written(path, language) as file:
-        for text, pieces in encoded(documents, tokenizer):
+    bytes_path = path.with_suffix(".bytes") if count_bytes else None
+    beside = contextlib.nullcontext() if bytes_path is None else _written(bytes_path, language)
+    with bar, _written(path, language) as file, beside as bytes_file:
+        for text, pieces in encoded(documents, tokenizer, with_offsets=count_bytes):
             before, left = total, len(text)
-            for part, ids in pieces:
+            for part, ids, offsets in pieces:
                 front = [] if start is None or left < len(text) else [start]
                 row = np.array(front + ids, dtype=np.int32)
                 _check_ids(row, d_vocab, language)
                 file.write(row.tobytes())
+                if counter is not None and bytes_file is not None:
+                    counts = np.append(np.zeros(len(front), dtype=np.int32), counter.of(part, ids, offsets))
+                    bytes_file.write(counts.astype(np.int32).tobytes())
                 odd.see(ids)
                 total, n_bytes, left = total + len(row), n_bytes + len(part.encode()), left - len(part)
                 bar.update(len(row))
@@ -138,7 +155,7 @@ def tokenize(
     noticed = odd.counts | {"repeated": getattr(documents, "repeated", 0)}
     warn_of(language, noticed, skipped, total, len(ends))
     ends = np.array(ends, dtype=np.int64)
-    return Tokens(language, path, ends, n_bytes, digest.hexdigest(), dict(skipped), noticed, is_cut)
+    return Tokens(language, path, ends, n_bytes, digest.hexdigest(), dict(skipped), noticed, is_cut, bytes_path)
 
 
 def _check_ids(row: np.ndarray, d_vocab: int | None, language: str) -> None:

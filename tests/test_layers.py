@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity"},
+    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity", "refusal", "token_bytes"},
     {"tokens", "documents"},
     {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},

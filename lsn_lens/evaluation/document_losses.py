@@ -1,6 +1,7 @@
 """Loss document by document, and intervals on what an intervention does to it."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.evaluation.perplexity import token_losses
+from lsn_lens.evaluation.scored import nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
 from lsn_lens.evaluation.stability import check_replicates, percentile_interval
 
 FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
@@ -42,7 +43,11 @@ def document_losses(
 
     Returns:
         One row a document: `language`, `document` (its place in the text), `loss` (nats, summed over its tokens),
-        `tokens` (that were scored).
+        `tokens` (that were scored) and `bytes` (that these stand for; NaN where the tokenizer does not tell). The loss
+        of a document of which nothing was scored is NaN.
+
+    Warns:
+        UserWarning: Nothing of a language was scored, or its bytes are not known.
 
     Raises:
         ValueError: No text, or a document longer than the context.
@@ -54,7 +59,7 @@ def document_losses(
         tokens = {
             label: tokenize(
                 label, corpus.hold_out, model.tokenizer, Path(folder), separator=separator, max_tokens=max_tokens,
-                d_vocab=models.vocabulary_size(model), progress=progress,
+                d_vocab=models.vocabulary_size(model), count_bytes=True, progress=progress,
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
@@ -66,12 +71,24 @@ def document_losses(
                 losses = token_losses(
                     forward.logits(model, batch.ids.to(device), mask)[:, :-1], batch.ids[:, 1:].to(device)
                 )
-                scored = batch.keep[:, 1:] & (batch.ids[:, 1:] != start if start is not None else True)
-                sums = losses.double().cpu().where(scored, 0.0).sum(1)
-                columns = {"document": list(batch.rows), "loss": sums.tolist(), "tokens": scored.sum(1).tolist()}
+                scored = scored_tokens(batch, start)
+                sums = losses.double().cpu().where(scored, 0.0).sum(1).where(scored.any(1), torch.nan)
+                columns = {
+                    "document": list(batch.rows),
+                    "loss": sums.tolist(),
+                    "tokens": scored.sum(1).tolist(),
+                    "bytes": scored_bytes(batch, scored).tolist(),
+                }
                 rows.append(pd.DataFrame({"language": batch.language, **columns}))
                 bar.update(int(batch.keep.sum()))
-    return pd.concat(rows, ignore_index=True)
+    table = pd.concat(rows, ignore_index=True)
+    totals = table.groupby("language", sort=False)["tokens"].sum()
+    for label in totals.index[totals.eq(0)]:
+        warnings.warn(nothing_scored(label, plan), stacklevel=2)
+    unknown = list(dict.fromkeys(table.loc[table["bytes"].isna(), "language"]))
+    if unknown:
+        warnings.warn(unknown_bytes(model.tokenizer, unknown), stacklevel=2)
+    return table
 
 
 def rise_intervals(
@@ -96,7 +113,7 @@ def rise_intervals(
         all tokens), `low`, `high` (expanded percentile interval).
 
     Raises:
-        ValueError: Frames of different text, or fewer than 5 documents in a language.
+        ValueError: Frames of different text, or fewer than 5 documents with scored tokens in a language.
     """
     check_replicates(replicates, level)
     keys = ["language", "document", "tokens"]
@@ -106,10 +123,15 @@ def rise_intervals(
             "separator."
         )
     rises = clean[keys].assign(rise=changed["loss"].to_numpy() - clean["loss"].to_numpy())
-    counts: dict[str, int] = rises["language"].value_counts(sort=False).to_dict()
+    labels = rises["language"].unique()
+    rises = rises.loc[rises["tokens"].gt(0)]  # of the others nothing was scored
+    counts: dict[str, int] = rises["language"].value_counts().reindex(labels, fill_value=0).to_dict()
     few = {label: count for label, count in counts.items() if count < FEW_DOCUMENTS}
     if few:
-        raise ValueError(f"too few documents to draw from: {few}; expected {FEW_DOCUMENTS} or more in each language.")
+        raise ValueError(
+            f"too few documents with scored tokens to draw from: {few}; expected {FEW_DOCUMENTS} or more in each "
+            "language."
+        )
     generator = np.random.default_rng(seed)
     rows = []
     for label, each in rises.groupby("language", sort=False):

@@ -3,25 +3,29 @@
 import contextlib
 import math
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.interventions import Action, Intervention, hooks_of, intervention_hooks, zero
+from lsn_lens.evaluation.scored import Loss, nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
+from lsn_lens.interventions import Action, Intervention, action_for, hooks_of, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 
-Measure = Literal["nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change"]
+Measure = Literal[
+    "nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change",
+    "nll_relative_change", "perplexity_relative_change", "bits_per_byte_relative_change",
+]  # fmt: skip
 NONE = "none"  # the row without intervention
 
 
@@ -49,16 +53,32 @@ def perplexity_table(
 
     Returns:
         One row for each set, intervened language ("none" first) and evaluated language: `set`, `action`,
-        `intervened`, `evaluated`, `neurons`, `nll` (nats a token), `perplexity` (exp of it), `bits_per_byte`,
-        and for each its change against no intervention, `nll_change` and so on. Separators are read, but
-        predicting them is not scored, and neither is a block's first token. `attrs["text"]` describes the text.
+        `intervened`, `evaluated`, `neurons`, `nll` (nats per token), `perplexity` (exp of it), `bits_per_byte` (of the
+        bytes that the scored tokens stand for), for each its change against no intervention, `nll_change` and so on,
+        and that change over the loss without intervention, `nll_relative_change` and so on; `tokens` and `bytes` that
+        were scored. Separators are read, but predicting them is not scored, and neither is a block's first token.
+        `attrs["text"]` describes the text.
+
+    Raises:
+        KeyError: A language to measure without text.
+        ValueError: Something else than an action, or a language of the sets called "none".
+
+    Warns:
+        UserWarning: Nothing of a language was scored, so its losses are NaN; or the tokenizer does not tell which bytes
+            its tokens stand for, so bits per byte are.
 
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
     """
     named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
+    jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
+    change = cache(partial(action_for, action))
+    width = cache(partial(models.site_width, model))
+    for name, each, language in jobs:  # what cannot be done is said before anything is measured
+        if language == NONE:
+            raise ValueError(f"a language of the set {name!r} is called {NONE!r}, as the row without intervention is.")
+        intervention_hooks(model, each[language], change(language), width)
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
-        jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
         choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: plan.tokens, "own": lambda own: [own]}
         choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
         shown = [list(choose(language)) for _, _, language in jobs]
@@ -69,17 +89,16 @@ def perplexity_table(
         for shard in plan.shards:
             tokens[shard.language] += plan.tokens_of(shard)
         total = tokens.total() + sum(tokens[label] for labels in shown for label in labels)
-        change = cache(lambda language: action if isinstance(action, Action) else action(language))
-        width = cache(partial(models.site_width, model))
         is_exact = cache(partial(forward.lean_is_exact, model))
         with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
             clean = _losses(model, plan, [], list(plan.tokens), bar, is_exact)
-            frames = [_rows("", "none", NONE, 0, clean, clean, plan)]
+            _warn(model, plan, clean)
+            frames = [_rows("", "none", NONE, 0, clean, clean)]
             for (name, each, language), labels in zip(jobs, shown, strict=True):
                 what = change(language)
                 hooks = intervention_hooks(model, each[language], what, width)
                 losses = _losses(model, plan, hooks, labels, bar, is_exact)
-                frames.append(_rows(name, what.name, language, len(each[language]), losses, clean, plan))
+                frames.append(_rows(name, what.name, language, len(each[language]), losses, clean))
     table = pd.concat(frames, ignore_index=True)
     table.attrs["text"] = plan.describe()
     return table
@@ -108,16 +127,20 @@ def loss_table(
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
         raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
+    width = cache(partial(models.site_width, model))
+    for what in each:  # what cannot be done is said before anything is measured
+        hooks_of(model, what, width)
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
-        width, is_exact = cache(partial(models.site_width, model)), cache(partial(forward.lean_is_exact, model))
+        is_exact = cache(partial(forward.lean_is_exact, model))
         total = (1 + len(each)) * sum(plan.tokens_of(shard) for shard in plan.shards)
         with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
             clean = _losses(model, plan, [], list(plan.tokens), bar, is_exact)
-            frames = [_rows(NONE, "", "", 0, clean, clean, plan)]
+            _warn(model, plan, clean)
+            frames = [_rows(NONE, "", "", 0, clean, clean)]
             for what in each:
                 losses = _losses(model, plan, hooks_of(model, what, width), list(plan.tokens), bar, is_exact)
-                frames.append(_rows(what.name, "", "", len(what), losses, clean, plan))
+                frames.append(_rows(what.name, "", "", len(what), losses, clean))
     table = pd.concat(frames, ignore_index=True).drop(columns=["action", "intervened"])
     table = table.rename(columns={"set": "intervention", "neurons": "units"})
     table.attrs["text"] = plan.describe()
@@ -139,17 +162,27 @@ def perplexity_matrix(
     The rows start with "none" (no intervention). `attrs["table"]` holds all measures.
 
     Args: as `perplexity_table`; `measure` is one of its columns.
+
+    Raises:
+        ValueError: Another measure; and as `perplexity_table`.
     """
+    _check_measure(measure)
     table = perplexity_table(model, corpora, found, action, layout=layout, progress=progress)
     return as_matrix(table, measure)
 
 
 def as_matrix(table: pd.DataFrame, measure: Measure = "nll_change") -> pd.DataFrame:
     """Rows = intervened, columns = evaluated, from the rows of one set and action."""
+    _check_measure(measure)
     matrix = table.pivot(index="intervened", columns="evaluated", values=measure)
     matrix = matrix.loc[table["intervened"].unique(), table["evaluated"].unique()]
     matrix.attrs["table"] = table.to_dict("list")
     return matrix
+
+
+def _check_measure(measure: str) -> None:
+    if measure not in get_args(Measure):
+        raise ValueError(f"measure={measure!r}: expected one of {list(get_args(Measure))}.")
 
 
 def _plan(
@@ -158,7 +191,7 @@ def _plan(
     tokens: dict[str, Tokens] = {
         label: tokenize(
             label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
-            d_vocab=models.vocabulary_size(model), progress=progress,
+            d_vocab=models.vocabulary_size(model), count_bytes=True, progress=progress,
         )
         for label, corpus in corpora.items()
     }  # fmt: skip
@@ -174,48 +207,47 @@ def _losses(
     labels: list[str],
     bar: Any,
     is_exact: Callable[[tuple[str, ...]], bool],
-) -> dict[str, float]:
-    """Mean negative log-probability a token (nats) of the languages named."""
+) -> dict[str, Loss]:
+    """Summed negative log-probabilities (nats) of the languages named, and of how many tokens and bytes."""
     device = models.device_of(model)
     separator = separator_id(model.tokenizer, plan.layout.separator)
-    sums = dict.fromkeys(labels, 0.0)
-    counts = dict.fromkeys(labels, 0)
+    losses = dict.fromkeys(labels, Loss())
     names = tuple(name for name, _ in hooks)
     lean = forward.lean(model, names) if is_exact(names) else contextlib.nullcontext()
     with lean, model.hooks(fwd_hooks=hooks):
-        for shard in (each for each in plan.shards if each.language in sums):
+        for shard in (each for each in plan.shards if each.language in losses):
             for batch in plan.batches(shard):
                 mask = batch.keep.to(device, torch.long) if batch.padded else None
                 logits = forward.logits(model, batch.ids.to(device), mask)
-                targets = batch.ids[:, 1:].to(device)
-                scored = batch.keep[:, 1:].to(device)
-                if separator is not None:
-                    scored = scored & (targets != separator)
-                sums[batch.language] += float(token_losses(logits[:, :-1], targets)[scored].double().sum())
-                counts[batch.language] += int(scored.sum())
+                targets, scored = batch.ids[:, 1:].to(device), scored_tokens(batch, separator)
+                nats = token_losses(logits[:, :-1], targets)[scored.to(device)].double().sum()
+                old = losses[shard.language]
+                losses[shard.language] = Loss(
+                    old.nats + float(nats),
+                    old.tokens + int(scored.sum()),
+                    old.n_bytes + float(scored_bytes(batch, scored).sum()),
+                )
                 bar.update(int(batch.keep.sum()))
-    return {label: sums[label] / max(counts[label], 1) for label in sums}
+    return losses
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each token; row by row, so that a large vocabulary needs room for one row's probabilities only."""
-    rows = [
-        torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in zip(logits, targets, strict=True)
-    ]
-    return torch.stack(rows)
+def _warn(model: models.Model, plan: Plan, losses: Mapping[str, Loss]) -> None:
+    for label, each in losses.items():
+        if not each.tokens:
+            warnings.warn(nothing_scored(label, plan), stacklevel=3)
+    unknown = [label for label, each in losses.items() if math.isnan(each.n_bytes)]
+    if unknown:
+        warnings.warn(unknown_bytes(model.tokenizer, unknown), stacklevel=3)
 
 
 def _rows(
-    name: str, action: str, intervened: str, neurons: int, losses: dict[str, float], clean: dict[str, float], plan: Plan
+    name: str, action: str, intervened: str, neurons: int, losses: Mapping[str, Loss], clean: Mapping[str, Loss]
 ) -> pd.DataFrame:
     rows = []
-    for label, nll in losses.items():
-        tokens = plan.tokens[label]
-        separators = len(tokens.ends) if plan.layout.separator != "none" else 0
-        bits = (tokens.n_tokens - separators) / tokens.n_bytes / math.log(2)
-        values = {"nll": nll, "perplexity": _exp(nll), "bits_per_byte": nll * bits}
-        before = {"nll": clean[label], "perplexity": _exp(clean[label]), "bits_per_byte": clean[label] * bits}
-        changes = {f"{key}_change": values[key] - before[key] for key in values}
+    for label, loss in losses.items():
+        values, before = loss.measures(), clean[label].measures()
+        changes = {key: values[key] - before[key] for key in values}
+        relative = {key: changes[key] / before[key] if before[key] else math.nan for key in values}
         rows.append(
             {
                 "set": name,
@@ -224,15 +256,10 @@ def _rows(
                 "evaluated": label,
                 "neurons": neurons,
                 **values,
-                **changes,
+                **{f"{key}_change": change for key, change in changes.items()},
+                **{f"{key}_relative_change": change for key, change in relative.items()},
+                "tokens": loss.tokens,
+                "bytes": loss.n_bytes,
             }
         )
     return pd.DataFrame(rows)
-
-
-def _exp(nll: float) -> float:
-    """Infinite where a broken model's loss is beyond what a float can hold."""
-    try:
-        return math.exp(nll)
-    except OverflowError:
-        return math.inf
