@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import SITES, Site, flat, get_site
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -273,7 +274,7 @@ def site_width(model: Model, name: str) -> int:
     """Units of a site, measured with a few tokens in every layer.
 
     Raises:
-        ValueError: The model lacks the site in some layer, its layers differ, or the tensor is not what
+        DoesNotApply: The model lacks the site in some layer, its layers differ, or the tensor is not what
             the site's name says (as in mixtures of experts).
     """
     site, read = reader(model, name)
@@ -285,13 +286,13 @@ def site_width(model: Model, name: str) -> int:
     names = [f"blocks.{layer}.{hook}" for hook in sorted(needed) for layer in layers]
     missing = [each for each in names if each not in model.hook_dict]
     if missing:
-        raise ValueError(f"site {name!r}: {what} has no {missing[0]}. {_why_no_mlp(model)}")
+        raise DoesNotApply(f"site {name!r}: {what} has no {missing[0]}. {_why_no_mlp(model)}")
     seen: dict[str, Tensor] = {}
     with _without_hooks(model), model.hooks(fwd_hooks=[(each, _keep(seen, each)) for each in names]):
         model(_probe_ids(vocabulary_size(model))[1][None].to(device_of(model)))
     widths = {layer: read(seen[site.hook_name(layer)]).shape[-1] for layer in layers if site.hook_name(layer) in seen}
     if len(set(widths.values())) != 1 or len(widths) != len(layers):
-        raise ValueError(f"site {name!r}: {what} has layers of different widths or without it: {widths}.")
+        raise DoesNotApply(f"site {name!r}: {what} has layers of different widths or without it: {widths}.")
     if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
         for layer in layers:
             _check_mlp(model, layer, seen, what)
@@ -340,7 +341,7 @@ def _check_mlp(model: Model, layer: int, seen: dict[str, Tensor], what: str) -> 
     except (AttributeError, TypeError, KeyError):
         d_mlp = None
     if post.shape[-1] != d_mlp:
-        raise ValueError(
+        raise DoesNotApply(
             f"{what}, layer {layer}: mlp.hook_post has {post.shape[-1]} units, the down projection takes {d_mlp}. "
             f"{_why_no_mlp(model)}"
         )
@@ -348,4 +349,4 @@ def _check_mlp(model: Model, layer: int, seen: dict[str, Tensor], what: str) -> 
     if pre is not None and is_gated(model) and bool(post.isfinite().all()):
         made = activation(model)(pre) * seen[SITES["mlp_up"].hook_name(layer)]
         if not torch.allclose(made.float(), post.float(), rtol=0.02, atol=1e-3 * float(post.float().std())):
-            raise ValueError(f"{what}, layer {layer}: mlp.hook_post is not act(hook_pre) * hook_pre_linear.")
+            raise DoesNotApply(f"{what}, layer {layer}: mlp.hook_post is not act(hook_pre) * hook_pre_linear.")

@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats", "refusal", "token_bytes"},
-    {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
+    {"draws", "formats", "refusal", "sites", "token_bytes"},
+    {"statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
-    {"passes", "anatomy"},
+    {"passes", "anatomy", "wanted"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
     {"charts"},

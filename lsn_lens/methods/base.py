@@ -1,12 +1,15 @@
 """What a method is: a frozen dataclass of hyper-parameters with three functions, pure maths."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import Statistic, Statistics
 
 
@@ -24,6 +27,15 @@ class Method(Protocol):
 
     def select(self, scores: NeuronScores) -> NeuronSet:
         """Which units belong to each language."""
+        ...
+
+
+@runtime_checkable
+class ChecksText(Protocol):
+    """A method that tells from the numbers of tokens of its documents whether a text is made for it."""
+
+    def check_text(self, lengths: Mapping[str, Int[np.ndarray, "document"]]) -> Any:
+        """Refuse text by `DoesNotApply`."""
         ...
 
 
@@ -68,4 +80,4 @@ def check_at_least(at_least: int) -> None:
 def check_languages(languages: tuple[str, ...]) -> None:
     """Refuse to compare fewer than two languages."""
     if len(languages) < 2:
-        raise ValueError(f"got the languages {list(languages)}: comparing languages takes at least two.")
+        raise DoesNotApply(f"got the languages {list(languages)}: comparing languages takes at least two.")
