@@ -1,5 +1,6 @@
 """A method or a kind of unit that a model or a text cannot give is left out with its reason; nothing else is."""
 
+import importlib
 from dataclasses import dataclass
 
 import jaxtyping
@@ -14,12 +15,14 @@ from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid
 from lsn_lens.importance import BASES
 from lsn_lens.methods import Lape, Plnd, Sharing
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.sections.comparison import facts, ranking_section
 from lsn_lens.statistics import DocumentValues, Histogram, Statistic
 
 TINY = {
     "qwen3": ("qwen3", {**LLAMA_LIKE, **GROUPED, "head_dim": 8}),
     "gemma3": ("gemma3_text", {**LLAMA_LIKE, **GROUPED, "head_dim": 8, "sliding_window": 6}),
     "olmo2": ("olmo2", {**LLAMA_LIKE, **GROUPED}),
+    "experts": ("mixtral", {**LLAMA_LIKE, **GROUPED, "num_local_experts": 4, "num_hidden_layers": 3}),
     "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
 }
 NO_SOFTMAX = "the attention pattern is not a softmax of scale * rotated q k"
@@ -57,7 +60,7 @@ def left_out(run, method="plnd"):
     return run.left_out(lsn.METHODS[method]())
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "olmo2", "gptj"])
 def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, corpora):
     model = tiny(name)
     run = lsn.collect(model, corpora, None, layout=DOCUMENTS, progress=False)
@@ -110,16 +113,18 @@ def test_where_nothing_is_left_out_nothing_is_said(tiny, corpora):
 
 @pytest.fixture(scope="module")
 def mixture(tiny, corpora):
-    model = tiny("mixtral")
+    model = tiny("experts")
     return model, lsn.collect(model, corpora, None, layout=DOCUMENTS, progress=False)
 
 
-def test_a_mixture_of_experts_has_methods_of_the_residual_stream_and_of_attention(mixture, corpora):
+@pytest.fixture(scope="module")
+def compared(mixture, corpora):
     model, run = mixture
-    made = lsn.compare(
-        run, model=model, corpora=corpora, seeds=2, control_tokens=20, layout=BLOCKS, progress=False,
-        parameters={"plnd": {}},
-    )  # fmt: skip
+    return lsn.compare(run, model=model, corpora=corpora, seeds=2, control_tokens=20, layout=BLOCKS, progress=False)
+
+
+def test_a_mixture_of_experts_has_methods_of_the_residual_stream_and_of_attention(mixture, compared, corpora):
+    model, made = mixture[0], compared
     assert set(made.ranking["method"]) == RESIDUAL
     skipped = made.skipped.loc[made.skipped["bases"].eq("")].set_index("method")["reason"]
     assert set(skipped.index) == set(lsn.METHODS) - RESIDUAL - {"random"}
@@ -181,11 +186,11 @@ def test_sharing_is_not_had_from_text_that_is_not_parallel(tiny, monkeypatch):
     skipped = lsn.compare(run, progress=False).skipped.set_index("method")["reason"]
     assert "do not look parallel" in skipped["sharing"] and "plnd" not in skipped.index
     seen = []
-    monkeypatch.setattr("lsn_lens.collect._run_shards", lambda *args: seen.append(args))
+    monkeypatch.setattr(importlib.import_module("lsn_lens.collect"), "_run_shards", lambda *args: seen.append(args))
     with pytest.raises(DoesNotApply, match="sharing does not apply: the 40 items do not look parallel"):
         lsn.collect(model, corpora, ["lape", "sharing"], progress=False)
     assert not seen  # refused before the pass
-    with pytest.raises(AttributeError):  # of the stub: this one is collected
+    with pytest.raises(TypeError):  # of the stub: this one would be collected
         lsn.collect(model, corpora, [Sharing(check_parallel=False)], progress=False).statistics
 
 
@@ -201,14 +206,13 @@ def test_a_mistake_is_no_refusal(tiny, corpora):
         lsn.compare(run, progress=False)
 
 
-def test_the_experiment_leaves_out_what_does_not_apply(tiny, corpora, tmp_path):
+def test_the_experiment_and_its_report_leave_out_what_does_not_apply(mixture, compared):
     script = experiment("compare_methods")
-    config = script.Config(out=tmp_path, at_least=0, control_seeds=2, replicates=0, permutations=0, control_tokens=20,
-                           evaluation_tokens=48, length=16)  # fmt: skip
-    model = tiny("mixtral")
-    run = lsn.collect(model, corpora, config.methods, layout=DOCUMENTS, progress=False)
-    page = script.report(config, model, corpora, run).read_text()
-    assert "What was left out" in page and "mixture of experts" in page
+    parameters, words = script.settings(mixture[1], script.Config())
+    assert set(parameters) == RESIDUAL and parameters["diffmean"] == {"rate": 0.01} and "1.00%" in words
+    assert facts(compared)["methods left out"] == "9"
+    table = ranking_section(compared, "").tables["What was left out"]
+    assert table["reason"].str.contains("mixture of experts").all() and len(table) == 9 + 1 + 2
 
 
 # what cannot be meant

@@ -156,16 +156,16 @@ def compare(
         ValueError: No method that can be used, a model without corpora or the reverse, fewer than two seeds,
             parameters or sets for methods that are not compared, or checks that take a model without one.
     """
+    if trust is not None and not isinstance(trust, reliability.Checks):
+        raise ValueError(f"trust={trust!r}: expected Checks(...) of lsn_lens.evaluation.reliability, or None.")
+    if action is not None and not callable(action):
+        check_action(action)
     if (model is None) != (corpora is None):
         raise ValueError("effects take both a model and corpora; give both, or neither.")
     if model is None and trust is not None and trust.with_model:
         raise ValueError(f"{trust} runs the model: give a model and corpora, or leave these checks out.")
     if seeds < 2:
         raise ValueError(f"seeds={seeds}: expected at least 2 random sets.")
-    if trust is not None and not isinstance(trust, reliability.Checks):
-        raise ValueError(f"trust={trust!r}: expected Checks(...) of lsn_lens.evaluation.reliability, or None.")
-    if action is not None and not callable(action):
-        check_action(action)
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
     by_language = agreement(sets, scores)
