@@ -26,7 +26,8 @@ class Config:
         model: "demo", a local folder or a Hub id.
         corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
         out: Folder for the report and all else.
-        methods: Names of methods, as [lape,lave]; all by default, without those that the text is not made for.
+        methods: Names of methods, as [lape,lave]; all by default, without those that the model and the text are not
+            made for, which the report names with the reason.
         languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
         rate: Share of all units to choose, for methods that choose a share.
         at_least: Raise the rate to the smallest that gives every language this many neurons by the first method that
@@ -101,12 +102,13 @@ SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
 def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run]:
     """Load and collect: model, corpora, run."""
     names = check(config)
+    text = layout(config, names)
     model = lsn.load_model(
         config.model, backend=config.backend, device=config.device, dtype=getattr(torch, config.dtype),
         revision=config.revision,
     )  # fmt: skip
     corpora = lsn.load_corpora(config.corpus, config.languages, files=config.files, column=config.column)
-    return model, corpora, lsn.collect(model, corpora, names, config.out / "run", layout=layout(config, names))
+    return model, corpora, lsn.collect(model, corpora, config.methods, config.out / "run", layout=text)
 
 
 def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
@@ -144,8 +146,6 @@ def check(config: Config) -> list[str]:
         raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
     if config.control_seeds < 2:
         raise ValueError("expected at least two control seeds: a result without control shows nothing.")
-    if config.kind == "blocks" and config.methods is None:  # methods of single documents cannot be had
-        names = [name for name in names if not any(need.by_document for need in lsn.METHODS[name]().statistics())]
     return names
 
 
@@ -173,7 +173,8 @@ def checks(config: Config, run: lsn.Run) -> Checks | None:
 
 def settings(run: lsn.Run, config: Config) -> tuple[dict[str, dict[str, Any]], str]:
     """Hyper-parameters of each method, all with the rate of the first that can raise its own; and why, in words."""
-    names = {name: {each.name for each in fields(lsn.METHODS[name])} for name in check(config)}
+    had = [name for name in check(config) if not run.lacks(lsn.METHODS[name]())]
+    names = {name: {each.name for each in fields(lsn.METHODS[name])} for name in had}
     rate, words = config.rate, f"Methods that choose a share of units choose {config.rate:.2%}."
     adaptive = next((name for name in names if "at_least" in names[name]), None)
     if adaptive and config.at_least:

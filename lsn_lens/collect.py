@@ -25,7 +25,7 @@ from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.formats import write_bytes
 from lsn_lens.identity import fingerprint
-from lsn_lens.methods import Method, get_method
+from lsn_lens.methods import Method
 from lsn_lens.passes import Pass, Tensors
 from lsn_lens.recorders import RECORDERS
 from lsn_lens.requirements import requirements
@@ -42,6 +42,7 @@ from lsn_lens.run import (
 )
 from lsn_lens.sites import WRITE_SITE, get_site
 from lsn_lens.statistics import Need, Statistic, unique
+from lsn_lens.wanted import Fits, Wanted, check_layout, named_methods, refuse, refused_by_layout, refused_by_text
 
 SAID_FROM = 1e9  # bytes on disk from which a run says what it will write
 
@@ -49,7 +50,7 @@ SAID_FROM = 1e9  # bytes on disk from which a run says what it will write
 def collect(
     model: models.Model,
     corpora: Mapping[str, LanguageCorpus],
-    methods: Iterable[str | Method] = ("lape",),
+    methods: Iterable[str | Method] | str | Method | None = ("lape",),
     out: str | Path | None = None,
     *,
     layout: Layout | None = None,
@@ -65,7 +66,9 @@ def collect(
     Args:
         model: A HookedTransformer or TransformerBridge.
         corpora: From `load_corpora`, two languages or more.
-        methods: Names or method objects whose statistics are wanted.
+        methods: Names or method objects whose statistics are wanted; None for all that apply to the model and the text.
+            Of a method that takes all kinds of units by default (plnd, average_precision), those that the model cannot
+            give are left out. What was left out, and why, is in `run.settings["left_out"]`.
         out: The run's folder; None keeps the run in memory.
         layout: How text becomes batches, as many for each language; by default one row a document where every
             document of every language fits (`Layout(kind="auto")`), else packed blocks, whatever the methods.
@@ -76,16 +79,20 @@ def collect(
         The run.
 
     Raises:
-        ValueError: Corpora, layout or model that cannot be used; a method of single documents (plnd,
-            average_precision, sharing) where text is in blocks; a folder made with other settings.
+        DoesNotApply: A method that was asked for cannot be had on this model, layout or text (plnd, average_precision
+            and sharing take one row a document); before the pass.
+        ValueError: Corpora, layout or model that cannot be used; a folder made with other settings.
         FloatingPointError: NaN or infinity in the model, named by layer, language and document.
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
-    wanted = needs_of(model, methods, extra)
     layout = layout or Layout(kind="auto")
-    if layout.kind == "blocks":  # before anything slow
-        _check_documents(wanted, "the layout cuts them into blocks.")
+    fits, named, extra = Fits(model), named_methods(methods), list(extra)
+    wanted = fits.wanted(named)
+    wanted = wanted.without(refused_by_layout(wanted, layout))  # before anything slow
+    if methods is not None or not wanted.methods:
+        refuse(fits, wanted.methods_left_out, layout)
+    check_layout(fits.list(extra), layout)
     if len(corpora) < 2:
         raise ValueError(f"got the languages {list(corpora)}: comparing languages takes at least two.")
     rank, world = _processes(out)
@@ -96,20 +103,25 @@ def collect(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsn_lens-")))
         tokens = _tokenize(model, corpora, scratch, layout, progress and rank == 0)
         plan = Plan(tokens, layout, context=model.cfg.n_ctx)
-        if plan.layout.kind == "blocks":
-            _check_documents(wanted, plan.too_long)
-        widths = widths_of(model, wanted)
+        refused = refused_by_layout(wanted, plan.layout, plan.too_long) | refused_by_text(wanted, plan)
+        wanted = wanted.without(refused)
+        if methods is not None or not wanted.methods:
+            refuse(fits, refused, plan.layout, plan)
+        check_layout(fits.list(extra), plan.layout, plan.too_long)
+        needs = fits.list(_needs(wanted, extra))
+        widths = {site: fits.width(site) for need in needs for site in need.sites}
         settings = {
             "model": {**models.describe(model), "fingerprint": fingerprint(model)},
             "text": plan.describe(),
-            "statistics": [each.key for each in wanted],
-            "rows": any(each.rows(model.cfg.n_layers, widths) for each in wanted),
+            "statistics": [each.key for each in needs],
+            "rows": any(each.rows(model.cfg.n_layers, widths) for each in needs),
+            "left_out": wanted.describe(),
         }
         if folder is not None and rank == 0:
-            _check_room(folder, _required(wanted, model, widths, plan), progress)
+            _check_room(folder, _required(needs, model, widths, plan), progress)
             _claim(folder, plan, settings)
-        constants = _constants(model, plan, wanted, widths, folder, rank, world)
-        shards, documents, costs = _run_shards(model, plan, wanted, widths, constants, folder, rank, world, progress)
+        constants = _constants(model, plan, needs, widths, folder, rank, world)
+        shards, documents, costs = _run_shards(model, plan, needs, widths, constants, folder, rank, world, progress)
         if folder is not None and costs:  # a run that was finished already keeps what it cost
             write_bytes(folder / f"costs-{rank}.json", json.dumps(costs, indent=1).encode())
         if world > 1:
@@ -121,37 +133,33 @@ def collect(
 
 def needed_statistics(methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
     """What the methods need, without repeats, and the sums that ablating their units to a mean takes."""
-    each = [get_method(method) for method in ([methods] if isinstance(methods, str) else methods)]
-    if not each:
-        raise ValueError("no methods: name at least one.")
-    needs = [*(need for method in each for need in method.statistics()), *extra]
-    written = [WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites]
-    return unique([*needs, *(Statistic(each, "sum", optional=True) for each in ("mlp_post", *written))])
+    return _with_sums([*(need for method in named_methods(methods).values() for need in method.statistics()), *extra])
+
+
+def _needs(wanted: Wanted, extra: Iterable[Need]) -> list[Need]:
+    return _with_sums([*(need for needs in wanted.needs.values() for need in needs), *extra])
+
+
+def _with_sums(needs: list[Need]) -> list[Need]:
+    written = dict.fromkeys(["mlp_post", *(WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites)])
+    return unique([*needs, *(Statistic(each, "sum", optional=True) for each in written)])
 
 
 def needs_of(model: models.Model, methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
-    """`needed_statistics`, without those optional ones whose sites the model lacks."""
-    return [
-        need
-        for need in needed_statistics(methods, extra)
-        if not need.optional or all(models.has_site(model, site) for site in need.sites)
-    ]
+    """`needed_statistics` as far as the model can give them.
+
+    Raises:
+        DoesNotApply: A method that the model is not made for.
+    """
+    fits = Fits(model)
+    wanted = fits.wanted(named_methods(methods))
+    refuse(fits, wanted.methods_left_out, Layout(kind="auto"))
+    return fits.list(_needs(wanted, extra))
 
 
 def widths_of(model: models.Model, needs: Iterable[Need]) -> dict[str, int]:
     """Units of every site that the needs name."""
     return {site: models.site_width(model, site) for site in dict.fromkeys(x for need in needs for x in need.sites)}
-
-
-def _check_documents(needs: list[Need], reason: str) -> None:
-    """Refuse statistics of single documents where documents are not rows."""
-    by_document = [need.key for need in needs if need.by_document]
-    if by_document:
-        raise ValueError(
-            f"these statistics are of single documents: {by_document}, and documents cannot be had: {reason} "
-            'Cut the documents and give layout=Layout(kind="documents"), with length= where the model reads longer '
-            "ones, or leave out the methods that need them."
-        )
 
 
 def _required(needs: list[Need], model: models.Model, widths: Mapping[str, int], plan: Plan) -> pd.DataFrame:

@@ -15,8 +15,22 @@ def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronS
         run: From `collect` or `load_run`.
         method: A name of `METHODS` or a method object.
         parameters: Hyper-parameters, with a name.
+
+    Raises:
+        DoesNotApply: The method cannot be had on this text.
+        KeyError: No such method, or the run lacks a statistic that it needs.
+        ValueError: Hyper-parameters that cannot be used, or more than one method.
     """
-    return scores_of(get_method(method, **parameters), run.statistics)
+    chosen = get_method(method, **parameters)
+    name = method if isinstance(method, str) else repr(method)
+    if missing := run.lacks(chosen):
+        why = run.why_not(name)
+        raise KeyError(
+            f"this run did not collect {', '.join(map(repr, missing))}, which {name} needs; it has "
+            f"{list(run.settings['statistics'])}. "
+            + (f"When it was collected, {name} did not apply: {why}" if why else f"Collect with methods=[{name!r}].")
+        )
+    return scores_of(chosen, run.statistics)
 
 
 def detect(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronSet:
@@ -27,9 +41,7 @@ def detect(run: Run, method: str | Method = "lape", **parameters: Any) -> Neuron
 
     Args: as `score`.
 
-    Raises:
-        KeyError: No such method, or the run lacks a statistic that it needs.
-        ValueError: Hyper-parameters that cannot be used.
+    Raises: as `score`.
     """
     chosen = get_method(method, **parameters)
-    return units_of(chosen, scores_of(chosen, run.statistics))
+    return units_of(chosen, score(run, method, **parameters))

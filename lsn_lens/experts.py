@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import Tensors, Widths
 
 REFINEMENTS = 5  # rounds of new centres and new balanced assignment after k-means
@@ -63,11 +64,11 @@ def n_experts(d_mlp: int, size: int) -> int:
     """Experts of a layer.
 
     Raises:
-        ValueError: The size does not divide the layer's neurons.
+        DoesNotApply: The size does not divide the layer's neurons.
     """
     if size < 1 or d_mlp % size:
         sizes = [each for each in range(1, d_mlp + 1) if d_mlp % each == 0]
-        raise ValueError(f"experts of {size} neurons do not divide a layer of {d_mlp}; sizes that do: {sizes}.")
+        raise DoesNotApply(f"experts of {size} neurons do not divide a layer of {d_mlp}; sizes that do: {sizes}.")
     return d_mlp // size
 
 

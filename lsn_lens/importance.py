@@ -1,7 +1,7 @@
 """What removing one unit changes: PLND's closed forms, and the need that keeps them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -35,6 +35,8 @@ class Importance:
         rotary: Whether a dimension of q or k is one before or after the rotary embedding.
         exact: Of how many q and k units a document and layer the importance is finished exactly, share or number.
         skip_bos: Leave out the separator that a document begins with.
+        asked: The bases that name it in files, where a model gives only some of them.
+        optional: What the model cannot give is left out.
     """
 
     bases: tuple[str, ...] = BASES
@@ -42,15 +44,23 @@ class Importance:
     rotary: Literal["pre", "post"] = "pre"
     exact: int | float = 0.3
     skip_bos: bool = False
-    optional = gradient = False
+    asked: tuple[str, ...] | None = None
+    optional: bool = field(default=False, compare=False)
+    gradient = False
     by_document = True
 
     @property
     def key(self) -> str:
         """For example `plnd.paper.pre.exact0.3`."""
         parts = ["plnd", self.variant, self.rotary, f"exact{self.exact!r}"]
-        parts += ["_".join(self.bases)] if self.bases != BASES else []
+        asked = self.asked or self.bases
+        parts += ["_".join(asked)] if asked != BASES else []
         return ".".join(parts + (["skip_bos"] if self.skip_bos else []))
+
+    def without(self, bases: Collection[str]) -> "Importance":
+        """The same of fewer bases, under the same name."""
+        kept = tuple(basis for basis in self.bases if basis not in bases)
+        return replace(self, bases=kept, asked=self.asked or self.bases)
 
     @property
     def sites(self) -> tuple[str, ...]:

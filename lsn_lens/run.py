@@ -80,6 +80,22 @@ class Run:
             label: torch.cat([_read_rows(shard, name) for shard in shards]) for label, shards in self.documents.items()
         }
 
+    def lacks(self, method: Any) -> list[str]:
+        """Keys of what a method needs and the run did not collect; of what is optional, only where it has none."""
+        kept = set(self.settings["statistics"])
+        missing = [need for need in method.statistics() if need.key not in kept]
+        there = {type(need) for need in method.statistics() if need.key in kept}
+        return [need.key for need in missing if not need.optional or type(need) not in there]
+
+    def why_not(self, name: str) -> str | None:
+        """Why a method was left out when the run was collected; None if it was not."""
+        return self.settings.get("left_out", {}).get("methods", {}).get(name)
+
+    def left_out(self, method: Any) -> dict[str, str]:
+        """Bases that a method would take and the model could not give, and why."""
+        bases = self.settings.get("left_out", {}).get("bases", {})
+        return {basis: why for need in method.statistics() for basis, why in bases.get(need.key, {}).items()}
+
     def parts(self, language: str) -> Iterator[dict[str, Tensor]]:
         """The sums of a language's shards, in order.
 

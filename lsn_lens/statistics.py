@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from lsn_lens.sites import SITES, WRITE_SITE
+
 ROWS = 512  # rows handled at once on a CPU, so that temporaries stay in the cache
 
 Rows = Float[Tensor, "token unit"]
@@ -64,6 +66,22 @@ REDUCTIONS: dict[str, Reduction] = {
     "act_grad": Reduction(sum_absolute, torch.float64, gradient=True),
 }
 
+DOCUMENT_REDUCTIONS = ("mean", "last", "maximum")
+
+
+def check_need(site: str, reduction: str | None = None, reductions: Iterable[str] = ()) -> None:
+    """Refuse a site that there is not or that has no units, and a reduction that there is not.
+
+    Raises:
+        ValueError: The message lists those that there are.
+    """
+    sites = [name for name, each in SITES.items() if each.basis in WRITE_SITE]
+    if site not in sites:
+        raise ValueError(f"site={site!r}: expected a tensor with units, one of {sites}.")
+    if reduction is not None and reduction not in reductions:
+        raise ValueError(f"reduction={reduction!r}: expected one of {list(reductions)}.")
+
+
 Widths = Mapping[str, int]  # site -> units
 Tensors = dict[str, tuple[tuple[int, ...], torch.dtype]]  # key -> shape and type
 
@@ -115,6 +133,9 @@ class Statistic:
     optional: bool = field(default=False, compare=False)
     by_document = False
 
+    def __post_init__(self) -> None:
+        check_need(self.site, self.reduction, REDUCTIONS)
+
     @property
     def key(self) -> str:
         """For example `mlp_pre.positive`."""
@@ -152,6 +173,11 @@ class Histogram:
     spread: float = 4.0
     optional = by_document = gradient = False
 
+    def __post_init__(self) -> None:
+        check_need(self.site)
+        if self.bins < 1 or not self.spread > 0:
+            raise ValueError(f"bins={self.bins}, spread={self.spread}: expected at least one bin, and a width above 0.")
+
     @property
     def key(self) -> str:
         """For example `mlp_act.histogram64`."""
@@ -184,6 +210,9 @@ class DocumentValues:
     optional: bool = field(default=False, compare=False)
     by_document = True
     gradient = False
+
+    def __post_init__(self) -> None:
+        check_need(self.site, self.reduction, DOCUMENT_REDUCTIONS)
 
     @property
     def key(self) -> str:
@@ -298,7 +327,7 @@ class Statistics:
         return dict(self.read(key, layer))
 
     def _get(self, site: str, reduction: str) -> Any:
-        return self.get(Statistic(site, reduction).key)
+        return self.get(f"{site}.{reduction}")
 
     def get(self, key: str) -> Tensor:
         """Sums by key, languages first.

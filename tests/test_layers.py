@@ -8,12 +8,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity", "refusal", "token_bytes"},
+    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity", "refusal", "sites", "token_bytes"},
     {"tokens", "documents"},
-    {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
+    {"statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
-    {"passes", "anatomy"},
+    {"passes", "anatomy", "wanted"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
     {"charts"},

@@ -139,7 +139,8 @@ def test_bad_input_is_named(load, corpora, tmp_path, monkeypatch):
         plain.statistics.documents("q.mean", 0)
     with pytest.raises(ValueError, match=r"mlp_up.*has no blocks.0.mlp.hook_pre_linear"):
         lsn.collect(load("gpt2"), corpora, [Needs(Statistic("mlp_up", "sum"))], progress=False)
-    skipped = lsn.collect(load("gpt2"), corpora, [Needs(Statistic("mlp_up", "sum", optional=True))], progress=False)
+    optional = [Statistic("mlp_up", "sum", optional=True)]
+    skipped = lsn.collect(load("gpt2"), corpora, ["lape"], extra=optional, progress=False)
     assert "mlp_up.sum" not in skipped.statistics.sums
 
 

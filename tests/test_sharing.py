@@ -377,13 +377,14 @@ def test_a_neuron_that_is_never_alone_is_never_chosen():
     assert found["en"].units("mlp").nonzero().tolist() == [[0, 2]]
 
 
-def demo_run(model, change=None):
+def demo_run(model, change=None, **settings):
     corpora = lsn.load_corpora("demo", languages=("en", "de", "zh"))
     texts = {label: list(corpus.find)[:60] for label, corpus in corpora.items()}
     if change:
         change(texts)
     corpora = lsn.load_corpora(texts, hold_out=0.0)
-    return lsn.collect(model, corpora, ["sharing"], layout=lsn.Layout(kind="documents", equal=False), progress=False)
+    method = Sharing(**settings)
+    return lsn.collect(model, corpora, [method], layout=lsn.Layout(kind="documents", equal=False), progress=False)
 
 
 def test_parallel_text_is_taken_and_shuffled_text_refused(demo):
@@ -393,13 +394,17 @@ def test_parallel_text_is_taken_and_shuffled_text_refused(demo):
     def shuffle(texts):
         np.random.default_rng(0).shuffle(texts["de"])
 
-    shuffled = demo_run(demo, shuffle)
-    for act in (lambda: lsn.detect(shuffled, "sharing"), lambda: sharing.profile(shuffled.statistics)):
+    shuffled = demo_run(demo, shuffle, check_parallel=False)
+    for act in (
+        lambda: demo_run(demo, shuffle),
+        lambda: lsn.detect(shuffled, "sharing"),
+        lambda: sharing.profile(shuffled.statistics),
+    ):
         with pytest.raises(ValueError, match=r"60 items do not look parallel.*'de'.*check_parallel=False"):
             act()
     assert len(lsn.detect(shuffled, "sharing", check_parallel=False)) > 0
     with pytest.raises(ValueError, match=r"numbers of documents differ: \{'en': 60, 'de': 59, 'zh': 60\}"):
-        lsn.detect(demo_run(demo, lambda texts: texts["de"].pop()), "sharing")
+        demo_run(demo, lambda texts: texts["de"].pop())
 
 
 def test_lengths_that_say_nothing_are_not_judged():

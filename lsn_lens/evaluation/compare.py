@@ -16,9 +16,11 @@ from lsn_lens.evaluation import trust as doubts
 from lsn_lens.evaluation.agreement import agreement, average_agreement
 from lsn_lens.evaluation.effects import CONTROL
 from lsn_lens.evaluation.ranking import ranking
+from lsn_lens.interventions import check_action
 from lsn_lens.methods import METHODS, Method, get_method
 from lsn_lens.methods.base import scores_of, units_of
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.run import Run
 from lsn_lens.statistics import Statistics
 
@@ -42,7 +44,8 @@ class Comparison:
             for scoring and selecting, bytes of the run
             that hold its statistics, and whether these need gradients or single documents. Cheapest first.
         warnings: Why not to trust a number: `method`, `warning`, `languages`.
-        skipped: Methods that were left out, and why.
+        skipped: Methods that were left out, and why; and of methods that were not, the kinds of units (`bases`) that
+            the model could not give them. `bases` is empty where the method was left out.
         effects: What ablating a language's units does to it on all held-out text, in total and per neuron; means over
             languages, those without units counting as 0 in total and not at all per neuron. Most languages hurt most
             by the ablation of their own units first, then the largest mean rise.
@@ -95,7 +98,8 @@ class Comparison:
         lines = [f"tables: {', '.join(self.tables())}"]
         if absent:
             lines.append(f"not measured: {', '.join(absent)}. Give compare a model and corpora.")
-        lines += [f"left out: {row['method']}, {row['reason']}" for row in self.skipped.to_dict("records")]
+        for row in self.skipped.to_dict("records"):
+            lines.append(f"left out: {row['method']}{row['bases'] and ' on ' + row['bases']}, {row['reason']}")
         lines += [f"{doubts.EVERY}: {words}" for words in [doubts.in_words(self.warnings, doubts.EVERY)] if words]
         return lines
 
@@ -153,6 +157,10 @@ def compare(
         ValueError: No method that can be used, a model without corpora or the reverse, fewer than two seeds,
             parameters or sets for methods that are not compared, or checks that take a model without one.
     """
+    if trust is not None and not isinstance(trust, reliability.Checks):
+        raise ValueError(f"trust={trust!r}: expected Checks(...) of lsn_lens.evaluation.reliability, or None.")
+    if action is not None and not callable(action):
+        check_action(action)
     if (model is None) != (corpora is None):
         raise ValueError("effects take both a model and corpora; give both, or neither.")
     if model is None and trust is not None and trust.with_model:
@@ -168,7 +176,7 @@ def compare(
         "sizes": footprint.sizes_table(sets),
         "layers": footprint.layers_table(sets),
         "cost": footprint.cost_table(run, {name: chosen[name] for name in sets}, seconds),
-        "skipped": pd.DataFrame(skipped.items(), columns=["method", "reason"]),
+        "skipped": _skipped(run, {name: chosen[name] for name in sets}, skipped),
     }
     actions: dict[str, causal.Choice] = {}
     if model is not None and corpora is not None:
@@ -208,16 +216,21 @@ def _methods(
     controls = [name for name in chosen if CONTROL.fullmatch(name)]
     if controls:
         raise ValueError(f"the names {controls} are those of random sets; give others.")
-    lacking = {name: _lacking(run, method) for name, method in chosen.items()}
-    reasons = {name: f"the run did not collect {keys}" for name, keys in lacking.items() if keys}
+    lacking = {name: run.lacks(method) for name, method in chosen.items()}
+    reasons = {name: run.why_not(name) or f"the run did not collect {keys}" for name, keys in lacking.items() if keys}
     if reasons and methods is not None:
         raise KeyError(f"{reasons}. Collect again with these methods, or leave them out.")
     return {name: method for name, method in chosen.items() if name not in reasons}, reasons
 
 
-def _lacking(run: Run, method: Method) -> list[str]:
-    kept = set(run.settings["statistics"])
-    return [need.key for need in method.statistics() if need.key not in kept and not need.optional]
+def _skipped(run: Run, methods: Mapping[str, Method], skipped: Mapping[str, str]) -> pd.DataFrame:
+    """Methods left out, and the bases of the others that the model could not give."""
+    rows = [(name, "", why) for name, why in skipped.items()]
+    for name, method in methods.items():
+        left_out = run.left_out(method)
+        for why in dict.fromkeys(left_out.values()):
+            rows.append((name, ", ".join(basis for basis, each in left_out.items() if each == why), why))
+    return pd.DataFrame(rows, columns=["method", "bases", "reason"])
 
 
 def _detect(
@@ -233,10 +246,10 @@ def _detect(
         try:
             score = scores_of(method, statistics)
             sets[name] = _fitting(given[name], score, name) if name in given else units_of(method, score)
-        except (ValueError, KeyError) as error:
+        except DoesNotApply as error:
             if strict:
                 raise
-            skipped[name] = str(error.args[0] if error.args else error)
+            skipped[name] = str(error)
             continue
         scores[name], seconds[name] = score, time.perf_counter() - started
     if not sets:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lsn_lens.methods.act_grad import ActGrad
 from lsn_lens.methods.average_precision import AveragePrecision
-from lsn_lens.methods.base import Method
+from lsn_lens.methods.base import ChecksText, Method
 from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.dln import Dln
 from lsn_lens.methods.entropy_lambda import EntropyLambda
@@ -40,9 +40,14 @@ def get_method(method: str | Method, **parameters: Any) -> Method:
 
     Raises:
         KeyError: No such name; the message lists them.
-        ValueError: A ready object together with hyper-parameters.
+        ValueError: A ready object together with hyper-parameters, or something else than a method.
     """
     if not isinstance(method, str):
+        if isinstance(method, type) or not hasattr(method, "statistics"):
+            raise ValueError(
+                f"expected one method, a name of {list(METHODS)} or an object such as Lape(), got {method!r}; for "
+                "several use lsn.compare(run, [...])."
+            )
         if parameters:
             raise ValueError(f"{method!r} has its hyper-parameters already; {sorted(parameters)} cannot be added.")
         return method
@@ -55,6 +60,7 @@ __all__ = [
     "METHODS",
     "ActGrad",
     "AveragePrecision",
+    "ChecksText",
     "DiffMean",
     "Dln",
     "EntropyLambda",

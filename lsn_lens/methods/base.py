@@ -1,14 +1,17 @@
 """What a method is: a frozen dataclass of hyper-parameters with three functions, pure maths."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics import Statistic, Statistics
 
@@ -52,6 +55,15 @@ def units_of(method: Method, scores: NeuronScores) -> NeuronSet:
     return replace(method.select(scores), origin=scores.origin)
 
 
+@runtime_checkable
+class ChecksText(Protocol):
+    """A method that tells from the numbers of tokens of its documents whether a text is made for it."""
+
+    def check_text(self, lengths: Mapping[str, Int[np.ndarray, "document"]]) -> Any:
+        """Refuse text by `DoesNotApply`."""
+        ...
+
+
 def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
     """The `round(share * n)`-th smallest value (counted from 1), without interpolation.
 
@@ -93,4 +105,4 @@ def check_at_least(at_least: int) -> None:
 def check_languages(languages: tuple[str, ...]) -> None:
     """Refuse to compare fewer than two languages."""
     if len(languages) < 2:
-        raise ValueError(f"got the languages {list(languages)}: comparing languages takes at least two.")
+        raise DoesNotApply(f"got the languages {list(languages)}: comparing languages takes at least two.")

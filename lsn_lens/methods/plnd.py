@@ -24,7 +24,8 @@ class Plnd:
 
     Attributes:
         variant: "paper": closed forms of the norms. "released": what the authors' code computes in their place.
-        bases: Of "mlp", "q", "k", "v", "z".
+        bases: Of "mlp", "q", "k", "v", "z"; those named must be there. None takes all that the model can give: which it
+            cannot is in the notes of the set, and why in `run.settings["left_out"]`.
         top_mlp: How many MLP units of a layer count as important in a document, number (int) or share (float). The
             default is the released 2000 of 14336, as a share: for a narrower layer the number would be everything.
         top_attention: The same for each attention basis; the default is the released 1000 of 4096.
@@ -42,7 +43,7 @@ class Plnd:
     """
 
     variant: Literal["paper", "released"] = "paper"
-    bases: tuple[str, ...] = BASES
+    bases: tuple[str, ...] | None = None
     top_mlp: int | float = 2000 / 14336
     top_attention: int | float = 1000 / 4096
     eps: float | int | None = None
@@ -55,9 +56,11 @@ class Plnd:
             raise ValueError(f'variant={self.variant!r}: expected "paper" or "released".')
         if self.rotary not in ("pre", "post", None):
             raise ValueError(f'rotary={self.rotary!r}: expected "pre", "post" or None.')
-        kept = tuple(basis for basis in BASES if basis in self.bases)
-        if not kept or not isinstance(self.bases, tuple) or sorted(kept) != sorted(self.bases):
-            raise ValueError(f"bases={self.bases!r}: expected a tuple with some of {BASES}, each once.")
+        bases = self.bases
+        if bases is not None and not (
+            isinstance(bases, tuple) and bases and len(set(bases)) == len(bases) and set(bases) <= set(BASES)
+        ):
+            raise ValueError(f"bases={bases!r}: expected None, or a tuple with some of {BASES}, each once.")
         for name in ("top_mlp", "top_attention", "exact"):
             _check_amount(name, getattr(self, name))
         if self.eps is not None and not self.eps > 0:
@@ -67,8 +70,9 @@ class Plnd:
     def need(self) -> Importance:
         """What is kept of each document."""
         rotary = self.rotary or ("pre" if self.variant == "paper" else "post")
-        bases = tuple(basis for basis in BASES if basis in self.bases)
-        return Importance(bases, self.variant, rotary, self.exact, self.skip_bos)
+        bases = tuple(basis for basis in BASES if self.bases is None or basis in self.bases)
+        optional = self.bases is None
+        return Importance(bases, self.variant, rotary, self.exact, self.skip_bos, optional=optional)
 
     def statistics(self) -> tuple[Importance, ...]:
         """Smallest importance and worst rank over documents, and sums of importances."""
@@ -85,7 +89,7 @@ class Plnd:
         """
         check_languages(statistics.languages)
         values = {}
-        for basis in self.need.bases:
+        for basis in self._bases(statistics):
             key = f"{self.need.key}.{basis}"
             minimum, worst, total = (statistics.get(f"{key}.{kind}") for kind in ("minimum", "rank.maximum", "sum"))
             has_text = (statistics.tokens > 0).any(1)
@@ -95,6 +99,12 @@ class Plnd:
             relative = mean.log() - mean[has_text].sort(0).values.mean(0).log()
             values[basis] = relative.where(specific, -torch.inf)
         return NeuronScores(statistics.languages, values, repr(self))
+
+    def _bases(self, statistics: Statistics) -> list[str]:
+        """The bases asked for, else those that the run has; else all, so that reading one says what is missing."""
+        need = self.need
+        had = [basis for basis in need.bases if f"{need.key}.{basis}.minimum" in statistics.sums]
+        return had if self.bases is None and had else list(need.bases)
 
     def _consistent(
         self, basis: str, minimum: Float[Tensor, "language layer unit"], worst: Float[Tensor, "language layer unit"]
@@ -116,7 +126,7 @@ class Plnd:
         """All with a finite score; a unit may belong to several languages.
 
         Notes have, for "q" and "k", of how many units of a layer the importance was finished exactly, and how many
-        there are.
+        there are; and "bases_left_out", which of all kinds of units the model could not give.
         """
         exact = {
             basis: [min(number_of(self.exact, each.shape[-1]), each.shape[-1]), each.shape[-1]]
@@ -124,7 +134,9 @@ class Plnd:
             if basis in ("q", "k")
         }
         masks = {basis: each.isfinite() for basis, each in scores.values.items()}
-        return NeuronSet(scores.languages, masks, scores.method, {"exact": exact} if exact else {})
+        left_out = [basis for basis in BASES if self.bases is None and basis not in scores.values]
+        notes = {"exact": exact, "bases_left_out": left_out}
+        return NeuronSet(scores.languages, masks, scores.method, {key: each for key, each in notes.items() if each})
 
 
 def _documents(statistics: Statistics) -> Tensor:

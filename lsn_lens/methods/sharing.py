@@ -1,6 +1,7 @@
 """Sharing Matters: which neurons the same content uses in all languages, in some, in one, or in none."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from lsn_lens.methods.base import check_languages, check_shares
 from lsn_lens.methods.lap import Lap
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import DocumentValues, Statistics
 
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
@@ -27,16 +29,16 @@ def members(count: Int[Tensor, "item unit"], languages: int) -> Bool[Tensor, "ty
     return torch.stack([count == languages, (count > 1) & (count < languages), count == 1, count == 0])
 
 
-def check_lengths(statistics: Statistics) -> None:
+def check_lengths(each: Mapping[str, Int[np.ndarray, "document"]]) -> None:
     """Refuse items whose numbers of tokens have nothing to do with each other between languages.
 
     A language's rank correlation with each other language, the median over those, must reach `LEAST_CORRELATION`.
     Fewer than `FEWEST_ITEMS` items, and languages whose lengths are all the same, are not judged.
 
     Raises:
-        ValueError: The items do not look parallel.
+        DoesNotApply: The items do not look parallel.
     """
-    lengths = pd.DataFrame({label: each[:, 0].numpy() for label, each in statistics.documents("length", 0).items()})
+    lengths = pd.DataFrame(dict(each))
     if len(lengths) < FEWEST_ITEMS:
         return
     correlations = lengths.corr("spearman").to_numpy(copy=True)
@@ -44,7 +46,7 @@ def check_lengths(statistics: Statistics) -> None:
     medians = pd.DataFrame(correlations, columns=lengths.columns).median()
     apart = {str(label): round(float(each), 2) for label, each in medians.items() if each < LEAST_CORRELATION}
     if apart:
-        raise ValueError(
+        raise DoesNotApply(
             f"the {len(lengths)} items do not look parallel: between translations the long ones are long in every "
             f"language, but the rank correlation of lengths with the other languages is {apart} (median over them; "
             f"expected {LEAST_CORRELATION} or more). Document i must be the same text in each language: check that no "
@@ -107,17 +109,26 @@ class Sharing:
         """Refuse text that cannot be compared item by item.
 
         Raises:
-            ValueError: Fewer than two languages, different numbers of documents, or items that do not look parallel.
+            DoesNotApply: Fewer than two languages, different numbers of documents, or items that do not look parallel.
         """
-        check_languages(statistics.languages)
-        items = {label: len(each) for label, each in statistics.documents(self.need.key, 0).items()}
+        lengths = statistics.documents("length", 0)
+        self.check_text({label: lengths[label][:, 0].long().numpy() for label in statistics.languages})
+
+    def check_text(self, lengths: Mapping[str, Int[np.ndarray, "document"]]) -> None:
+        """The same from the numbers of tokens of each language's documents.
+
+        Raises:
+            DoesNotApply: As `check`.
+        """
+        check_languages(tuple(lengths))
+        items = {label: len(each) for label, each in lengths.items()}
         if len(set(items.values())) > 1:
-            raise ValueError(
+            raise DoesNotApply(
                 f"sharing compares the same item in every language, but the numbers of documents differ: {items}. "
                 "Give parallel text: document i of each language a translation of the same, none left out."
             )
         if self.check_parallel:
-            check_lengths(statistics)
+            check_lengths(lengths)
 
     def fires(self, statistics: Statistics, layer: int) -> Bool[Tensor, "language item unit"]:
         """Which neurons of a layer are active, in the order of `statistics.languages`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lsn_lens import forward, models
 from lsn_lens import importance as maths
 from lsn_lens.importance import Rotation
+from lsn_lens.refusal import DoesNotApply
 
 PROBE = 32  # random tokens from which scale and pairing are read
 HEADS = 8  # key heads from which the rotation is fitted
@@ -43,7 +44,7 @@ class _Probe:
 def read_attention(model: models.Model, longest: int) -> dict[str, Tensor]:
     """Scale of the scores in every layer, and the rotation of every position, checked against the pattern."""
     if _soft_cap(model):
-        raise ValueError(
+        raise DoesNotApply(
             "this model caps its attention scores softly, so what a query or key dimension adds cannot be read from "
             f"the attention pattern: {INSTEAD}."
         )
@@ -75,14 +76,14 @@ def _read_layer(probe: _Probe, layer: int, tolerance: float) -> tuple[float, Rot
     """The first rotation that explains the rotated tensors and, with one scale, the attention pattern."""
     q, k, pattern = (probe.get(layer, name) for name in ("q", "k", "pattern"))
     if q is None or k is None or pattern is None:
-        raise ValueError(f"layer {layer} has no attention with queries, keys and a pattern: {INSTEAD}.")
+        raise DoesNotApply(f"layer {layer} has no attention with queries, keys and a pattern: {INSTEAD}.")
     error = torch.inf
     for rotation in _candidates(probe, layer, q, k, tolerance):
         scale, error = _scale(rotation.apply(q), rotation.apply(k[: len(q)]), pattern)
         if error <= tolerance and scale > 0:
             usual = q.shape[-1] ** -0.5
             return (usual if abs(scale / usual - 1) <= tolerance else scale), rotation
-    raise ValueError(
+    raise DoesNotApply(
         f"layer {layer}: the attention pattern is not a softmax of scale * rotated q k (the best try leaves "
         f"{error:.2g} of it unexplained, {tolerance:g} is allowed), so importances of queries and keys would be "
         f"wrong; {INSTEAD}."

@@ -1,6 +1,6 @@
 """What a recorder is: it sees the tensors of a batch and adds to its need's sums and document rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsn_lens import models
 from lsn_lens.batches import Batch, Plan
+from lsn_lens.refusal import DoesNotApply
 
 
 @dataclass
@@ -77,6 +78,15 @@ class Recorder:
         return self.need.sites
 
     @staticmethod
+    def fit(model: models.Model, need: Any, width: Callable[[str], int]) -> tuple[Any, dict[str, str]]:
+        """The need as far as the model can give it, None if not at all; and why not the rest, by kind of unit.
+
+        `width` gives the units of a site, and raises `DoesNotApply` for one that the model lacks.
+        """
+        reasons = missing_sites(need.sites, width)
+        return (None if reasons else need), reasons
+
+    @staticmethod
     def prepare(model: models.Model, need: Any, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
         """Tensors fixed before the run, by keys that begin with the need's key; the same in every process."""
         return {}
@@ -96,6 +106,17 @@ class Recorder:
 
     def end(self, view: View) -> None:
         """All layers of a batch have been seen."""
+
+
+def missing_sites(sites: Iterable[str], width: Callable[[str], int]) -> dict[str, str]:
+    """Why a model lacks sites, by name."""
+    reasons = {}
+    for site in sites:
+        try:
+            width(site)
+        except DoesNotApply as error:
+            reasons[site] = str(error)
+    return reasons
 
 
 def _start(key: str, zeros: Tensor) -> Tensor:

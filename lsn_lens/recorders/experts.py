@@ -1,6 +1,7 @@
 """Recorder of the experts that tokens select."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from lsn_lens import models
 from lsn_lens.batches import Plan
 from lsn_lens.experts import ExpertCounts, balanced_clusters, expert_scores, n_experts, select_experts
 from lsn_lens.recorders.base import Acts, Recorder, View
+from lsn_lens.refusal import DoesNotApply
 
 
 def cluster_experts(model: models.Model, need: ExpertCounts) -> Tensor:
@@ -28,6 +30,17 @@ class Experts(Recorder):
     """Keeps `ExpertCounts`."""
 
     need: ExpertCounts
+
+    @staticmethod
+    def fit(model: models.Model, need: Any, width: Callable[[str], int]) -> tuple[Any, dict[str, str]]:
+        """Not in layers that do not fall into experts of equal size."""
+        fitted, reasons = Recorder.fit(model, need, width)
+        if fitted is not None:
+            try:
+                n_experts(width("mlp_post"), need.size)
+            except DoesNotApply as error:
+                return None, {"mlp": str(error)}
+        return fitted, reasons
 
     @staticmethod
     def prepare(model: models.Model, need: ExpertCounts, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Recorder of PLND's importances: every document, every layer, by the closed forms."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,14 +10,31 @@ from lsn_lens import importance as maths
 from lsn_lens import models
 from lsn_lens.batches import Plan
 from lsn_lens.importance import Importance, Rotation
-from lsn_lens.recorders.attention import read_attention
-from lsn_lens.recorders.base import Acts, Recorder
+from lsn_lens.recorders.attention import PROBE, read_attention
+from lsn_lens.recorders.base import Acts, Recorder, missing_sites
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.sites import SITES
 
 
 class Importances(Recorder):
     """Keeps an `Importance`."""
 
     need: Importance
+
+    @staticmethod
+    def fit(model: models.Model, need: Importance, width: Callable[[str], int]) -> tuple[Any, dict[str, str]]:
+        """The bases that the model has; queries and keys where the pattern is the softmax of their product."""
+        reasons = {SITES[site].basis: why for site, why in missing_sites(need.sites, width).items()}
+        pairs = [basis for basis in ("q", "k") if basis in need.bases and basis not in reasons]
+        if pairs and models.device_of(model).type != "meta":  # without values there is nothing to read
+            try:
+                read_attention(model, PROBE)
+            except DoesNotApply as error:
+                reasons |= dict.fromkeys(pairs, str(error))
+        if not reasons:
+            return need, {}
+        fitted = need.without(reasons)
+        return (fitted if need.optional and fitted.bases else None), reasons
 
     @staticmethod
     @torch.no_grad()

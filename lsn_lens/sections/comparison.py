@@ -70,13 +70,13 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "mean own rise, nats a token": f"{row['own_rise']:+z.4f}",
         "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
         "methods that pass for none": str(sum(ranking["shown"] == 0)),
-        "methods left out": str(len(comparison.skipped)),
+        "methods left out": str(comparison.skipped["bases"].eq("").sum()),
     }
 
 
 def ranking_section(comparison: Comparison, rates: str) -> Section:
     """All methods at a glance."""
-    left_out = {"Methods that were left out": comparison.skipped} if len(comparison.skipped) else {}
+    left_out = {"What was left out": comparison.skipped} if len(comparison.skipped) else {}
     return Section(
         "Methods side by side",
         (
