@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.interventions import Action, Intervention, hooks_of, intervention_hooks, zero
+from lsn_lens.interventions import Action, Intervention, check_steps, hooks_of, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 
 Measure = Literal["nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change"]
@@ -56,6 +56,8 @@ def perplexity_table(
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
     """
     named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
+    change = cache(lambda language: action(language) if callable(action) else action)
+    check_steps(model, ((each, change(language)) for each in named.values() for language in each.languages))
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
         jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
@@ -69,7 +71,6 @@ def perplexity_table(
         for shard in plan.shards:
             tokens[shard.language] += plan.tokens_of(shard)
         total = tokens.total() + sum(tokens[label] for labels in shown for label in labels)
-        change = cache(lambda language: action if isinstance(action, Action) else action(language))
         width = cache(partial(models.site_width, model))
         is_exact = cache(partial(forward.lean_is_exact, model))
         with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
@@ -108,6 +109,7 @@ def loss_table(
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
         raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
+    check_steps(model, (step for what in each for step in what.steps))
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
         width, is_exact = cache(partial(models.site_width, model)), cache(partial(forward.lean_is_exact, model))
