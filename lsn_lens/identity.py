@@ -1,7 +1,7 @@
 """Whose a result is: a fingerprint of a model's weights, and what goes with sets and values found on it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, reduce
 from typing import Any
 
@@ -102,19 +102,19 @@ def whose(origin: Origin) -> str:
     return f"{origin.get('model') or 'a model not named'}{revision}{weights}"
 
 
-def check_model(model: Any, origins: Mapping[str, Origin]) -> None:
+def check_model(model: Any, origins: Iterable[tuple[str, Origin]]) -> None:
     """Refuse what was found on another model.
 
     Args:
         model: That it is to be used on.
-        origins: What is used, in words -> where it is from; without a fingerprint it passes.
+        origins: What is used, in words, and where it is from; without a fingerprint it passes.
 
     Raises:
         ValueError: Other weights.
     """
-    known = {what: origin for what, origin in origins.items() if origin.get("fingerprint")}
+    known = [(what, origin) for what, origin in origins if origin.get("fingerprint")]
     here = origin_of(model) if known else {}
-    for what, origin in known.items():
+    for what, origin in known:
         if here["fingerprint"] not in (None, origin["fingerprint"]):
             raise ValueError(
                 f"{what} is from {whose(origin)}, this model is {whose(here)}: it was found on another model, or on "

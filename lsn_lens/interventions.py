@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
@@ -301,6 +301,19 @@ def check_step(neurons: object, action: object) -> None:
         )
 
 
+def check_steps(model: models.Model, steps: Iterable[tuple[NeuronSet, Action]]) -> None:
+    """Refuse, before anything slow runs, what is no set or action, or is from another model.
+
+    Raises:
+        ValueError: Saying what was given, and whose it is.
+    """
+    origins: list[tuple[str, Origin]] = []
+    for neurons, action in steps:
+        check_step(neurons, action)
+        origins += [(f"the set {neurons.method!r}", neurons.origin), (f"action {action.name!r}", action.origin)]
+    check_model(model, origins)
+
+
 @contextlib.contextmanager
 def named(what: Intervention) -> Iterator[None]:
     """Say under which intervention numbers stopped being finite."""
@@ -322,8 +335,7 @@ def intervention_hooks(
 
     `width` gives a site's units where they are known already: finding out takes a forward pass.
     """
-    check_step(neurons, action)
-    check_model(model, {f"the set {neurons.method!r}": neurons.origin, f"action {action.name!r}": action.origin})
+    check_steps(model, [(neurons, action)])
     width = width or partial(models.site_width, model)
     hooks: list[Hook] = []
     for basis in neurons.masks:

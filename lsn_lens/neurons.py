@@ -1,7 +1,7 @@
 """What a detector returns: scores, and sets with their algebra."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class NeuronScores:
     rules that select them for all languages at once; by default a unit's best score. `origin` as in `NeuronSet`.
     """
 
-    languages: tuple[str, ...]
+    languages: Sequence[str]
     values: Mapping[str, Float[Tensor, "language layer unit"]]
     method: str
     ranking: Mapping[str, Float[Tensor, "layer unit"]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class NeuronSet:
             other weights than it is from; `for_model` carries it over.
     """
 
-    languages: tuple[str, ...]
+    languages: Sequence[str]
     masks: Mapping[str, Mask]
     method: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -194,7 +194,7 @@ class NeuronSet:
         shared = rows @ rows.T
         sizes = rows.sum(1)
         values = (shared / (sizes[:, None] + sizes[None, :] - shared)).tolist()
-        return pd.DataFrame(values, index=self.languages, columns=self.languages)
+        return pd.DataFrame(values, index=list(self.languages), columns=list(self.languages))
 
     def random_like(
         self, seed: int = 0, activity: Mapping[str, Float[Tensor, "layer unit"]] | None = None
@@ -351,7 +351,7 @@ def _told(given: Any) -> str:
 
 
 def _frame(
-    languages: tuple[str, ...], masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None
+    languages: Sequence[str], masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None
 ) -> pd.DataFrame:
     frames = []
     for basis, mask in masks.items():

@@ -2,16 +2,19 @@
 
 import builtins
 import errno
+import io
 import json
 import os
 import pickle
+import traceback
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lsn_lens.formats import write_bytes
+from lsn_lens.formats import labels_of, unit_mask, whole_number, write_bytes
 from lsn_lens.neurons import NeuronScores, NeuronSet
 
 LANGUAGES = ("en", "fr", "zh")
@@ -302,10 +305,193 @@ class Trap:
         return (builtins.exec, ("raise SystemExit('code was run')",))
 
 
-def test_lape_files_cannot_run_code(tmp_path):
-    torch.save([[Trap()]], tmp_path / "masks.pth")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [([[Trap()]], "exec"), ([[np.array([1, 2])]], r"numpy.*_reconstruct"), ([[np.int64(3)]], r"numpy.*scalar")],
+    ids=["trap", "numpy array", "numpy number"],
+)
+def test_lape_files_with_objects_are_refused_without_bad_advice(content, named, tmp_path):
+    torch.save(content, tmp_path / "masks.pth")
+    with pytest.raises(ValueError, match=f"holds .*{named}.*can run code.*torch.from_numpy") as caught:
         NeuronSet.from_lape_file(tmp_path / "masks.pth", ["en"], d_mlp=10)
+    whole = "".join(traceback.format_exception(caught.value))
+    assert "weights_only" not in whole
+    assert "safe_globals" not in whole
+
+
+def legacy(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer.*git lfs pull"),
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html></html>", r"cut off, damaged or no file of torch.save \(it begins with b'<!DOCTYPE"),
+        (b"PK\x03\x04\x00\x00", "cut off, damaged"),
+        (legacy([[torch.arange(5)]])[:-3], "cut off, damaged"),
+        (legacy([[torch.arange(5)]])[:40], "cut off, damaged"),
+        (pickle.dumps([[1, 2], [3]]), "no file of torch.save"),
+    ],
+    ids=["lfs", "empty", "html", "cut", "old and cut", "old and cut early", "pickle"],
+)
+def test_what_is_no_lape_file_is_refused_without_bad_advice(content, message, tmp_path):
+    (tmp_path / "masks.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        NeuronSet.from_lape_file(tmp_path / "masks.pth", ["en"], d_mlp=10)
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
+
+
+def hot(*units, width=10, dtype=torch.bool):
+    return torch.isin(torch.arange(width), torch.tensor(units)).to(dtype)
+
+
+ALL_TYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES, ids=str)
+@pytest.mark.parametrize("units", [(1, 5), (0,), (0, 1), (9,), (), tuple(range(10))], ids=str)
+def test_masks_are_read_as_masks(units, dtype, tmp_path):
+    content = [[hot(*units, dtype=dtype), hot(7, dtype=dtype)], [hot(dtype=dtype), hot(0, dtype=dtype)]]
+    expected = [("en", 0, unit) for unit in units] + [("en", 1, 7), ("fr", 1, 0)]
+    for rows in (content, [[layer.tolist() for layer in each] for each in content]):
+        torch.save(rows, tmp_path / "masks.pth")
+        found = NeuronSet.from_lape_file(tmp_path / "masks.pth", ("en", "fr"), 10)
+        assert found == one_basis(expected, languages=("en", "fr"))
+
+
+@pytest.mark.parametrize(
+    ("given", "units"),
+    [
+        ([0, 1], [0, 1]), (torch.tensor([1, 0]), [0, 1]), ([1], [1]), (torch.tensor([[2], [5]]), [2, 5]),
+        (torch.tensor(3), [3]), (3, [3]), ([], []), (torch.tensor([]), []), (torch.zeros(0, 1).long(), []),
+        (torch.randperm(10), list(range(10))), (torch.tensor([3, 1], dtype=torch.uint8), [1, 3]),
+        (torch.tensor([3, 1], dtype=torch.int16), [1, 3]), ((4, 2), [2, 4]), (hot(3)[:, None], [3]),
+    ],
+)  # fmt: skip
+def test_indices_are_read_as_indices(given, units):
+    assert unit_mask(given, 10, "here").nonzero()[:, 0].tolist() == units
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.tensor([1.9, 5.2]), "float32.*neither indices, which are integers, nor a mask of 10"),
+        (torch.tensor([1.0, 5.0]), "neither indices"), ([1, 2.0], "neither indices"), (torch.tensor(1.5), "neither"),
+        (torch.rand(10), "neither"), (torch.full((10,), torch.nan), "neither"),
+        (torch.ones(9).bool(), r"\[9\]: a bool mask, but not of d_mlp=10"), (torch.tensor(True), "a bool mask, but"),
+        (hot(1, 5, width=12, dtype=torch.int64), "12 indices, but only 2.*If it is a mask: it has 12 values, not 10"),
+        (torch.tensor([3, 4, 3]), "3 indices, but only 2 different"), ([0, 1, 1], "but only 2"),
+        (torch.tensor([-1, 3]), "from -1 to 3"), ([10], "from 10 to 10"), (torch.tensor(2**40), "but d_mlp is 10"),
+        (torch.tensor([[1, 2], [3, 4]]), r"\[2, 2\], expected a list of indices"), ([[1, 2], [3]], "got list"),
+        (torch.tensor([[1, 2]]), r"\[1, 2\], expected a list"), (torch.tensor([1j]), "complex"),
+        ([True, 5], "truth values and numbers are mixed"), ([2**70], "got list"), (["1"], "got list"),
+        (None, "NoneType"), ({"a": 1}, "got dict"), (torch.tensor([0, 1]).to_sparse(), "expected a plain one"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_mask_nor_indices_is_refused(given, message):
+    with pytest.raises(ValueError, match=f"here.*{message}"):
+        unit_mask(given, 10, "here")
+
+
+def test_two_units_are_never_taken_for_a_mask():
+    assert unit_mask([0, 1], 2, "here").tolist() == [True, True]  # as a mask it would be unit 1 alone
+    assert unit_mask([False, True], 2, "here").tolist() == [False, True]
+
+
+@pytest.mark.parametrize("number", [0, -3, 10.0, True, "10", None, torch.tensor([1, 2])], ids=str)
+def test_the_width_is_a_whole_number(number):
+    with pytest.raises(ValueError, match=r"d_mlp=.*expected a whole number of 1 or more"):
+        whole_number(number, "d_mlp", least=1)
+    assert whole_number(np.int64(7), "d_mlp") == whole_number(torch.tensor(7), "d_mlp") == 7
+
+
+# labels
+
+
+ONE_STRING = "languages='en' is one string: give a list"
+
+
+def test_one_string_is_no_list_of_labels(tmp_path):
+    torch.save([[torch.tensor([1])], [torch.tensor([2])]], tmp_path / "masks.pth")
+    with pytest.raises(ValueError, match=ONE_STRING):
+        NeuronSet.from_lape_file(tmp_path / "masks.pth", "en", 8)
+    for wrong in ({"en", "fr"}, ["en", False], [1, 2], ["en", "en"], 7):
+        with pytest.raises(ValueError, match=r"languages=|named twice"):
+            labels_of(wrong)
+    for right in (["en", "fr"], ("en", "fr"), {"en": 0, "fr": 1}, iter(["en", "fr"]), np.array(["en", "fr"])):
+        assert labels_of(right) == ("en", "fr")
+
+
+def test_labels_in_a_list_are_as_good_as_in_a_tuple(tmp_path):
+    masks = one_basis([("en", 0, 1)]).masks
+    listed, fixed = NeuronSet(list(LANGUAGES), masks), NeuronSet(LANGUAGES, masks)
+    assert listed == fixed == listed & fixed == NeuronSet.load(listed.save(tmp_path / "set"))
+    assert isinstance(listed.languages, tuple)
+    scores = NeuronScores(list(LANGUAGES), {"mlp": masks["mlp"].double()}, "test")
+    assert scores.languages == NeuronScores.load(scores.save(tmp_path / "scores")).languages == LANGUAGES
+    for wrong in (lambda: NeuronSet("en", {"mlp": masks["mlp"][:2]}), lambda: NeuronScores("en", {}, "test")):
+        with pytest.raises(ValueError, match=ONE_STRING):
+            wrong()
+
+
+def test_a_mask_of_layers_is_not_taken_for_layers():
+    with pytest.raises(KeyError, match="no layer or basis"):
+        random_set(0).only(layers=[True, False, True])
+    assert random_set(0).only(bases="mlp") == random_set(0).only(bases=["mlp"])
+
+
+# sets from tables
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_read_back_is_the_set(seed):
+    found = random_set(seed)
+    shuffled = found.to_frame().sample(frac=1, random_state=seed).assign(score=0.5)
+    again = NeuronSet.from_frame(shuffled, {"mlp": (3, 20), "z": (3, 30)}, LANGUAGES, "method", {"a": 1})
+    assert again == found
+    assert (again.method, again.notes) == ("method", {"a": 1})
+
+
+def test_languages_without_units_are_named_and_others_taken_from_the_table():
+    found = one_basis([("zh", 1, 2), ("en", 0, 1)])
+    table = found.to_frame()
+    assert NeuronSet.from_frame(table, {"mlp": (2, 10)}, LANGUAGES) == found
+    assert NeuronSet.from_frame(table.drop(columns="basis"), {"mlp": (2, 10)}) == found[["en", "zh"]]
+    assert NeuronSet.from_frame(table[:0], {"mlp": (2, 10)}, LANGUAGES) == one_basis([])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"unit": [1.9, 2.0]}, ValueError, "'unit' is float64, expected whole numbers"),
+        ({"unit": [True, False]}, ValueError, "'unit' is bool"),
+        ({"unit": ["1", "2"]}, ValueError, "'unit' is"),
+        ({"unit": pd.array([1, None], dtype="Int64")}, ValueError, "none missing"),
+        ({"unit": [3, 10]}, ValueError, r"unit \[10\], expected 0 to 9"),
+        ({"layer": [-1, 0]}, ValueError, r"layer \[-1\], expected 0 to 1"),
+        ({"language": ["en", "xx"]}, KeyError, r"language \['xx'\].*\['en', 'fr', 'zh'\]"),
+        ({"basis": ["mlp", "q"]}, KeyError, r"basis \['q'\].*\['mlp'\]"),
+        ({"language": "en", "layer": 0, "unit": 1}, ValueError, r"there twice: \[\['en', 0, 1\]\]"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(change, error, message):
+    table = one_basis([("en", 0, 1), ("zh", 1, 2)]).to_frame().assign(**change)
+    with pytest.raises(error, match=message):
+        NeuronSet.from_frame(table, {"mlp": (2, 10)}, LANGUAGES)
+
+
+def test_a_table_without_a_column_and_shapes_that_are_none():
+    table = one_basis([("en", 0, 1)]).to_frame()
+    with pytest.raises(KeyError, match=r"no columns \['unit'\]"):
+        NeuronSet.from_frame(table.drop(columns="unit"), {"mlp": (2, 10)}, LANGUAGES)
+    with pytest.raises(KeyError, match=r"no columns \['basis'\]"):
+        NeuronSet.from_frame(table.drop(columns="basis"), {"mlp": (2, 10), "z": (2, 10)}, LANGUAGES)
+    with pytest.raises(ValueError, match=r"shapes\['mlp'\]=0"):
+        NeuronSet.from_frame(table, {"mlp": (2, 0)}, LANGUAGES)
 
 
 def test_lape_file_holds_mlp_only(tmp_path):

@@ -18,7 +18,7 @@ from lsn_lens.evaluation.groups import share_of
 from lsn_lens.evaluation.prompts import prompt_ids
 from lsn_lens.evaluation.texts import measure_texts
 from lsn_lens.evaluation.texts.identifiers import UND, Identify
-from lsn_lens.interventions import Intervention, hooks_of, named
+from lsn_lens.interventions import Intervention, check_steps, hooks_of, named
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def run_trials(
     """
     if not trials:
         raise ValueError("no text to write: give prompts, or ask for samples from nothing.")
+    check_steps(model, (step for trial in trials for step in trial.intervention.steps))
     width = cache(partial(models.site_width, model))
     frames = []
     for trial in tqdm(trials, desc="texts", disable=not progress):
