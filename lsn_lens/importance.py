@@ -12,7 +12,7 @@ from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics import Tensors, Widths
 
 BASES = ("mlp", "q", "k", "v", "z")
-ELEMENTS = 1 << 20  # pattern entries worked on at once on a CPU, so that temporaries stay small
+ELEMENTS = 1 << 18  # pattern entries worked on at once on a CPU, so that temporaries stay in the cache
 ELEMENTS_GPU = 1 << 26
 
 Pattern = Float[Tensor, "head query key"]
@@ -33,7 +33,8 @@ class Importance:
         bases: Of "mlp", "q", "k", "v", "z".
         variant: "paper" or "released".
         rotary: Whether a dimension of q or k is one before or after the rotary embedding.
-        exact: Of how many q and k units a document and layer the importance is finished exactly, share or number.
+        exact: Of how many q and k units a document and layer the importance is exact, share or number. Below all of
+            them, a first-order estimate picks these and is kept for the rest.
         skip_bos: Leave out the separator that a document begins with.
         asked: The bases that name it in files, where a model gives only some of them.
         optional: What the model cannot give is left out.
@@ -42,7 +43,7 @@ class Importance:
     bases: tuple[str, ...] = BASES
     variant: Literal["paper", "released"] = "paper"
     rotary: Literal["pre", "post"] = "pre"
-    exact: int | float = 0.3
+    exact: int | float = 1.0
     skip_bos: bool = False
     asked: tuple[str, ...] | None = None
     optional: bool = field(default=False, compare=False)
@@ -51,7 +52,7 @@ class Importance:
 
     @property
     def key(self) -> str:
-        """For example `plnd.paper.pre.exact0.3`."""
+        """For example `plnd.paper.pre.exact1.0`."""
         parts = ["plnd", self.variant, self.rotary, f"exact{self.exact!r}"]
         asked = self.asked or self.bases
         parts += ["_".join(asked)] if asked != BASES else []
@@ -224,15 +225,32 @@ def exact_change(
 ) -> Float[Tensor, "unit"]:
     """Squared norm of `softmax(log P - scale Delta) - P` for the dimensions named by head and dimension.
 
-    The scores themselves are not needed: whatever was added to them (mask, ALiBi, window) is in P.
+    The scores themselves are not needed: whatever was added to them (mask, ALiBi, window) is in P. Rows are taken in
+    blocks that stay in the cache, each with the keys that any of its queries sees.
     """
+    logarithm, change = pattern.log(), torch.zeros(len(heads), device=pattern.device, dtype=pattern.dtype)
+    left, right = left.permute(1, 3, 2, 0) * -scale, right.permute(1, 3, 2, 0).contiguous()  # [head factor dim pos]
+    blocks = list(_blocks(pattern, left.shape[2], first))
+    for head in heads.unique().tolist():
+        units = (heads == head).nonzero()[:, 0]
+        lefts = left[head].index_select(1, dims[units])[..., None]  # [factor unit query 1]
+        rights = right[head].index_select(1, dims[units])[..., None, :]
+        for rows, keys in blocks:
+            scores = logarithm[head, rows, keys]
+            after = torch.addcmul(scores, lefts[0, :, rows], rights[0, ..., keys])
+            for a, b in zip(lefts[1:], rights[1:], strict=True):
+                after.addcmul_(a[:, rows], b[..., keys])
+            moved = after.softmax(-1).sub_(scores.softmax(-1))[..., max(first - keys.start, 0) :]
+            change[units] += torch.linalg.vector_norm(moved, dim=(1, 2)).square()
+    return change
+
+
+def _blocks(pattern: Pattern, units: int, first: int) -> Iterator[tuple[slice, slice]]:
+    """Rows from `first` on, some at once, with the first to the last key that one of them attends to."""
     size = ELEMENTS if pattern.device.type == "cpu" else ELEMENTS_GPU
-    logarithm = pattern.log()
-    before = logarithm.softmax(-1)
-    change = []
-    step = max(1, size // pattern[0].numel())
-    for head, dim in zip(heads.split(step), dims.split(step), strict=True):
-        delta = torch.einsum("tum,sum->uts", left[:, head, dim], right[:, head, dim])
-        after = (logarithm[head] - scale * delta).softmax(-1)
-        change.append((after - before[head])[:, first:, first:].square().sum((1, 2)))
-    return torch.cat(change)
+    step = max(1, size // (units * pattern.shape[-1]))
+    seen = pattern.amax(0).cpu() > 0
+    for start in range(first, len(seen), step):
+        keys = seen[start : start + step].any(0).nonzero()
+        if len(keys):
+            yield slice(start, start + step), slice(int(keys[0]), int(keys[-1]) + 1)

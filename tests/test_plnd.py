@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def change(one, other, basis, first=0):
 def test_importance_is_what_removing_the_weights_changes(
     architecture, backend, skip_bos, load, hugging_face, collected
 ):
-    plnd = Plnd(exact=1.0, skip_bos=skip_bos)
+    plnd = Plnd(skip_bos=skip_bos)
     statistics = collected(architecture, backend, plnd)
     hf_model, ids = hugging_face(architecture).double(), ids_of(load(architecture, backend))
     for layer in range(2):
@@ -172,7 +173,7 @@ def test_after_the_rotation_it_is_what_zeroing_one_rotated_dimension_changes(arc
 
 @rotary_models
 def test_released_scores_are_those_of_a_loop(architecture, backend, load, collected):
-    plnd, model = Plnd("released", exact=1.0), load(architecture, backend)
+    plnd, model = Plnd("released"), load(architecture, backend)
     statistics, ids = collected(architecture, backend, plnd), ids_of(model)
     found = {basis: importances(statistics, plnd, basis)[0] for basis in BASES}
     seen = traced(model, ids, 0)
@@ -220,8 +221,8 @@ def test_minimum_rank_and_sum_are_over_documents(collected):
     assert torch.equal(documents[-1].get(f"{plnd.need.key}.v.rank.maximum"), ranks.float())
 
 
-def test_first_order_finds_the_same_as_exact(collected):
-    whole, part = Plnd(exact=1.0, bases=("q", "k")), Plnd(exact=8, bases=("q", "k"))
+def test_with_fewer_exact_the_first_ranks_are_the_exact_ones(collected):
+    whole, part = Plnd(bases=("q", "k")), Plnd(exact=8, bases=("q", "k"))
     for basis, units in (("q", 32), ("k", 16)):
         all_exact, some = (importances(collected("llama", BACKENDS[0], each), each, basis) for each in (whole, part))
         same = torch.isclose(all_exact, some, rtol=1e-6).sum(-1)
@@ -231,6 +232,87 @@ def test_first_order_finds_the_same_as_exact(collected):
         finished = torch.isclose(all_exact, some, rtol=1e-6)
         for layer in range(2):
             assert finished[layer][ranks[layer] < 8].all()  # the first eight are the eight finished exactly
+
+
+def peaked_model(folder, backend):
+    """Grouped keys, a rotary embedding, and queries so large that most rows attend to one or two tokens."""
+    hf_model = tiny_model("llama")
+    with torch.no_grad():
+        for layer in range(2):
+            parts("llama", hf_model, layer).q.weight.mul_(4)
+    hf_model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return lsn.load_model(folder, backend=backend, device="cpu")
+
+
+def ranks_by_softmax(model, variant, layer, basis, documents):
+    """Worst rank of each unit, from the scores without it and two softmaxes in 64 bits."""
+    worst = []
+    for document in documents:
+        seen = {}
+        hooks = [(f"blocks.{layer}.attn.hook_{name}", lambda acts, hook, name=name: seen.update({name: acts[0]}))
+                 for name in ("q", "k", "rot_q", "rot_k")]  # fmt: skip
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            model(ids_of(model, document))
+        q, k = (seen[name].double() for name in ("rot_q", "rot_k"))
+        n_heads, d_head, group = q.shape[1], q.shape[2], q.shape[1] // k.shape[1]
+        mask = torch.ones(len(q), len(q)).triu(1).bool()
+        table = maths.fit_rotation(seen["k"], seen["rot_k"], (torch.arange(d_head) + d_head // 2) % d_head)
+        change = torch.zeros(n_heads, d_head, dtype=torch.float64)
+        for head in range(n_heads):
+            one, other = q[:, head], k[:, head // group]
+            scores = (one @ other.T) / d_head**0.5
+            before = scores.masked_fill(mask, -torch.inf).softmax(-1)
+            for dim in range(d_head):
+                if variant == "released":
+                    less = torch.outer(one[:, dim], other[:, dim])
+                else:
+                    plain = seen[basis][:, head if basis == "q" else head // group].clone()
+                    plain[:, [i for i in range(d_head) if i != dim]] = 0
+                    alone = table.apply(plain[:, None])[:, 0].double()
+                    less = (alone @ other.T if basis == "q" else one @ alone.T) / d_head**0.5
+                after = (scores - less).masked_fill(mask, -torch.inf).softmax(-1)
+                change[head, dim] = (after - before).square().sum()
+        if basis == "k":
+            change = change.unflatten(0, (-1, group)).sum(1)
+        worst.append(maths.worst_first_ranks(change.flatten()[None])[0])
+    return torch.stack(worst).amax(0)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_ranks_of_queries_and_keys_are_those_of_the_softmax_where_attention_is_peaked(backend, variant, tmp_path):
+    model, plnd = peaked_model(tmp_path / "model", backend), Plnd(variant, bases=("q", "k"))
+    documents = TEXTS["en"][::2]
+    corpora = lsn.load_corpora({"en": documents, "fr": documents}, hold_out=0.0)
+    layout = lsn.Layout(kind="documents", shards=1)
+    statistics = lsn.collect(model, corpora, [plnd], layout=layout, progress=False).statistics
+    for layer in range(2):
+        for basis in ("q", "k"):
+            ranks = statistics.get(f"{plnd.need.key}.{basis}.rank.maximum")[0, layer]
+            assert torch.equal(ranks, ranks_by_softmax(model, variant, layer, basis, documents)), (layer, basis)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_default_set_is_the_one_with_all_importances_exact(variant, demo):
+    corpora = lsn.load_corpora("demo", ["en", "ja"])
+    few = lsn.load_corpora({label: list(islice(each.find, 4)) for label, each in corpora.items()}, hold_out=0.0)
+    layout = lsn.Layout(kind="documents", shards=1)
+    plnds = [Plnd(variant, bases=("q", "k"), **settings) for settings in ({}, {"exact": 1.0})]
+    runs = [lsn.collect(demo, few, [plnd], layout=layout, progress=False) for plnd in plnds]
+    one, two = (plnd.select(plnd.score(run.statistics)) for plnd, run in zip(plnds, runs, strict=True))
+    assert len(one) > 100 and one == two
+
+
+def test_released_is_exact_whatever_is_asked_for():
+    assert Plnd("released", exact=0.3).need == Plnd("released").need
+    assert Plnd("paper", exact=0.3).need != Plnd("paper").need
+
+
+def test_ranks_beyond_the_exact_ones_are_not_chosen_from(collected):
+    plnd = Plnd(exact=8)
+    with pytest.raises(ValueError, match=r"top_attention=0.5: of basis 'q' only exact=8.*exact=1.0"):
+        replace(plnd, top_attention=0.5).score(collected("llama", BACKENDS[0], plnd))
 
 
 def random_attention(seed=0, tokens=9, heads=3, d_head=4, factors=2, size=1.0):
@@ -404,6 +486,6 @@ def test_more_than_a_layer_has_is_refused_and_notes_say_what_is_exact(collected)
 def test_keys_tell_settings_apart():
     needs = [
         Importance(), Importance(variant="released"), Importance(rotary="post"), Importance(exact=1),
-        Importance(exact=1.0), Importance(skip_bos=True), Importance(bases=("mlp", "q")),
+        Importance(exact=0.3), Importance(skip_bos=True), Importance(bases=("mlp", "q")),
     ]  # fmt: skip
     assert len({each.key for each in needs}) == len(needs)

@@ -127,19 +127,23 @@ class Importances(Recorder):
             self._add(basis, acts.layer, values[basis].flatten(1))
 
     def _patterns(self, own: dict[str, Tensor], layer: int, first: int) -> None:
-        """Units of q and k: all to first order, the best of them then exactly."""
+        """Units of q and k."""
         pattern, groups = own["pattern"], own["k"].shape[1]
         q, k = own["q"], own["k"].repeat_interleave(len(pattern) // groups, dim=1)
-        factors = maths.delta_factors(q, k, self._rotation(layer), self.need.rotary)
+        pairs = dict(zip("qk", maths.delta_factors(q, k, self._rotation(layer), self.need.rotary), strict=True))
         released = self.need.variant == "released"  # adds Delta to the scores without their scale
         scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
-        for basis, pair in zip(("q", "k"), factors, strict=True):
-            if basis in self.need.bases:
-                n_groups = groups if basis == "k" else len(pattern)
-                squares, is_exact = _finish(pattern, pair, scale, n_groups, self.need.exact, first)
-                tokens = max(1, len(q) - first)
-                values = squares / tokens if released else (squares / tokens).sqrt()
-                self._add(basis, layer, values[None], is_exact[None])
+        tokens, known = max(1, len(q) - first), dict[int, Tensor]()  # q and k after the rotation are one pair
+        for basis in (each for each in "qk" if each in self.need.bases):
+            pair, n_groups = pairs[basis], groups if basis == "k" else len(pattern)
+            if _is_whole(self.need.exact, n_groups * q.shape[2]):
+                if id(pair) not in known:
+                    known[id(pair)] = _all_exact(pattern, pair, scale, first)
+                squares, is_exact = _of_groups(known[id(pair)], n_groups), None
+            else:
+                squares, is_exact = _best_exact(pattern, pair, scale, n_groups, self.need.exact, first)
+            values = squares / tokens if released else (squares / tokens).sqrt()
+            self._add(basis, layer, values[None], None if is_exact is None else is_exact[None])
 
     def _rotation(self, layer: int) -> Rotation:
         table = self.constants[f"{self.need.key}.table"][layer]
@@ -156,15 +160,28 @@ class Importances(Recorder):
             torch.maximum(worst, maths.worst_first_ranks(values, is_exact).amax(0), out=worst)
 
 
-def _finish(
+def _is_whole(exact: int | float, units: int) -> bool:
+    return maths.number_of(exact, units) >= units
+
+
+def _all_exact(pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, first: int) -> Tensor:
+    """Squared change by each dimension of each query head, `[head d_head]`."""
+    heads, dims = torch.ones(pair[0].shape[1:3], dtype=torch.bool, device=pattern.device).nonzero(as_tuple=True)
+    return maths.exact_change(pattern, *pair, heads, dims, scale, first).view(pair[0].shape[1:3])
+
+
+def _of_groups(each: Tensor, groups: int) -> Tensor:
+    """Summed over the query heads of a group."""
+    return each.unflatten(0, (groups, -1)).sum(1).flatten()
+
+
+def _best_exact(
     pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, groups: int, exact: int | float, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Squared change of each unit, summed over the query heads of its group; and which are exact."""
+    """Squared change of each unit, exact for those that are the first to first order; and which these are."""
     n_heads, d_head = len(pattern), pair[0].shape[2]
-    each = maths.first_order_change(pattern, *pair, first) * scale**2
-    squares = each.unflatten(0, (groups, -1)).sum(1).flatten()
-    count = min(maths.number_of(exact, len(squares)), len(squares))
-    best = squares.argsort(descending=True, stable=True)[:count]
+    squares = _of_groups(maths.first_order_change(pattern, *pair, first) * scale**2, groups)
+    best = squares.argsort(descending=True, stable=True)[: maths.number_of(exact, len(squares))]
     per_group = n_heads // groups
     heads = (best // d_head)[:, None] * per_group + torch.arange(per_group, device=best.device)
     dims = (best % d_head)[:, None].expand_as(heads)
