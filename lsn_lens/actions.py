@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens import models
 from lsn_lens.batches import separator_id
+from lsn_lens.entry import check_model
 from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
 from lsn_lens.methods.average_precision import positive_median
 from lsn_lens.methods.diffmean import directions
@@ -107,6 +108,7 @@ def resample(
         ValueError: The documents have fewer tokens, or the model has no such basis.
         KeyError: A basis that cannot be written to.
     """
+    check_model(model)
     if tokens < 1:
         raise ValueError(f"tokens={tokens}: expected a whole number of at least 1.")
     sites = {basis: SITES[site] for basis, site in _write_sites(bases).items()}

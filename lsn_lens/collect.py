@@ -20,12 +20,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lsn_lens import models
+from lsn_lens import hooks, models
 from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.formats import write_bytes
 from lsn_lens.methods import Method, get_method
-from lsn_lens.passes import Pass, Tensors
+from lsn_lens.passes import Pass, Tensors, way_of
 from lsn_lens.recorders import RECORDERS
 from lsn_lens.requirements import requirements
 from lsn_lens.run import (
@@ -80,6 +81,7 @@ def collect(
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
+    check_model(model)
     wanted = needs_of(model, methods, extra)
     layout = _layout(layout, wanted)
     if len(corpora) < 2:
@@ -98,6 +100,8 @@ def collect(
             "text": plan.describe(),
             "statistics": [each.key for each in wanted],
             "rows": any(each.rows(model.cfg.n_layers, widths) for each in wanted),
+            "hooks": hooks.describe(model),  # part of the model: a run must not go on without them, or with others
+            "forward": way_of(model, wanted, widths),
         }
         if folder is not None and rank == 0:
             _check_room(folder, _required(wanted, model, widths, plan), progress)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 
@@ -171,6 +172,7 @@ def intervene(
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
     """
+    check_model(model)
     if isinstance(neurons, Intervention) and action is not None:
         raise ValueError(f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}.")
     action = action or zero

@@ -4,14 +4,13 @@ A *model* is an unwrapped `HookedTransformer` (TransformerLens 3.9) or `Transfor
 Weights are never processed: folding and centring change what several methods measure.
 """
 
-import contextlib
 import hashlib
 import importlib
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 
+from lsn_lens.hooks import set_aside
 from lsn_lens.sites import SITES, Site, flat, get_site
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -287,7 +287,7 @@ def site_width(model: Model, name: str) -> int:
     if missing:
         raise ValueError(f"site {name!r}: {what} has no {missing[0]}. {_why_no_mlp(model)}")
     seen: dict[str, Tensor] = {}
-    with _without_hooks(model), model.hooks(fwd_hooks=[(each, _keep(seen, each)) for each in names]):
+    with set_aside(model), model.hooks(fwd_hooks=[(each, _keep(seen, each)) for each in names]):
         model(_probe_ids(vocabulary_size(model))[1][None].to(device_of(model)))
     widths = {layer: read(seen[site.hook_name(layer)]).shape[-1] for layer in layers if site.hook_name(layer) in seen}
     if len(set(widths.values())) != 1 or len(widths) != len(layers):
@@ -296,23 +296,6 @@ def site_width(model: Model, name: str) -> int:
         for layer in layers:
             _check_mlp(model, layer, seen, what)
     return widths[0]
-
-
-@contextlib.contextmanager
-def _without_hooks(model: Model) -> Iterator[None]:
-    """Set aside the hooks that others have on the model: a probe must see it bare, and not be seen."""
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    present = [(point, dict(point._forward_hooks)) for point in points if point.fwd_hooks]
-    for point, _ in present:
-        for handle in point.fwd_hooks:
-            if not handle.is_permanent:  # a bridge's own plumbing is permanent
-                point._forward_hooks.pop(handle.hook.id)
-    try:
-        yield
-    finally:
-        for point, hooks in present:
-            point._forward_hooks.clear()
-            point._forward_hooks.update(hooks)
 
 
 def _keep(seen: dict[str, Tensor], name: str) -> Callable[..., None]:

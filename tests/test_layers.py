@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
     {"draws", "formats"},
-    {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
+    {"sites", "hooks", "statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
-    {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
+    {"models", "forward", "entry", "interventions", "actions", "run", "methods", "requirements", "recorders"},
     {"passes", "anatomy"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
@@ -23,6 +23,7 @@ LAYERS = (
 # an import inside one layer that is meant: writing to units needs to know the model's sites
 BESIDE = {
     ("interventions", "models"), ("forward", "models"), ("recorders", "models"), ("recorders", "forward"),
+    ("entry", "models"), ("entry", "forward"), ("interventions", "entry"), ("actions", "entry"),
     ("actions", "models"), ("actions", "interventions"), ("actions", "methods"),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import pandas as pd
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation import causal, footprint, reliability
 from lsn_lens.evaluation import trust as doubts
 from lsn_lens.evaluation.agreement import agreement, average_agreement
@@ -152,6 +153,8 @@ def compare(
         ValueError: No method that can be used, a model without corpora or the reverse, fewer than two seeds,
             parameters or sets for methods that are not compared, or checks that take a model without one.
     """
+    if model is not None:
+        check_model(model)
     if (model is None) != (corpora is None):
         raise ValueError("effects take both a model and corpora; give both, or neither.")
     if model is None and trust is not None and trust.with_model:

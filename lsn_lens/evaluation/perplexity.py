@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.interventions import Action, Intervention, hooks_of, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 
@@ -55,6 +56,7 @@ def perplexity_table(
 
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
     """
+    check_model(model)
     named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
         plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
@@ -104,6 +106,7 @@ def loss_table(
     Raises:
         ValueError: Two interventions of one name.
     """
+    check_model(model)
     each = list(interventions)
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
@@ -140,6 +143,7 @@ def perplexity_matrix(
 
     Args: as `perplexity_table`; `measure` is one of its columns.
     """
+    check_model(model)
     table = perplexity_table(model, corpora, found, action, layout=layout, progress=progress)
     return as_matrix(table, measure)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.steering.trials import Trial, beside, groups_by, run_trials
 from lsn_lens.evaluation.steering.ways import NONE, NOTHING
 from lsn_lens.evaluation.texts.identifiers import UND, Identify
@@ -46,6 +47,7 @@ def deactivate(
         One row a text: `method` ("none" without), `seed` (of random units; missing for the method's), `action`,
         `source` (the prompt's language), and what `run_trials` measures.
     """
+    check_model(model)
     trials = [_trial(NONE, None, "", each, prompts[each], Intervention(NONE)) for each in prompts]
     for method, found in sets.items():
         for drawn in (None, *range(seeds)):
