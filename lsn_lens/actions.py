@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens import models
 from lsn_lens.batches import separator_id
+from lsn_lens.entry import check_model
 from lsn_lens.formats import whole_number
 from lsn_lens.identity import origin_of
 from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
@@ -118,6 +119,7 @@ def resample(
         ValueError: The documents have fewer tokens or are one string, or the model has no such basis.
         KeyError: A basis that cannot be written to.
     """
+    check_model(model)
     tokens = whole_number(tokens, "tokens", least=1)
     if isinstance(documents, str):
         raise ValueError("documents is one string, which would be read letter by letter: give a list of documents.")

@@ -20,13 +20,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lsn_lens import models
+from lsn_lens import hooks, models
 from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.formats import write_bytes
 from lsn_lens.identity import fingerprint
 from lsn_lens.methods import Method
-from lsn_lens.passes import Pass, Tensors
+from lsn_lens.passes import Pass, Tensors, way_of
 from lsn_lens.recorders import RECORDERS
 from lsn_lens.requirements import requirements
 from lsn_lens.run import (
@@ -86,6 +87,7 @@ def collect(
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
+    check_model(model)
     layout = layout or Layout(kind="auto")
     fits, named, extra = Fits(model), named_methods(methods), list(extra)
     wanted = fits.wanted(named)
@@ -116,6 +118,8 @@ def collect(
             "statistics": [each.key for each in needs],
             "rows": any(each.rows(model.cfg.n_layers, widths) for each in needs),
             "left_out": wanted.describe(),
+            "hooks": hooks.describe(model),  # part of the model: a run must not go on without them, or with others
+            "forward": way_of(model, needs, widths),
         }
         if folder is not None and rank == 0:
             _check_room(folder, _required(needs, model, widths, plan), progress)

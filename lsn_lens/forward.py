@@ -3,73 +3,221 @@
 import contextlib
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Module
 
-from lsn_lens.models import HALF_TOLERANCE, TOLERANCE, Model, device_of, is_bridge, vocabulary_size
+from lsn_lens import hooks
+from lsn_lens.models import TOLERANCE, Model, device_of, is_bridge, vocabulary_size
+
+ROTATED = ("attn.hook_rot_q", "attn.hook_rot_k")
 
 
-@contextlib.contextmanager
-def lean(model: Model, hook_names: Iterable[str]) -> Iterator[Model]:
-    """Let a bridge run Hugging Face's own modules wherever no hook of `hook_names` is needed.
+_active: WeakKeyDictionary[Module, "_Swap"] = WeakKeyDictionary()  # models inside `lean`
+_run: WeakKeyDictionary[Module, tuple[int, frozenset[int]]] = WeakKeyDictionary()
 
-    Most other hooks do not fire meanwhile. Where no attention hook is needed, attention is computed by
-    `scaled_dot_product_attention`. The output is the same up to rounding; a HookedTransformer is left as it is.
+
+class _Swap:
+    """Hugging Face's own modules in the place of components that only add hooks which nobody needs.
+
+    In half precision a component stays if it computes by itself what it wraps: two ways to the same number round
+    differently there, and which hooks are needed must not decide between them.
     """
-    if not is_bridge(model):
-        yield model
-        return
-    needed = {id(model.hook_dict[name]) for name in hook_names}
-    swapped: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
-    attention_stays = False
 
-    def visit(module: torch.nn.Module) -> None:
-        nonlocal attention_stays
+    def __init__(self, model: Model, hook_names: Iterable[str]):
+        self.model, self.config = model, model.original_model.config
+        self.named = {id(model.hook_dict[name]) for name in hook_names}
+        self.runs = modules_run(model) if is_half(model) else None
+        self.swapped: list[tuple[Module, str, Module]] = []
+
+    def apply(self) -> None:
+        """Swap all components but those with hooks that are named or in force."""
+        hf_model = self.model.original_model
+        self.implementation, self.attention_stays = self.config._attn_implementation, False
+        self.present = {id(module) for module in hooks.in_force(self.model)}
+        if not hooks.is_everywhere():
+            self._visit(hf_model)
+        running = set(map(id, hf_model.modules()))
+        gone = (module for _, _, child in self.swapped for module in child.modules())
+        self.gone = [module for module in gone if id(module) not in running]
+        supported = self.runs is None and getattr(hf_model, "_supports_sdpa", False)
+        if self.swapped and supported and not self.attention_stays:
+            self.config._attn_implementation = "sdpa"
+
+    def undo(self) -> None:
+        """As it was."""
+        for module, name, child in reversed(self.swapped):
+            module._modules[name] = child
+        self.swapped.clear()
+        self.config._attn_implementation = self.implementation
+
+    def refresh(self) -> None:
+        """Put back what has got hooks since."""
+        if self.swapped and (hooks.is_everywhere() or any(map(hooks.put_on, self.gone))):
+            self.undo()
+            self.apply()
+
+    def _visit(self, module: Module) -> None:
         wrapped = module._modules.get("_original_component")
         if wrapped is not None:  # a bridge's component that stays reaches into its own parts: leave these
-            visit(wrapped)
+            self._visit(wrapped)
             return
         for name, child in list(module._modules.items()):
             if child is None:
                 continue
             original = child._modules.get("_original_component")
-            if original is not None and not any(id(each) in needed for each in child.modules()):
-                swapped.append((module, name, child))
-                module._modules[name] = original
-                visit(original)
+            if original is None or self._stays(child, original):
+                self.attention_stays |= "Attention" in type(child).__name__
+                self._visit(child)
             else:
-                attention_stays |= "Attention" in type(child).__name__
-                visit(child)
+                self.swapped.append((module, name, child))
+                module._modules[name] = original
+                self._visit(original)
 
-    hf_model = model.original_model
-    config = hf_model.config
-    implementation = config._attn_implementation
-    try:
-        visit(hf_model)
-        if getattr(hf_model, "_supports_sdpa", False) and not attention_stays:
-            config._attn_implementation = "sdpa"
+    def _stays(self, child: Module, original: Module) -> bool:
+        if self.runs is not None and id(original) not in self.runs:
+            return True
+        return any(self._is_needed(each) for each in child.modules())
+
+    def _is_needed(self, module: Module) -> bool:
+        if id(module) in self.named or id(module) in self.present:
+            return True
+        inside, near = hooks.held(module)
+        return bool(inside & (self.named | self.present) or near & self.present)
+
+
+@contextlib.contextmanager
+def lean(model: Model, hook_names: Iterable[str] = ()) -> Iterator[Model]:
+    """Let a bridge run Hugging Face's own modules wherever no hook is needed.
+
+    Needed are the hook points of `hook_names`, which will get hooks, and every module that has hooks of somebody's or a
+    replaced forward already, or gets them in between (seen at the next `hidden_states` or `logits`). Most other hooks
+    do not fire meanwhile. In float32, where no attention hook is needed, attention is computed by
+    `scaled_dot_product_attention`, and the output is the same up to rounding; in half precision it is the same bits.
+    A HookedTransformer is left as it is.
+    """
+    if not is_bridge(model):
         yield model
+        return
+    with _as_it_is(model):
+        swap = _Swap(model, hook_names)
+        try:
+            swap.apply()
+            _active[model] = swap
+            yield model
+        finally:
+            swap.undo()
+
+
+@contextlib.contextmanager
+def _as_it_is(model: Model) -> Iterator[None]:
+    """Outside any `lean` that the model is in."""
+    around = _active.pop(model, None)
+    if around is not None:
+        around.undo()
+    try:
+        yield
     finally:
-        for module, name, child in reversed(swapped):
-            module._modules[name] = child
-        config._attn_implementation = implementation
+        _active.pop(model, None)
+        if around is not None:
+            around.apply()
+            _active[model] = around
 
 
 @torch.no_grad()
-def lean_is_exact(model: Model, hook_names: Collection[str]) -> bool:
-    """Whether the lean forward gives this model's own hidden states, tried on a few tokens."""
+def modules_run(model: Model) -> frozenset[int]:
+    """Ids of a bridge's modules that take part in its forward pass: some of what it wraps it computes by itself."""
+    modules = [module for module in hooks.modules_of(model) if not hooks.is_point(module)]
+    count, known = _run.get(model, (0, frozenset[int]()))
+    if count == len(modules):
+        return known
+    seen: set[int] = set()
+    with hooks.set_aside(model), _as_it_is(model), contextlib.ExitStack() as stack:
+        for module in modules:
+            handle = module.register_forward_pre_hook(lambda module, given: seen.add(id(module)))
+            stack.callback(handle.remove)
+        logits(model, _probe(model))
+    _run[model] = (len(modules), frozenset(seen))
+    return _run[model][1]
+
+
+@torch.no_grad()
+def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
+    """Whether the lean forward gives this model's own hidden states, tried on a few tokens without any hooks.
+
+    In half precision to the bit. The hook points of `hook_names`, and those with hooks in force, must fire as often.
+    """
     if not is_bridge(model):
         return False
-    ids = torch.arange(16, device=device_of(model)).view(2, 8) % vocabulary_size(model)
-    full = hidden_states(model, ids, None).float()
+    points = {model.hook_dict[name] for name in hook_names}
+    points |= {module for module in hooks.in_force(model) if hooks.is_point(module)}
+    swap = _Swap(model, hook_names)
+    with _as_it_is(model):
+        with hooks.set_aside(model):
+            full, fired = _probed(model, points)
+        try:
+            swap.apply()  # while it can be seen what is in force
+            with hooks.set_aside(model):
+                short, fired_lean = _probed(model, points)
+        finally:
+            swap.undo()
+    if fired != fired_lean:
+        return False
+    if is_half(model):
+        return torch.equal(full, short)
+    return bool((full - short).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * full.std())
+
+
+def _probed(model: Model, points: Collection[Module]) -> tuple[Tensor, Counter[Module]]:
+    """Hidden states of a few tokens, and how often each hook point fired."""
+    fired: Counter[Module] = Counter()
+    with contextlib.ExitStack() as stack:
+        for point in points:
+            stack.callback(point.register_forward_hook(lambda module, given, made: fired.update([module])).remove)
+        return hidden_states(model, _probe(model), None), fired
+
+
+def _probe(model: Model) -> Tensor:
+    return torch.arange(16, device=device_of(model)).view(2, 8) % vocabulary_size(model)
+
+
+def is_half(model: Model) -> bool:
+    """Whether the weights are of 16 bits or fewer."""
+    return next(model.parameters()).dtype not in TOLERANCE
+
+
+def how(model: Model, is_lean: bool, hook_names: Iterable[str]) -> dict[str, Any]:
+    """By which way a pass goes, as plain data: whose modules run, and which attention they compute."""
+    if not is_bridge(model):
+        return {"modules": "HookedTransformer", "attention": "eager"}
+    if not is_lean:
+        return {"modules": "bridge", "attention": model.original_model.config._attn_implementation}
     with lean(model, hook_names):
-        short = hidden_states(model, ids, None).float()
-    allowed = TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE)
-    return bool((full - short).abs().max() <= allowed * full.std())
+        return {"modules": "lean", "attention": model.original_model.config._attn_implementation}
+
+
+@contextlib.contextmanager
+def _ready(model: Model) -> Iterator[None]:
+    """What is on the model now is kept; and in half precision rotated queries and keys are of its dtype.
+
+    Of some architectures the bridge leaves them in float32, which Hugging Face's own attention casts back.
+    """
+    if model in _active:
+        _active[model].refresh()
+    dtype = next(model.parameters()).dtype
+    names = [f"blocks.{layer}.{each}" for layer in range(model.cfg.n_layers) for each in ROTATED]
+    points = [model.hook_dict[name] for name in names if name in model.hook_dict] if is_half(model) else []
+    with contextlib.ExitStack() as stack:
+        for point in dict.fromkeys(points):  # torch's hook, and the first: before anybody else's
+            handle = point.register_forward_hook(lambda module, given, made: made.to(dtype), prepend=True)
+            stack.callback(handle.remove)
+        yield
 
 
 def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
@@ -81,8 +229,10 @@ def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tenso
     if not is_bridge(model):
         return model(ids, attention_mask=mask, stop_at_layer=model.cfg.n_layers, return_type=None)
     hf_model = model.original_model
-    body = getattr(hf_model, hf_model.base_model_prefix)
-    return body(ids, attention_mask=mask, use_cache=False).last_hidden_state
+    with _ready(model):
+        body = getattr(hf_model, hf_model.base_model_prefix, None)
+        body = hf_model.get_decoder() if body is None else body
+        return body(ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch pos d_vocab"]:
@@ -90,7 +240,8 @@ def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tenso
     _check_right_padded(mask)
     if not is_bridge(model):
         return model(ids, attention_mask=mask, return_type="logits")
-    return model.original_model(ids, attention_mask=mask, use_cache=False).logits
+    with _ready(model):
+        return model.original_model(ids, attention_mask=mask, use_cache=False).logits
 
 
 def step(
@@ -116,7 +267,8 @@ def step(
     positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     takes_positions = "position_ids" in inspect.signature(hf_model.forward).parameters  # else it counts by the mask
     given = {"position_ids": positions} if takes_positions else {}
-    output = hf_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+    with _ready(model):
+        output = hf_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
     if getattr(output, "past_key_values", None) is None:
         raise ValueError(f"{type(hf_model).__name__} keeps no keys and values: give cache=False.")
     return output.logits, output.past_key_values

@@ -102,7 +102,7 @@ def whose(origin: Origin) -> str:
     return f"{origin.get('model') or 'a model not named'}{revision}{weights}"
 
 
-def check_model(model: Any, origins: Iterable[tuple[str, Origin]]) -> None:
+def check_same_model(model: Any, origins: Iterable[tuple[str, Origin]]) -> None:
     """Refuse what was found on another model.
 
     Args:

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens import models
-from lsn_lens.identity import CARRIED, Origin, check_model, check_origin, origin_of, whose
+from lsn_lens.entry import check_model
+from lsn_lens.identity import CARRIED, Origin, check_origin, check_same_model, origin_of, whose
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 
@@ -258,6 +259,7 @@ def intervene(
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
     """
+    check_model(model)
     what = intervention_of(neurons, action)
     hooks = hooks_of(model, what)
     if not hooks:
@@ -311,7 +313,7 @@ def check_steps(model: models.Model, steps: Iterable[tuple[NeuronSet, Action]]) 
     for neurons, action in steps:
         check_step(neurons, action)
         origins += [(f"the set {neurons.method!r}", neurons.origin), (f"action {action.name!r}", action.origin)]
-    check_model(model, origins)
+    check_same_model(model, origins)
 
 
 @contextlib.contextmanager

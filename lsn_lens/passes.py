@@ -24,6 +24,12 @@ def _leaf(acts: Tensor, hook: Any) -> Tensor:
     return acts.detach().requires_grad_()
 
 
+def way_of(model: models.Model, needs: list[Need], widths: Mapping[str, int]) -> dict[str, Any]:
+    """By which way the passes for these needs go, see `forward.how`."""
+    passing = Pass(model, needs, widths, {})
+    return forward.how(model, passing.is_lean, passing.every_name)
+
+
 class Pass:
     """Hands what the hooks see to the recorders; one forward pass at a time, each hook exactly once."""
 
@@ -33,6 +39,11 @@ class Pass:
         self.model, self.layers, self.device = model, model.cfg.n_layers, models.device_of(model)
         self.recorders = [make_recorder(model, need, widths, constants) for need in needs]
         self.gradient = any(need.gradient for need in needs)
+        if self.gradient and any(each.is_inference() for each in model.parameters()):
+            raise ValueError(
+                f"{type(model).__name__}: its weights were made inside torch.inference_mode(), so no gradient "
+                "can pass through them. Load the model outside of it."
+            )
         self.fired: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.view: View | None = None
@@ -40,7 +51,8 @@ class Pass:
         self.names = [name for name, _ in self.hooks]
         if self.gradient:
             self.hooks = [(ENTRY, _leaf), *self.hooks]
-        self.is_lean = forward.lean_is_exact(model, [name for name, _ in self.hooks])
+        self.every_name = [name for name, _ in self.hooks]
+        self.is_lean = forward.lean_is_exact(model, self.every_name)
         self.reset()
 
     def reset(self) -> None:
@@ -97,7 +109,9 @@ class Pass:
         by_document = plan.layout.kind == "documents"
         with contextlib.ExitStack() as stack:
             if self.is_lean:
-                stack.enter_context(forward.lean(self.model, [name for name, _ in self.hooks]))
+                stack.enter_context(forward.lean(self.model, self.every_name))
+            if self.gradient:
+                stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(self.gradient))
             stack.enter_context(self.model.hooks(fwd_hooks=self.hooks))
 

@@ -1,11 +1,12 @@
 """Run a model on a few tokens, bare of everybody's hooks, and look."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lsn_lens.hooks import set_aside
 
 Hooks = list[tuple[str, Callable[..., Any]]]
 TOKENS = 7
@@ -43,7 +44,7 @@ def probe(model: Any, names: Iterable[str] = (), hooks: Hooks | None = None) -> 
     ids = probe_ids(vocabulary_size(model), TOKENS)[0][None].to(device_of(model))
     every = [*((name, _keep(seen, name)) for name in names), *(hooks or [])]
     try:
-        with _without_hooks(model), model.hooks(fwd_hooks=every):
+        with set_aside(model), model.hooks(fwd_hooks=every):
             return seen, model(ids, return_type="logits")
     except (NotImplementedError, RuntimeError) as error:
         if ids.device.type != "meta":
@@ -52,23 +53,6 @@ def probe(model: Any, names: Iterable[str] = (), hooks: Hooks | None = None) -> 
             f"the sizes of {model.cfg.model_name} cannot be told from its configuration alone ({type(error).__name__}: "
             "it cannot be run without weights): load the model, and give that."
         ) from error
-
-
-@contextlib.contextmanager
-def _without_hooks(model: Any) -> Iterator[None]:
-    """Set aside the hooks that others have on the model: a probe must see it bare, and not be seen."""
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    present = [(point, dict(point._forward_hooks)) for point in points if point.fwd_hooks]
-    for point, _ in present:
-        for handle in point.fwd_hooks:
-            if not handle.is_permanent:  # a bridge's own plumbing is permanent
-                point._forward_hooks.pop(handle.hook.id)
-    try:
-        yield
-    finally:
-        for point, hooks in present:
-            point._forward_hooks.clear()
-            point._forward_hooks.update(hooks)
 
 
 def _keep(seen: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -24,7 +24,7 @@ def count_positive(rows: Rows) -> Float[Tensor, "unit"]:
     total = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
     step = ROWS if rows.device.type == "cpu" else max(1, len(rows))
     buffer = torch.empty((min(step, len(rows)), rows.shape[1]), dtype=torch.float32, device=rows.device)
-    ones = torch.ones(len(buffer), device=rows.device)
+    ones = torch.ones(len(buffer), dtype=torch.float32, device=rows.device)
     for first in range(0, len(rows), step):
         chunk = rows[first : first + step]
         above = torch.gt(chunk, 0, out=buffer[: len(chunk)])

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from lsn_lens import forward, models
+from lsn_lens.entry import check_model
 
 
 @torch.no_grad()
@@ -29,6 +30,7 @@ def activations_on_text(
     Raises:
         ValueError: No neurons, or a text longer than the model's context.
     """
+    check_model(model)
     if neurons.empty:
         raise ValueError("no neurons to show: the table is empty.")
     rows = neurons[["language", "layer", "unit"]].itertuples(index=False, name=None)

@@ -56,7 +56,7 @@ def run_script(text: str, *arguments: str, launcher: tuple[str, ...] = ()) -> su
 
 @torch.no_grad()
 def test_counts_and_sums_equal_plain_hugging_face(model, corpora, whole):
-    hf = AutoModelForCausalLM.from_pretrained(models.DEMO_MODEL, dtype=torch.float32).eval()
+    hf = AutoModelForCausalLM.from_pretrained(checkpoints.DEMO_MODEL, dtype=torch.float32).eval()
     seen: dict[str, list[torch.Tensor]] = {"gate": [], "down": []}
     for layer in hf.model.layers:
         layer.mlp.gate_proj.register_forward_hook(lambda m, i, o: seen["gate"].append(o[0]))

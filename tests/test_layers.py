@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
     {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity", "refusal", "sites", "token_bytes"},
-    {"tokens", "documents"},
+    {"tokens", "documents", "hooks"},
     {"statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
-    {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
+    {"models", "forward", "entry", "interventions", "actions", "run", "methods", "requirements", "recorders"},
     {"passes", "anatomy", "wanted"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
@@ -24,6 +24,7 @@ LAYERS = (
 # an import inside one layer that is meant: writing to units needs to know the model's sites
 BESIDE = {
     ("interventions", "models"), ("forward", "models"), ("recorders", "models"), ("recorders", "forward"),
+    ("entry", "models"), ("entry", "forward"), ("interventions", "entry"), ("actions", "entry"),
     ("actions", "models"), ("actions", "interventions"), ("actions", "methods"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from lsn_lens import models
 from lsn_lens.actions import mean_ablation, other_mean_ablation, resample
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.controls import matched_draws
 from lsn_lens.evaluation.perplexity import perplexity_table
 from lsn_lens.interventions import Action, scale, zero
@@ -39,6 +40,7 @@ def kinds_of_ablation(
     Raises:
         ValueError: The run has no means of a basis of the set, or the others' text has fewer tokens.
     """
+    check_model(model)
     other = other_mean_ablation(run.statistics)
     known = other(run.languages[0]).values
     lacking = [basis for basis in found.masks if basis not in (known if isinstance(known, Mapping) else {})]
@@ -94,6 +96,7 @@ def ablation_sensitivity(
     Raises:
         ValueError: No kinds, no seed, a set of one language on text of one, or as `kinds_of_ablation`.
     """
+    check_model(model)
     kinds = kinds_of_ablation(model, corpora, run, found) if actions is None else dict(actions)
     if not kinds or seeds < 1 or len(corpora) < 2:
         raise ValueError(

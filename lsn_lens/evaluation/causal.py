@@ -12,6 +12,7 @@ from lsn_lens import models
 from lsn_lens.actions import other_mean_ablation
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation import effects
 from lsn_lens.evaluation.controls import matched_draws
 from lsn_lens.evaluation.perplexity import perplexity_table
@@ -45,6 +46,7 @@ def measure_losses(
     progress: bool,
 ) -> pd.DataFrame:
     """`perplexity_table` of all methods on all languages, each method with its own action."""
+    check_model(model)
     groups: dict[int, dict[str, NeuronSet]] = {}
     for name, action in actions.items():
         groups.setdefault(id(action), {})[name] = found[name]
@@ -77,6 +79,7 @@ def measure_controls(
         One row for each method and language, see `Comparison.control_by_language`; and the random sets' rises one by
         one, see `Comparison.control_points`.
     """
+    check_model(model)
     layout = layout or Layout()
     short = replace(layout, max_tokens=tokens, length=layout.length and min(layout.length, tokens))
     rows, drawn = [], []

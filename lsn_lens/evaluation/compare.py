@@ -11,6 +11,7 @@ import pandas as pd
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation import causal, footprint, reliability
 from lsn_lens.evaluation import trust as doubts
 from lsn_lens.evaluation.agreement import agreement, average_agreement
@@ -161,6 +162,8 @@ def compare(
         raise ValueError(f"trust={trust!r}: expected Checks(...) of lsn_lens.evaluation.reliability, or None.")
     if action is not None and not callable(action):
         check_action(action)
+    if model is not None:
+        check_model(model)
     if (model is None) != (corpora is None):
         raise ValueError("effects take both a model and corpora; give both, or neither.")
     if model is None and trust is not None and trust.with_model:

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.prompts import front
 
 
@@ -98,6 +99,7 @@ def score(model: models.Model, pairs: Sequence[Pair], *, batch_size: int = 16, p
         FloatingPointError: NaN or infinite logits, as an intervention may make.
         ValueError: A batch size below 1.
     """
+    check_model(model)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1.")
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].context) - len(pairs[i].continuation))

@@ -12,6 +12,7 @@ from torch import Tensor
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.perplexity import perplexity_table
 from lsn_lens.interventions import Action, zero
 from lsn_lens.neurons import NeuronSet
@@ -165,6 +166,7 @@ def outlier_effects(
         `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats a token), with `_bits_per_byte` the same in
         bits a byte.
     """
+    check_model(model)
     left = without(found, units)
     sets = {"": found, "_without": left, "_of_outliers": found - left}
     table = perplexity_table(model, corpora, sets, action, evaluate="own", layout=layout, progress=progress)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.scored import nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
 from lsn_lens.evaluation.stability import check_replicates, percentile_interval
 
@@ -52,6 +53,7 @@ def document_losses(
     Raises:
         ValueError: No text, or a document longer than the context.
     """
+    check_model(model)
     rows: list[pd.DataFrame] = []
     layout = Layout(kind="documents", separator=separator, max_tokens=max_tokens, equal=False, shards=1)  # type: ignore[arg-type]
     device, start = models.device_of(model), separator_id(model.tokenizer, separator)

@@ -14,6 +14,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.experts import expert_scores, select_experts
 from lsn_lens.methods import ExpertFrequency
 from lsn_lens.statistics import Statistics
@@ -143,6 +144,7 @@ def only_experts(
     Yields:
         The model; its hooks are gone when the block ends.
     """
+    check_model(model)
     if not 0 < share <= 1 or score not in ("l1", "l2"):
         raise ValueError(f"share={share}, score={score!r}: expected a share in (0, 1] and 'l1' or 'l2'.")
     device = models.device_of(model)

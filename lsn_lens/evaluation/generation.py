@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.endings import Endings, endings
 from lsn_lens.evaluation.prompts import prompt_ids, texts_of, whole_number
 from lsn_lens.interventions import COLUMNS, Columns, Intervention, hooks_of, named
@@ -92,6 +93,7 @@ def generate(
     Source: unconditional defaults as in the released code of Kojima et al. 2024: temperature 0.8, 64 tokens, 100 seeds,
     pure sampling.
     """
+    check_model(model)
     unconditional = prompts is None
     samples = (KOJIMA["samples"] if unconditional else 1) if samples is None else samples
     temperature = (KOJIMA["temperature"] if unconditional else 0.0) if temperature is None else temperature
@@ -134,6 +136,7 @@ def generate_each(
     Warns:
         UserWarning: An intervention has no units.
     """
+    check_model(model)
     every = [Intervention("none"), *interventions]
     names = [each.name for each in every]
     if len(set(names)) < len(names):

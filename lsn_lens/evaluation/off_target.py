@@ -13,6 +13,7 @@ import pandas as pd
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus, load_corpora
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.controls import matched_draws
 from lsn_lens.evaluation.generation import generate
 from lsn_lens.evaluation.perplexity import perplexity_table
@@ -107,6 +108,7 @@ def off_target(
         ValueError: Neutral text with the name of a language, no seed or prompt, or text of one language only.
         KeyError: A language of the set without text.
     """
+    check_model(model)
     neutral = neutral_text() if neutral is None else neutral
     _check(corpora, found, neutral, seeds, prompts)
     sets, matched = matched_draws(found, seeds, statistics)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.scored import Loss, nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
 from lsn_lens.interventions import Action, Intervention, action_for, hooks_of, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
@@ -69,6 +70,7 @@ def perplexity_table(
 
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
     """
+    check_model(model)
     named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
     jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
     change = cache(partial(action_for, action))
@@ -123,6 +125,7 @@ def loss_table(
     Raises:
         ValueError: Two interventions of one name.
     """
+    check_model(model)
     each = list(interventions)
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
@@ -166,6 +169,7 @@ def perplexity_matrix(
     Raises:
         ValueError: Another measure; and as `perplexity_table`.
     """
+    check_model(model)
     _check_measure(measure)
     table = perplexity_table(model, corpora, found, action, layout=layout, progress=progress)
     return as_matrix(table, measure)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.ablations import ablation_sensitivity
 from lsn_lens.evaluation.causal import Choice
 from lsn_lens.evaluation.off_target import off_target
@@ -117,6 +118,8 @@ def measure(
         `same_script_survival`, "ablations" as `ablation_sensitivity`, "off target" as `off_target`; and "not done"
         (`method`, `check`, `reason`).
     """
+    if model is not None:
+        check_model(model)
     parts: dict[str, list[pd.DataFrame]] = {}
     not_done: list[dict[str, str]] = []
     unchecked = {

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
 from lsn_lens.batches import separator_id
+from lsn_lens.entry import check_model
 
 BATCH_TOKENS = 4096  # read at once
 KEYS = ("layer", "language", "other")
@@ -72,6 +73,7 @@ def sentence_embeddings(
 
     Source: mean residual stream over tokens; the definition is ours.
     """
+    check_model(model)
     if pooling not in ("mean", "last"):
         raise ValueError(f"pooling={pooling!r}: expected 'mean' or 'last'.")
     counts = {label: len(texts) for label, texts in sentences.items()}
@@ -85,7 +87,6 @@ def sentence_embeddings(
     shape = (len(ids), len(kept), model.cfg.n_layers + 1, model.cfg.d_model)
     values = torch.empty(shape)
     needed = [_hook_name(layer) for layer in range(shape[2])]
-    needed += [name for name, point in model.hook_dict.items() if point.fwd_hooks]  # of an intervention in force
     lean = forward.lean(model, needed) if forward.lean_is_exact(model, needed) else contextlib.nullcontext()
     with lean, tqdm(total=len(ids) * len(kept), desc="embeddings", unit="sentence", disable=not progress) as bar:
         for place, rows in enumerate(ids.values()):

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.methods.sharing import PRODUCT, TYPES, Sharing, members
 from lsn_lens.statistics import Statistics
 
@@ -185,6 +186,7 @@ def effective_score(
 
     Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks.
     """
+    check_model(model)
     rows = []
     for layer, label, types, products in _products(statistics, method):
         wanted = [tokens] * len(products) if isinstance(tokens, int) else list(tokens[label])
@@ -200,12 +202,14 @@ def effective_values(
     model: models.Model, layer: int, products: Float[Tensor, "item unit"], tokens: Int[Tensor, "item"]
 ) -> Float[Tensor, "item unit"]:
     """What each neuron adds to the logit of each item's token: `e_w . (m_i v_i)`, in float64."""
+    check_model(model)
     towards = model.W_U[:, tokens.to(model.W_U.device)].double().cpu()
     return products.double() * (_down(model, layer) @ towards).T
 
 
 def down_norms(model: models.Model) -> Float[Tensor, "layer unit"]:
     """Norms of the rows of each layer's down projection, of the weights as they are (do not centre them)."""
+    check_model(model)
     return torch.stack([_down(model, layer).norm(dim=-1) for layer in range(model.cfg.n_layers)])
 
 

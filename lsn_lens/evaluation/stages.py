@@ -10,6 +10,7 @@ import pandas as pd
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import Documents, LanguageCorpus, Records
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.perplexity import NONE, perplexity_table
 from lsn_lens.interventions import Action, zero
 from lsn_lens.neurons import NeuronSet
@@ -129,6 +130,7 @@ def search_stages(
 
     Source: ours. Zhao et al. 2024 choose the numbers on a task.
     """
+    check_model(model)
     depth = _depth(found)
     others = [label for label in found.languages if label != english]
     if english not in corpora:

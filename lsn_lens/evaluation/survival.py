@@ -12,6 +12,7 @@ from torch import Tensor
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.collect import collect
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.resampling import halves, load_shards, subset
 from lsn_lens.evaluation.text_controls import CONTROLS, Control, Corpora, same_script
 from lsn_lens.methods import Method, get_method
@@ -58,6 +59,7 @@ def survival(
         ValueError: No methods or controls, a control that changes the languages or cannot be used on these, a run with
             one shard of a language.
     """
+    check_model(model)
     chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
     if not chosen or not controls:
         raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected one of each at least.")

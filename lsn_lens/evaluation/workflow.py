@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.causal import PERCENTILE
 from lsn_lens.evaluation.effects import FEW_NEURONS
 from lsn_lens.evaluation.perplexity import NONE, perplexity_table
@@ -69,6 +70,7 @@ def workflow_grid(
     Source: Zhao et al. 2024, the released code's six switches and control. They measure task accuracy; the loss on
     held-out text, several random sets in place of one, and the percentiles among them are ours.
     """
+    check_model(model)
     parts = switch_sets(found, stages)
     chosen = list(SWITCHES if switches is None else switches)
     unknown = [name for name in chosen if name not in parts]

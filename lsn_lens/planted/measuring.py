@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.entry import check_model
 from lsn_lens.interventions import intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.planted.parts import PARTS, Part, PartName
@@ -53,6 +54,7 @@ def measure_roles(
         `other_script_rate` (its lowest rate in a language on tokens of its script, its highest on tokens of others;
         NaN without a script); `effect`. Units of nobody: all languages are both own and others.
     """
+    check_model(model)
     values = _values(model, text, units, PARTS[part], progress)
     rises = _rises(model, text.head(EFFECT_TOKENS), units, PARTS[part], values["alive"], progress)
     rows = []

@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Batch, Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.lens.vocabulary import TokenLanguages
+from lsn_lens.hooks import set_aside
 from lsn_lens.sites import SITES
 
 EMBEDDING = "blocks.0.hook_resid_pre"
@@ -51,11 +53,13 @@ def logit_lens(
         stream after block l.
 
     Raises:
-        ValueError: Padding on the left, or a model without a final norm and unembedding of its own.
+        ValueError: Padding on the left, NaN or infinite logits, or a model without a final norm and unembedding of its
+            own.
 
     Source: logit lens; without norm as in Zhao et al. 2024, released code (`layers/`), which overwrites layer 0 with
     constants, while here it is measured.
     """
+    check_model(model)
     if not (hasattr(model, "ln_final") and hasattr(model, "unembed")):
         raise ValueError(f"{type(model).__name__} has no final norm and unembedding (ln_final, unembed) to read with.")
     last = model.cfg.n_layers
@@ -65,6 +69,10 @@ def logit_lens(
         def hook(residual: Tensor, hook: Any) -> None:
             chosen = residual if at is None else residual[torch.arange(len(at), device=at.device), at][:, None]
             logits = unembedded(model, chosen, norm or layer == last)
+            if layer == last and not bool(logits.sum(dtype=torch.float32).isfinite()):  # both survive a sum
+                raise ValueError(
+                    "the model gives NaN or infinite logits; if an intervention is active, it is too strong."
+                )
             seen[layer] = logits if reduce is None else reduce(logits)
 
         return hook
@@ -84,16 +92,16 @@ def unembedded(model: models.Model, residual: Float[Tensor, "batch pos d_model"]
 
 @torch.no_grad()
 def check_lens(model: models.Model) -> None:
-    """Try on a few tokens whether the lens at the last layer is the model's own output.
+    """Try on a few tokens, without any hooks, whether the lens at the last layer is the model's own output.
 
     Raises:
         ValueError: It is not, so the model does something to its logits that the lens does not know; or NaN.
     """
+    check_model(model)
     ids = torch.arange(16, device=models.device_of(model)).view(2, 8) % models.vocabulary_size(model)
-    own = forward.logits(model, ids).float()
-    if not bool(own.isfinite().all()):
-        raise ValueError("the model gives NaN or infinite logits; if an intervention is active, it is too strong.")
-    lens = logit_lens(model, ids, reduce=_last)[-1].float()
+    with set_aside(model):
+        own = forward.logits(model, ids).float()
+        lens = logit_lens(model, ids, reduce=_last)[-1].float()
     allowed = models.TOLERANCE.get(next(model.parameters()).dtype, models.HALF_TOLERANCE)
     difference = float((lens - own).abs().max() / own.std())
     if not difference <= allowed:
@@ -149,6 +157,7 @@ def working_language(
     the positions are a prompt and 64 generated tokens, and prompts without identified token count as zeros; here the
     text is given, the separator that a document begins with is left out, and such documents count for none.
     """
+    check_model(model)
     size = models.vocabulary_size(model)
     if len(labels.labels) != size:
         raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.lens.layers import check_lens, logit_lens
 from lsn_lens.evaluation.prompts import prompt_ids
 
@@ -140,6 +141,7 @@ def word_probes(
     Source: Zhai et al. 2024 (Babel Tower Hypothesis) look for identifiers such as `strlen` and `len` at intermediate
     layers. How they aggregate is not known to us: the filter, the log-odds and the table are ours.
     """
+    check_model(model)
     rows, excluded, pairs = _prepare(model, list(probes))
     if not pairs:
         raise ValueError(f"no two words can be told apart by their first tokens: {excluded[:3]}")

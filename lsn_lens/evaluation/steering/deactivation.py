@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.prompts import texts_of
 from lsn_lens.evaluation.steering.trials import Trial, beside, groups_by, run_trials
 from lsn_lens.evaluation.steering.ways import NONE, NOTHING
@@ -47,6 +48,7 @@ def deactivate(
         One row a text: `method` ("none" without), `seed` (of random units; missing for the method's), `action`,
         `source` (the prompt's language), and what `run_trials` measures.
     """
+    check_model(model)
     prompts = {source: texts_of(f"prompts of {source!r}", some) for source, some in prompts.items()}
     trials = [_trial(NONE, None, "", each, prompts[each], Intervention(NONE)) for each in prompts]
     for method, found in sets.items():

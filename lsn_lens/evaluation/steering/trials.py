@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from lsn_lens import models
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation import continuations
 from lsn_lens.evaluation.generation import generate
 from lsn_lens.evaluation.groups import share_of
@@ -51,6 +52,7 @@ def prompts_from(
     Raises:
         ValueError: A language with fewer such documents, or no prompts or tokens asked for.
     """
+    check_model(model)
     if count < 1 or tokens < 1:
         raise ValueError(f"count={count}, tokens={tokens}: expected at least 1 of each.")
     prompts = {}
@@ -97,6 +99,7 @@ def run_trials(
     Warns:
         UserWarning: An intervention has no units.
     """
+    check_model(model)
     if not trials:
         raise ValueError("no text to write: give prompts, or ask for samples from nothing.")
     check_steps(model, (step for trial in trials for step in trial.intervention.steps))

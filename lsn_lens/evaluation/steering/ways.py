@@ -12,6 +12,7 @@ from lsn_lens import models
 from lsn_lens.actions import diffmean_steering, dimensions_steering, language_arithmetics
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.perplexity import loss_table
 from lsn_lens.evaluation.steering.trials import Trial, run_trials
 from lsn_lens.evaluation.texts.identifiers import Identify
@@ -162,6 +163,7 @@ def steer(
     Warns:
         UserWarning: A steering has no units to change.
     """
+    check_model(model)
     _check(prompts, targets, identify)
     plain = Steering(NONE, lambda *_: Intervention(NONE))
     trials = [*_trials(plain, prompts, [""], samples)]
@@ -225,6 +227,7 @@ def steering_losses(
         KeyError: A target without text, or no other language's text beside it.
         FloatingPointError: The loss is NaN or infinite; the message names the steering.
     """
+    check_model(model)
     real = [each for each in steerings if each.seed is None and not each.prefix]
     if not real:
         raise ValueError("no steering that changes the model: random counterparts and prefixes are left out here.")

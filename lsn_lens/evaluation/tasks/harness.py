@@ -6,6 +6,7 @@ Needs the optional extra `tasks`: `pip install "lsn-lens[tasks]"`.
 from typing import Any
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.continuations import Pair, fit, score
 from lsn_lens.evaluation.generation import generate
 from lsn_lens.evaluation.prompts import prompt_ids
@@ -53,6 +54,7 @@ class HarnessModel(TemplateLM):
         max_gen_toks: int = 256,
         progress: bool = True,
     ) -> None:
+        check_model(model)
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model, model.tokenizer, batch_size
         self.add_bos, self.truncate, self.max_gen_toks, self.progress = add_bos, truncate, max_gen_toks, progress

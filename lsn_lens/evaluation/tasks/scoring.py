@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from lsn_lens import models
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.continuations import Pair, Score, encode, fit, score
 from lsn_lens.evaluation.tasks.items import Item
 
@@ -55,6 +56,7 @@ def evaluate_items(
         ValueError: No items, a setting out of range, a prompt that is too long, or a text without tokens.
         FloatingPointError: NaN or infinite logits.
     """
+    check_model(model)
     items = list(items)
     if not items:
         raise ValueError("no items to evaluate.")
