@@ -12,7 +12,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens import forward, models
+from lsn_lens import checkpoints, forward, models
 from lsn_lens.run import Run
 
 LANGUAGES = ["en", "fr", "zh"]
