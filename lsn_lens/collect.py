@@ -114,13 +114,17 @@ def collect(
 
 
 def needed_statistics(methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
-    """What the methods need, without repeats, and the sums that ablating their units to a mean takes."""
+    """What the methods need, without repeats, the sums that ablating their units to a mean takes, and their squares.
+
+    The squares say how active a unit is in each language: what random units are matched by.
+    """
     each = [get_method(method) for method in ([methods] if isinstance(methods, str) else methods)]
     if not each:
         raise ValueError("no methods: name at least one.")
     needs = [*(need for method in each for need in method.statistics()), *extra]
     written = [WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites]
-    return unique([*needs, Statistic("mlp_post", "sum"), *(Statistic(each, "sum", optional=True) for each in written)])
+    kept = [Statistic(each, kind, optional=True) for each in written for kind in ("sum", "squares")]
+    return unique([*needs, Statistic("mlp_post", "sum"), Statistic("mlp_post", "squares"), *kept])
 
 
 def needs_of(model: models.Model, methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:

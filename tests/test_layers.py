@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats"},
+    {"draws", "formats", "refusal"},
     {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
     {"experts", "importance"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},

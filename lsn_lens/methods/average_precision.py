@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsn_lens.methods.base import best_first, check_languages, check_shares
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import DocumentValues, Need, Statistic, Statistics
 
 BASES = ("q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out")  # sites and bases at once
@@ -82,7 +83,7 @@ def _responses(statistics: Statistics, basis: str, layer: int, skip_bos: bool) -
     read = statistics.documents(_need(basis, skip_bos).key, layer)
     empty = [label for label in statistics.languages if not len(read.get(label, ()))]
     if empty:
-        raise ValueError(f"no sentences of {empty}, so none to tell apart: give text for them or leave them out.")
+        raise DoesNotApply(f"no sentences of {empty}, so none to tell apart: give text for them or leave them out.")
     return [read[label] for label in statistics.languages]
 
 

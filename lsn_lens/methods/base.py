@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import Statistic, Statistics
 
 
@@ -68,4 +69,4 @@ def check_at_least(at_least: int) -> None:
 def check_languages(languages: tuple[str, ...]) -> None:
     """Refuse to compare fewer than two languages."""
     if len(languages) < 2:
-        raise ValueError(f"got the languages {list(languages)}: comparing languages takes at least two.")
+        raise DoesNotApply(f"got the languages {list(languages)}: comparing languages takes at least two.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lsn_lens.methods.base import best_first, check_at_least, check_languages, check_shares, order_statistic
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import Statistic, Statistics
 
 DECIMALS = 12  # entropies equal to this many decimals are ties: beyond it there is rounding error only
@@ -47,7 +48,7 @@ def select_lowest_entropy(scores: NeuronScores, rate: float, at_least: int) -> N
         reached = belongs[:, order].cumsum(1)
         eligible = dict(zip(scores.languages, belongs[:, order].sum(1).tolist(), strict=True))
         if min(eligible.values()) < at_least:
-            raise ValueError(
+            raise DoesNotApply(
                 f"at_least={at_least} neurons a language cannot be had; those that pass the filter and the bar "
                 f"are {eligible}. Ask for fewer, or lower filter_share and bar_share."
             )

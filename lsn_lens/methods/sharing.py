@@ -13,6 +13,7 @@ from torch import Tensor
 from lsn_lens.methods.base import check_languages, check_shares
 from lsn_lens.methods.lap import Lap
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import DocumentValues, Statistics
 
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
@@ -44,7 +45,7 @@ def check_lengths(statistics: Statistics) -> None:
     medians = pd.DataFrame(correlations, columns=lengths.columns).median()
     apart = {str(label): round(float(each), 2) for label, each in medians.items() if each < LEAST_CORRELATION}
     if apart:
-        raise ValueError(
+        raise DoesNotApply(
             f"the {len(lengths)} items do not look parallel: between translations the long ones are long in every "
             f"language, but the rank correlation of lengths with the other languages is {apart} (median over them; "
             f"expected {LEAST_CORRELATION} or more). Document i must be the same text in each language: check that no "
@@ -112,7 +113,7 @@ class Sharing:
         check_languages(statistics.languages)
         items = {label: len(each) for label, each in statistics.documents(self.need.key, 0).items()}
         if len(set(items.values())) > 1:
-            raise ValueError(
+            raise DoesNotApply(
                 f"sharing compares the same item in every language, but the numbers of documents differ: {items}. "
                 "Give parallel text: document i of each language a translation of the same, none left out."
             )
