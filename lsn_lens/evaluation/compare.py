@@ -135,7 +135,8 @@ def compare(
     corpora: Mapping[str, LanguageCorpus] | None = None,
     action: Choice | None = None,
     seeds: int = verdict.RANDOM_SETS,
-    control_tokens: int = 256,
+    more_seeds: int | None = None,
+    control_tokens: int = 128,
     layout: Layout | None = None,
     progress: bool = True,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -159,8 +160,9 @@ def compare(
         corpora: Their held-out text is measured.
         action: What to do to the units, or a function from the ablated language to it. By default the other
             languages' mean where the run has the means of all bases of a set, else zero.
-        seeds: Random sets for each method and language. 39 give p-values down to 1/40; below 19 none reaches 0.05. The
-            correction for m methods and languages takes more: with 39, half of the m above all of theirs.
+        seeds: Random sets for each method and language. 39 give p-values down to 1/40; below 19 none reaches 0.05.
+        more_seeds: Further ones for each language whose rise none of the first reaches: correcting for many methods
+            and languages takes smaller p-values. By default twice as many and two: with 39, down to 1/120.
         control_tokens: About how many tokens of each language the random sets are measured on, and the sets of equal
             size.
         layout: How held-out text becomes batches; packed blocks by default.
@@ -179,8 +181,10 @@ def compare(
         raise ValueError("effects take both a model and corpora; give both, or neither.")
     if model is None and trust is not None and trust.with_model:
         raise ValueError(f"{trust} runs the model: give a model and corpora, or leave these checks out.")
-    if seeds < 2:
-        raise ValueError(f"seeds={seeds}: expected at least 2 random sets.")
+    if seeds < 2 or (more_seeds or 0) < 0:
+        raise ValueError(
+            f"seeds={seeds}, more_seeds={more_seeds}: expected at least 2 random sets, and no fewer than 0."
+        )
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
     by_language = agreement(sets, scores)
@@ -200,7 +204,8 @@ def compare(
             raise ValueError(f"no intervention writes to the bases of {list(sets)}: leave out the model.")
         text = held_out(model, corpora, layout, progress=progress)
         short = held_out(model, corpora, causal.short_layout(model, layout, control_tokens), progress=progress)
-        tables |= _effects(text, short, sets, scores, actions, seeds, run.statistics, progress)
+        draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
+        tables |= _effects(text, short, sets, scores, actions, draws, run.statistics, progress)
     checks: dict[str, pd.DataFrame] = {}
     if trust is not None:
         checks = reliability.measure(
@@ -287,7 +292,7 @@ def _effects(
     found: Mapping[str, NeuronSet],
     scores: Mapping[str, NeuronScores],
     actions: Mapping[str, Choice],
-    seeds: int,
+    draws: tuple[int, int],
     statistics: Statistics,
     progress: bool,
 ) -> dict[str, pd.DataFrame]:
@@ -297,7 +302,7 @@ def _effects(
     measured = causal.measure_effects(text, found, once, progress)
     control, points = (
         reliability.with_twins(table, "method", first)
-        for table in causal.measure_controls(short, found, once, seeds, statistics, progress)
+        for table in causal.measure_controls(short, found, once, draws[0], statistics, more=draws[1], progress=progress)
     )
     control.attrs["tests"] = int(control.loc[control["method"].isin(list(once)), "p"].notna().sum())
     table = reliability.with_twins(measured.table, "set", first)

@@ -88,7 +88,7 @@ class Draws:
     active: dict[str, tuple[float, float]]
 
 
-def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = None) -> Draws:
+def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = None, *, first: int = 0) -> Draws:
     """Random sets like one: as many units in each layer and, where the run knows it, as active in the own language.
 
     Each unit gives way to one of those of its layer whose activity in the set's language is nearest to its own, see
@@ -99,13 +99,15 @@ def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = 
         found: The set.
         seeds: How many.
         statistics: Of a run that has the `activity` of all bases of the set in all its languages.
+        first: The first seed.
     """
+    numbers = range(first, first + seeds)
     measures = {activity_measure(statistics, basis) for basis in found.masks} if statistics is not None else {None}
     if statistics is None or None in measures:
-        sets = {seed: found.random_like(seed) for seed in range(seeds)}
+        sets = {seed: found.random_like(seed) for seed in numbers}
         return Draws(sets, "count, layer", dict.fromkeys(found.languages, (math.nan, math.nan)))
     values = activity(statistics, found.masks, found.languages)
-    sets = {seed: found.random_like(seed, values) for seed in range(seeds)}
+    sets = {seed: found.random_like(seed, values) for seed in numbers}
     own = _mean_activity(found, values)
     drawn = torch.stack([_mean_activity(each, values) for each in sets.values()]).mean(0)
     alike = len(measures) == 1

@@ -77,8 +77,8 @@ def _language_row(
     same = found.loc[found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)]
     if same["evaluated"].duplicated().any():
         raise ValueError(
-            f"set {method!r}, {language!r}: got several rows for one language, {list(same['evaluated'])}. Give each set "
-            "a name of its own."
+            f"set {method!r}, {language!r}: got several rows for one language, {list(same['evaluated'])}. Give each "
+            "set a name of its own."
         )
     row = verdict.hurt(same, language)
     own = same.loc[same["evaluated"].eq(language)].iloc[0]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -55,6 +55,7 @@ class HeldOut:
         clean: The losses of each document.
         tokens: By language, the scored tokens of each document.
         unchanged: The rows of `perplexity_table` without intervention.
+        batch_tokens: About how many tokens go through the model at once.
     """
 
     model: models.Model
@@ -62,6 +63,7 @@ class HeldOut:
     clean: Losses
     tokens: Mapping[str, Float[np.ndarray, "document"]]
     unchanged: pd.DataFrame
+    batch_tokens: int
 
     def measure(
         self,
@@ -78,48 +80,72 @@ class HeldOut:
         Args: as `perplexity_table`.
         """
         named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
-        jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
+        jobs = [_Job(name, language, each[language]) for name, each in named.items() for language in each.languages]
         choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: self.clean, "own": lambda own: [own]}
         choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
-        shown = [list(choose(language)) for _, _, language in jobs]
+        shown = [tuple(choose(job.language)) for job in jobs]
         unknown = sorted({label for labels in shown for label in labels} - set(self.clean))
         if unknown:
             raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(self.clean)}.")
-        width = cache(partial(models.site_width, self.model))
-        is_exact = cache(partial(forward.lean_is_exact, self.model))
-        change = cache(lambda language: action if isinstance(action, Action) else action(language))
-        rises, rows = {}, []
-        bar = tqdm(zip(jobs, shown, strict=True), total=len(jobs), desc="losses", disable=not progress)
-        for (name, each, language), labels in bar:
-            what = change(language)
-            hooks = intervention_hooks(self.model, each[language], what, width)
-            some = len(each[language])  # without units nothing changes: no pass is needed to know it
-            losses = _losses(self.model, self.batches, hooks, labels, is_exact) if some else self.clean
-            rows += [self._row(name, what.name, language, label, len(each[language]), losses) for label in labels]
-            rises |= {(name, language, label): losses[label] - self.clean[label] for label in labels}
+        change = {
+            each: action if isinstance(action, Action) else action(each) for each in {job.language for job in jobs}
+        }
+        losses = self._under(jobs, shown, change, progress)
+        clean: dict[Any, dict[str, Any]] = self.unchanged.set_index("evaluated").to_dict("index")
+        rates = self.bits_per_nat
+        rows, rises = [], {}
+        for job, labels, each in zip(jobs, shown, losses, strict=True):
+            head = {"set": job.name, "action": change[job.language].name, "intervened": job.language}
+            for label in labels:
+                rise = each[label] - self.clean[label]
+                rises[job.name, job.language, label] = rise
+                change_of_mean = float(rise.sum() / self.tokens[label].sum())
+                values = _values(clean[label], change_of_mean, rates[label])
+                rows.append({**head, "evaluated": label, "neurons": len(job.units), **values})
         table = pd.concat([self.unchanged, pd.DataFrame(rows)], ignore_index=True) if rows else self.unchanged.copy()
         table.attrs = self.unchanged.attrs
         return Measured(table, rises, self.tokens)
 
-    def _row(self, name: str, action: str, off: str, on: str, neurons: int, losses: Losses) -> dict[str, Any]:
-        clean = self.unchanged.set_index("evaluated").loc[on]
-        # the change is summed by itself: a difference of two means of many tokens has fewer digits
-        change = float((losses[on] - self.clean[on]).sum() / self.tokens[on].sum()) if len(losses[on]) else math.nan
-        nll, bits = float(clean["nll"]) + change, self.bits_per_nat[on]
-        values = {"nll": nll, "perplexity": _exp(nll), "bits_per_byte": nll * bits}
-        changes = {
-            "nll_change": change,
-            "perplexity_change": values["perplexity"] - float(clean["perplexity"]),
-            "bits_per_byte_change": change * bits,
-        }
-        labels = {"set": name, "action": action, "intervened": off, "evaluated": on, "neurons": neurons}
-        return {**labels, **values, **changes}
+    def _under(
+        self, jobs: list["_Job"], shown: list[tuple[str, ...]], change: Mapping[str, Action], progress: bool
+    ) -> list[Losses]:
+        """The losses under each job; several go through the model side by side where a batch leaves room."""
+        losses = [self.clean] * len(jobs)  # without units nothing changes: no pass is needed to know it
+        width = cache(partial(models.site_width, self.model))
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for place, (job, labels) in enumerate(zip(jobs, shown, strict=True)):
+            if len(job.units):
+                groups.setdefault(labels, []).append(place)
+        hooks = {
+            place: intervention_hooks(self.model, jobs[place].units, change[jobs[place].language], width)
+            for places in groups.values() for place in places
+        }  # fmt: skip
+        names = tuple(dict.fromkeys(name for each in hooks.values() for name, _ in each))
+        with _lean(self.model, names), tqdm(total=len(hooks), desc="losses", disable=not progress) as bar:
+            for labels, places in groups.items():
+                mine = [(batch, at) for batch, at in self.batches if batch.language in labels]
+                together = max(1, self.batch_tokens // max(batch.ids.numel() for batch, _ in mine))
+                for part in (places[first : first + together] for first in range(0, len(places), together)):
+                    found = _losses(self.model, mine, [hooks[place] for place in part])
+                    for place, each in zip(part, found, strict=True):
+                        losses[place] = each
+                    bar.update(len(part))
+        return losses
 
     @property
     def bits_per_nat(self) -> dict[str, float]:
         """By language, bits per byte for each nat per token: what tokens and bytes of this text make of it."""
         rows = self.unchanged.set_index("evaluated")
         return (rows["bits_per_byte"] / rows["nll"]).to_dict()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One language's units of one set."""
+
+    name: str
+    language: str
+    units: NeuronSet
 
 
 def held_out(
@@ -151,11 +177,11 @@ def held_out(
         names, counts = every[every >= 0].unique(return_counts=True)
         tokens[label] = counts.double().numpy()
         for number in mine:  # places among the documents that are scored
-            rank = torch.searchsorted(names, places[number])
+            rank = torch.searchsorted(names, places[number].contiguous())
             batches.append((read[number], rank.where(places[number] >= 0, -1)))
-    is_exact = cache(partial(forward.lean_is_exact, model))
-    clean = _losses(model, batches, [], list(corpora), is_exact)
-    return HeldOut(model, tuple(batches), clean, tokens, unchanged)
+    with _lean(model, ()):
+        (clean,) = _losses(model, batches, [[]])
+    return HeldOut(model, tuple(batches), clean, tokens, unchanged, plan.layout.batch_tokens)
 
 
 def _documents(plan: Plan, model: models.Model, batch: Batch) -> Tensor:
@@ -172,27 +198,52 @@ def _documents(plan: Plan, model: models.Model, batch: Batch) -> Tensor:
     return documents.where(scored, -1)[:, 1:]
 
 
+def _lean(model: models.Model, names: tuple[str, ...]) -> Any:
+    return forward.lean(model, names) if forward.lean_is_exact(model, names) else contextlib.nullcontext()
+
+
 @torch.no_grad()
-def _losses(
-    model: models.Model,
-    batches: Iterable[tuple[Batch, Tensor]],
-    hooks: Hooks,
-    labels: list[str],
-    is_exact: Callable[[tuple[str, ...]], bool],
-) -> Losses:
-    """Summed loss (nats) of each document of the languages named."""
-    device = models.device_of(model)
-    names = tuple(name for name, _ in hooks)
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {label: [] for label in labels}
-    with forward.lean(model, names) if is_exact(names) else contextlib.nullcontext(), model.hooks(fwd_hooks=hooks):
+def _losses(model: models.Model, batches: Sequence[tuple[Batch, Tensor]], hooks: Sequence[Hooks]) -> list[Losses]:
+    """Summed loss (nats) of each document under each of several hooks, which work on copies of a batch side by side."""
+    device, copies = models.device_of(model), len(hooks)
+    parts: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{} for _ in hooks]
+    with model.hooks(fwd_hooks=_side_by_side(hooks)):
         for batch, places in batches:
-            if batch.language not in parts:
-                continue
-            mask = batch.keep.to(device, torch.long) if batch.padded else None
-            logits = forward.logits(model, batch.ids.to(device), mask)
-            losses = token_losses(logits[:, :-1], batch.ids[:, 1:].to(device)).double().cpu()
-            parts[batch.language].append((losses[places >= 0], places[places >= 0]))
-    return {label: _summed(each) for label, each in parts.items()}
+            ids = batch.ids.repeat(copies, 1).to(device)
+            mask = batch.keep.repeat(copies, 1).to(device, torch.long) if batch.padded else None
+            losses = token_losses(forward.logits(model, ids, mask)[:, :-1], ids[:, 1:]).double().cpu()
+            scored = places >= 0
+            for part, each in zip(parts, losses.chunk(copies), strict=True):
+                part.setdefault(batch.language, []).append((each[scored], places[scored]))
+    return [{label: _summed(each) for label, each in part.items()} for part in parts]
+
+
+def _side_by_side(hooks: Sequence[Hooks]) -> Hooks:
+    """For each name one hook, which does to each copy of the rows what its own hooks do."""
+    names = dict.fromkeys(name for each in hooks for name, _ in each)
+    return [(name, partial(_in_parts, [[f for at, f in each if at == name] for each in hooks])) for name in names]
+
+
+def _in_parts(functions: Sequence[Sequence[Any]], acts: Tensor, hook: Any) -> Tensor:
+    return torch.cat(
+        [_applied(own, part, hook) for own, part in zip(functions, acts.chunk(len(functions)), strict=True)]
+    )
+
+
+def _applied(functions: Sequence[Any], acts: Tensor, hook: Any) -> Tensor:
+    for function in functions:
+        changed = function(acts, hook=hook)
+        acts = acts if changed is None else changed
+    return acts
+
+
+def _values(clean: Mapping[str, Any], change: float, rate: float) -> dict[str, float]:
+    """A loss and its change in each unit, from the change in nats; a difference of two long means has fewer digits."""
+    nll = clean["nll"] + change
+    values = {"nll": nll, "perplexity": _exp(nll), "bits_per_byte": nll * rate}
+    perplexity_change = values["perplexity"] - clean["perplexity"]
+    changes = {"nll": change, "perplexity": perplexity_change, "bits_per_byte": change * rate}
+    return values | {f"{name}_change": value for name, value in changes.items()}
 
 
 def _summed(parts: list[tuple[Tensor, Tensor]]) -> Float[np.ndarray, "document"]:
