@@ -248,8 +248,10 @@ def _methods(
 
 
 def _lacking(run: Run, method: Method) -> list[str]:
-    kept = set(run.settings["statistics"])
-    return [need.key for need in method.statistics() if need.key not in kept and not need.optional]
+    """What the run should have kept for a method: all that is not optional, and something of what is."""
+    kept, needs = set(run.settings["statistics"]), method.statistics()
+    some = any(need.key in kept for need in needs)
+    return [need.key for need in needs if need.key not in kept and not (need.optional and some)]
 
 
 def _detect(
