@@ -33,8 +33,8 @@ class Config:
             so that the other half can be reported. Give both or none.
         generate: How many layers generate.
         criterion: What the search makes large: "gap" favours stages with many units, "gap_per_unit" small ones.
-        seeds: Random sets for each switch and language, as many units in each layer of each kind; 20 show the 95th
-            percentile.
+        seeds: Random sets for each switch and language, as many units in each layer of each kind. Below 19 no
+            p-value reaches 0.05, and correcting for all switches and languages takes more.
         ablation: What to set units to: "zero", "other languages' mean" or "dataset mean".
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
@@ -58,7 +58,7 @@ class Config:
     understand: int | None = None
     generate: int | None = None
     criterion: Literal["gap", "gap_per_unit"] = "gap"
-    seeds: int = 20
+    seeds: int = 39
     ablation: Literal["zero", "other languages' mean", "dataset mean"] = "zero"
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"

@@ -136,7 +136,10 @@ def collect(
 
 
 def needed_statistics(methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
-    """What the methods need, without repeats, and the sums that ablating their units to a mean takes."""
+    """What the methods need, without repeats, the sums that ablating their units to a mean takes, and their squares.
+
+    The squares say how active a unit is in each language: what random units are matched by.
+    """
     return _with_sums([*(need for method in named_methods(methods).values() for need in method.statistics()), *extra])
 
 
@@ -146,7 +149,8 @@ def _needs(wanted: Wanted, extra: Iterable[Need]) -> list[Need]:
 
 def _with_sums(needs: list[Need]) -> list[Need]:
     written = dict.fromkeys(["mlp_post", *(WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites)])
-    return unique([*needs, *(Statistic(each, "sum", optional=True) for each in written)])
+    kept = [Statistic(each, kind, optional=True) for each in written for kind in ("sum", "squares")]
+    return unique([*needs, *kept])
 
 
 def needs_of(model: models.Model, methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:

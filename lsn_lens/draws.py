@@ -7,19 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-DECILES = 10
+NEAREST = 20  # units, of which one is drawn in place of each: fewer are more alike, but say less about chance
+ALTERNATIVES = 40  # in place of a single unit: among fewer, 39 draws would be few units many times
 
 
 def generator_of(*words: str | int) -> torch.Generator:
     """Randomness that depends on the words alone, not on what was drawn before."""
     digest = hashlib.sha256(json.dumps(words).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-
-
-def deciles(activity: Float[Tensor, "layer unit"]) -> Int[Tensor, "layer unit"]:
-    """Which tenth of its layer a unit is in, the least active ones 0; ties go by index."""
-    places = activity.argsort(dim=-1, stable=True).argsort(-1)
-    return places * DECILES // activity.shape[-1]
 
 
 def draw(own: Bool[Tensor, "layer unit"], generator: torch.Generator) -> Bool[Tensor, "layer unit"]:
@@ -31,24 +26,45 @@ def draw(own: Bool[Tensor, "layer unit"], generator: torch.Generator) -> Bool[Te
 
 def draw_alike(
     own: Bool[Tensor, "layer unit"], generator: torch.Generator, activity: Float[Tensor, "layer unit"]
-) -> tuple[Bool[Tensor, "layer unit"], int]:
-    """As many other units in each layer and decile of activity.
+) -> Bool[Tensor, "layer unit"]:
+    """As many other units in each layer: for each unit one of the 20 that are nearest to it in activity.
 
-    Returns:
-        The units; and how many come from another decile (the nearest with units left, of two the less active), or are
-        own ones, because too few others were left.
+    For a single unit one of 40, for two units as well 20. Units are drawn one after the other in random order, none
+    twice; where all of the nearest are taken, the nearest that is left. A layer with too few others gives all of
+    them, and own ones.
     """
-    group = deciles(activity)
-    chances = torch.rand(own.shape, generator=generator).double() + own
-    members = torch.nn.functional.one_hot(group, DECILES)
-    needed, sizes = (members * own[..., None]).sum(1), members.sum(1)
-    order = (2 * group + chances).argsort(-1).argsort(-1)
-    place = order - (sizes.cumsum(-1) - sizes).gather(-1, group)  # in its decile
-    drawn = ~own & (place < needed.gather(-1, group))
-    missing = needed - (members * drawn[..., None]).sum(1)
-    for layer, decile in missing.nonzero().tolist():
-        distance = 2 * (group[layer] - decile).abs() + (group[layer] > decile)
-        key = 4 * DECILES * own[layer] + 2 * distance + chances[layer]
-        nearest = key.masked_fill(drawn[layer], torch.inf).argsort()
-        drawn[layer, nearest[: int(missing[layer, decile])]] = True
-    return drawn, int(missing.sum())
+    near = max(NEAREST, -(-ALTERNATIVES // max(1, int(own.sum()))))
+    drawn = torch.zeros_like(own)
+    for layer in own.any(-1).nonzero()[:, 0].tolist():
+        members, others = (each.nonzero()[:, 0] for each in (own[layer], ~own[layer]))
+        others = others[activity[layer, others].argsort(stable=True)]
+        members = members[torch.randperm(len(members), generator=generator)]
+        rest = members[len(others) :]  # no others are left for these
+        places = _places(activity[layer, members[: len(others)]], activity[layer, others], near, generator)
+        drawn[layer, others[places]] = True
+        drawn[layer, rest] = True
+    return drawn
+
+
+def _places(
+    wanted: Float[Tensor, "member"], sorted_values: Float[Tensor, "other"], near: int, generator: torch.Generator
+) -> Int[Tensor, "member"]:
+    """For each value, in turn, a place among the `near` nearest of sorted ones that nobody has taken."""
+    count = len(sorted_values)
+    if not len(wanted):
+        return torch.zeros(0, dtype=torch.long)
+    # of sorted values, the nearest lie in a window around the place of the value itself
+    first = (torch.searchsorted(sorted_values, wanted) - near).clamp(0, max(0, count - 2 * near))
+    window = first[:, None] + torch.arange(min(2 * near, count))
+    distance = (sorted_values[window] - wanted[:, None]).abs()
+    nearest = window.gather(1, distance.argsort(stable=True)[:, :near])
+    order = torch.rand(nearest.shape, generator=generator).argsort()
+    free = torch.ones(count, dtype=torch.bool)
+    chosen = []
+    for value, places in zip(wanted, nearest.gather(1, order).tolist(), strict=True):
+        place = next((each for each in places if free[each]), None)
+        if place is None:
+            place = int((sorted_values - value).abs().masked_fill(~free, torch.inf).argmin())
+        free[place] = False
+        chosen.append(place)
+    return torch.tensor(chosen)

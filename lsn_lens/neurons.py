@@ -197,7 +197,7 @@ class NeuronSet:
         return pd.DataFrame(values, index=list(self.languages), columns=list(self.languages))
 
     def random_like(
-        self, seed: int = 0, activity: Mapping[str, Float[Tensor, "layer unit"]] | None = None
+        self, seed: int = 0, activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None = None
     ) -> "NeuronSet":
         """Random units, as many in each language and layer, none of them the language's own.
 
@@ -205,12 +205,13 @@ class NeuronSet:
 
         Args:
             seed: Of the draw.
-            activity: How active each unit of each basis is, see `evaluation.controls.activity`: then as many in each
-                decile of it within the layer too. A decile with too few others borrows from the nearest.
+            activity: How active each unit of each basis is, for each of the set's languages or for all alike, see
+                `evaluation.controls.activity`: then each unit gives way to one of those of its layer that are nearest
+                to it in activity, see `draws.draw_alike`.
 
         Returns:
             The set. Where a layer has too few other units, own ones are drawn as well. With `activity`, `notes` has
-            "matched" on what, and for each language how many units were "borrowed" (from other deciles) and are "own".
+            "matched" on what, and for each language how many units are "own".
 
         Raises:
             KeyError: A basis without activity.
@@ -219,17 +220,18 @@ class NeuronSet:
         if activity is not None:
             self._check_activity(activity)
         masks = {basis: torch.empty_like(mask) for basis, mask in self.masks.items()}
-        borrowed, kept = dict.fromkeys(self.languages, 0), dict.fromkeys(self.languages, 0)
+        kept = dict.fromkeys(self.languages, 0)
         for basis, mask in self.masks.items():
             for place, language in enumerate(self.languages):
                 generator = draws.generator_of(seed, language, basis)
                 if activity is None:
                     masks[basis][place] = draws.draw(mask[place], generator)
                 else:
-                    masks[basis][place], count = draws.draw_alike(mask[place], generator, activity[basis])
-                    borrowed[language] += count
+                    active = activity[basis]
+                    active = active[place] if active.ndim == 3 else active
+                    masks[basis][place] = draws.draw_alike(mask[place], generator, active)
                 kept[language] += int((masks[basis][place] & mask[place]).sum())
-        notes = {"matched": "count, layer, activity decile", "borrowed": borrowed, "own": kept}
+        notes = {"matched": "count, layer, nearest in activity", "own": kept}
         carried = {CARRIED: self.notes[CARRIED]} if CARRIED in self.notes else {}
         notes = carried | ({} if activity is None else notes)
         return replace(self, masks=masks, method=f"random like {self.method}, seed {seed}", notes=notes)
@@ -250,9 +252,12 @@ class NeuronSet:
         for basis, mask in self.masks.items():
             if basis not in activity:
                 raise KeyError(f"no activity of the basis {basis!r}; there is that of {list(activity)}.")
-            shape, expected = tuple(activity[basis].shape), tuple(mask.shape[1:])
-            if shape != expected or not bool(activity[basis].isfinite().all()):
-                raise ValueError(f"activity of {basis!r}: expected finite values {expected}, got {shape}.")
+            shape, expected = tuple(activity[basis].shape), tuple(mask.shape)
+            if shape not in (expected, expected[1:]) or not bool(activity[basis].isfinite().all()):
+                raise ValueError(
+                    f"activity of {basis!r}: expected finite values {expected}, or {expected[1:]} for all languages, "
+                    f"got {shape}."
+                )
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: language, basis, layer, unit."""

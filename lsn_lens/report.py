@@ -30,20 +30,24 @@ HEADINGS = {
     "own_minus_worst_other": "own minus worst other", "difference": "own minus worst other",
     "own_rise_short_text": "own rise", "worst_other": "other hurt most", "worst_other_rise": "its rise",
     "mean_other_rise": "mean rise of others", "random_mean": "random, mean", "random_sd": "random, sd",
-    "own_hurt_most": "own hurt most", "share_above_95": "above 95 % of random", "neurons": "units",
-    "shown": "languages that pass",
+    "own_hurt_most": "own hurt most", "own_hurt_most_low": "hurt most, low", "own_hurt_most_high": "high",
+    "hurt_most_in": "hurt most in", "hurt_most_share": "of replicates", "surely_hurt_most": "surely",
+    "share_above_random": "above random", "neurons": "units", "shown": "languages that pass",
+    "shown_low": "pass, low", "shown_high": "high", "own_rise_low": "own rise, low", "own_rise_high": "high",
+    "difference_low": "difference, low", "difference_high": "high",
 }  # fmt: skip
 NATS = (
     "own_rise", "own_minus_worst_other", "difference", "own_rise_short_text", "worst_other_rise", "mean_other_rise",
-    "random_mean", "random_sd",
+    "random_mean", "random_sd", "own_rise_low", "own_rise_high", "difference_low", "difference_high",
 )  # fmt: skip
 FOUND_AGAIN = [
     f"{text}_{what}" for text in ("romanised", "shuffled_words", "same_script") for what in ("survival", "ceiling")
 ]
 SHARES = {
     "rate": ".2%",
-    "percentile": ".0f",
-    **dict.fromkeys(("share_above_95", "stable_share", "beyond_null", *FOUND_AGAIN), ".0%"),
+    **dict.fromkeys(("p", "q", "p_own", "q_own", "p_minus_english", "q_minus_english"), ".3f"),
+    **dict.fromkeys(("shown_low", "shown_high", "own_hurt_most_low", "own_hurt_most_high"), ".0f"),
+    **dict.fromkeys(("share_above_random", "hurt_most_share", "stable_share", "beyond_null", *FOUND_AGAIN), ".0%"),
 }
 
 
@@ -162,7 +166,7 @@ def _git_commit() -> str | None:
 def table_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text: about three significant digits of a column's largest number, "n/a" for missing.
 
-    Columns in nats a token have the same number of digits, so that they can be compared.
+    Columns in nats per token have the same number of digits, so that they can be compared.
     """
     headings = [HEADINGS.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
     largest = _largest(frame[[name for name in frame.columns if name in NATS]])

@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 import lsn_lens as lsn
 from lsn_lens import forward, models
-from lsn_lens.evaluation import causal, footprint, trust
+from lsn_lens.evaluation import footprint, trust
 from lsn_lens.evaluation.agreement import (
     agreement,
     average_agreement,
@@ -291,7 +291,7 @@ def test_what_cannot_be_compared_is_refused(options, match):
 
 def test_repr_and_html():
     found = lsn.compare(made_run(keys=("mlp_act.sum", "mlp_pre.positive")))
-    assert repr(found).startswith(f"Comparison of {len(found.ranking)} methods")
+    assert repr(found).startswith(f"Comparison of {len(found.ranking)} methods\n")  # and not "best first"
     for name in found.ranking["method"]:
         assert name in repr(found)
         assert f"<td>{name}</td>" in found._repr_html_()
@@ -344,37 +344,43 @@ def compared(planted):
     )
 
 
-def test_percentile_of_units_that_matter_and_of_units_that_do_nothing(compared):
+def test_units_that_matter_are_above_random_ones_and_units_that_do_nothing_are_not(compared):
     control = compared.control.set_index("method")
-    assert control["percentile"]["lave"] == 100
-    assert control["share_above_95"].to_dict() == {"lave": 1.0, "lape": 0.0}
+    assert control["p"]["lave"] == 1 / 120  # above all of 39 and of 80 more
+    assert control["share_above_random"].to_dict() == {"lave": 1.0, "lape": 0.0}
     assert control["z"]["lave"] > 3
     rows = compared.control_by_language.set_index(["method", "language"])
-    assert (rows["seeds"] == 20).all()
+    assert rows["seeds"].loc["lave"].tolist() == [119, 119]
+    assert rows["seeds"].loc["lape"].tolist() == [39, 39]
     assert rows.loc[("lape", "en"), "own_rise"] == pytest.approx(0, abs=1e-6)
-    assert (rows.loc["lape"]["percentile"] < 95).all()
+    assert (rows.loc["lape"]["q"] > 0.05).all()
     assert list(compared.control["method"]) == ["lave", "lape"]
     words = compared.ranking.set_index("method")["warnings"]
-    assert "not above 95 % of the random sets (en, de)" in words["lape"]
+    assert "no more than random sets do (p above 0.05) (en, de)" in words["lape"]
     assert "random sets" not in words["lave"]
 
 
-def test_percentile_counts_the_random_sets_below(planted, compared):
+def test_p_counts_the_random_sets_that_do_as_much(planted, compared):
     model, corpora, run = planted
-    layout = lsn.Layout(max_tokens=64)
-    active = activity(run.statistics, ["mlp"])
-    sets = {"true": chosen(PLANTED), **{str(seed): chosen(PLANTED).random_like(seed, active) for seed in range(20)}}
-    rises = {
-        name: lsn.perplexity_matrix(model, corpora, each, layout=layout, progress=False).loc["en", "en"]
-        for name, each in sets.items()
-    }
-    drawn = pd.Series(rises).drop("true")
-    row = compared.control_by_language.set_index(["method", "language"]).loc[("lave", "en")]
-    assert row["own_rise"] == pytest.approx(rises["true"], rel=1e-4)
-    assert row["random_mean"] == pytest.approx(drawn.mean(), rel=1e-3)
-    assert row["z"] == pytest.approx((rises["true"] - drawn.mean()) / drawn.std(), rel=1e-3)
-    assert row["percentile"] == 100 * (drawn < rises["true"]).sum() / 20
-    assert row["matched"] == "count, layer, decile of firing probability"
+    layout = lsn.Layout(max_tokens=64, length=64)
+    active = activity(run.statistics, ["mlp"], TEXT)
+    for name, units in (("lave", PLANTED), ("lape", DEAD)):
+        row = compared.control_by_language.set_index(["method", "language"]).loc[(name, "en")]
+        found, seeds = chosen(units), range(row["seeds"])
+        sets = {"true": found, **{str(seed): found.random_like(seed, active)["en"] for seed in seeds}}
+        table = lsn.perplexity_table(model, corpora, sets, evaluate="own", layout=layout, progress=False)
+        rises = table.loc[table["intervened"].eq("en")].set_index("set")["nll_change"]
+        drawn = rises.drop("true")
+        assert row["own_rise"] == pytest.approx(rises["true"], rel=1e-4, abs=1e-6)
+        assert row["random_mean"] == pytest.approx(drawn.mean(), rel=1e-3)
+        assert row["z"] == pytest.approx((row["own_rise"] - drawn.mean()) / drawn.std(), rel=1e-2)
+        assert row["p"] == (1 + (drawn >= row["own_rise"]).sum()) / (1 + len(drawn))
+        assert row["matched"] == "count, layer, root mean square in the own language"
+        own, random = (row[each] for each in ("activity", "random_activity"))
+        values = active["mlp"][0]
+        assert own == pytest.approx(float(values[found.masks["mlp"][0]].mean()))
+        first = [values[sets[str(seed)].masks["mlp"][0]].mean() for seed in range(39)]
+        assert random == pytest.approx(float(torch.stack(first).mean()))
 
 
 def test_effects_and_specificity_are_those_of_the_losses(planted, compared):
@@ -389,13 +395,20 @@ def test_effects_and_specificity_are_those_of_the_losses(planted, compared):
     table = compared.effects.set_index("method")
     assert list(table.index) == ["lave", "lape"]
     assert table["own_rise"]["lave"] == pytest.approx((own + matrix.loc["en", "en"]) / 2, rel=1e-4)
-    # both languages have the same units, so only one of them can be hurt most by its own
-    assert (table["own_hurt_most"]["lave"], table["neurons"]["lave"]) == (1, 2 * LAYERS * len(PLANTED))
+    # both languages have the same units, so only one of them can be hurt most by its own in one unit
+    assert table["neurons"]["lave"] == 2 * LAYERS * len(PLANTED)
+    rows = compared.effects_by_language.set_index(["method", "language"]).loc["lave"]
+    other = {"en": "de", "de": "en"}
+    for language in TEXT:
+        bits = rows.loc[language, "own_rise_bits_per_byte"] > rows.loc[language, "worst_other_rise_bits_per_byte"]
+        nats = rows.loc[language, "own_rise"] > matrix.loc[language, other[language]]
+        assert rows.loc[language, "own_hurt_most"] == (bits and nats)
+    assert table["own_hurt_most"]["lave"] == rows["own_hurt_most"].sum() <= 1
     specific = compared.specificity.set_index("method")
     assert specific["difference"]["lave"] == pytest.approx(0, abs=1e-5)
     ranking = compared.ranking
-    assert list(ranking["method"]) == ["lave", "lape"]
-    assert list(ranking["shown"]) == [1, 0]
+    passes = compared.effects_by_language.groupby("method")["passes"].sum()
+    assert ranking.set_index("method")["shown"].to_dict() == passes.to_dict()
     assert "not measured" not in repr(compared)
 
 
@@ -460,7 +473,10 @@ def test_what_is_known_of_the_model_is_asked_once(planted, monkeypatch):
 # warnings, from tables with known numbers
 
 
-def known_tables(rise=0.2, clean=2.0, worst=0.1, percentile=100.0, tokens=5000, seeds=20):
+SURE = {"surely_hurt_most": True, "hurt_most_share": 1.0}
+
+
+def known_tables(rise=0.2, clean=2.0, worst=0.1, p=0.025, q=0.05, tokens=5000, seeds=39, most="both", **sure):
     languages = ("en", "fr")
     losses = pd.DataFrame(
         [{"set": "", "action": "none", "evaluated": on, "nll": clean, "nll_change": 0.0} for on in languages]
@@ -471,9 +487,10 @@ def known_tables(rise=0.2, clean=2.0, worst=0.1, percentile=100.0, tokens=5000, 
         ]
     )
     losses.attrs["text"] = {"languages": {label: {"tokens_used": tokens} for label in languages}}
-    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "neurons": 20})
-    effects["own_hurt_most"] = rise > max(worst, 0)
-    control = effects.assign(percentile=percentile, seeds=seeds)
+    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "neurons": 20, "p": p, "q": q})
+    effects = effects.assign(own_rise=rise, worst_other_rise=worst, hurt_most_in=most, own_hurt_most=most == "both")
+    effects = effects.assign(**(SURE | sure))
+    control = effects[["method", "language", "neurons", "p", "q"]].assign(seeds=seeds)
     found = NeuronSet(languages, {"mlp": torch.zeros(2, 1, 60, dtype=torch.bool)})
     found.masks["mlp"][0, 0, :20], found.masks["mlp"][1, 0, 20:40] = True, True
     return {"a": found}, losses, effects, control, 100
@@ -486,23 +503,54 @@ def known_tables(rise=0.2, clean=2.0, worst=0.1, percentile=100.0, tokens=5000, 
         ({"rise": 3.5}, "collapse: worse than a uniform guess, or a rise of more than 3 nats (en, fr)"),
         ({"rise": 2.9}, "collapse: worse than a uniform guess, or a rise of more than 3 nats (en, fr)"),  # 4.9 > ln 100
         ({"rise": 2.5}, ""),
-        ({"rise": math.nan}, "the loss is not finite (en, fr); not hurt, or another language hurt more (en, fr)"),
-        ({"percentile": 90.0}, "not above 95 % of the random sets (en, fr)"),
-        ({"percentile": 95.0}, ""),
-        ({"worst": 0.3}, "not hurt, or another language hurt more (en, fr)"),
+        (
+            {"rise": math.nan, "most": "neither"},
+            "the loss is not finite (en, fr); not hurt, or another language hurt as much or more (en, fr)",
+        ),
+        ({"worst": math.nan, "most": "bits"}, "the loss is not finite (en, fr); hurt most in bits per byte alone: in "
+         "nats per token another language is (en, fr)"),
+        ({"q": 0.051}, "no more than random sets do (p above 0.05) (en, fr)"),
+        ({"most": "nats"}, "hurt most in nats per token alone: in bits per byte another language is (en, fr)"),
+        (
+            {"surely_hurt_most": False, "hurt_most_share": 0.9},
+            "hurt most, but other documents may say otherwise: the interval of the difference holds 0 (en, fr)",
+        ),
+        (
+            {"surely_hurt_most": False, "hurt_most_share": math.nan},
+            "too few documents to say how sure: measure more text (en, fr)",
+        ),
     ],
-)
+)  # fmt: skip
 def test_warnings_in_words(change, words):
     assert trust.in_words(trust.warnings_table(*known_tables(**change)), "a") == words
 
 
 def test_warnings_about_the_measurement():
-    table = trust.warnings_table(*known_tables(clean=5.0, tokens=100, seeds=5))
+    table = trust.warnings_table(*known_tables(clean=5.0, tokens=100, seeds=5, p=1 / 6, q=1 / 6))
     assert trust.in_words(table, trust.EVERY) == (
-        "effects were measured on fewer than 2,000 tokens (en, fr); only 5 random sets: percentiles are coarse; "
+        "effects were measured on fewer than 2,000 tokens (en, fr); only 5 random sets: no p-value reaches 0.05; "
         "the unchanged model predicts no better than a uniform guess (en, fr)"
     )
-    assert trust.in_words(table, "a") == ""  # a loss that was beyond before is no collapse
+    assert "collapse" not in trust.in_words(table, "a")  # a loss that was beyond before is no collapse
+
+
+def test_a_correction_that_nothing_can_pass_is_said():
+    found, losses, effects, control, vocabulary = known_tables(p=0.025, q=0.1)
+    control.attrs["tests"] = 104
+    words = trust.in_words(trust.warnings_table(found, losses, effects, control, vocabulary), trust.EVERY)
+    assert words == (
+        "corrected for 104 tests, none is beyond random sets: with 39 of them it takes 52 languages above all of "
+        "theirs. Give more random sets"
+    )
+
+
+def test_sets_of_other_sizes_and_kinds_are_no_ranking():
+    small, large = make_set([(0, 1), (1, 3)]), make_set([(layer, unit) for layer in range(2) for unit in range(10)])
+    words = trust.in_words(trust.warnings_table({"a": small, "b": large}), trust.EVERY)
+    assert words == "sets of different sizes (mlp: 2 to 20 units a language): the order is not a ranking of methods"
+    words = trust.in_words(trust.warnings_table({"a": small, "b": make_set([(0, 0), (0, 1)], basis="q")}), trust.EVERY)
+    assert words == "sets of different kinds of unit: the order is not a ranking of methods"
+    assert trust.warnings_table({"a": large, "b": large}).empty
 
 
 def test_tables_are_not_changed_by_looking(compared):
@@ -510,15 +558,6 @@ def test_tables_are_not_changed_by_looking(compared):
     repr(compared), compared._repr_html_()
     for name, table in compared.tables().items():
         pd.testing.assert_frame_equal(table, before[name])
-
-
-def test_a_rise_that_random_sets_share_is_above_none_of_them():
-    row = {"nll_change": 0.5, "neurons": 10, "intervened": "en", "action": "zero"}
-    same = causal._against_random("a", row, pd.Series([0.5] * 20))
-    assert same["percentile"] == 0
-    assert math.isnan(same["z"])
-    assert causal._against_random("a", row, pd.Series([0.5] * 5 + [0.4] * 15))["percentile"] == 75
-    assert math.isnan(causal._against_random("a", {**row, "neurons": 0}, pd.Series([0.0] * 20))["percentile"])
 
 
 def test_bytes_go_to_the_need_with_the_longest_key():

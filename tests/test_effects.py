@@ -51,20 +51,23 @@ def test_a_row_for_each_language(table):
     summary = effects.summarise(table)
     assert list(summary["language"]) == ["en", "fr", "zh"]
     en = summary.iloc[0]
-    assert (en["method"], en["action"], en["neurons"], en["random_seeds"]) == ("lape", "zero", 20, 2)
+    assert (en["method"], en["action"], en["neurons"], en["seeds"]) == ("lape", "zero", 20, 2)
     assert en["own_rise"] == pytest.approx(0.30)
     assert en["own_rise_bits_per_byte"] == pytest.approx(0.15)
     assert en["own_rise_perplexity"] == pytest.approx(math.exp(3.3) - math.exp(3))
     assert (en["worst_other"], en["worst_other_rise"]) == ("fr", pytest.approx(0.10))
     assert en["mean_other_rise"] == pytest.approx(0.06)
     assert (en["random_mean"], en["random_max"]) == (pytest.approx(0.02), pytest.approx(0.03))
-    assert list(summary["share_above_random"]) == [1.0, 0.5, 0.0]
+    assert list(summary["p"][:2]) == [1 / 3, 2 / 3]  # above both, above one; by hand
+    assert math.isnan(summary["p"][2])  # no neurons, no test
+    assert list(summary["hurt_most_in"]) == ["both", "neither", "neither"]
 
 
 def test_warnings_say_why_not_to_trust(table):
     warnings = effects.summarise(table).set_index("language")["warning"]
-    assert warnings["en"] == ""
-    assert warnings["fr"] == "fewer than 10 neurons; not above every random control; zh is hurt more"
+    above = "no more than random sets do (p above 0.05)"  # two controls say no more
+    assert warnings["en"] == above
+    assert warnings["fr"] == f"fewer than 10 neurons; {above}; not hurt, or another language hurt as much or more"
     assert warnings["zh"] == "no neurons"
 
 
@@ -74,7 +77,9 @@ def test_a_loss_that_is_no_number_is_a_warning(table):
     )
     en = effects.summarise(table).iloc[0]
     assert en["worst_other"] == "zh"
-    assert en["warning"] == "the loss is not finite"
+    assert en["warning"].startswith("the loss is not finite")
+    assert en["hurt_most_in"] == "bits"  # where the loss is a number, it still is; "both" is what counts
+    assert not en["own_hurt_most"]
 
 
 def test_the_control_of_random_is_no_method():

@@ -1,7 +1,7 @@
 """What switching each method's units off does, beside other languages and beside random units."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,18 +11,18 @@ import pandas as pd
 from lsn_lens import models
 from lsn_lens.actions import other_mean_ablation
 from lsn_lens.batches import Layout
-from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.entry import check_model
-from lsn_lens.evaluation import effects
+from lsn_lens.evaluation import effects, verdict
+from lsn_lens.evaluation.certainty import Certainty
 from lsn_lens.evaluation.controls import matched_draws
-from lsn_lens.evaluation.perplexity import perplexity_table
-from lsn_lens.interventions import Action, zero
+from lsn_lens.evaluation.held_out import Choice, HeldOut, Measured
+from lsn_lens.interventions import zero
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics import Statistics
 
-Choice = Action | Callable[[str], Action]
-PERCENTILE = 95  # of the random sets, that a set must reach
+# columns that a language without units has no value of
+PARTIAL = ("own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "z", "p", "activity", "random_activity")
+BLOCK = 128  # tokens of a block of the short text that random sets are measured on, at most
 
 
 def choose_actions(statistics: Statistics, found: Mapping[str, NeuronSet], action: Choice | None) -> dict[str, Choice]:
@@ -37,69 +37,94 @@ def choose_actions(statistics: Statistics, found: Mapping[str, NeuronSet], actio
     return {name: action or (other_mean if each <= bases else zero) for name, each in writable.items()}
 
 
-def measure_losses(
-    model: models.Model,
-    corpora: Mapping[str, LanguageCorpus],
-    found: Mapping[str, NeuronSet],
-    actions: Mapping[str, Choice],
-    layout: Layout | None,
-    progress: bool,
-) -> pd.DataFrame:
-    """`perplexity_table` of all methods on all languages, each method with its own action."""
-    check_model(model)
+def short_layout(model: models.Model, layout: Layout | None, tokens: int) -> Layout:
+    """About so many tokens of each language, in blocks of 128 at most."""
+    layout = layout or Layout()
+    return replace(layout, max_tokens=tokens, length=min(layout.length or model.cfg.n_ctx, tokens, BLOCK))
+
+
+def measure_effects(
+    text: HeldOut, found: Mapping[str, NeuronSet], actions: Mapping[str, Choice], progress: bool
+) -> Measured:
+    """The losses of all languages under each method's units of each language, each method with its own action."""
     groups: dict[int, dict[str, NeuronSet]] = {}
     for name, action in actions.items():
         groups.setdefault(id(action), {})[name] = found[name]
-    tables = [
-        perplexity_table(model, corpora, sets, actions[next(iter(sets))], layout=layout, progress=progress)
-        for sets in groups.values()
-    ]
-    table = pd.concat(tables, ignore_index=True).drop_duplicates(["set", "action", "intervened", "evaluated"])
-    table.attrs = tables[0].attrs
-    return table
+    parts = [text.measure(sets, actions[next(iter(sets))], progress=progress) for sets in groups.values()]
+    table = pd.concat([parts[0].table, *(_changed(part.table) for part in parts[1:])], ignore_index=True)
+    table.attrs = parts[0].table.attrs
+    rises = {key: each for part in parts for key, each in part.rises.items()}
+    return Measured(table, rises, text.tokens)
+
+
+def _changed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.loc[table["action"].ne("none")]
 
 
 def measure_controls(
-    model: models.Model,
-    corpora: Mapping[str, LanguageCorpus],
+    text: HeldOut,
     found: Mapping[str, NeuronSet],
     actions: Mapping[str, Choice],
     seeds: int,
-    tokens: int,
-    layout: Layout | None,
-    progress: bool,
     statistics: Statistics | None = None,
+    *,
+    more: int = 0,
+    progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rise of each language's loss, for each method's set and `seeds` random ones like it, on the same short text.
+    """The rise of each language's loss, for each method's set and random ones like it, on the same text.
 
-    With a run's `statistics`, units are drawn from the decile of activity of those that they stand for, where the run
-    has the activity of all bases of a set; the column `matched` says what was matched.
+    With a run's `statistics`, random units are as active in the language as those that they stand for, as far as
+    there are such, see `controls.matched_draws`.
+
+    Args:
+        text: What to measure on.
+        found: Each method's set.
+        actions: What to do to their units.
+        seeds: Random sets for each method and language.
+        statistics: Of the run.
+        more: Further ones for a language whose rise none of these reaches. The p-value keeps its level: it is either
+            that of the first sets alone, which is then no smaller than 2 / (seeds + 1), or that of all, which would
+            be as rare if all were always measured. (Besag and Clifford 1991 stop earlier yet.)
+        progress: Show a progress bar.
 
     Returns:
         One row for each method and language, see `Comparison.control_by_language`; and the random sets' rises one by
         one, see `Comparison.control_points`.
     """
-    check_model(model)
-    layout = layout or Layout()
-    short = replace(layout, max_tokens=tokens, length=layout.length and min(layout.length, tokens))
     rows, drawn = [], []
     for name, action in actions.items():  # one method at a time: random sets of a large model take room
-        sets, matched = matched_draws(found[name], seeds, statistics)
-        draws = {effects.control_name(name, seed): each for seed, each in sets.items()}
-        table = perplexity_table(
-            model, corpora, {name: found[name], **draws}, action, evaluate="own", layout=short, progress=progress
-        )
-        drawn.append(effects.control_points(table))
-        points: Any = drawn[-1].groupby("language")["own_rise"]
-        own = table.loc[table["set"].eq(name)]
-        for row in own.to_dict("records"):
-            rows.append(_against_random(name, row, points.get_group(row["intervened"])) | {"matched": matched})
-    return pd.DataFrame(rows), pd.concat(drawn, ignore_index=True)
+        draws = matched_draws(found[name], seeds, statistics)
+        table = text.measure({name: found[name]}, action, evaluate="own", progress=progress).table
+        own = table.loc[table["set"].eq(name)].to_dict("records")
+        points = _points(text, name, draws.sets, action, progress)
+        beyond = [row["intervened"] for row in own if row["neurons"] and _is_beyond(row, points)]
+        if beyond and more:
+            further = matched_draws(found[name][beyond], more, statistics, first=seeds)
+            points = pd.concat([points, _points(text, name, further.sets, action, progress)], ignore_index=True)
+        drawn.append(points)
+        for row in own:
+            language = row["intervened"]
+            active = dict(zip(("activity", "random_activity"), draws.active[language], strict=True))
+            beside = points.loc[points["language"].eq(language), "own_rise"]
+            rows.append(_against_random(name, row, beside) | active | {"matched": draws.matched})
+    frame = pd.DataFrame(rows)
+    frame.insert(list(frame).index("p") + 1, "q", verdict.adjusted(frame["p"]))
+    return frame, pd.concat(drawn, ignore_index=True)
 
 
-def _against_random(name: str, row: Mapping[Hashable, Any], drawn: pd.Series) -> dict[str, object]:
-    rise, some = float(row["nll_change"]), bool(row["neurons"])
-    mean, deviation = float(np.mean(drawn)), float(np.std(drawn, ddof=1))
+def _points(text: HeldOut, name: str, sets: Mapping[int, NeuronSet], action: Choice, progress: bool) -> pd.DataFrame:
+    named = {effects.control_name(name, seed): each for seed, each in sets.items()}
+    return effects.control_points(text.measure(named, action, evaluate="own", progress=progress).table)
+
+
+def _is_beyond(row: Mapping[Any, Any], points: pd.DataFrame) -> bool:
+    drawn = points.loc[points["language"].eq(row["intervened"]), "own_rise"]
+    return verdict.p_value(float(row["nll_change"]), drawn) * (1 + len(drawn)) < 1.5
+
+
+def _against_random(name: str, row: Mapping[Any, Any], drawn: pd.Series) -> dict[str, object]:
+    rise, values = float(row["nll_change"]), drawn.to_numpy(dtype=float)
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     return {
         "method": name,
         "language": row["intervened"],
@@ -109,57 +134,93 @@ def _against_random(name: str, row: Mapping[Hashable, Any], drawn: pd.Series) ->
         "random_mean": mean,
         "random_sd": deviation,
         "z": (rise - mean) / deviation if deviation > 0 else math.nan,
-        "percentile": 100 * float((drawn < rise).mean()) if some else math.nan,
-        "seeds": len(drawn),
+        "p": verdict.p_value(rise, values) if row["neurons"] else math.nan,
+        "seeds": len(values),
     }
 
 
 def control_table(by_language: pd.DataFrame) -> pd.DataFrame:
     """One row a method from `measure_controls`, most languages above their random sets first."""
-    groups: Any = by_language.assign(above=by_language["percentile"] >= PERCENTILE).groupby("method", sort=False)
-    frame = groups[["own_rise", "random_mean", "random_sd", "z", "percentile"]].mean()
+    above = by_language["q"] <= verdict.LEVEL
+    groups: Any = by_language.assign(above=above).groupby("method", sort=False)
+    frame = means_of(groups, ["own_rise", "random_mean", "random_sd", "z", "p", "activity", "random_activity"])
     frame.insert(0, "action", groups["action"].first())
-    frame.insert(1, "languages", groups["language"].count())
-    frame.insert(2, "share_above_95", groups["above"].mean())
-    return frame.reset_index().sort_values(["share_above_95", "z"], ascending=False, kind="stable", ignore_index=True)
+    frame.insert(1, "neurons", groups["neurons"].sum())
+    frame.insert(2, "languages", groups["language"].count())
+    frame.insert(3, "share_above_random", groups["above"].mean())
+    return frame.reset_index().sort_values("share_above_random", ascending=False, kind="stable", ignore_index=True)
 
 
-def effects_by_language(losses: pd.DataFrame) -> pd.DataFrame:
-    """One row for each method and language from `measure_losses`; see `Comparison.effects_by_language`."""
+def effects_by_language(losses: pd.DataFrame, sure: pd.DataFrame, control: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row for each method and language, see `Comparison.effects_by_language`.
+
+    Args:
+        losses: From `measure_effects`.
+        sure: The table of `certainty`.
+        control: From `measure_controls`; adds `p`, `q`, `above_random` and `passes`.
+    """
     summary = effects.summarise(losses)
-    unlike = [name for name in summary if str(name).startswith(("random_", "share_above"))]
-    frame = summary.drop(columns=[*unlike, "warning"])
+    unlike = [name for name in summary if str(name).startswith("random_") or name in ("seeds", "p", "warning")]
+    frame = summary.drop(columns=unlike)
     neurons = frame["neurons"].where(frame["neurons"] > 0)
-    frame["own_rise_per_neuron"] = frame["own_rise"] / neurons
-    frame["own_rise_bits_per_byte_per_neuron"] = frame["own_rise_bits_per_byte"] / neurons
-    frame["difference"] = frame["own_rise"] - frame["worst_other_rise"]
+    for ending in verdict.UNITS:
+        frame[f"own_rise{ending}_per_neuron"] = frame[f"own_rise{ending}"] / neurons
+        frame[f"difference{ending}"] = frame[f"own_rise{ending}"] - frame[f"worst_other_rise{ending}"]
     frame["ratio"] = (frame["own_rise"] / frame["worst_other_rise"]).where(frame["worst_other_rise"] > 0)
-    frame["own_hurt_most"] = effects.own_is_hurt_most(frame)
+    keys = ["method", "language"]
+    frame = frame.merge(sure, on=keys, how="left", validate="one_to_one")
+    if control is None:
+        return frame
+    frame = frame.merge(control[[*keys, "p", "q"]], on=keys, how="left", validate="one_to_one")
+    frame["above_random"] = frame["q"] <= verdict.LEVEL
+    frame["passes"] = frame["above_random"] & frame["surely_hurt_most"]
     return frame
 
 
-def effects_table(by_language: pd.DataFrame) -> pd.DataFrame:
-    """One row a method, strongest first: for how many languages the own one is hurt most, then the mean own rise."""
+def effects_table(by_language: pd.DataFrame, sure: Certainty) -> pd.DataFrame:
+    """One row a method: how many languages pass, with an interval; how many are hurt most, with another; mean rises."""
     rises = ["own_rise", "own_rise_per_neuron", "own_rise_bits_per_byte", "own_rise_bits_per_byte_per_neuron"]
-    frame = _methods(by_language, rises, ["neurons"])
-    return frame.sort_values(["own_hurt_most", "own_rise"], ascending=False, kind="stable", ignore_index=True)
+    frame = _methods(by_language, rises)
+    place = list(frame).index("languages") + 1
+    counts = []
+    for name in frame["method"]:
+        mine = by_language.loc[by_language["method"].eq(name)]
+        above = [(name, label) for label in mine.loc[mine["above_random"], "language"]]
+        every = [(name, label) for label in mine["language"]]
+        shown, hurt = sure.interval_of_count(above, surely=True), sure.interval_of_count(every, surely=False)
+        counts.append((int(mine["passes"].sum()), *shown, int(mine["own_hurt_most"].sum()), *hurt))
+    names = ("shown", "shown_low", "shown_high", "own_hurt_most", "own_hurt_most_low", "own_hurt_most_high")
+    values = pd.DataFrame(counts, columns=list(names))
+    frame = frame.drop(columns="own_hurt_most")
+    for offset, name in enumerate(names):
+        frame.insert(place + offset, name, values[name])
+    order = ["shown", "own_hurt_most"]
+    return frame.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 
 
 def specificity_table(by_language: pd.DataFrame) -> pd.DataFrame:
-    """One row a method, most specific first: the mean difference between the own rise and the worst other's."""
-    frame = _methods(by_language, ["own_rise", "worst_other_rise", "mean_other_rise", "difference"], [])
+    """One row a method: the own rise beside the worst other's, and their difference, means over languages."""
+    means = ["own_rise", "worst_other_rise", "mean_other_rise", "difference", "difference_bits_per_byte"]
+    frame = _methods(by_language, means)
     worst = frame["worst_other_rise"]
     frame["ratio"] = (frame["own_rise"] / worst).where(worst > 0)
-    return frame.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
+    return frame
 
 
-def _methods(by_language: pd.DataFrame, means: list[str], totals: list[str]) -> pd.DataFrame:
+def means_of(groups: Any, columns: list[str]) -> pd.DataFrame:
+    """Means over languages; one rise that is NaN makes the mean NaN. What languages without units lack is left out."""
+    return pd.concat({each: groups[each].agg(lambda x: x.mean(skipna=x.name in PARTIAL)) for each in columns}, axis=1)
+
+
+def _methods(by_language: pd.DataFrame, means: list[str]) -> pd.DataFrame:
+    """Means and counts of each method; in an order that does not hang on how large a set is, but by who is hurt."""
     groups: Any = by_language.groupby("method", sort=False)
     parts = [
         groups["action"].first(),
-        groups[totals].sum(),
+        groups["neurons"].sum(),
         groups["language"].count().rename("languages"),
         groups["own_hurt_most"].sum(),
-        groups[means].mean(),
+        means_of(groups, means),
     ]
-    return pd.concat([part for part in parts if part.size], axis=1).reset_index()
+    frame = pd.concat(parts, axis=1).reset_index()
+    return frame.sort_values("own_hurt_most", ascending=False, kind="stable", ignore_index=True)

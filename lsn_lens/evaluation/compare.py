@@ -3,7 +3,7 @@
 import html
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -12,10 +12,13 @@ from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model
-from lsn_lens.evaluation import causal, footprint, reliability
+from lsn_lens.evaluation import causal, footprint, reliability, verdict
 from lsn_lens.evaluation import trust as doubts
 from lsn_lens.evaluation.agreement import agreement, average_agreement
+from lsn_lens.evaluation.certainty import certainty
 from lsn_lens.evaluation.effects import CONTROL
+from lsn_lens.evaluation.equal_size import measure_equal_size
+from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
 from lsn_lens.evaluation.ranking import ranking
 from lsn_lens.interventions import check_action
 from lsn_lens.methods import METHODS, Method, get_method
@@ -30,10 +33,17 @@ LEFT_OUT = ("random",)  # it is the control of every method
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One table for each question, best first. Rises are in nats a token unless they say otherwise.
+    """One table for each question. Rises are in nats per token unless they say otherwise.
+
+    No table is in the order of how large an effect is: effects follow how many units a set has, so that order would not
+    be one of methods. `equal_size` has effects of as many units of each.
 
     Attributes:
-        ranking: One row a method: the main number of each table, and the warnings in words. Read this first.
+        ranking: One row a method: the main number of each table, and the warnings in words. Read this first. `shown`:
+            how many languages pass, which takes an own rise beyond that of random sets (`q` at most 0.05) and the own
+            language surely hurt most; `shown_low`, `shown_high`: between which numbers it would be on other documents
+            (95 %, against the same random sets). `own_hurt_most`: for how many languages the own one is hurt most as
+            measured, in nats per token and in bits per byte, with the same interval. Most shown first.
         agreement: One row a pair of methods, averaged over languages; see `agreement.agreement` for the columns.
         agreement_by_language: The same, language by language.
         sizes: Units of each language, different units (`units`), their share of all units of the method's bases
@@ -47,21 +57,28 @@ class Comparison:
         warnings: Why not to trust a number: `method`, `warning`, `languages`.
         skipped: Methods that were left out, and why; and of methods that were not, the kinds of units (`bases`) that
             the model could not give them. `bases` is empty where the method was left out.
-        effects: What ablating a language's units does to it on all held-out text, in total and per neuron; means over
-            languages, those without units counting as 0 in total and not at all per neuron. Most languages hurt most
-            by the ablation of their own units first, then the largest mean rise.
-        effects_by_language: The same, language by language, with the other language that is hurt most.
+        effects: What ablating a language's units does to it on all held-out text: the counts of the ranking, and means
+            over languages in total and per neuron, those without units counting as 0 in total and not at all per
+            neuron. A rise that is no number makes its mean none.
+        effects_by_language: The same, language by language, with what `verdict.hurt` says of the others in nats and in
+            bits, the intervals of `certainty.certainty` (of the own rise, of its `difference` to the worst other's,
+            `hurt_most_share`, `surely_hurt_most`), and the verdict: `p` and `q` of `control_by_language`,
+            `above_random`, `passes`.
         specificity: The rise of the own language against that of the worst other one: means over languages, their
-            difference and ratio (NaN where the worst other does not rise). Largest difference first.
-        control: How a language's rise compares to that of random sets with as many units in each layer and, where
-            the run has it, decile of activity (`matched` in `control_by_language`), on the first tokens of its held-out
-            text: mean percentile, mean z, and the share of languages whose rise is above that of 95 % of the random
-            sets. Largest share first.
-        control_by_language: The same, language by language: `own_rise`, `random_mean`, `random_sd`, `z`,
-            `percentile` (share of the random sets with a smaller rise; NaN without units), `seeds`,
-            `matched` (in words).
+            difference and ratio (NaN where the worst other does not rise).
+        control: How a language's rise compares to that of random sets with as many units in each layer and, where the
+            run has it, as active in that language (`matched` in `control_by_language`), on the first tokens of its
+            held-out text: mean z, mean p, the share of languages above their random sets (`share_above_random`: q at
+            most 0.05), and the mean `activity` of the units found and of random ones (`random_activity`).
+        control_by_language: The same, language by language: `own_rise`, `random_mean`, `random_sd`, `z`, `p`
+            (`verdict.p_value`: the share of sets, its own among them, that do as much; NaN without units), `q` (the
+            same adjusted for all methods and languages of the table, Benjamini-Hochberg), `seeds`, `activity`,
+            `random_activity` (see `controls.Draws.active`), `matched` (in words).
         control_points: The random sets' rises one by one.
-        losses: What `perplexity_table` measured for `effects` and `specificity`.
+        losses: What `perplexity_table` measures, for `effects` and `specificity`.
+        equal_size: Effects of the best units of each method, as many for all on the same kind of unit (`units` of a
+            language, mean), measured on the short text; the largest mean difference first. Empty where no two methods
+            can be compared so.
         trust: One row a method, the main number of each check that was done; see `trust.trust_table`.
         checks: The tables behind it; see `reliability.measure`.
         found: Each method's set.
@@ -83,6 +100,7 @@ class Comparison:
     control_by_language: pd.DataFrame | None = None
     control_points: pd.DataFrame | None = None
     losses: pd.DataFrame | None = None
+    equal_size: pd.DataFrame | None = None
     trust: pd.DataFrame | None = None
     checks: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
     found: Mapping[str, NeuronSet] = field(default_factory=dict, repr=False)
@@ -106,12 +124,12 @@ class Comparison:
 
     def __repr__(self) -> str:
         table = self.ranking.to_string(index=False, float_format="{:.3g}".format, max_colwidth=60)
-        return "\n".join([f"Comparison of {len(self.ranking)} methods, best first", table, *self._about()])
+        return "\n".join([f"Comparison of {len(self.ranking)} methods", table, *self._about()])
 
     def _repr_html_(self) -> str:
         about = "".join(f"<p>{html.escape(line)}</p>" for line in self._about())
         table = self.ranking.to_html(index=False, float_format="{:.3g}".format)
-        return f"<p><b>Comparison</b> of {len(self.ranking)} methods, best first</p>{table}{about}"
+        return f"<p><b>Comparison</b> of {len(self.ranking)} methods</p>{table}{about}"
 
 
 def compare(
@@ -120,9 +138,10 @@ def compare(
     *,
     model: models.Model | None = None,
     corpora: Mapping[str, LanguageCorpus] | None = None,
-    action: causal.Choice | None = None,
-    seeds: int = 20,
-    control_tokens: int = 512,
+    action: Choice | None = None,
+    seeds: int = verdict.RANDOM_SETS,
+    more_seeds: int | None = None,
+    control_tokens: int = 128,
     layout: Layout | None = None,
     progress: bool = True,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -131,10 +150,12 @@ def compare(
 ) -> Comparison:
     """Put methods side by side on one run: where they agree, what their units do, and what it costs.
 
-    The best method is the one for which the most languages pass both tests: ablating the language's own units hurts it
-    more than any other language, and more than 95 % of random sets like its own do (`shown` in the ranking). Among
-    equals it is the one whose mean own rise exceeds that of the worst other language most. Without a model the ranking
-    has no effects; methods with the fewest languages below 10 units come first.
+    A language passes (`shown` in the ranking) if ablating its own units hurts it more than random sets like them do,
+    by a p-value that is corrected for all methods and languages, and surely more than any other language, in nats per
+    token and in bits per byte: the bootstrap intervals over documents of its rise and of the difference exclude 0.
+    Methods that pass for most languages come first; larger sets pass more easily, so the order is not one of methods
+    where sizes differ. Without a model the ranking has no effects; methods with the fewest languages below 10 units
+    come first.
 
     Args:
         run: From `collect` or `load_run`.
@@ -144,8 +165,11 @@ def compare(
         corpora: Their held-out text is measured.
         action: What to do to the units, or a function from the ablated language to it. By default the other
             languages' mean where the run has the means of all bases of a set, else zero.
-        seeds: Random sets for each method and language; 20 is the fewest that can show the 95th percentile.
-        control_tokens: About how many tokens of each language the random sets are measured on.
+        seeds: Random sets for each method and language. 39 give p-values down to 1/40; below 19 none reaches 0.05.
+        more_seeds: Further ones for each language whose rise none of the first reaches: correcting for many methods
+            and languages takes smaller p-values. By default twice as many and two: with 39, down to 1/120.
+        control_tokens: About how many tokens of each language the random sets are measured on, and the sets of equal
+            size.
         layout: How held-out text becomes batches; packed blocks by default.
         progress: Show progress bars.
         parameters: Hyper-parameters by the name of the method.
@@ -168,8 +192,10 @@ def compare(
         raise ValueError("effects take both a model and corpora; give both, or neither.")
     if model is None and trust is not None and trust.with_model:
         raise ValueError(f"{trust} runs the model: give a model and corpora, or leave these checks out.")
-    if seeds < 2:
-        raise ValueError(f"seeds={seeds}: expected at least 2 random sets.")
+    if seeds < 2 or (more_seeds or 0) < 0:
+        raise ValueError(
+            f"seeds={seeds}, more_seeds={more_seeds}: expected at least 2 random sets, and no fewer than 0."
+        )
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
     by_language = agreement(sets, scores)
@@ -181,15 +207,21 @@ def compare(
         "cost": footprint.cost_table(run, {name: chosen[name] for name in sets}, seconds),
         "skipped": _skipped(run, {name: chosen[name] for name in sets}, skipped),
     }
-    actions: dict[str, causal.Choice] = {}
+    actions: dict[str, Choice] = {}
+    text: HeldOut | None = None
     if model is not None and corpora is not None:
         actions = causal.choose_actions(run.statistics, sets, action)
-        tables |= _effects(model, corpora, sets, actions, seeds, control_tokens, layout, progress, run.statistics)
+        if not actions:
+            raise ValueError(f"no intervention writes to the bases of {list(sets)}: leave out the model.")
+        text = held_out(model, corpora, layout, progress=progress)
+        short = held_out(model, corpora, causal.short_layout(model, layout, control_tokens), progress=progress)
+        draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
+        tables |= _effects(text, short, sets, scores, actions, draws, run.statistics, progress)
     checks: dict[str, pd.DataFrame] = {}
     if trust is not None:
         checks = reliability.measure(
             run, {name: chosen[name] for name in sets}, sets, trust, given=found, model=model, corpora=corpora,
-            actions=actions, layout=layout, progress=progress,
+            actions=actions, text=text, progress=progress,
         )  # fmt: skip
         tables["trust"] = doubts.trust_table(checks, list(sets))
     warnings = doubts.warnings_table(
@@ -271,37 +303,37 @@ def _fitting(given: NeuronSet, scores: NeuronScores, name: str) -> NeuronSet:
 
 
 def _effects(
-    model: models.Model,
-    corpora: Mapping[str, LanguageCorpus],
+    text: HeldOut,
+    short: HeldOut,
     found: Mapping[str, NeuronSet],
-    actions: Mapping[str, causal.Choice],
-    seeds: int,
-    tokens: int,
-    layout: Layout | None,
-    progress: bool,
+    scores: Mapping[str, NeuronScores],
+    actions: Mapping[str, Choice],
+    draws: tuple[int, int],
     statistics: Statistics,
+    progress: bool,
 ) -> dict[str, pd.DataFrame]:
-    if not actions:
-        raise ValueError(f"no intervention writes to the bases of {list(found)}: leave out the model.")
+    """Effects on the text, random and equally large sets on the short one; equal sets are measured once."""
     first = reliability.twins(found, actions)
-    measured = {name: action for name, action in actions.items() if first[name] == name}
-    losses = causal.measure_losses(model, corpora, found, measured, layout, progress)
+    once = {name: action for name, action in actions.items() if first[name] == name}
+    measured = causal.measure_effects(text, found, once, progress)
     control, points = (
         reliability.with_twins(table, "method", first)
-        for table in causal.measure_controls(
-            model, corpora, found, measured, seeds, tokens, layout, progress, statistics
-        )
+        for table in causal.measure_controls(short, found, once, draws[0], statistics, more=draws[1], progress=progress)
     )
-    text = losses.attrs
-    losses = reliability.with_twins(losses, "set", first)
-    losses.attrs = text
-    by_language = causal.effects_by_language(losses)
+    control.attrs["tests"] = int(control.loc[control["method"].isin(list(once)), "p"].notna().sum())
+    table = reliability.with_twins(measured.table, "set", first)
+    table.attrs = measured.table.attrs
+    copies = {name: [key for key in measured.rises if key[0] == first[name]] for name in first}
+    rises = {(name, off, on): measured.rises[key, off, on] for name in copies for key, off, on in copies[name]}
+    sure = certainty(text, replace(measured, rises=rises))
+    by_language = causal.effects_by_language(table, sure.table, control)
     return {
-        "effects": causal.effects_table(by_language),
+        "effects": causal.effects_table(by_language, sure),
         "effects_by_language": by_language,
         "specificity": causal.specificity_table(by_language),
         "control": causal.control_table(control),
         "control_by_language": control,
         "control_points": points,
-        "losses": losses,
+        "losses": table,
+        "equal_size": measure_equal_size(short, found, scores, once, progress),
     }

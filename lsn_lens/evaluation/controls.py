@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -31,22 +31,26 @@ MEASURES: tuple[tuple[str, str, Measure], ...] = (
 )
 
 
-def activity(statistics: Statistics, bases: Iterable[str]) -> dict[str, Float[Tensor, "layer unit"]]:
-    """How active each unit is, over all languages of a run, each counting the same.
+def activity(
+    statistics: Statistics, bases: Iterable[str], languages: Iterable[str] | None = None
+) -> dict[str, Float[Tensor, "language layer unit"]]:
+    """How active each unit is in each language.
 
     The first of these that the run has for a basis: the root mean square of the value where interventions write
-    (`Statistic(site, "squares")`), the probability to fire (basis "mlp" only; a run with "lape" has it), the mean's
-    size in each language. The last is blind to what cancels out: it is there because every run has it.
+    (`Statistic(site, "squares")`, which `collect` keeps), the probability to fire (basis "mlp" only; a run with "lape"
+    has it), the size of the mean. The last is blind to what cancels out: it is there because every run has it.
 
     Args:
         statistics: Of a run (`run.statistics`).
         bases: Of units.
+        languages: Which, in which order; those of the run by default.
 
     Returns:
-        Basis to `[layer unit]`, higher for more active ones, as `NeuronSet.random_like` takes it.
+        Basis to `[language layer unit]`, higher for more active ones, as `NeuronSet.random_like` takes it for a set of
+        these languages.
 
     Raises:
-        KeyError: The run has none of these for a basis.
+        KeyError: The run has none of these for a basis, or lacks a language.
     """
     measured = {basis: activity_measure(statistics, basis) for basis in bases}
     lacking = [basis for basis, measure in measured.items() if measure is None]
@@ -55,7 +59,12 @@ def activity(statistics: Statistics, bases: Iterable[str]) -> dict[str, Float[Te
             f"the run has neither squares, firing counts nor sums of {lacking}; it has {list(statistics.sums)}. "
             'Collect again with extra=[Statistic("mlp_post", "squares")], the write site of the basis.'
         )
-    return {basis: _read(statistics, basis, name).mean(0) for basis, name in measured.items() if name}
+    wanted = list(statistics.languages if languages is None else languages)
+    unknown = [each for each in wanted if each not in statistics.languages]
+    if unknown:
+        raise KeyError(f"no language {unknown}; the run has {list(statistics.languages)}.")
+    places = [statistics.languages.index(each) for each in wanted]
+    return {basis: _read(statistics, basis, name)[places] for basis, name in measured.items() if name}
 
 
 def activity_measure(statistics: Statistics, basis: str) -> str | None:
@@ -63,23 +72,60 @@ def activity_measure(statistics: Statistics, basis: str) -> str | None:
     return next((name for name, key, _ in MEASURES if _key(key, basis) in statistics.sums), None)
 
 
-def matched_draws(
-    found: NeuronSet, seeds: int, statistics: Statistics | None = None
-) -> tuple[dict[int, NeuronSet], str]:
-    """Random sets like one, by seed, and in words what they share with it.
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Random sets like one.
+
+    Attributes:
+        sets: By seed.
+        matched: In words, what they share with it.
+        active: By language, the mean activity of the set's units in it, and that of the random sets' units: how far
+            the match went. NaN where no activity is known, units are of several bases that are not measured alike, or
+            there are none.
+    """
+
+    sets: dict[int, NeuronSet]
+    matched: str
+    active: dict[str, tuple[float, float]]
+
+
+def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = None, *, first: int = 0) -> Draws:
+    """Random sets like one: as many units in each layer and, where the run knows it, as active in the own language.
+
+    Each unit gives way to one of those of its layer whose activity in the set's language is nearest to its own, see
+    `draws.draw_alike`. Found units are often the most active of all, so random ones may not reach them: `active` says
+    by how much.
 
     Args:
         found: The set.
         seeds: How many.
-        statistics: Of a run: units are then drawn from the own decile of activity too, if it has the `activity` of all
-            bases of the set.
+        statistics: Of a run that has the `activity` of all bases of the set in all its languages.
+        first: The first seed.
     """
+    numbers = range(first, first + seeds)
     measures = {activity_measure(statistics, basis) for basis in found.masks} if statistics is not None else {None}
     if statistics is None or None in measures:
-        return {seed: found.random_like(seed) for seed in range(seeds)}, "count, layer"
-    values = activity(statistics, found.masks)
+        sets = {seed: found.random_like(seed) for seed in numbers}
+        return Draws(sets, "count, layer", dict.fromkeys(found.languages, (math.nan, math.nan)))
+    values = activity(statistics, found.masks, found.languages)
+    sets = {seed: found.random_like(seed, values) for seed in numbers}
+    own = _mean_activity(found, values)
+    drawn = torch.stack([_mean_activity(each, values) for each in sets.values()]).mean(0)
+    alike = len(measures) == 1
+    pairs = zip(own.tolist(), drawn.tolist(), strict=True)
+    active = {
+        label: pair if alike else (math.nan, math.nan) for label, pair in zip(found.languages, pairs, strict=True)
+    }
     words = ", ".join(sorted(name for name in measures if name))
-    return {seed: found.random_like(seed, values) for seed in range(seeds)}, f"count, layer, decile of {words}"
+    return Draws(sets, f"count, layer, {words} in the own language", active)
+
+
+def _mean_activity(
+    found: NeuronSet, values: Mapping[str, Float[Tensor, "language layer unit"]]
+) -> Float[Tensor, "language"]:
+    """Mean over a language's units of their activity in it; NaN without units."""
+    totals = sum((values[basis] * mask).sum((1, 2)) for basis, mask in found.masks.items())
+    return torch.as_tensor(totals) / sum(mask.sum((1, 2)) for mask in found.masks.values())
 
 
 def outliers(

@@ -1,20 +1,13 @@
 """What a `perplexity_table` says: one row a method and language, its random controls, and where to doubt it."""
 
-import math
 import re
-from collections.abc import Hashable, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-FEW_NEURONS = 10
+from lsn_lens.evaluation import verdict
+
 CONTROL = re.compile(r"(?P<method>.*) random (?P<seed>\d+)")
-RISES = {
-    "own_rise": "nll_change",
-    "own_rise_bits_per_byte": "bits_per_byte_change",
-    "own_rise_perplexity": "perplexity_change",
-}
 
 
 def control_name(method: str, seed: int) -> str:
@@ -30,11 +23,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             `control_name`. Methods need all languages evaluated; for controls the own language is enough.
 
     Returns:
-        Columns `action`, `method`, `language`, `neurons`; `own_rise` (nats a token), `own_rise_bits_per_byte`,
-        `own_rise_perplexity`; `worst_other` (the other language hurt most), `worst_other_rise`,
-        `mean_other_rise`; `random_mean` and `random_max` (the controls' own rise), `random_seeds`,
-        `share_above_random` (share of the controls that the own rise exceeds), and `warning`: in words,
-        why not to trust the row, "" if nothing speaks against it.
+        Columns `action`, `method`, `language`, `neurons`; what `verdict.hurt` says: `own_rise` (nats per token),
+        `worst_other` (the other language hurt most), `worst_other_rise`, `mean_other_rise`, `own_rank`, the same with
+        `_bits_per_byte`, `hurt_most_in`, `own_hurt_most`; `own_rise_perplexity`; `random_mean` and `random_max` (the
+        controls' own rise), `seeds` (how many), `p` (`verdict.p_value` of the own rise among them; NaN without
+        neurons), and `warning`: in words, why not to trust the row, "" if nothing speaks against it.
 
     Raises:
         ValueError: No method in the table, or one that lacks a language.
@@ -48,13 +41,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     summary = pd.DataFrame(
         [_language_row(action, method, language, found, random) for action, method, language in keys]
     )
-    return summary.assign(warning=[_warning(row) for row in summary.to_dict("records")])
-
-
-def own_is_hurt_most(summary: pd.DataFrame) -> pd.Series:
-    """For each row of `summarise`, whether the own language is hurt, and more than any other."""
-    own = summary.loc[:, "own_rise"]
-    return (own > 0) & (own > summary["worst_other_rise"])
+    return summary.assign(warning=["; ".join(verdict.doubts(row)) for row in summary.to_dict("records")])
 
 
 def control_points(table: pd.DataFrame) -> pd.DataFrame:
@@ -87,42 +74,25 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def _language_row(
     action: str, method: str, language: str, found: pd.DataFrame, random: pd.DataFrame
 ) -> dict[str, object]:
-    same = found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)
-    is_own = found["evaluated"].eq(language)
-    own, others = found.loc[same & is_own], found.loc[same & ~is_own]
-    if len(own) != 1 or others.empty:
+    same = found.loc[found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)]
+    if same["evaluated"].duplicated().any():
         raise ValueError(
-            f"set {method!r}, {language!r}: expected one row for it and one for each other language, got "
-            f"{list(found.loc[same, 'evaluated'])}. Measure with evaluate='all', and give each set a name of its own."
+            f"set {method!r}, {language!r}: got several rows for one language, {list(same['evaluated'])}. Give each "
+            "set a name of its own."
         )
+    row = verdict.hurt(same, language)
+    own = same.loc[same["evaluated"].eq(language)].iloc[0]
     drawn = random["action"].eq(action) & random["method"].eq(method) & random["language"].eq(language)
-    controls = random.loc[drawn, "own_rise"]
-    rise = own.iloc[0]
-    worst = others.sort_values(by="nll_change", ascending=False, na_position="first", kind="stable").iloc[0]
+    controls = random.loc[drawn, "own_rise"].to_numpy(dtype=float)
     return {
         "action": action,
         "method": method,
         "language": language,
-        "neurons": int(rise["neurons"]),
-        **{name: float(rise[column]) for name, column in RISES.items()},
-        "worst_other": worst["evaluated"],
-        "worst_other_rise": float(worst["nll_change"]),
-        "mean_other_rise": float(np.mean(others["nll_change"])),
-        "random_mean": float(controls.mean()),
-        "random_max": float(controls.max()),
-        "random_seeds": len(controls),
-        "share_above_random": float((controls < rise["nll_change"]).mean()),
+        "neurons": int(own["neurons"]),
+        **row,
+        "own_rise_perplexity": float(own["perplexity_change"]),
+        "random_mean": float(np.mean(controls)) if len(controls) else np.nan,
+        "random_max": float(np.max(controls)) if len(controls) else np.nan,
+        "seeds": len(controls),
+        "p": verdict.p_value(row["own_rise"], controls) if own["neurons"] else np.nan,
     }
-
-
-def _warning(row: Mapping[Hashable, Any]) -> str:
-    if not row["neurons"]:
-        return "no neurons"
-    own, worst = row["own_rise"], row["worst_other_rise"]
-    reasons = {
-        "the loss is not finite": not (math.isfinite(own) and math.isfinite(worst)),
-        f"fewer than {FEW_NEURONS} neurons": row["neurons"] < FEW_NEURONS,
-        "not above every random control": own <= row["random_max"],
-        f"{row['worst_other']} is hurt more": own <= worst,
-    }
-    return "; ".join(reason for reason, holds in reasons.items() if holds)

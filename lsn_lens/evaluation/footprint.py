@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from lsn_lens.evaluation.effects import FEW_NEURONS
 from lsn_lens.evaluation.trust import mean_jaccard
+from lsn_lens.evaluation.verdict import FEW_NEURONS
 from lsn_lens.methods import Method
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.run import Run

@@ -1,7 +1,7 @@
 """What an intervention on one language's units does to everything else: other languages, numbers, code, repetition."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,10 @@ from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus, load_corpora
 from lsn_lens.entry import check_model
+from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.controls import matched_draws
 from lsn_lens.evaluation.generation import generate
-from lsn_lens.evaluation.perplexity import perplexity_table
+from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
 from lsn_lens.evaluation.texts import UND, Identify, distinct, measure_texts
 from lsn_lens.evaluation.trust import COLLAPSE
 from lsn_lens.interventions import Action, intervene, zero
@@ -26,7 +27,6 @@ from lsn_lens.statistics import Statistics
 NEUTRAL = Path(__file__).parents[1] / "demo" / "neutral.jsonl"
 BLOCK = 128  # tokens of a block of neutral text, so that little of it is left over
 BEFORE, AFTER, RANDOM = "before", "after", "random"
-RISES = {"": "nll_change", "_bits_per_byte": "bits_per_byte_change"}  # ending of a column -> column of a loss table
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +71,17 @@ def off_target(
     model: models.Model,
     corpora: Mapping[str, LanguageCorpus],
     found: NeuronSet,
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
     statistics: Statistics | None = None,
     seeds: int = 3,
-    neutral: Mapping[str, LanguageCorpus] | None = None,
+    neutral: Mapping[str, LanguageCorpus] | HeldOut | None = None,
     identify: Identify | None = None,
     prompts: int = 16,
     words: int = 3,
     tokens: int = 40,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> OffTarget:
     """Beside the effect that is claimed, everything else that changes, for the set and for random ones like it.
@@ -92,13 +93,15 @@ def off_target(
         action: What to do to the units, or a function from the intervened language to it.
         statistics: Of the run, to match random sets by activity (`controls.matched_draws`).
         seeds: Random sets.
-        neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default.
+        neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default. Or, where it is
+            at hand, what `measured_neutral` makes of it.
         identify: To see how many texts are in the language: `texts.identifier(languages)`.
         prompts: Held-out documents of a language whose beginning is continued, the most probable token each time.
         words: Their first words, or, where these are more than a third of the document (words that are not spaced),
             its first third.
         tokens: New ones of each text.
         layout: How held-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
+        text: The languages' held-out text, where it is at hand from `held_out`; `layout` then says nothing.
         progress: Show progress bars.
 
     Returns:
@@ -110,31 +113,39 @@ def off_target(
     """
     check_model(model)
     neutral = neutral_text() if neutral is None else neutral
-    _check(corpora, found, neutral, seeds, prompts)
-    sets, matched = matched_draws(found, seeds, statistics)
-    named = {"found": found, **{str(seed): each for seed, each in sets.items()}}
-    losses = _losses(model, corpora, neutral, named, action, layout, progress)
+    kinds = list(neutral.clean if isinstance(neutral, HeldOut) else neutral)
+    _check(corpora, found, kinds, seeds, prompts)
+    draws = matched_draws(found, seeds, statistics)
+    named = {"found": found, **{str(seed): each for seed, each in draws.sets.items()}}
+    text = text or held_out(model, corpora, layout, progress=progress)
+    quiet = neutral if isinstance(neutral, HeldOut) else measured_neutral(model, neutral, progress=progress)
+    losses = _losses(text, quiet, named, action, progress)
     blank = identify or (lambda texts: [(UND, 0.0)] * len(texts))
     written = []
     for language in found.languages:
         starts = _beginnings(corpora[language].hold_out, prompts, words)
         what = action if isinstance(action, Action) else action(language)
-        for state, units in ((BEFORE, None), (AFTER, found[language]), (RANDOM, sets[0][language])):
+        for state, units in ((BEFORE, None), (AFTER, found[language]), (RANDOM, draws.sets[0][language])):
             frame = _write(model, starts, units, what, tokens)
             frame.insert(0, "state", state)
             frame.insert(0, "asked", language)
             written.append(frame)
     texts = measure_texts(pd.concat(written, ignore_index=True), blank)
-    rows = [_row(language, found, losses, texts, list(neutral), identify is not None) for language in found.languages]
-    return OffTarget(pd.DataFrame(rows), losses, texts, matched)
+    rows = [_row(language, found, losses, texts, kinds, identify is not None) for language in found.languages]
+    return OffTarget(pd.DataFrame(rows), losses, texts, draws.matched)
+
+
+def measured_neutral(
+    model: models.Model, neutral: Mapping[str, LanguageCorpus] | None = None, *, progress: bool = True
+) -> HeldOut | None:
+    """Text of no language and the unchanged model's losses on it, for several calls of `off_target`; None without."""
+    neutral = neutral_text() if neutral is None else neutral
+    layout = Layout(length=min(BLOCK, model.cfg.n_ctx), equal=False)
+    return held_out(model, neutral, layout, progress=progress) if neutral else None
 
 
 def _check(
-    corpora: Mapping[str, LanguageCorpus],
-    found: NeuronSet,
-    neutral: Mapping[str, LanguageCorpus],
-    seeds: int,
-    prompts: int,
+    corpora: Mapping[str, LanguageCorpus], found: NeuronSet, neutral: Sequence[str], seeds: int, prompts: int
 ) -> None:
     missing = [label for label in found.languages if label not in corpora]
     if missing:
@@ -148,28 +159,17 @@ def _check(
 
 
 def _losses(
-    model: models.Model,
-    corpora: Mapping[str, LanguageCorpus],
-    neutral: Mapping[str, LanguageCorpus],
-    sets: Mapping[str, NeuronSet],
-    action: Action | Callable[[str], Action],
-    layout: Layout | None,
-    progress: bool,
+    text: HeldOut, neutral: HeldOut | None, sets: Mapping[str, NeuronSet], action: Choice, progress: bool
 ) -> pd.DataFrame:
     """All languages and, in a pass of its own as there is less of it, all neutral text, under each language's units."""
-    tables = [perplexity_table(model, corpora, sets, action, layout=layout, progress=progress)]
-    if neutral:
-        whole = Layout(length=min(BLOCK, model.cfg.n_ctx), equal=False)
-        every = list(neutral)
-        tables.append(
-            perplexity_table(
-                model, neutral, sets, action, evaluate=lambda _: every, layout=whole, progress=progress
-            ).assign(kind="neutral")
-        )
-    table = pd.concat(tables, ignore_index=True)
+    table = text.measure(sets, action, progress=progress).table
     is_own = table["intervened"].eq(table["evaluated"])
-    kind = pd.Series(np.where(is_own, "own", "other"), index=table.index)
-    return table.assign(kind=table["kind"].fillna(kind) if neutral else kind)
+    table = table.assign(kind=np.where(is_own, "own", "other"))
+    if neutral is None:
+        return table
+    every = list(neutral.clean)
+    beside = neutral.measure(sets, action, evaluate=lambda _: every, progress=progress).table
+    return pd.concat([table, beside.assign(kind="neutral")], ignore_index=True)
 
 
 def _beginnings(documents: Iterable[str], prompts: int, words: int) -> list[str]:
@@ -195,8 +195,9 @@ def _row(
     changed = losses.loc[losses["intervened"].eq(language)]
     row: dict[str, Any] = {"language": language, "neurons": len(found[language])}
     own, drawn = changed.loc[changed["set"].eq("found")], changed.loc[changed["set"].ne("found")]
-    row |= _rises(own, neutral)
-    random = pd.DataFrame([_rises(part, neutral) for _, part in drawn.groupby("set")]).mean(numeric_only=True)
+    row |= _rises(own, neutral, language)
+    each = pd.DataFrame([_rises(part, neutral, language) for _, part in drawn.groupby("set")])
+    random = each.mean(numeric_only=True, skipna=False)
     row |= random.add_prefix("random_").to_dict()
     for state in (BEFORE, AFTER, RANDOM):
         mine = texts.loc[texts["asked"].eq(language) & texts["state"].eq(state)]
@@ -208,20 +209,13 @@ def _row(
     return row | {"collapse": ", ".join(broken)}
 
 
-def _rises(rows: pd.DataFrame, neutral: list[str]) -> dict[str, Any]:
+def _rises(rows: pd.DataFrame, neutral: list[str], language: str) -> dict[str, Any]:
     """The rises of one set under one language's units, in each unit."""
+    said = verdict.hurt(rows.loc[rows["kind"].ne("neutral")], language)
+    names = ("own_rise", "worst_other", "worst_other_rise", "mean_other_rise")
+    by_text = rows.set_index("evaluated")
     values: dict[str, Any] = {}
-    for ending, column in RISES.items():
-        by_text: dict[str, float] = dict(zip(rows["evaluated"], rows[column], strict=True))
-        kinds: dict[str, str] = dict(zip(rows["evaluated"], rows["kind"], strict=True))
-        others = {label: rise for label, rise in by_text.items() if kinds[label] == "other"}
-        worst = max(others, key=lambda label: np.nan_to_num(others[label], nan=np.inf))
-        named = {
-            "own_rise": next(rise for label, rise in by_text.items() if kinds[label] == "own"),
-            "worst_other": worst,
-            "worst_other_rise": others[worst],
-            "mean_other_rise": float(np.mean(list(others.values()))),
-            **{f"{kind}_rise": by_text[kind] for kind in neutral},
-        }
-        values |= {f"{key}{ending}": value for key, value in named.items()}
+    for ending, column in verdict.UNITS.items():
+        values |= {f"{name}{ending}": said[f"{name}{ending}"] for name in names}
+        values |= {f"{kind}_rise{ending}": float(by_text.at[kind, column]) for kind in neutral}
     return values

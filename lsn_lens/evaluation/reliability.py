@@ -15,8 +15,8 @@ from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.ablations import ablation_sensitivity
-from lsn_lens.evaluation.causal import Choice
-from lsn_lens.evaluation.off_target import off_target
+from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
+from lsn_lens.evaluation.off_target import measured_neutral, off_target
 from lsn_lens.evaluation.resampling import load_shards
 from lsn_lens.evaluation.significance import LEVEL, permutation_test
 from lsn_lens.evaluation.stability import bootstrap, leave_one_out, stability_table
@@ -24,6 +24,7 @@ from lsn_lens.evaluation.survival import same_script_survival, survival
 from lsn_lens.evaluation.text_controls import CONTROLS, Control
 from lsn_lens.methods import Method, Sharing
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.run import Run
 
 OF_SET = ("ablations", "off target")  # checks of units and of what is done to them, whoever found them
@@ -73,6 +74,11 @@ class Checks:
             raise ValueError(f"seeds={self.seeds}: expected 1 random set or more.")
 
     @property
+    def of_draws(self) -> tuple[str, ...]:
+        """Those that ask a method again on draws of the run."""
+        return ("leave one out", "stability") * bool(self.replicates) + ("nulls",) * bool(self.permutations)
+
+    @property
     def with_model(self) -> bool:
         """Whether any of them runs the model."""
         return self.changed_text or self.of_set
@@ -94,9 +100,10 @@ def measure(
     corpora: Corpora | None = None,
     actions: Mapping[str, Choice] | None = None,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> Details:
-    """All checks of all methods; what could not be done is in the table "not done", with the reason.
+    """All checks of all methods; what does not apply is in the table "not done", with the reason.
 
     Args:
         run: Of the methods' statistics.
@@ -108,6 +115,7 @@ def measure(
         corpora: The run's text.
         actions: What to do to each method's units; methods without one are not ablated.
         layout: How held-out text becomes batches.
+        text: The held-out text, where it is at hand from `held_out`; `layout` then says nothing.
         progress: Show progress bars.
 
     Returns:
@@ -128,18 +136,26 @@ def measure(
         if name not in (given or {})
     }
     first = twins(found, actions or {})
+    measured: dict[str, Any] = {}
+    if model is not None and corpora is not None and checks.of_set:
+        measured["text"] = text or held_out(model, corpora, layout, progress=progress)
+        measured["neutral"] = measured_neutral(model, progress=progress) if checks.off_target else None
     for name in tqdm(methods, desc="how far to trust", disable=not progress):
         todo: dict[str, Callable[[], pd.DataFrame]] = {}
         if name in unchecked:
             drawn = name not in checks.without_draws
-            todo |= _of_run(load_shards(run, [unchecked[name]] if drawn else []), unchecked[name], checks, drawn)
+            if drawn:
+                todo |= _of_run(load_shards(run, [unchecked[name]]), unchecked[name], checks)
+            else:
+                reason = "not asked for, as scoring this method takes long (without_draws)"
+                not_done += [{"method": name, "check": check, "reason": reason} for check in checks.of_draws]
         else:
             not_done.append({"method": name, "check": "draws and changed text", "reason": "the set was given"})
         if checks.of_set and name not in first:
             reason = f"no intervention writes to {', '.join(found[name].masks)}"
             not_done.append({"method": name, "check": "ablations and off target", "reason": reason})
         if model is not None and corpora is not None and first.get(name) == name:
-            todo |= _of_set(model, corpora, run, found[name], (actions or {})[name], layout, checks)
+            todo |= _of_set(model, corpora, run, found[name], (actions or {})[name], measured, checks)
         for check, act in todo.items():
             with _noting(not_done, [name], check):
                 parts.setdefault(check, []).append(act().assign(method=name))
@@ -180,28 +196,22 @@ def _same(one: NeuronSet, other: NeuronSet) -> bool:
 def _noting(not_done: list[dict[str, str]], methods: Iterable[str], check: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError) as error:
-        reason = str(error.args[0] if error.args else error)
-        not_done += [{"method": name, "check": check, "reason": reason} for name in methods]
+    except DoesNotApply as error:  # and nothing else: a fault must not read as a check that was not asked for
+        not_done += [{"method": name, "check": check, "reason": str(error)} for name in methods]
 
 
 def _first(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[:, ["method", *table.columns.drop("method")]]
 
 
-def _of_run(run: Run, method: Method, checks: Checks, drawn: bool) -> Measures:
+def _of_run(run: Run, method: Method, checks: Checks) -> Measures:
     paired = checks.paired or isinstance(method, Sharing)
-    measures: dict[str, Callable[[], pd.DataFrame]] = {}
-    if checks.replicates:
-        measures["leave one out"] = lambda: leave_one_out(run, method, progress=False)
-        measures["stability"] = lambda: _stability(run, method, checks, paired)
-    if checks.permutations:
-        measures["nulls"] = lambda: _nulls(run, method, checks, paired)
-    return measures if drawn else dict.fromkeys(measures, _not_drawn)
-
-
-def _not_drawn() -> pd.DataFrame:
-    raise ValueError("not asked for, as scoring this method takes long (without_draws)")
+    every: Measures = {
+        "leave one out": lambda: leave_one_out(run, method, progress=False),
+        "stability": lambda: _stability(run, method, checks, paired),
+        "nulls": lambda: _nulls(run, method, checks, paired),
+    }
+    return {check: every[check] for check in checks.of_draws}
 
 
 def _stability(run: Run, method: Method, checks: Checks, paired: bool) -> pd.DataFrame:
@@ -229,27 +239,16 @@ def _nulls(run: Run, method: Method, checks: Checks, paired: bool) -> pd.DataFra
 
 
 def _of_set(
-    model: models.Model, corpora: Corpora, run: Run, found: NeuronSet, action: Choice, layout: Layout | None,
+    model: models.Model, corpora: Corpora, run: Run, found: NeuronSet, action: Choice, measured: Mapping[str, Any],
     checks: Checks,
 ) -> Measures:  # fmt: skip
     measures: dict[str, Callable[[], pd.DataFrame]] = {}
+    options: dict[str, Any] = {"seeds": checks.seeds, "text": measured.get("text"), "progress": False}
     if checks.ablations:
-        measures["ablations"] = lambda: ablation_sensitivity(
-            model, corpora, run, found, seeds=checks.seeds, layout=layout, progress=False
-        )
+        measures["ablations"] = lambda: ablation_sensitivity(model, corpora, run, found, **options)
     if checks.off_target:
-        measures["off target"] = lambda: (
-            off_target(
-                model,
-                corpora,
-                found,
-                action,
-                statistics=run.statistics,
-                seeds=checks.seeds,
-                layout=layout,
-                progress=False,
-            ).table
-        )
+        beside = {"statistics": run.statistics, "neutral": measured["neutral"], **options}
+        measures["off target"] = lambda: off_target(model, corpora, found, action, **beside).table
     return measures
 
 

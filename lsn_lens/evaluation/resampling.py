@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsn_lens.corpora import Documents, LanguageCorpus, Records
 from lsn_lens.methods import Method
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, Run, read_shard
 from lsn_lens.statistics import Need
 
@@ -71,13 +72,13 @@ def check_shards(run: Run, paired: bool = False) -> None:
     counts = {label: len(shards) for label, shards in run.shards.items()}
     few = {label: count for label, count in counts.items() if count < FEW_SHARDS}
     if few:
-        raise ValueError(
+        raise DoesNotApply(
             f"too few shards to draw from: {few}; expected {FEW_SHARDS} or more in each language, better 16. Collect "
             "again with Layout(shards=16); a language has no more shards than rows (blocks or documents), so give "
             "more text where that is not enough."
         )
     if paired and len(set(counts.values())) > 1:
-        raise ValueError(
+        raise DoesNotApply(
             f"a paired draw takes shard i of every language together, but their numbers differ: {counts}. Give "
             "paired=False, or collect parallel text with Layout(equal=True)."
         )
@@ -182,7 +183,7 @@ def halves(run: Run) -> tuple[Run, Run]:
     """
     few = [label for label, shards in run.shards.items() if len(shards) < 2]
     if few:
-        raise ValueError(f"{few} have fewer than two shards, so no two halves: collect again with Layout(shards=2).")
+        raise DoesNotApply(f"{few} have fewer than two shards, so no two halves: collect again with Layout(shards=2).")
     cuts = {label: (0, len(shards) // 2, len(shards)) for label, shards in run.shards.items()}
     first, second = (
         rearranged(run, {label: [(label, i) for i in range(*cut[part : part + 2])] for label, cut in cuts.items()})

@@ -18,6 +18,7 @@ from lsn_lens.evaluation.resampling import check_shards, load_shards, resampled,
 from lsn_lens.methods import Method, get_method
 from lsn_lens.methods.base import check_shares, scores_of, units_of
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.run import Run
 
 STABLE = 0.95  # share of the replicates from which on a unit is called stable
@@ -219,7 +220,7 @@ def leave_one_out(run: Run, method: str | Method = "lape", *, progress: bool = T
         ValueError: Fewer than three languages.
     """
     if len(run.languages) < 3:
-        raise ValueError(f"the run has {list(run.languages)}: leaving one out takes three languages or more.")
+        raise DoesNotApply(f"the run has {list(run.languages)}: leaving one out takes three languages or more.")
     chosen = get_method(method)
     small = load_shards(run, [chosen])
     whole = chosen.select(chosen.score(small.statistics))

@@ -17,6 +17,7 @@ from lsn_lens.evaluation.resampling import halves, load_shards, subset
 from lsn_lens.evaluation.text_controls import CONTROLS, Control, Corpora, same_script
 from lsn_lens.methods import Method, get_method
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.run import Run
 
 FEW_CHANGED = 0.05  # share of a language's documents with other letters below which a control tests nothing
@@ -112,7 +113,7 @@ def same_script_survival(
         raise KeyError(f"no text for the run's languages {missing}; the corpora have {list(corpora)}.")
     groups = same_script({label: corpora[label] for label in run.languages})
     if len(groups) < 2 or max(map(len, groups.values())) < 2:
-        raise ValueError(
+        raise DoesNotApply(
             f"the scripts are {groups}: expected two or more, and one of them with two languages, so that some can be "
             "taken away and some are left."
         )

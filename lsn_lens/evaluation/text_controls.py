@@ -13,6 +13,7 @@ from fontTools.unicodedata import script
 
 from lsn_lens.corpora import Documents, LanguageCorpus, Records
 from lsn_lens.evaluation.texts.strings import UNSPACED
+from lsn_lens.refusal import DoesNotApply
 
 Corpora = Mapping[str, LanguageCorpus]
 Control = Callable[[Corpora], Corpora]
@@ -33,7 +34,7 @@ def romanised(corpora: Corpora) -> dict[str, LanguageCorpus]:
     """
     scripts = same_script(corpora)
     if len(scripts) < 2:
-        raise ValueError(
+        raise DoesNotApply(
             f"all languages, {list(corpora)}, are written in one script, {list(scripts)}: no two differ, so that "
             "romanised text would test nothing. Give languages of several scripts, or use shuffled_words."
         )
@@ -127,7 +128,7 @@ def _script_of(label: str, documents: Iterable[str]) -> str:
             counts[script(char)] += count
     total = counts.total()
     if not total:
-        raise ValueError(f"{label}: the text has no letters, so no script.")
+        raise DoesNotApply(f"{label}: the text has no letters, so no script.")
     if (counts["Hira"] + counts["Kana"]) >= JAPANESE * total:
         counts["Hira"] += counts.pop("Hani", 0)
     merged: Counter[str] = Counter()

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lsn_lens.evaluation.causal import PERCENTILE
-from lsn_lens.evaluation.effects import FEW_NEURONS
+from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.stability import STABLE
 from lsn_lens.neurons import NeuronSet
 
-FEW_SEEDS = 20
 FEW_TOKENS = 2000
+UNEQUAL = 1.1  # times as many units a language from which on sets are called of different sizes
 ALIKE = 0.5  # mean Jaccard of the languages' sets from which on they are nearly the same
 COLLAPSE = 3.0  # nats: the rise of a loss from which on the model is broken rather than changed
 EVERY = "every method"
@@ -29,6 +28,8 @@ NEUTRAL = ("numbers", "arithmetic", "code")
 WHOLE = ("replicates", "units", "null_low", "null_high", "permutations", "hurt_most_every_kind", "hurt_most_some_kind",
          "above_random_every_kind")  # fmt: skip
 SHOWN = ("stable_share", "null_units", "romanised_survival")  # columns of the ranking
+
+NO_RANKING = "the order is not a ranking of methods"
 
 Doubts = Iterable[tuple[str, list[str]]]
 Row = tuple[str, str, list[str]]
@@ -47,25 +48,26 @@ def warnings_table(
     Args:
         found: Each method's set.
         losses: From `measure_losses`.
-        effects: From `effects_by_language`.
-        control: From `measure_controls`.
+        effects: From `effects_by_language`, with the verdicts.
+        control: From `measure_controls`; its `attrs["tests"]` says how many tests were corrected for, if not all rows.
         vocabulary: Tokens of the model: ln of it is the loss of a uniform guess.
         checks: From `reliability.measure`.
     """
     rows = [(name, *each) for name, neurons in found.items() for each in _of_set(neurons)]
+    rows += [(EVERY, *each) for each in _of_sizes(found)]
     if losses is not None and effects is not None and control is not None and vocabulary is not None:
         uniform = math.log(vocabulary)
         rows += [(EVERY, *each) for each in _of_measurement(losses, control, uniform)]
         zeroed = len(set(effects["action"])) > 1
         for name, neurons in found.items():
-            mine, beside = (frame.loc[frame["method"].eq(name)] for frame in (effects, control))
+            mine = effects.loc[effects["method"].eq(name)]
             changed = losses.loc[losses["set"].eq(name)]
             if mine.empty:
                 rows.append((name, f"no effect was measured: no intervention writes to {', '.join(neurons.masks)}", []))
                 continue
             if zeroed and set(mine["action"]) == {"zero"}:
                 rows.append((name, "set to zero, other methods' units to a mean: the run lacks means of its units", []))
-            rows += [(name, *each) for each in [*_of_losses(changed, uniform), *_of_effects(mine, beside)]]
+            rows += [(name, *each) for each in [*_of_losses(changed, uniform), *_of_effects(mine)]]
     return _table([*rows, *_of_checks(checks or {}, list(found))], list(found))
 
 
@@ -107,13 +109,26 @@ def _of_set(neurons: NeuronSet) -> Doubts:
     counts: dict[str, int] = neurons.counts().to_dict()
     none = [label for label, count in counts.items() if not count]
     if none:
-        yield "no neurons", none
-    few = [label for label, count in counts.items() if 0 < count < FEW_NEURONS]
+        yield verdict.NO_NEURONS, none
+    few = [label for label, count in counts.items() if verdict.few_neurons(count)]
     if few:
-        yield f"fewer than {FEW_NEURONS} neurons", few
+        yield verdict.FEW, few
     alike = mean_jaccard(neurons)
     if alike > ALIKE:
         yield f"not specific: the languages' sets are nearly the same (mean Jaccard {alike:.2f})", []
+
+
+def _of_sizes(found: Mapping[str, NeuronSet]) -> Doubts:
+    """Effects follow size, and what a kind of unit does: an order of methods is no ranking where these differ."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, each in found.items():
+        kinds.setdefault(", ".join(sorted(each.masks)), {})[name] = float(np.mean(each.counts().to_numpy()))
+    for kind, sizes in kinds.items():
+        least, most = min(sizes.values()), max(sizes.values())
+        if most > UNEQUAL * least:
+            yield f"sets of different sizes ({kind}: {least:.3g} to {most:.3g} units a language): {NO_RANKING}", []
+    if len(kinds) > 1:
+        yield f"sets of different kinds of unit: {NO_RANKING}", []
 
 
 def _of_measurement(losses: pd.DataFrame, control: pd.DataFrame, uniform: float) -> Doubts:
@@ -121,32 +136,38 @@ def _of_measurement(losses: pd.DataFrame, control: pd.DataFrame, uniform: float)
     few = [label for label, tokens in used.items() if tokens < FEW_TOKENS]
     if few:
         yield f"effects were measured on fewer than {FEW_TOKENS:,} tokens", few
-    seeds = min(control["seeds"])
-    if seeds < FEW_SEEDS:
-        yield f"only {seeds} random sets: percentiles are coarse", []
+    yield from _of_random_sets(control)
     clean = losses.loc[losses["action"].eq("none")]
     lost = _labels(clean, clean["nll"] > uniform)
     if lost:
         yield "the unchanged model predicts no better than a uniform guess", lost
 
 
+def _of_random_sets(control: pd.DataFrame) -> Doubts:
+    """Too few random sets for any p-value, or for the correction."""
+    p, q, seeds = (control[name].to_numpy(dtype=float) for name in ("p", "q", "seeds"))
+    most, tests = int(seeds.max()), control.attrs.get("tests", int((~np.isnan(p)).sum()))
+    if most + 1 < 1 / verdict.LEVEL:
+        yield f"only {most} random sets: no p-value reaches {verdict.LEVEL:g}", []
+    elif (p <= verdict.LEVEL).any() and not (q <= verdict.LEVEL).any():
+        yield (
+            f"corrected for {tests} tests, none is beyond random sets: with {most} of them it takes "
+            f"{verdict.fewest_to_pass(tests, most)} languages above all of theirs. Give more random sets",
+            [],
+        )
+
+
 def _of_losses(changed: pd.DataFrame, uniform: float) -> Doubts:
-    infinite = _labels(changed, ~np.isfinite(changed["nll_change"]))
-    if infinite:
-        yield "the loss is not finite", infinite
     lost = (changed["nll"] > uniform) & (changed["nll"] - changed["nll_change"] <= uniform)
     where = _labels(changed, lost | (changed["nll_change"] > COLLAPSE))
     if where:
         yield f"collapse: worse than a uniform guess, or a rise of more than {COLLAPSE:g} nats", where
 
 
-def _of_effects(effects: pd.DataFrame, control: pd.DataFrame) -> Doubts:
-    below = _labels(control, (control["neurons"] > 0) & (control["percentile"] < PERCENTILE), "language")
-    if below:
-        yield f"not above {PERCENTILE} % of the random sets", below
-    elsewhere = _labels(effects, (effects["neurons"] > 0) & ~effects["own_hurt_most"], "language")
-    if elsewhere:
-        yield "not hurt, or another language hurt more", elsewhere
+def _of_effects(effects: pd.DataFrame) -> Doubts:
+    """What `verdict.doubts` says of the rows, but for the number of neurons, which is said of the set."""
+    reasons = verdict.by_reason(effects.loc[effects["neurons"] > 0].to_dict("records"))
+    yield from ((words, where) for words, where in reasons.items() if words != verdict.FEW)
 
 
 def _labels(rows: pd.DataFrame, holds: Any, column: str = "evaluated") -> list[str]:
@@ -221,7 +242,7 @@ def trust_table(details: Mapping[str, pd.DataFrame], methods: list[str]) -> pd.D
         changed text: `survival` and its `ceiling` after `romanised_`, `shuffled_words_` and `same_script_`, means over
         the languages that the change tests;
         ablations: `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the own rise is above
-        that of every random set), numbers of languages;
+        that of every random set: of n sets, in 1 of n + 1 cases by chance), numbers of languages;
         off target: `neutral_rise` (of numbers, arithmetic and code the one that rises most; nats a token, mean over
         languages), `repetition_rise`, and both of random units (`random_`);
         `not_done`: the checks that could not be done, and why.
@@ -269,7 +290,8 @@ def _surviving(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _kinds(table: pd.DataFrame) -> pd.DataFrame:
-    groups: Any = table.assign(above=table["share_above_random"].eq(1)).groupby(["method", "language"])
+    above = table["p"] * (1 + table["seeds"]) <= 1 + 1e-9  # no random set does as much
+    groups: Any = table.assign(above=above).groupby(["method", "language"])
     names = ["hurt_most_every_kind", "above_random_every_kind"]
     every = groups[["own_hurt_most", "above"]].all().set_axis(names, axis=1)
     some = groups["own_hurt_most"].any().rename("hurt_most_some_kind")

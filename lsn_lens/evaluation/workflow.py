@@ -12,9 +12,9 @@ from lsn_lens import models
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model
-from lsn_lens.evaluation.causal import PERCENTILE
-from lsn_lens.evaluation.effects import FEW_NEURONS
-from lsn_lens.evaluation.perplexity import NONE, perplexity_table
+from lsn_lens.evaluation import verdict
+from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
+from lsn_lens.evaluation.perplexity import NONE
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
 from lsn_lens.interventions import Action, intervene, zero
 from lsn_lens.neurons import NeuronSet
@@ -24,7 +24,6 @@ TEXT_COLUMNS = {"set": "switch", "intervened": "deactivated", "neurons": "units"
 RISES = ["own_rise", "english_rise", "others_rise", "own_minus_english_rise", "others_minus_english_rise"]
 
 Measure = Callable[[models.Model], pd.Series]
-Choice = Action | Callable[[str], Action]
 Rows = tuple[pd.DataFrame, Mapping[str, Any]]  # with `COLUMNS`, and a description of the text
 Pairs = Callable[[str], list[str]]  # from the deactivated language to those to measure
 
@@ -38,7 +37,7 @@ def workflow_grid(
     english: str = "en",
     action: Choice = zero,
     switches: Iterable[str] | None = None,
-    seeds: int = 20,
+    seeds: int = verdict.RANDOM_SETS,
     layout: Layout | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -68,7 +67,7 @@ def workflow_grid(
         ValueError: Stages or a set that do not fit the model.
 
     Source: Zhao et al. 2024, the released code's six switches and control. They measure task accuracy; the loss on
-    held-out text, several random sets in place of one, and the percentiles among them are ours.
+    held-out text, several random sets in place of one, and the p-values among them are ours.
     """
     check_model(model)
     parts = switch_sets(found, stages)
@@ -117,21 +116,14 @@ def _measurer(
 ) -> tuple[list[str], Callable[[Mapping[str, NeuronSet], Pairs], Rows]]:
     """The languages that can be measured, and what measures named sets."""
     if isinstance(measure, Mapping):
-        return list(measure), partial(_on_text, model, measure, action, layout, progress)
+        text = held_out(model, measure, layout, progress=progress)
+        return list(measure), partial(_on_text, text, action, progress)
     clean = measure(model)
     return [str(label) for label in clean.index], partial(_by_function, model, measure, action, progress, clean)
 
 
-def _on_text(
-    model: models.Model,
-    corpora: Mapping[str, LanguageCorpus],
-    action: Choice,
-    layout: Layout | None,
-    progress: bool,
-    sets: Mapping[str, NeuronSet],
-    pairs: Pairs,
-) -> Rows:
-    table = perplexity_table(model, corpora, sets, action, evaluate=pairs, layout=layout, progress=progress)
+def _on_text(text: HeldOut, action: Choice, progress: bool, sets: Mapping[str, NeuronSet], pairs: Pairs) -> Rows:
+    table = text.measure(sets, action, evaluate=pairs, progress=progress).table
     rows = table.assign(before=table["nll"] - table["nll_change"]).rename(columns=TEXT_COLUMNS)
     return rows.loc[:, COLUMNS], table.attrs["text"]
 
@@ -165,10 +157,11 @@ def workflow_effects(grid: pd.DataFrame, english: str = "en") -> pd.DataFrame:
 
     Returns:
         `switch`, `deactivated`, `units`, `own_rise` (of the deactivated language), `english_rise`, `others_rise` (mean
-        of the other languages but English), `own_minus_english_rise`, `others_minus_english_rise`; of the random sets,
-        the means `random_own_rise` and `random_minus_english_rise`, their number `seeds`, and the percentages of them
-        that lie below, `percentile_own` and `percentile_minus_english`; and `note`: in words, why not to trust the
-        row. For English itself, what compares with English is missing.
+        of the other languages but English; NaN if one is), `own_minus_english_rise`, `others_minus_english_rise`; of
+        the random sets, the means `random_own_rise` and `random_minus_english_rise`, their number `seeds`, and by
+        `verdict.p_value` how often they do as much, `p_own` and `p_minus_english`, and `q_own` and `q_minus_english`,
+        the same adjusted for all switches and languages of the table (Benjamini-Hochberg); and `note`: in words, why
+        not to trust the row. For English itself, what compares with English is missing.
 
     Raises:
         KeyError: English was not measured.
@@ -179,18 +172,25 @@ def workflow_effects(grid: pd.DataFrame, english: str = "en") -> pd.DataFrame:
     if english not in set(grid["evaluated"]):
         raise KeyError(f"english={english!r} was not measured; there is {sorted(grid['evaluated'].unique())}.")
     groups: Any = grid.groupby(["switch", "deactivated"], sort=False)
-    return pd.DataFrame([_effect(switch, language, rows, english) for (switch, language), rows in groups])
+    table = pd.DataFrame([_effect(switch, language, rows, english) for (switch, language), rows in groups])
+    for kind in ("own", "minus_english"):
+        table[f"q_{kind}"] = verdict.adjusted(table[f"p_{kind}"])
+    why = [rows["why_empty"].iloc[0] for _, rows in groups]
+    notes = [_note(row, each, english) for row, each in zip(table.to_dict("records"), why, strict=True)]
+    return table.assign(note=notes)
 
 
 def _effect(switch: str, deactivated: str, rows: pd.DataFrame, english: str) -> dict[str, Any]:
     found = rows.loc[rows["seed"].isna()].set_index("evaluated")["rise"]
     random: Any = rows.loc[rows["seed"].notna()].pivot(index="seed", columns="evaluated", values="rise")
     own, pivot = float(found[deactivated]), float(found[english])
-    others = float(found.drop(index=[deactivated, english], errors="ignore").mean())
+    rest = found.drop(index=[deactivated, english], errors="ignore")
+    others = float(rest.mean(skipna=False))
     drawn_own = random.get(deactivated, pd.Series(dtype=float))
     drawn_difference = drawn_own - random.get(english, pd.Series(dtype=float))
     is_english = deactivated == english
-    row = {
+    some = bool(rows["units"].iloc[0])
+    return {
         "switch": switch,
         "deactivated": deactivated,
         "units": int(rows["units"].iloc[0]),
@@ -199,32 +199,31 @@ def _effect(switch: str, deactivated: str, rows: pd.DataFrame, english: str) -> 
         "others_rise": others,
         "own_minus_english_rise": np.nan if is_english else own - pivot,
         "others_minus_english_rise": np.nan if is_english else others - pivot,
-        "random_own_rise": float(drawn_own.mean()),
-        "random_minus_english_rise": np.nan if is_english else float(drawn_difference.mean()),
+        "random_own_rise": float(drawn_own.mean(skipna=False)),
+        "random_minus_english_rise": np.nan if is_english else float(drawn_difference.mean(skipna=False)),
         "seeds": len(random),
-        "percentile_own": _percentile(own, drawn_own),
-        "percentile_minus_english": np.nan if is_english else _percentile(own - pivot, drawn_difference),
+        "p_own": verdict.p_value(own, drawn_own) if some else np.nan,
+        "p_minus_english": verdict.p_value(own - pivot, drawn_difference) if some and not is_english else np.nan,
     }
-    return {**row, "note": _note(row, rows["why_empty"].iloc[0], english)}
 
 
-def _percentile(value: float, drawn: pd.Series) -> float:
-    return 100 * float((drawn < value).mean())
-
-
-def _note(row: Mapping[str, Any], why_empty: str, english: str) -> str:
+def _note(row: Mapping[Any, Any], why_empty: str, english: str) -> str:
     if not row["units"]:
         return f"does nothing: {why_empty}"
+    pivot = row["english_rise"]  # missing where English itself is turned off, but not if its loss is no number
+    is_english = row["deactivated"] == english
+    read = {"neurons": row["units"], "own_rise": row["own_rise"], "worst_other_rise": 0.0 if is_english else pivot,
+            "seeds": row["seeds"], "p": row["p_own"], "q": row["q_own"]}  # fmt: skip
     reasons = {
-        "the measure is not finite": not np.isfinite(row["own_rise"]) or np.isinf(row["english_rise"]),
-        f"fewer than {FEW_NEURONS} units": row["units"] < FEW_NEURONS,
-        "no random sets": not row["seeds"],
-        "not hurt": row["own_rise"] <= 0,
-        f"{english} is hurt more": row["english_rise"] >= row["own_rise"],
-        f"not above {PERCENTILE} % of the random sets": row["percentile_own"] < PERCENTILE,
-        f"no more above {english} than random sets are": row["percentile_minus_english"] < PERCENTILE,
+        "not hurt": not row["own_rise"] > 0,
+        f"{english} is hurt as much or more": not is_english and not row["own_rise"] > pivot,
+        f"no more above {english} than random sets are": not is_english and not _is_low(row["q_minus_english"]),
     }
-    return "; ".join(reason for reason, holds in reasons.items() if holds)
+    return "; ".join([*verdict.doubts(read), *(reason for reason, holds in reasons.items() if holds)])
+
+
+def _is_low(q: float) -> bool:
+    return bool(q <= verdict.LEVEL)
 
 
 def workflow_summary(effects: pd.DataFrame, english: str = "en") -> pd.DataFrame:
@@ -236,20 +235,28 @@ def workflow_summary(effects: pd.DataFrame, english: str = "en") -> pd.DataFrame
 
     Returns:
         `switch`, `languages`, `units` (mean), the mean rises of `workflow_effects`, how many languages are hurt more
-        than by 95 % of their random sets (`above_random`), for how many the difference to English is positive and
-        larger than that of 95 % of them (`above_english`), and a `note` in words.
+        than by their random sets (`above_random`: `q_own` at most 0.05), for how many the difference to English is
+        positive and larger than that of random sets (`above_english`: `q_minus_english` at most 0.05), and a `note` in
+        words. A rise that is no number makes its mean none.
     """
     others = effects.loc[effects["deactivated"].ne(english)]
     means = ["units", *RISES, "random_own_rise", "random_minus_english_rise"]
     rows = []
     for switch, each in others.groupby("switch", sort=False):
         hurt = each["own_rise"] > 0
-        above = hurt & (each["percentile_own"] >= PERCENTILE)
-        above_pivot = hurt & (each["own_minus_english_rise"] > 0) & (each["percentile_minus_english"] >= PERCENTILE)
+        above = hurt & (each["q_own"] <= verdict.LEVEL)
+        above_pivot = hurt & (each["own_minus_english_rise"] > 0) & (each["q_minus_english"] <= verdict.LEVEL)
         counts = {"above_random": int(above.sum()), "above_english": int(above_pivot.sum())}
         note = _summary_note(each, counts, english)
-        rows.append({"switch": switch, "languages": len(each), **each[means].mean(), **counts, "note": note})
+        rows.append({"switch": switch, "languages": len(each), **_means(each, means), **counts, "note": note})
     return pd.DataFrame(rows)
+
+
+def _means(each: pd.DataFrame, columns: list[str]) -> dict[str, float]:
+    """Over languages; random sets are missing, and left out, where a language has no units."""
+    values: dict[str, float] = each[columns].mean(skipna=False).to_dict()
+    some = each.loc[each["units"] > 0]
+    return values | {name: float(some[name].mean(skipna=False)) for name in columns if name.startswith("random_")}
 
 
 def _summary_note(each: Any, counts: Mapping[str, int], english: str) -> str:
@@ -258,8 +265,8 @@ def _summary_note(each: Any, counts: Mapping[str, int], english: str) -> str:
         return "; ".join(dict.fromkeys(each["note"]))
     numbers = {
         "without units": int((each["units"] == 0).sum()),
-        f"with fewer than {FEW_NEURONS} units": int(each["units"].between(1, FEW_NEURONS - 1).sum()),
+        f"with {verdict.FEW}": sum(map(verdict.few_neurons, each["units"])),
         "not above their random sets": len(each) - counts["above_random"],
-        f"where {english} is hurt more": int((each["own_minus_english_rise"] < 0).sum()),
+        f"where {english} is hurt as much or more": int((~(each["own_minus_english_rise"] > 0)).sum()),
     }
     return "; ".join(f"{number} of {len(each)} {what}" for what, number in numbers.items() if number)

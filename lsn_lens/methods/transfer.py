@@ -7,6 +7,7 @@ import torch
 from lsn_lens.methods.base import check_languages, check_shares, order_statistic
 from lsn_lens.methods.lape import Lape, entropy, select_lowest_entropy
 from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import Statistic, Statistics
 
 
@@ -55,7 +56,7 @@ class Transfer:
         probability = statistics.probability("mlp_pre")
         chosen = self._lape().select(self._lape().score(statistics)).masks["mlp"].any(0)
         if not chosen.any():
-            raise ValueError(f"{self!r} finds no neuron on the reference: there is no threshold to freeze.")
+            raise DoesNotApply(f"{self!r} finds no neuron on the reference: there is no threshold to freeze.")
         return replace(
             self,
             largest_entropy=float(entropy(probability)[chosen].max()),

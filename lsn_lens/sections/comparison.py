@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens import plots
+from lsn_lens.evaluation import trust, verdict
 from lsn_lens.evaluation.compare import Comparison
 from lsn_lens.evaluation.perplexity import as_matrix
 from lsn_lens.report import Report, Section
@@ -16,12 +17,12 @@ from lsn_lens.sections.trust import trust_section
 def comparison_report(
     comparison: Comparison, text: pd.DataFrame, view: str, rates: str, origin: Mapping[str, Any]
 ) -> Report:
-    """The whole report, best method first.
+    """The whole report, methods that pass for most languages first.
 
     Args:
         comparison: From `compare`, with a model.
         text: From `Run.to_frame`.
-        view: From `neuron_on_text`, for the best method with MLP neurons; "" for none.
+        view: From `neuron_on_text`, for the first method with MLP neurons; "" for none.
         rates: How large the sets are and why, in words.
         origin: From `provenance`.
     """
@@ -30,7 +31,7 @@ def comparison_report(
     return Report(
         "Language-specific neurons",
         f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
-        lead(first),
+        lead(first, comparison),
         facts(comparison),
         (
             ranking_section(comparison, rates),
@@ -49,16 +50,35 @@ def comparison_report(
     )
 
 
-def lead(row: Mapping[Hashable, Any]) -> str:
+PASSES = (
+    "A language passes if ablating its own units hurts it more than random sets like them do (q, the p-value corrected "
+    f"for all methods and languages, at most {verdict.LEVEL:g}), and surely more than any other language: the "
+    "intervals over documents of its rise and of the difference exclude 0, in nats per token and in bits per byte."
+)
+
+
+def lead(row: Mapping[Hashable, Any], comparison: Comparison) -> str:
     """What the first row of a ranking says, in words, also where it says little."""
     found = (
-        f"{row['method']} comes first. For {row['shown']} of {row['languages']} languages, ablating the units that it "
-        "finds hurts that language more than any other, and more than 95 % of the random sets of as many units in the "
-        f"same layers do. On average the loss of the own language changes by {row['own_rise']:+z.4f} nats a token, "
-        f"that is {row['own_minus_worst_other']:+z.4f} next to the other language that is hurt most."
+        f"{row['method']} passes for {_of(row, 'shown')} languages: ablating the units that it finds hurts that "
+        "language surely more than any other, and more than random sets of as many units in the same layers do. On "
+        f"average the loss of the own language changes by {row['own_rise']:+z.4f} nats per token, that is "
+        f"{row['own_minus_worst_other']:+z.4f} next to the other language that is hurt most."
     )
     weak = 2 * row["shown"] <= row["languages"]
-    return f"A weak result: no method passes both tests for more than half of the languages. {found}" if weak else found
+    found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
+    every = trust.in_words(comparison.warnings, trust.EVERY)
+    return f"{found} Other methods have {SIZES}." if trust.NO_RANKING in every else found
+
+
+SIZES = "more or fewer units, or others, and effects follow that: their order here is not a ranking of methods"
+
+
+def _of(row: Mapping[Hashable, Any], name: str) -> str:
+    """A count of languages with its interval."""
+    bounds = [row[f"{name}_{end}"] for end in ("low", "high")]
+    words = "" if pd.isna(bounds[0]) else f" (on other documents {bounds[0]:.0f} to {bounds[1]:.0f})"
+    return f"{row[name]} of {row['languages']}{words}"
 
 
 def facts(comparison: Comparison) -> dict[str, str]:
@@ -66,8 +86,9 @@ def facts(comparison: Comparison) -> dict[str, str]:
     ranking = comparison.ranking
     row = ranking.to_dict("records")[0]
     return {
-        f"languages that pass both tests ({row['method']})": f"{row['shown']} of {row['languages']}",
-        "mean own rise, nats a token": f"{row['own_rise']:+z.4f}",
+        f"languages that pass ({row['method']})": _of(row, "shown"),
+        f"languages hurt most, as measured ({row['method']})": _of(row, "own_hurt_most"),
+        "mean own rise, nats per token": f"{row['own_rise']:+z.4f}",
         "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
         "methods that pass for none": str(sum(ranking["shown"] == 0)),
         "methods left out": str(comparison.skipped["bases"].eq("").sum()),
@@ -77,15 +98,19 @@ def facts(comparison: Comparison) -> dict[str, str]:
 def ranking_section(comparison: Comparison, rates: str) -> Section:
     """All methods at a glance."""
     left_out = {"What was left out": comparison.skipped} if len(comparison.skipped) else {}
+    every = trust.in_words(comparison.warnings, trust.EVERY)
     return Section(
         "Methods side by side",
         (
-            "Best first. A language passes (shown) where ablating its own units hurts it more than any other "
-            "language, and more than 95 % of the random sets do. Among equals, the order is that of the mean "
-            "difference between the own rise and the worst other language's.",
+            f"{PASSES} Beside the number of languages that pass stands between which numbers it would lie on other "
+            "documents of the same kind (95 %, against the same random sets), and for how many languages the own one "
+            "is hurt most as measured, in both units, with the same interval.",
+            "Those that pass for most languages come first, among equals those hurt most for more, then as they were "
+            "named; how large an effect is does not count, since larger sets have larger effects.",
+            *([f"For all methods: {every}."] if every else []),
             rates,
         ),
-        {"Main numbers; rises of the loss in nats a token, means over languages": comparison.ranking, **left_out},
+        {"Main numbers; rises of the loss in nats per token, means over languages": comparison.ranking, **left_out},
         {
             "methods": plots.method_rises(
                 measured(comparison, "specificity").merge(measured(comparison, "control")[["method", "random_mean"]])
@@ -105,9 +130,9 @@ HOW_TO_READ = Section(
         "The loss is the mean negative log-probability of a token, in nats. A rise of 0.1 means that tokens become "
         "10 % less probable on average. Tokens differ between languages, so bits per byte stand beside it.",
         "Units that belong to a language should hurt that language: a matrix with a red diagonal, pale elsewhere. "
-        "Random units, as many in each layer and about as active where that is known, are the control: a rise that "
-        "they reach as well says nothing about the language. A small model or little text makes all numbers noisy; "
-        "warnings in words say where.",
+        "Random units, as many in each layer and, where that is known, about as active in the language, are the "
+        "control: a rise that they reach as well says nothing about the language. A small model or little text makes "
+        "all numbers noisy; warnings in words say where.",
     ),
 )
 TEXT_VIEW = (
@@ -120,32 +145,48 @@ TEXT_VIEW = (
 
 def effects_section(comparison: Comparison) -> Section:
     """Does it hurt, and whom?"""
+    equal = measured(comparison, "equal_size")
     return Section(
         "What ablation does",
         (
-            "Rises of the loss on held-out text, means over languages: in total, and for each neuron, which makes sets "
-            "of different sizes comparable. Then the own language against the other one that is hurt most.",
+            "Rises of the loss on held-out text, means over languages: in total and for each neuron, which is lower in "
+            "larger sets and so does not make them comparable. Then the own language against the other one that is "
+            "hurt most.",
+            *([EQUAL] if len(equal) else []),
         ),
         {
-            "Effect, strongest first": measured(comparison, "effects"),
-            "Specificity, highest first": measured(comparison, "specificity"),
+            "Effect": measured(comparison, "effects"),
+            "Specificity": measured(comparison, "specificity"),
+            **({"At equal size, largest difference first": equal} if len(equal) else {}),
         },
     )
 
 
+EQUAL = (
+    "At equal size: of each language, the best units of each method by its own scores, as many for all methods on the "
+    "same kind of unit as the smallest set of 10 or more has (units: mean of a language), on the text that random sets "
+    "are measured on. Methods with fewer units in a language are left out of it."
+)
+
+
 def control_section(comparison: Comparison) -> Section:
     """Against matched random sets."""
-    seeds = max(measured(comparison, "control_by_language")["seeds"].to_list())
+    seeds: Any = measured(comparison, "control_by_language")["seeds"]
+    more = f", {seeds.max()} where none of {seeds.min()} reaches the rise" if seeds.max() > seeds.min() else ""
     return Section(
         "Against random units",
         (
-            f"For each method and language, {seeds} random sets with as many units in each layer and basis, where the "
-            "run knows it also about as active (column matched, under each method), none of "
-            "them the language's own, ablated in the same way and measured on the same text (the first tokens of the "
-            "held-out part). percentile: share of the random sets with a smaller rise; z: how many of their standard "
-            "deviations the rise lies above their mean.",
+            f"For each method and language, {seeds.min()} random sets{more}, with as many units in each layer and "
+            "basis, none of them the language's own, where the run knows it also about as active in the language "
+            "(column matched, under each method), ablated in the same way and measured on the same text (the first "
+            "tokens of the held-out part). Units that a method finds are often the most active of all, so that random ones do "
+            "not quite reach them: activity and random activity are the means of both.",
+            "p: the share of sets, the method's own among them, whose rise is as large or larger; above random: the "
+            f"share of the languages where p, corrected for all methods and languages (q, Benjamini-Hochberg), is at "
+            f"most {verdict.LEVEL:g}; z: how many standard deviations of the random sets the rise lies above their "
+            "mean.",
         ),
-        {"Most languages above 95 % of their random sets first": measured(comparison, "control")},
+        {"Most languages above their random sets first": measured(comparison, "control")},
     )
 
 
@@ -203,7 +244,9 @@ def method_section(name: str, comparison: Comparison) -> Section:
             for frame in (measured(comparison, "effects_by_language"), measured(comparison, "control_by_language"))
         )
         control = control.drop(columns=["neurons", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
-        tables[f"Set to: {action}. Rises of the loss in nats a token"] = rows.drop(columns=SAID)
+        nats, bits = (rows[[name for name in rows if _is_of(str(name), unit)]] for unit in UNITS)
+        tables[f"Set to: {action}. Rises of the loss in nats per token"] = nats
+        tables["The same in bits per byte"] = bits
         tables["Against random units, on the shorter text"] = control
         matrix = as_matrix(losses)
         figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, units set to: {action}")
@@ -217,7 +260,18 @@ def method_section(name: str, comparison: Comparison) -> Section:
     return Section(f"Method: {name}", tuple(text), tables, figures)
 
 
-SAID = ["own_rise_perplexity", "own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "ratio"]  # in other tables
+SAID = ["own_rise_perplexity", "own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "ratio", "own_rank",
+        "own_rank_bits_per_byte", "mean_other_rise_bits_per_byte", "p", "q"]  # fmt: skip  # in other tables
+
+
+UNITS = ("nats", "bits")
+
+
+def _is_of(column: str, unit: str) -> bool:
+    """Whether a column belongs into the table of a unit; those of neither stand in the first."""
+    if column in SAID:
+        return False
+    return ("bits_per_byte" in column) == (unit == "bits") or (unit == "bits" and column == "language")
 
 
 def measured(comparison: Comparison, name: str) -> pd.DataFrame:

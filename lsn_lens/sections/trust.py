@@ -39,8 +39,9 @@ HOW = {
     ),
     "ablations": (
         "Other ablations: zero, means, other text's values, half. How many languages are hurt most by the ablation of "
-        "their own units: under every kind, and under some; and how many are hurt more by them than by all random "
-        "units of as many in each layer, under every kind (above random every kind)."
+        "their own units, in nats per token and in bits per byte: under every kind, and under some; and how many are "
+        "hurt more by them than by each of a few random sets of as many units in each layer, under every kind (above "
+        "random every kind; with two random sets a third of random units would be, under one kind)."
     ),
     "off target": (
         "Off target: the rise of the loss on numbers, arithmetic and code (neutral rise: that of the three which rises "

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens import plots
+from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.stages import Stages
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.report import Report, Section
@@ -21,7 +22,7 @@ HOW_TO_READ = (
     "understood and generated, and nothing is solved. So it can speak for or against a language-specific "
     "beginning and end; it cannot test reasoning.",
     "A switch is one stage and one structure: attention (q, k, v, their output) or FFN (the MLP). Units turned off: "
-    "set to {action}. Rises are changes of the loss in nats a token, on the language whose units are off (own), on "
+    "set to {action}. Rises are changes of the loss in nats per token, on the language whose units are off (own), on "
     "{english}, and on all others. Own minus {english} is our definition of the difference that the paper reports: "
     "positive where the language loses more than {english} does. Any units specific to a language would do that; only "
     "others minus {english} above 0 says that {english} is hurt less than the other languages are.",
@@ -50,7 +51,7 @@ def workflow_report(
         f"({', '.join(found.languages)}), {origin['started'][:10]}",
         lead(summary, config["english"]),
         {
-            f"own minus {config['english']}, {row['switch']}, nats a token": f"{row['own_minus_english_rise']:+z.3f}"
+            f"own minus {config['english']}, {row['switch']}, nats per token": f"{row['own_minus_english_rise']:+z.3f}"
             for row in summary
         },
         (
@@ -70,8 +71,8 @@ def lead(summary: list[dict[Any, Any]], english: str) -> str:
     strong = [row for row in six if 2 * row["above_english"] > row["languages"]]
     if not strong:
         return (
-            f"No workflow to be seen: no switch hurts the own language more than it hurts {english}, beyond 95 % of "
-            "random sets, for more than half of the languages."
+            f"No workflow to be seen: no switch hurts the own language more than it hurts {english}, beyond what "
+            "random sets do, for more than half of the languages."
         )
     names = ", ".join(
         f"{row['switch']} ({row['units']:.1f} units; own {row['own_rise']:+z.3f}, {english} "
@@ -80,7 +81,7 @@ def lead(summary: list[dict[Any, Any]], english: str) -> str:
     )
     spared = ", ".join(row["switch"] for row in strong if row["others_minus_english_rise"] > 0)
     return (
-        f"The own language is hurt more than {english}, beyond 95 % of random sets and for more than half of the "
+        f"The own language is hurt more than {english}, beyond what random sets do and for more than half of the "
         f"languages, by {names}. Any units specific to a language would do that. That {english} is apart from the rest "
         f"takes more: that it is hurt less than the other languages are, on average so for {spared or 'none of these'}."
     )
@@ -91,11 +92,12 @@ def summary_section(summary: pd.DataFrame, config: Mapping[str, Any]) -> Section
     return Section(
         "Switches side by side",
         (
-            f"Means over the languages but {config['english']}. above random: for how many languages the own rise lies "
-            f"above that of 95 % of {config['seeds']} random sets. above english: for how many the difference to "
-            f"{config['english']} does, and is positive.",
+            f"Means over the languages but {config['english']}. above random: for how many languages the own rise is "
+            f"beyond that of {config['seeds']} random sets (p corrected for all switches and languages, at most "
+            f"{verdict.LEVEL:g}). above english: for how many the difference to {config['english']} is, and is "
+            "positive.",
         ),
-        {"Rises of the loss in nats a token": summary.drop(columns="note")},
+        {"Rises of the loss in nats per token": summary.drop(columns="note")},
         {"switches": plots.switch_rises(summary, config["english"])},
     )
 
@@ -135,7 +137,7 @@ def switch_section(switch: str, tables: Tables, config: Mapping[str, Any]) -> Se
     return Section(
         f"Switch: {switch}",
         (f"{note}." if note else "Nothing in the numbers speaks against it.",),
-        {f"Units set to {config['ablation']}; rises of the loss in nats a token": rows},
+        {f"Units set to {config['ablation']}; rises of the loss in nats per token": rows},
         {
             f"change-{end}": plots.change_matrix(matrix, f"{switch}: change of the loss"),
             f"control-{end}": plots.control(bars, points, f"{switch} against random units"),

@@ -13,6 +13,7 @@ from lsn_lens.actions import diffmean_steering, dimensions_steering, language_ar
 from lsn_lens.batches import Layout
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model
+from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.perplexity import loss_table
 from lsn_lens.evaluation.steering.trials import Trial, run_trials
 from lsn_lens.evaluation.texts.identifiers import Identify
@@ -243,18 +244,18 @@ def steering_losses(
             raise FloatingPointError(
                 f"under {each.make(None, target).name!r}: the loss is NaN or infinite. Is a strength too large?"
             )
-        others = mine.drop(index=target)
+        nats, bits = (verdict.own_and_others(mine[column].to_dict(), target) for column in verdict.UNITS.values())
         rows.append(
             {
                 "steering": each.name,
                 "dose": each.dose,
                 "target": target,
-                "target_nll_change": mine.at[target, "nll_change"],
-                "other_nll_change": others["nll_change"].mean(),
-                "worst_other": others["nll_change"].idxmax(),
-                "worst_other_nll_change": others["nll_change"].max(),
-                "target_bits_per_byte_change": mine.at[target, "bits_per_byte_change"],
-                "other_bits_per_byte_change": others["bits_per_byte_change"].mean(),
+                "target_nll_change": nats["own_rise"],
+                "other_nll_change": nats["mean_other_rise"],
+                "worst_other": nats["worst_other"],
+                "worst_other_nll_change": nats["worst_other_rise"],
+                "target_bits_per_byte_change": bits["own_rise"],
+                "other_bits_per_byte_change": bits["mean_other_rise"],
             }
         )
     table = pd.DataFrame(rows)
