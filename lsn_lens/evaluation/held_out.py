@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from lsn_lens import forward, models
 from lsn_lens.batches import Batch, Layout, Plan, separator_id
 from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.evaluation.perplexity import NONE, _plan, perplexity_table, token_losses
+from lsn_lens.evaluation.perplexity import NONE, _plan, perplexity_table
+from lsn_lens.evaluation.scored import perplexity_of, scored_tokens, token_losses
 from lsn_lens.interventions import Action, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 
@@ -136,7 +137,7 @@ class HeldOut:
     def bits_per_nat(self) -> dict[str, float]:
         """By language, bits per byte for each nat per token: what tokens and bytes of this text make of it."""
         rows = self.unchanged.set_index("evaluated")
-        return (rows["bits_per_byte"] / rows["nll"]).to_dict()
+        return (rows["tokens"] / rows["bytes"] / math.log(2)).to_dict()
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,7 @@ def _documents(plan: Plan, model: models.Model, batch: Batch) -> Tensor:
         positions = rows * batch.ids.shape[1] + torch.arange(batch.ids.shape[1])
         ends = torch.as_tensor(plan.tokens[batch.language].ends)
         documents = torch.searchsorted(ends, positions, right=True)
-    scored = batch.keep if separator is None else batch.keep & (batch.ids != separator)
-    return documents.where(scored, -1)[:, 1:]
+    return documents[:, 1:].where(scored_tokens(batch, separator), -1)
 
 
 def _lean(model: models.Model, names: tuple[str, ...]) -> Any:
@@ -240,20 +240,19 @@ def _applied(functions: Sequence[Any], acts: Tensor, hook: Any) -> Tensor:
 def _values(clean: Mapping[str, Any], change: float, rate: float) -> dict[str, float]:
     """A loss and its change in each unit, from the change in nats; a difference of two long means has fewer digits."""
     nll = clean["nll"] + change
-    values = {"nll": nll, "perplexity": _exp(nll), "bits_per_byte": nll * rate}
+    values = {"nll": nll, "perplexity": perplexity_of(nll), "bits_per_byte": nll * rate}
     perplexity_change = values["perplexity"] - clean["perplexity"]
     changes = {"nll": change, "perplexity": perplexity_change, "bits_per_byte": change * rate}
-    return values | {f"{name}_change": value for name, value in changes.items()}
+    relative = {name: value / clean[name] if clean[name] else math.nan for name, value in changes.items()}
+    return {
+        **values,
+        **{f"{name}_change": value for name, value in changes.items()},
+        **{f"{name}_relative_change": value for name, value in relative.items()},
+        "tokens": clean["tokens"],
+        "bytes": clean["bytes"],
+    }
 
 
 def _summed(parts: list[tuple[Tensor, Tensor]]) -> Float[np.ndarray, "document"]:
     losses, places = (torch.cat(each) for each in zip(*parts, strict=True))
     return torch.bincount(places, weights=losses).numpy()
-
-
-def _exp(nll: float) -> float:
-    """Infinite where a broken model's loss is beyond what a float can hold."""
-    try:
-        return math.exp(nll)
-    except OverflowError:
-        return math.inf

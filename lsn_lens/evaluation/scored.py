@@ -24,7 +24,7 @@ class Loss:
         """`nll` per token, `perplexity` and `bits_per_byte`; NaN where nothing was scored, or bytes are not known."""
         nll = self.nats / self.tokens if self.tokens else math.nan
         bits = self.nats / self.n_bytes / math.log(2) if self.n_bytes else math.nan
-        return {"nll": nll, "perplexity": _exp(nll), "bits_per_byte": bits}
+        return {"nll": nll, "perplexity": perplexity_of(nll), "bits_per_byte": bits}
 
 
 def scored_tokens(batch: Batch, separator: int | None) -> Bool[Tensor, "batch target"]:
@@ -66,8 +66,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _exp(nll: float) -> float:
-    """Infinite where a broken model's loss is beyond what a float can hold."""
+def perplexity_of(nll: float) -> float:
+    """exp(nll); infinite where a broken model's loss is beyond what a float can hold."""
     try:
         return math.exp(nll)
     except OverflowError:
