@@ -8,11 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity", "refusal", "sites", "token_bytes"},
-    {"tokens", "documents", "hooks"},
-    {"statistics", "neurons", "corpora", "batches", "scripts"},
+    {"draws", "formats", "labels", "bars", "encoding", "oddities", "readers", "identity", "refusal", "sites"},
+    {"token_bytes", "hooks", "sealed", "checkpoints"},
+    {"tokens", "documents", "probing"},
+    {"statistics", "neurons", "corpora", "batches", "scripts", "mlps"},
     {"experts", "importance"},
     {"models", "forward", "entry", "interventions", "actions", "run", "methods", "requirements", "recorders"},
+    {"acceptance"},
+    {"loading"},
     {"passes", "anatomy", "wanted"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
