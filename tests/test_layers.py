@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 
 LAYERS = (
-    {"draws", "formats"},
+    {"draws", "formats", "refusal", "checkpoints", "sealed"},
     {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
-    {"experts", "importance"},
+    {"experts", "importance", "probing", "mlps"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
-    {"passes", "anatomy"},
+    {"passes", "anatomy", "acceptance", "loading"},
     {"collect"},
     {"detect", "evaluation", "applications", "planted", "text_view", "planning", "export"},
     {"charts"},
@@ -24,6 +24,7 @@ LAYERS = (
 BESIDE = {
     ("interventions", "models"), ("forward", "models"), ("recorders", "models"), ("recorders", "forward"),
     ("actions", "models"), ("actions", "interventions"), ("actions", "methods"),
+    ("mlps", "probing"), ("loading", "acceptance"),
 }  # fmt: skip
 
 
