@@ -24,7 +24,7 @@ OURS = {
     "device_mesh": "a model that is split over devices is not supported; give device=",
     "distributed_config": "a model that is split over devices is not supported; give device=",
 }
-SHOWN = 300  # characters of another library's error: some list all that they know
+SHOWN = 200  # characters of either end of another library's error: some list all that they know
 
 
 def source_of(name: str | Path) -> str:
@@ -43,9 +43,11 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_short(error: BaseException) -> str:
-    """Class and beginning of an error."""
+    """Class and both ends of an error."""
     text = re.sub(r"\[[^]]{99,}\]", "[...]", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text if len(text) <= SHOWN else f'{text[:SHOWN]} ...'}"
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return f"{type(error).__name__}: {text}"
 
 
 def check_options(options: Mapping[str, Any]) -> None:

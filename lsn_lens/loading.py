@@ -192,7 +192,8 @@ def _for_transformer_lens(tokenizer: Any) -> Any:
 def _with_own_tokens(model: Model, tokenizer: Any) -> Model:
     """Where the tokenizer has no end token TransformerLens makes one up, which the model never learned."""
     if tokenizer.eos_token_id is None:
-        model.tokenizer = tokenizer
+        is_property = hasattr(type(model), "tokenizer")  # to set it would add the same tokens again
+        setattr(model, "_tokenizer" if is_property else "tokenizer", tokenizer)
     return model
 
 
