@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import separator_id
 from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
 from lsn_lens.methods.average_precision import positive_median

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import separator_id
 from lsn_lens.interventions import COLUMNS, Columns, Intervention, hooks_of, named
 

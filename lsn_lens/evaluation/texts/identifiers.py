@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens.evaluation.texts.strings import count_letters
+from lsn_lens.labels import label_list
 
 Guess = tuple[str, float]
 Identify = Callable[[Sequence[str]], list[Guess]]  # label and confidence in [0, 1] for each text
@@ -45,7 +46,7 @@ class Identifier:
 
 
 def identifier(
-    languages: Iterable[str],
+    languages: str | Iterable[str],
     name: str = "py3langid",
     *,
     threshold: float | int = THRESHOLD,
@@ -76,7 +77,7 @@ def identifier(
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: expected a confidence in [0, 1].")
-    labels = tuple(dict.fromkeys([languages] if isinstance(languages, str) else languages))
+    labels = tuple(label_list(languages))
     if len(labels) < 2:
         raise ValueError(f"languages={list(labels)}: expected two or more, as the identifier chooses among them.")
     known, restrict = IDENTIFIERS[name]()
