@@ -40,7 +40,7 @@ class Config:
         without_draws: Methods left out of these two, because each draw takes them seconds.
         controls: Slow checks that run the model: "text" (romanised, words shuffled), "ablations" (all kinds),
             "off_target" (numbers, code, repetition). None by default: several more passes each.
-        kind: Packed blocks, or one row a document; by default what the methods need.
+        kind: Packed blocks, or one row a document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
         max_tokens: Cap for each language when finding neurons.
@@ -119,7 +119,7 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
         "dataset mean": lsn.mean_ablation(run.statistics),
         "other languages' mean": None,  # what compare does by default
     }
-    text = replace(layout(config, list(parameters)), kind="blocks", max_tokens=config.evaluation_tokens)
+    text = replace(layout(config), kind="blocks", max_tokens=config.evaluation_tokens)
     comparison = lsn.compare(
         run, config.methods, model=model, corpora=corpora, action=actions[config.ablation],
         seeds=config.control_seeds, control_tokens=config.control_tokens, layout=text, parameters=parameters,
@@ -149,10 +149,9 @@ def check(config: Config) -> list[str]:
     return names
 
 
-def layout(config: Config, names: list[str]) -> lsn.Layout:
-    """How text becomes batches."""
-    by_document = any(need.by_document for name in names for need in lsn.METHODS[name]().statistics())
-    kind = config.kind or ("documents" if by_document else "blocks")
+def layout(config: Config) -> lsn.Layout:
+    """How text becomes batches; the same whatever the methods."""
+    kind = config.kind or "auto"
     return lsn.Layout(kind=kind, length=config.length, separator=config.separator, max_tokens=config.max_tokens)
 
 

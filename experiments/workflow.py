@@ -121,11 +121,9 @@ def check(config: Config) -> None:
 
 def layout(config: Config) -> lsn.Layout:
     """How text becomes batches to find units with."""
-    by_document = any(need.by_document for need in lsn.METHODS[config.method]().statistics())
     return lsn.Layout(
-        kind="documents" if by_document else "blocks", length=config.length, separator=config.separator,
-        max_tokens=config.max_tokens,
-    )  # fmt: skip
+        kind="auto", length=config.length, separator=config.separator, max_tokens=config.max_tokens
+    )
 
 
 def measure(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> tuple[lsn.NeuronSet, Stages, Tables]:

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import separator_id
 from lsn_lens.entry import check_model
 from lsn_lens.formats import whole_number

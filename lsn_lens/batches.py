@@ -78,6 +78,14 @@ def row_limit(layout: Layout, context: int | None) -> int:
     return layout.length
 
 
+def tokens_at_once(layout: Layout, context: int | None) -> int:
+    """The most tokens, pads included, that a plan of this layout puts through the model at once."""
+    row = row_limit(layout, context)
+    if layout.kind == "blocks" and layout.length is not None:
+        return max(layout.batch_tokens // row, 1) * row
+    return max(layout.batch_tokens, row)  # rows may turn out shorter
+
+
 @dataclass(frozen=True)
 class Shard:
     """Rows `first` to `last` (blocks or documents) of one language."""
@@ -260,4 +268,5 @@ __all__ = [
     "row_limit",
     "separator_id",
     "tokenize",
+    "tokens_at_once",
 ]

@@ -18,9 +18,9 @@ import pandas as pd
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import hooks, models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Layout, Plan, Tokens, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model

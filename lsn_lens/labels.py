@@ -5,13 +5,15 @@ from collections.abc import Iterable
 RESERVED = ("none",)  # tables of losses call their row without an intervention so
 
 
-def label_list(labels: str | Iterable[str], name: str = "languages") -> list[str]:
-    """Labels in their order, without repeats; a lone string is one label.
+def label_list(labels: Iterable[str], name: str = "languages") -> list[str]:
+    """Labels in their order, without repeats.
 
     Raises:
-        ValueError: Something that is not a label.
+        ValueError: A lone string, which would be read letter by letter; or something that is not a label.
     """
-    return list(dict.fromkeys(check_label(each, name) for each in ([labels] if isinstance(labels, str) else labels)))
+    if isinstance(labels, str):
+        raise ValueError(f"{name}={labels!r} is one string: expected a list of labels, as [{labels!r}].")
+    return list(dict.fromkeys(check_label(each, name) for each in labels))
 
 
 def check_label(label: object, name: str = "languages") -> str:

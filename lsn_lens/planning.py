@@ -1,6 +1,7 @@
 """How much memory and disk a run will take, from a configuration alone."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import torch
 from transformers import PretrainedConfig
 
 from lsn_lens import loading, models
-from lsn_lens.batches import Layout
+from lsn_lens.batches import Layout, row_limit, tokens_at_once
 from lsn_lens.checkpoints import read_config, source_of
 from lsn_lens.collect import needs_of, widths_of
 from lsn_lens.methods import Method
 from lsn_lens.requirements import requirements
+from lsn_lens.sites import get_site
+from lsn_lens.statistics import Need
 
 SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its busiest
+LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its gradient holds at its busiest
+PATTERNS = 3  # the same for attention weights, where something looks into attention
 
 
 def plan_run(
@@ -36,7 +41,7 @@ def plan_run(
         methods: As for `collect`.
         languages: How many.
         documents: Of each language, kept one by one where a method looks at single documents.
-        layout: Its `shards` and `batch_tokens` count.
+        layout: As for `collect`; its `shards`, `length` and `batch_tokens` count.
         dtype: Of the weights.
         revision: Of a Hub model.
         options: Where to find its configuration, as for `load_model`: `trust_remote_code`, `subfolder`, `token` ...
@@ -44,13 +49,16 @@ def plan_run(
     Returns:
         Bytes, one row for each need of the methods and one for "model" and "one batch": `memory` (while collecting),
         `disk` (the finished run), `merged` (all languages' sums in memory afterwards; document values are read
-        layer by layer). The sums and document values are exact, "one batch" is a rough upper bound for the
-        activations. The last row is the total.
+        layer by layer). The row "all" is their total. The last row, "perplexity", is what measuring held-out text
+        takes afterwards: the model and a batch with its logits. The sums and document values are exact; batches
+        are rough upper bounds. `attrs` has the `row` and the `tokens_at_once` that these were worked out for: the
+        most tokens of a row and of a forward pass.
 
     Raises:
-        ValueError: A model that cannot be found, or that the methods cannot read (a site that it lacks).
+        ValueError: A model that cannot be found, or that the methods cannot read (a site that it lacks), or a length
+            beyond its context.
     """
-    layout = layout or Layout()
+    layout = layout or Layout(kind="auto")
     source: Any = model
     if isinstance(source, str | Path):
         source = read_config(source_of(source), {**options, "revision": revision})
@@ -64,14 +72,23 @@ def plan_run(
     weights = sum(each.numel() for each in (ready.original_model if models.is_bridge(ready) else ready).parameters())
     size = torch.empty((), dtype=dtype).element_size()
     table.loc["model"] = [weights * size, 0, 0]
-    table.loc["one batch"] = [_batch_bytes(ready, layout, size, any(need.gradient for need in needs)), 0, 0]
+    table.loc["one batch"] = [_batch_bytes(ready, needs, layout, size), 0, 0]
     table.loc["all"] = table.sum()
+    measuring = replace(layout, kind="blocks")
+    logits = LOGITS * 4 * models.vocabulary_size(ready) * tokens_at_once(measuring, ready.cfg.n_ctx)
+    table.loc["perplexity"] = [weights * size + _batch_bytes(ready, [], measuring, size) + logits, 0, 0]
+    row, together = (each(layout, ready.cfg.n_ctx) for each in (row_limit, tokens_at_once))
+    table.attrs = {"row": row, "tokens_at_once": together}
     return table.astype("int64")
 
 
-def _batch_bytes(model: Any, layout: Layout, size: int, gradient: bool) -> int:
-    cfg = model.cfg
-    one_layer = SAVED * cfg.d_model + SAVED // 3 * (cfg.d_mlp or 4 * cfg.d_model)
+def _batch_bytes(model: Any, needs: Iterable[Need], layout: Layout, size: int) -> int:
+    """Activations of one forward pass, and what its gradient and a look into attention hold."""
+    cfg, tokens, needs = model.cfg, tokens_at_once(layout, model.cfg.n_ctx), list(needs)
+    gradient = any(need.gradient for need in needs)
     layers = cfg.n_layers if gradient else 1
-    logits = 3 * models.vocabulary_size(model) if gradient else 0
-    return layout.batch_tokens * (layers * one_layer * size + logits * 4)
+    looks = any(get_site(site).hook.startswith("attn.") for need in needs for site in need.sites)
+    patterns = PATTERNS * cfg.n_heads * row_limit(layout, cfg.n_ctx) if looks else 0
+    one_layer = SAVED * cfg.d_model + SAVED // 3 * (cfg.d_mlp or 4 * cfg.d_model) + patterns
+    logits = LOGITS * models.vocabulary_size(model) if gradient else 0
+    return tokens * (layers * one_layer * size + logits * 4)

@@ -120,7 +120,7 @@ class Run:
         rows = {label: self._row(label, each) for label, each in self.settings["text"]["languages"].items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("language")
 
-    def _row(self, label: str, text: Mapping[str, Any]) -> dict[str, float]:
+    def _row(self, label: str, text: Mapping[str, Any]) -> dict[str, Any]:
         noticed = text.get("noticed", {})
         return {
             **{key: text[key] for key in ("tokens_used", "tokens", "documents", "bytes")},

@@ -286,7 +286,8 @@ def test_bad_input(model, corpora, tmp_path):
     with pytest.raises(ValueError, match="no text"):
         lsn.collect(model, lsn.load_corpora({"en": ["Hello there."], "fr": ["", " "]}, hold_out=0.0), progress=False)
     with pytest.raises(ValueError, match="less than one block"):
-        lsn.collect(model, lsn.load_corpora({"en": ["Hi."], "fr": ["Oui."]}, hold_out=0.0), progress=False)
+        texts = lsn.load_corpora({"en": ["Hi."], "fr": ["Oui."]}, hold_out=0.0)
+        lsn.collect(model, texts, layout=lsn.Layout(), progress=False)
     with pytest.raises(ValueError, match="context"):
         lsn.collect(model, corpora, layout=lsn.Layout(length=100_000), progress=False)
     with pytest.raises(ValueError, match=r"not the folder of a run"):

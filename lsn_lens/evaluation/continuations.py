@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.bars import tqdm
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.prompts import front
 

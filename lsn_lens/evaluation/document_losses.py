@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model

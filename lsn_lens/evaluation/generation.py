@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.endings import Endings, endings
 from lsn_lens.evaluation.prompts import prompt_ids, texts_of, whole_number

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model

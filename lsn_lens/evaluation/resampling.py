@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lsn_lens.corpora import Documents, LanguageCorpus, Records
+from lsn_lens.labels import label_list
 from lsn_lens.methods import Method
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, Run, read_shard
@@ -158,12 +159,13 @@ def permuted(run: Run, seed: int, *, paired: bool = False) -> Run:
     return rearranged(run, {label: sorted(draw[label]) for label in counts})
 
 
-def subset(run: Run, languages: Sequence[str]) -> Run:
-    """The run of some of its languages, in the order given.
+def subset(run: Run, languages: str | Iterable[str]) -> Run:
+    """The run of some of its languages, or of one, in the order given.
 
     Raises:
         KeyError: A language that the run does not have.
     """
+    languages = label_list(languages)
     unknown = [label for label in languages if label not in run.shards]
     if unknown:
         raise KeyError(f"no language {unknown}; the languages are {list(run.languages)}.")

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lsn_lens.bars import tqdm
 from lsn_lens.evaluation.resampling import check_shards, load_shards, permuted, seeds
 from lsn_lens.methods import Method, get_method
 from lsn_lens.methods.base import check_shares, scores_of, units_of

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from scipy.stats import hypergeom, norm, t
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lsn_lens.bars import tqdm
 from lsn_lens.evaluation.resampling import check_shards, load_shards, resampled, seeds, subset
 from lsn_lens.methods import Method, get_method
 from lsn_lens.methods.base import check_shares, scores_of, units_of

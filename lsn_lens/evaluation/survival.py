@@ -70,7 +70,7 @@ def survival(
         raise ValueError(f"controls gave the languages {wrong} for {list(corpora)}: expected the same.")
     if run is None:
         run = collect(model, corpora, chosen.values(), layout=layout, progress=progress)
-    layout = layout or _layout_of(run)
+    layout = layout or _layout_of(run, model.cfg.n_ctx)
     before, first, second = (_sets(each, chosen) for each in (run, *halves(run)))
     tables = []
     for control, text in altered.items():
@@ -135,9 +135,10 @@ def _sets(run: Run, methods: Mapping[str, Method]) -> dict[str, NeuronSet]:
     return {name: _detect(run, method) for name, method in methods.items()}
 
 
-def _layout_of(run: Run) -> Layout:
+def _layout_of(run: Run, context: int) -> Layout:
+    """The run's layout; changed documents may be longer than its own."""
     stored = Layout(**run.settings["text"]["layout"])
-    return replace(stored, length=None) if stored.kind == "documents" else stored
+    return replace(stored, length=context) if stored.kind == "documents" else stored
 
 
 def _note(changed: float) -> str:

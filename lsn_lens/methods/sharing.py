@@ -1,8 +1,10 @@
 """Sharing Matters: which neurons the same content uses in all languages, in some, in one, or in none."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -20,8 +22,9 @@ from lsn_lens.statistics import DocumentValues, Statistics
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
 PRODUCT = DocumentValues("mlp_post", "last")  # what multiplies a row of the down projection
 CHOICES = {"active": ("gate", "product", "abs"), "position": ("last", "any")}
-FEWEST_ITEMS = 30  # below it, lengths say too little about whether items are translations
-LEAST_CORRELATION = 0.2  # of lengths; the demo's sentences and their translations reach about 0.5
+LEAST_CORRELATION = 0.3  # of lengths in two languages; the demo's short sentences have 0.32 to 0.6, news 0.9
+LEVEL = 0.01  # of all languages together, at which parallel text is refused, or text that is not is taken as such
+SHIFTS = (-3, -2, -1, 1, 2, 3)  # lines missing or too many that are looked for
 
 
 def members(count: Int[Tensor, "item unit"], languages: int) -> Bool[Tensor, "type item unit"]:
@@ -30,28 +33,56 @@ def members(count: Int[Tensor, "item unit"], languages: int) -> Bool[Tensor, "ty
 
 
 def check_lengths(each: Mapping[str, Int[np.ndarray, "document"]]) -> None:
-    """Refuse items whose numbers of tokens have nothing to do with each other between languages.
+    """Refuse items whose numbers of tokens contradict that they say the same in every language.
 
-    A language's rank correlation with each other language, the median over those, must reach `LEAST_CORRELATION`.
-    Fewer than `FEWEST_ITEMS` items, and languages whose lengths are all the same, are not judged.
+    Of translations, the long ones are long in every language. A language is refused where the rank correlation of
+    its lengths with the others' mean rank is significantly below what translations with `LEAST_CORRELATION` between two
+    languages would have; or where it is not significantly above 0, but is once its items are moved by up to three
+    places. Both by Fisher's z, at `LEVEL` for all languages (and places) together. Few items can contradict little:
+    where they neither contradict nor agree, a warning says that it cannot be told. A language whose lengths are all the
+    same is not judged.
 
     Raises:
-        DoesNotApply: The items do not look parallel.
+        DoesNotApply: The items are not parallel.
     """
     lengths = pd.DataFrame(dict(each))
-    if len(lengths) < FEWEST_ITEMS:
+    lengths = lengths.loc[:, lengths.nunique() > 1]
+    if lengths.shape[1] < 2 or len(lengths) <= max(SHIFTS) + 3:
         return
-    correlations = lengths.corr("spearman").to_numpy(copy=True)
-    np.fill_diagonal(correlations, np.nan)
-    medians = pd.DataFrame(correlations, columns=lengths.columns).median()
-    apart = {str(label): round(float(each), 2) for label, each in medians.items() if each < LEAST_CORRELATION}
+    others = lengths.shape[1] - 1
+    least = LEAST_CORRELATION * math.sqrt(others / (1 + (others - 1) * LEAST_CORRELATION))  # of a mean of so many
+    sure, very_sure = (NormalDist().inv_cdf(1 - LEVEL / (others + 1) / tries) for tries in (1, len(SHIFTS)))
+    apart, unsure = dict[str, float | str](), list[str]()
+    for label in map(str, lengths):
+        value, error = _together(lengths, label)
+        moved = {shift: _together(lengths, label, shift) for shift in SHIFTS} if value <= sure * error else {}
+        shift = max(moved, key=lambda place: moved[place][0], default=0)
+        if shift and moved[shift][0] - max(value, 0) > very_sure * moved[shift][1] * math.sqrt(2):
+            apart[label] = f"{math.tanh(value):.2f}, but {math.tanh(moved[shift][0]):.2f} if moved by {shift}"
+        elif value + sure * error < math.atanh(least):
+            apart[label] = round(math.tanh(value), 2)
+        elif value <= sure * error:
+            unsure.append(label)
     if apart:
         raise DoesNotApply(
             f"the {len(lengths)} items do not look parallel: between translations the long ones are long in every "
-            f"language, but the rank correlation of lengths with the other languages is {apart} (median over them; "
-            f"expected {LEAST_CORRELATION} or more). Document i must be the same text in each language: check that no "
-            "line is missing or out of order, or give check_parallel=False if the items are parallel all the same."
+            f"language, but the rank correlation of lengths with the other languages is {apart} (expected about "
+            f"{least:.2f} or more). Document i must be the same text in each language: check that no line is missing "
+            "or out of order, or give check_parallel=False if the items are parallel all the same."
         )
+    if unsure:
+        warnings.warn(
+            f"{len(lengths)} items are too few, or their lengths too much alike, to tell whether those of {unsure} are "
+            "parallel to the others. Document i must be the same text in each language.",
+            stacklevel=3,
+        )
+
+
+def _together(lengths: pd.DataFrame, label: str, shift: int = 0) -> tuple[float, float]:
+    """Fisher's z of the rank correlation with the others' mean rank, once moved by so many places; its error."""
+    own, others = lengths[label].shift(shift), lengths.drop(columns=label).rank().mean(axis=1)
+    value = own.corr(others, method="spearman")
+    return math.atanh(min(max(value, -0.999999), 0.999999)), math.sqrt(1.06 / (len(lengths) - abs(shift) - 3))
 
 
 @dataclass(frozen=True)

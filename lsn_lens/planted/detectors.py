@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from scipy.stats import rankdata, t
 from sklearn.metrics import average_precision_score
-from tqdm.auto import tqdm
 
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Layout
 from lsn_lens.collect import collect
 from lsn_lens.corpora import LanguageCorpus

@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.entry import check_model
 from lsn_lens.interventions import intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from lsn_lens.bars import tqdm
 from lsn_lens.corpora import LanguageCorpus, load_corpora
 
 ALPHABETS = {

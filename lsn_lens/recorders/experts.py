@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Plan
 from lsn_lens.experts import ExpertCounts, balanced_clusters, expert_scores, n_experts, select_experts
 from lsn_lens.recorders.base import Acts, Recorder, View

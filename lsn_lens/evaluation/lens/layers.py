@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Batch, Layout, Plan, separator_id, tokenize
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model
@@ -200,9 +201,8 @@ def _plan(
     }  # fmt: skip
     if not tokens:
         raise ValueError("no texts: expected at least one language.")
-    small = 512 if models.device_of(model).type == "cpu" else layout.batch_tokens  # logits of more leave the cache
-    settings = {**vars(layout), "shards": 1, "batch_tokens": min(layout.batch_tokens, small)}
-    return Plan(tokens, Layout(**settings), context=model.cfg.n_ctx)
+    at_once = 512 if models.device_of(model).type == "cpu" else None  # logits of more leave the cache
+    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once)
 
 
 def _measure(

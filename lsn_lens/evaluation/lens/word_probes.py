@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.bars import tqdm
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.lens.layers import check_lens, logit_lens
 from lsn_lens.evaluation.prompts import prompt_ids

@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any, Literal
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lsn_lens import models
+from lsn_lens.bars import tqdm
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation import continuations

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lsn_lens.evaluation.tasks.items import Item
+from lsn_lens.labels import label_list
 
 Row = Mapping[str, Any]
 
@@ -68,7 +69,7 @@ class Task:
 
 def load_task(
     name: str,
-    languages: Iterable[str],
+    languages: str | Iterable[str],
     *,
     limit: int | None = None,
     source: str | Path | None = None,
@@ -96,7 +97,7 @@ def load_task(
         raise KeyError(f"no task {name!r}; the tasks are {list(TASKS)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1.")
-    wanted = list(dict.fromkeys([languages] if isinstance(languages, str) else languages))
+    wanted = label_list(languages)
     if not wanted:
         raise ValueError("no languages: say which, for example ['en', 'fr'].")
     task, items = TASKS[name], []

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lsn_lens.evaluation.texts.languages import MEMBERS, script_shares, scripts_of
 from lsn_lens.evaluation.texts.strings import count_letters
+from lsn_lens.labels import label_list
 
 Guess = tuple[str, float]
 Identify = Callable[[Sequence[str]], list[Guess]]  # label and confidence in [0, 1] for each text
@@ -58,7 +59,7 @@ class Identifier:
 
 
 def identifier(
-    languages: Iterable[str],
+    languages: str | Iterable[str],
     name: str = "py3langid",
     *,
     threshold: float | int = THRESHOLD,
@@ -98,7 +99,7 @@ def identifier(
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: expected a confidence in [0, 1].")
-    labels, excluded = (tuple(dict.fromkeys([x] if isinstance(x, str) else x)) for x in (languages, ruled_out))
+    labels, excluded = tuple(label_list(languages)), tuple(label_list(ruled_out))
     if len(labels) < 2:
         raise ValueError(f"languages={list(labels)}: expected two or more, as the identifier chooses among them.")
     known, weigh = IDENTIFIERS[name]()

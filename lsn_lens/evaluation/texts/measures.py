@@ -10,6 +10,7 @@ import pandas as pd
 from lsn_lens.evaluation.groups import column_of, groups_of, names_of, share_of
 from lsn_lens.evaluation.texts.identifiers import UND, Guess, Identify
 from lsn_lens.evaluation.texts.strings import count_letters, count_tokens, distinct, lines_of, longest_run, repetition
+from lsn_lens.labels import label_list
 
 BAR, TOKENS = 0.3, 5  # of the Language Confusion Benchmark: a line's score, and its fewest tokens
 
@@ -51,7 +52,7 @@ def measure_texts(frame: pd.DataFrame, identify: Identify, second: Identify | No
 def language_shares(
     measured: pd.DataFrame,
     by: str | Sequence[str] = (),
-    languages: Iterable[str] | None = None,
+    languages: str | Iterable[str] | None = None,
     *,
     column: str = "language",
 ) -> pd.DataFrame:
@@ -138,7 +139,7 @@ def pass_rates(
 
 
 def fallbacks(
-    measured: pd.DataFrame, target: str, by: str | Sequence[str] = (), languages: Iterable[str] | None = None
+    measured: pd.DataFrame, target: str, by: str | Sequence[str] = (), languages: str | Iterable[str] | None = None
 ) -> pd.DataFrame:
     """What appears in place of the target: the language of the texts that are not in it.
 
@@ -238,9 +239,9 @@ def _texts(frame: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _labels(measured: pd.DataFrame, seen: Sequence[Any] | np.ndarray, languages: Iterable[str] | None) -> list[str]:
+def _labels(measured: pd.DataFrame, seen: Sequence[Any] | np.ndarray, languages: str | Iterable[str] | None) -> list[str]:
     """Languages in their order; without one said or known, in the alphabet's."""
-    wanted = measured.attrs.get("languages") if languages is None else languages
+    wanted = measured.attrs.get("languages") if languages is None else label_list(languages)
     found = set(seen) - {UND}
     labels = [label for label in dict.fromkeys(wanted or sorted(found)) if label != UND]
     missing = sorted(found - set(labels))
