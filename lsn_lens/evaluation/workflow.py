@@ -15,7 +15,7 @@ from lsn_lens.evaluation.causal import PERCENTILE
 from lsn_lens.evaluation.effects import FEW_NEURONS
 from lsn_lens.evaluation.perplexity import NONE, perplexity_table
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
-from lsn_lens.interventions import Action, intervene, zero
+from lsn_lens.interventions import Action, action_for, intervene, zero
 from lsn_lens.neurons import NeuronSet
 
 COLUMNS = ["switch", "deactivated", "evaluated", "units", "before", "rise"]
@@ -146,7 +146,7 @@ def _by_function(
     rows = [("", NONE, label, 0, value, 0.0) for label, value in clean.items()]
     jobs = [(name, language, each[language]) for name, each in sets.items() for language in each.languages]
     for name, language, units in tqdm(jobs, desc="workflow", disable=not progress):
-        with intervene(model, units, action if isinstance(action, Action) else action(language)):
+        with intervene(model, units, action_for(action, language)):
             after = measure(model)
         if list(after.index) != list(clean.index):
             raise ValueError(f"`measure` gave {list(after.index)}, and {list(clean.index)} without intervention.")
@@ -184,7 +184,7 @@ def _effect(switch: str, deactivated: str, rows: pd.DataFrame, english: str) -> 
     found = rows.loc[rows["seed"].isna()].set_index("evaluated")["rise"]
     random: Any = rows.loc[rows["seed"].notna()].pivot(index="seed", columns="evaluated", values="rise")
     own, pivot = float(found[deactivated]), float(found[english])
-    others = float(found.drop(index=[deactivated, english], errors="ignore").mean())
+    others = float(found.drop(index=[deactivated, english], errors="ignore").mean(skipna=False))
     drawn_own = random.get(deactivated, pd.Series(dtype=float))
     drawn_difference = drawn_own - random.get(english, pd.Series(dtype=float))
     is_english = deactivated == english
@@ -207,19 +207,22 @@ def _effect(switch: str, deactivated: str, rows: pd.DataFrame, english: str) -> 
 
 
 def _percentile(value: float, drawn: pd.Series) -> float:
-    return 100 * float((drawn < value).mean())
+    """Of the random sets below; NaN where there are none, or one of the numbers is none."""
+    known = len(drawn) and np.isfinite(value) and drawn.notna().all()
+    return 100 * float((drawn < value).mean()) if known else np.nan
 
 
 def _note(row: Mapping[str, Any], why_empty: str, english: str) -> str:
     if not row["units"]:
         return f"does nothing: {why_empty}"
     reasons = {
-        "the measure is not finite": not np.isfinite(row["own_rise"]) or np.isinf(row["english_rise"]),
+        "the measure is not finite": not np.isfinite(row["own_rise"])
+        or not (np.isfinite(row["english_rise"]) or row["deactivated"] == english),
         f"fewer than {FEW_NEURONS} units": row["units"] < FEW_NEURONS,
         "no random sets": not row["seeds"],
         "not hurt": row["own_rise"] <= 0,
         f"{english} is hurt more": row["english_rise"] >= row["own_rise"],
-        f"not above {PERCENTILE} % of the random sets": row["percentile_own"] < PERCENTILE,
+        f"not above {PERCENTILE} % of the random sets": not row["percentile_own"] >= PERCENTILE,
         f"no more above {english} than random sets are": row["percentile_minus_english"] < PERCENTILE,
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds)
