@@ -35,7 +35,7 @@ PRESET_CODES: dict[str, dict[str, str]] = {
 
 def load_corpora(
     source: str | Path | Mapping[str, Any],
-    languages: str | Iterable[str] | None = None,
+    languages: Iterable[str] | None = None,
     *,
     hold_out: float = 1 / 3,
     column: str = "text",

@@ -99,7 +99,7 @@ def _by_offsets(text: str, offsets: Offsets, spelled: Sizes) -> Sizes:
     reach = np.maximum.accumulate(reach)
     reach[-1] = len(text)
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    lengths = 1 + sum((points > bound).astype(np.int64) for bound in (0x7F, 0x7FF, 0xFFFF))
+    lengths = 1 + (points[:, None] > np.array([0x7F, 0x7FF, 0xFFFF])).sum(1)
     edges = np.append(0, lengths.cumsum())[np.append(0, reach)]
     same = np.append(False, (first[1:] == first[:-1]) & (last[1:] == last[:-1]))
     group = (~same).cumsum() - 1

@@ -163,11 +163,19 @@ def _no_documents(keys: list[str], why: str) -> str:
 
 
 def refused_by_text(wanted: Wanted, plan: Plan) -> dict[str, str]:
-    """Methods that the text is not made for, told from the numbers of tokens of its documents."""
+    """Methods that the text is not made for, told from the numbers of tokens of its documents or blocks."""
+    if plan.layout.kind == "documents":
+        lengths = {label: np.diff(each.ends[: plan.rows[label]], prepend=0) for label, each in plan.tokens.items()}
+    else:
+        lengths = {label: np.full(plan.rows[label], plan.length) for label in plan.tokens}
+    unscored = [label for label, each in lengths.items() if each.max() < 2]
+    refused = {
+        name: f"it takes the gradient of the loss, and of {unscored} no token is scored: none has another before it"
+        for name, needs in wanted.needs.items()
+        if unscored and any(need.gradient for need in needs)
+    }
     if plan.layout.kind != "documents":
-        return {}
-    lengths = {label: np.diff(each.ends[: plan.rows[label]], prepend=0) for label, each in plan.tokens.items()}
-    refused = {}
+        return refused
     for name, method in wanted.methods.items():
         if isinstance(method, ChecksText):
             try:

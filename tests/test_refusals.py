@@ -194,6 +194,14 @@ def test_sharing_is_not_had_from_text_that_is_not_parallel(tiny, monkeypatch):
         lsn.collect(model, corpora, [Sharing(check_parallel=False)], progress=False).statistics
 
 
+@pytest.mark.parametrize("layout", [lsn.Layout(length=1), lsn.Layout(kind="documents", separator="none")], ids=str)
+def test_gradients_of_a_loss_of_nothing_are_no_zeros(layout, tiny):
+    model, corpora = tiny("llama"), lsn.load_corpora({"en": list("abc"), "de": list("xyz")}, hold_out=0.0)
+    with pytest.raises(DoesNotApply, match=r"act_grad does not apply: .*\['en', 'de'\] no token is scored"):
+        lsn.collect(model, corpora, ["lape", "act_grad"], layout=layout, progress=False)
+    assert "act_grad" not in lsn.collect(model, corpora, ["lape"], layout=layout, progress=False).settings["left_out"]
+
+
 def test_a_mistake_is_no_refusal(tiny, corpora):
     @dataclass(frozen=True)
     class Broken(Lape):

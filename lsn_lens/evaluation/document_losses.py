@@ -84,9 +84,9 @@ def document_losses(
                 rows.append(pd.DataFrame({"language": batch.language, **columns}))
                 bar.update(int(batch.keep.sum()))
     table = pd.concat(rows, ignore_index=True)
-    totals = table.groupby("language", sort=False)["tokens"].sum()
-    for label in totals.index[totals.eq(0)]:
-        warnings.warn(nothing_scored(label, plan), stacklevel=2)
+    for label in plan.tokens:
+        if not table.loc[table["language"].eq(label), "tokens"].any():
+            warnings.warn(nothing_scored(label, plan), stacklevel=2)
     unknown = list(dict.fromkeys(table.loc[table["bytes"].isna(), "language"]))
     if unknown:
         warnings.warn(unknown_bytes(model.tokenizer, unknown), stacklevel=2)

@@ -159,7 +159,7 @@ def permuted(run: Run, seed: int, *, paired: bool = False) -> Run:
     return rearranged(run, {label: sorted(draw[label]) for label in counts})
 
 
-def subset(run: Run, languages: str | Iterable[str]) -> Run:
+def subset(run: Run, languages: Iterable[str]) -> Run:
     """The run of some of its languages, or of one, in the order given.
 
     Raises:

@@ -172,7 +172,7 @@ def _candidate(name: str, part: NeuronSet, table: pd.DataFrame, english: str) ->
     stage, _, layers = name.partition(" ")
     rows = table.loc[table["set"].eq(name) & table["intervened"].ne(NONE)]
     is_english = rows["evaluated"].eq(english)
-    own, pivot = (float(rows.loc[which, "nll_change"].mean()) for which in (~is_english, is_english))
+    own, pivot = (float(rows.loc[which, "nll_change"].mean(skipna=False)) for which in (~is_english, is_english))
     units = float(part.counts().mean())
     return {
         "stage": stage, "layers": int(layers), "units": units, "own_rise": own, "english_rise": pivot,

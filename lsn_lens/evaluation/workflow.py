@@ -16,7 +16,7 @@ from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
 from lsn_lens.evaluation.perplexity import NONE
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
-from lsn_lens.interventions import Action, intervene, zero
+from lsn_lens.interventions import Action, action_for, intervene, zero
 from lsn_lens.neurons import NeuronSet
 
 COLUMNS = ["switch", "deactivated", "evaluated", "units", "before", "rise"]
@@ -140,7 +140,7 @@ def _by_function(
     rows = [("", NONE, label, 0, value, 0.0) for label, value in clean.items()]
     jobs = [(name, language, each[language]) for name, each in sets.items() for language in each.languages]
     for name, language, units in tqdm(jobs, desc="workflow", disable=not progress):
-        with intervene(model, units, action if isinstance(action, Action) else action(language)):
+        with intervene(model, units, action_for(action, language)):
             after = measure(model)
         if list(after.index) != list(clean.index):
             raise ValueError(f"`measure` gave {list(after.index)}, and {list(clean.index)} without intervention.")

@@ -69,7 +69,7 @@ class Task:
 
 def load_task(
     name: str,
-    languages: str | Iterable[str],
+    languages: Iterable[str],
     *,
     limit: int | None = None,
     source: str | Path | None = None,

@@ -59,7 +59,7 @@ class Identifier:
 
 
 def identifier(
-    languages: str | Iterable[str],
+    languages: Iterable[str],
     name: str = "py3langid",
     *,
     threshold: float | int = THRESHOLD,

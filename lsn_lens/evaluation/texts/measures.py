@@ -52,7 +52,7 @@ def measure_texts(frame: pd.DataFrame, identify: Identify, second: Identify | No
 def language_shares(
     measured: pd.DataFrame,
     by: str | Sequence[str] = (),
-    languages: str | Iterable[str] | None = None,
+    languages: Iterable[str] | None = None,
     *,
     column: str = "language",
 ) -> pd.DataFrame:
@@ -139,7 +139,7 @@ def pass_rates(
 
 
 def fallbacks(
-    measured: pd.DataFrame, target: str, by: str | Sequence[str] = (), languages: str | Iterable[str] | None = None
+    measured: pd.DataFrame, target: str, by: str | Sequence[str] = (), languages: Iterable[str] | None = None
 ) -> pd.DataFrame:
     """What appears in place of the target: the language of the texts that are not in it.
 
@@ -239,7 +239,7 @@ def _texts(frame: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _labels(measured: pd.DataFrame, seen: Sequence[Any] | np.ndarray, languages: str | Iterable[str] | None) -> list[str]:
+def _labels(measured: pd.DataFrame, seen: Sequence[Any] | np.ndarray, languages: Iterable[str] | None) -> list[str]:
     """Languages in their order; without one said or known, in the alphabet's."""
     wanted = measured.attrs.get("languages") if languages is None else label_list(languages)
     found = set(seen) - {UND}
