@@ -52,7 +52,8 @@ def export(
 
     Raises:
         FileExistsError: There is something in the folder.
-        ValueError: A set of another model, units that no single weight matrix makes, or logits that differ.
+        ValueError: A set of another model or of other weights (see `NeuronSet.for_model`), units that no single weight
+            matrix makes, or logits that differ.
         KeyError: A basis that cannot be intervened on.
 
     Warns:
@@ -145,6 +146,7 @@ def _provenance(bridge: models.Model, neurons: NeuronSet) -> dict[str, Any]:
         "action": zero.name,
         "method": neurons.method,
         "notes": dict(neurons.notes),
+        "origin": dict(neurons.origin),
         "units": {
             basis: {
                 "of": mask[0].numel(),

@@ -48,12 +48,16 @@ def fingerprint(model: Any) -> str | None:
 
 def _weights(model: Any) -> Iterator[Tensor]:
     blocks = list(getattr(model, "blocks", ()))
-    if blocks and all(_read(block, names) is not None for block in blocks for names in MATRICES):
+    try:
+        is_dense = bool(blocks) and all(_read(block, names) is not None for block in blocks for names in MATRICES)
+    except NotImplementedError:  # a bridge's word for weights that it cannot read: quantised, or not in memory
+        is_dense = False
+    if is_dense:
         for owner, table in ((model, ENDS), *((block, PARTS) for block in blocks)):
             yield from (each for names in table if (each := _read(owner, names)) is not None)
-    else:  # mixtures of experts, state spaces: what there is, by its Hugging Face name
-        named = getattr(model, "original_model", model).named_parameters()
-        yield from (weight for _, weight in sorted(named, key=lambda pair: pair[0]))
+    else:  # mixtures of experts, state spaces, quantised models: what there is, by its Hugging Face name
+        named = getattr(model, "original_model", model).state_dict()
+        yield from (named[name] for name in sorted(named) if isinstance(named[name], Tensor))
 
 
 def _read(owner: Any, names: str) -> Tensor | None:
