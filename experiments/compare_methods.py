@@ -101,8 +101,8 @@ SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
 
 def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run]:
     """Load and collect: model, corpora, run."""
-    names = check(config)
-    text = layout(config, names)
+    check(config)
+    text = layout(config)
     model = lsn.load_model(
         config.model, backend=config.backend, device=config.device, dtype=getattr(torch, config.dtype),
         revision=config.revision,

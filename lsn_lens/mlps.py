@@ -71,7 +71,7 @@ def _candidates(model: Any, layer: int) -> list[Activation]:
     if not is_bridge(model):
         return [block.mlp.act_fn]
     modules = [module for name, module in block.named_modules() if not any(each in name.lower() for each in OTHERS)]
-    found = [getattr(module, name, None) for module in modules for name in MODULES]
+    found: list[Any] = [getattr(module, name, None) for module in modules for name in MODULES]
     config = model.original_model.config.get_text_config()
     named = [getattr(config, field, None) for field in FIELDS]
     named = [each for each in named if isinstance(each, str) and each in ACT2FN]

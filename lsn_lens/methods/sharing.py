@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -80,8 +80,8 @@ def check_lengths(each: Mapping[str, Int[np.ndarray, "document"]]) -> None:
 
 def _together(lengths: pd.DataFrame, label: str, shift: int = 0) -> tuple[float, float]:
     """Fisher's z of the rank correlation with the others' mean rank, once moved by so many places; its error."""
-    own, others = lengths[label].shift(shift), lengths.drop(columns=label).rank().mean(axis=1)
-    value = own.corr(others, method="spearman")
+    own: Any = lengths[label].shift(shift)
+    value = own.corr(lengths.drop(columns=label).rank().mean(axis=1), method="spearman")
     return math.atanh(min(max(value, -0.999999), 0.999999)), math.sqrt(1.06 / (len(lengths) - abs(shift) - 3))
 
 
