@@ -75,7 +75,7 @@ def _candidates(model: Any, layer: int) -> list[Activation]:
     config = model.original_model.config.get_text_config()
     named = [getattr(config, field, None) for field in FIELDS]
     named = [each for each in named if isinstance(each, str) and each in ACT2FN]
-    return [*filter(callable, found), *(ACT2FN[each] for each in (*named, *COMMON))]
+    return [*(each for each in found if callable(each)), *(ACT2FN[each] for each in (*named, *COMMON))]
 
 
 def _fitting(model: Any, layer: int, seen: Seen) -> Activation:
