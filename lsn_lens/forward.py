@@ -19,7 +19,6 @@ from lsn_lens.models import TOLERANCE, Model, device_of, is_bridge, vocabulary_s
 ROTATED = ("attn.hook_rot_q", "attn.hook_rot_k")
 
 
-_active: WeakKeyDictionary[Module, "_Swap"] = WeakKeyDictionary()  # models inside `lean`
 _run: WeakKeyDictionary[Module, tuple[int, frozenset[int]]] = WeakKeyDictionary()
 
 
@@ -41,11 +40,9 @@ class _Swap:
         hf_model = self.model.original_model
         self.implementation, self.attention_stays = self.config._attn_implementation, False
         self.present = {id(module) for module in hooks.in_force(self.model)}
+        self.gone: list[Module] = []
         if not hooks.is_everywhere():
             self._visit(hf_model)
-        running = set(map(id, hf_model.modules()))
-        gone = (module for _, _, child in self.swapped for module in child.modules())
-        self.gone = [module for module in gone if id(module) not in running]
         supported = self.runs is None and getattr(hf_model, "_supports_sdpa", False)
         if self.swapped and supported and not self.attention_stays:
             self.config._attn_implementation = "sdpa"
@@ -76,6 +73,8 @@ class _Swap:
                 self.attention_stays |= "Attention" in type(child).__name__
                 self._visit(child)
             else:
+                inside = set(original.modules())
+                self.gone += [each for each in child.modules() if each not in inside]
                 self.swapped.append((module, name, child))
                 module._modules[name] = original
                 self._visit(original)
@@ -105,29 +104,15 @@ def lean(model: Model, hook_names: Iterable[str] = ()) -> Iterator[Model]:
     if not is_bridge(model):
         yield model
         return
-    with _as_it_is(model):
+    with hooks.as_it_is(model):
         swap = _Swap(model, hook_names)
         try:
             swap.apply()
-            _active[model] = swap
+            hooks.swaps[model] = swap
             yield model
         finally:
+            hooks.swaps.pop(model, None)
             swap.undo()
-
-
-@contextlib.contextmanager
-def _as_it_is(model: Model) -> Iterator[None]:
-    """Outside any `lean` that the model is in."""
-    around = _active.pop(model, None)
-    if around is not None:
-        around.undo()
-    try:
-        yield
-    finally:
-        _active.pop(model, None)
-        if around is not None:
-            around.apply()
-            _active[model] = around
 
 
 @torch.no_grad()
@@ -138,7 +123,7 @@ def modules_run(model: Model) -> frozenset[int]:
     if count == len(modules):
         return known
     seen: set[int] = set()
-    with hooks.set_aside(model), _as_it_is(model), contextlib.ExitStack() as stack:
+    with hooks.set_aside(model), contextlib.ExitStack() as stack:
         for module in modules:
             handle = module.register_forward_pre_hook(lambda module, given: seen.add(id(module)))
             stack.callback(handle.remove)
@@ -158,7 +143,7 @@ def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
     points = {model.hook_dict[name] for name in hook_names}
     points |= {module for module in hooks.in_force(model) if hooks.is_point(module)}
     swap = _Swap(model, hook_names)
-    with _as_it_is(model):
+    with hooks.as_it_is(model):
         with hooks.set_aside(model):
             full, fired = _probed(model, points)
         try:
@@ -208,8 +193,8 @@ def _ready(model: Model) -> Iterator[None]:
 
     Of some architectures the bridge leaves them in float32, which Hugging Face's own attention casts back.
     """
-    if model in _active:
-        _active[model].refresh()
+    if model in hooks.swaps:
+        hooks.swaps[model].refresh()
     dtype = next(model.parameters()).dtype
     names = [f"blocks.{layer}.{each}" for layer in range(model.cfg.n_layers) for each in ROTATED]
     points = [model.hook_dict[name] for name in names if name in model.hook_dict] if is_half(model) else []

@@ -7,7 +7,8 @@ import hashlib
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,10 +26,9 @@ def modules_of(model: Any) -> dict[Module, str]:
     points = sorted(model.hook_dict.items(), key=lambda pair: (pair[0].endswith(("hook_in", "hook_out")), len(pair[0])))
     for name, point in points:  # a point has several names: the one that tells most
         found.setdefault(point, name)
-    for name, module in model.named_modules():
-        found.setdefault(module, name)
-    for name, module in getattr(model, "original_model", Module()).named_modules(prefix="original_model"):
-        found.setdefault(module, name.replace("._original_component", ""))
+    wrapped = getattr(model, "original_model", Module())
+    for name, module in [*model.named_modules(), *wrapped.named_modules(prefix="original_model")]:
+        found.setdefault(module, name.replace("_original_component", "original_component"))
     return found
 
 
@@ -71,9 +71,42 @@ def is_everywhere() -> bool:
     return any(not _is_plumbing(each) for hooks in _everywhere() for each in hooks.values())
 
 
+class Swap(Protocol):
+    """Modules of a model in the place of others, for the time being."""
+
+    def apply(self) -> None:
+        """Put them there."""
+
+    def undo(self) -> None:
+        """Put the others back."""
+
+
+swaps: WeakKeyDictionary[Module, Any] = WeakKeyDictionary()  # model -> the `Swap` that it is under
+
+
+@contextlib.contextmanager
+def as_it_is(model: Any) -> Iterator[None]:
+    """Outside any swap that the model is under."""
+    around: Swap | None = swaps.pop(model, None)
+    if around is not None:
+        around.undo()
+    try:
+        yield
+    finally:
+        if around is not None:
+            around.apply()
+            swaps[model] = around
+
+
 @contextlib.contextmanager
 def set_aside(model: Any) -> Iterator[None]:
-    """Take off what others have put on the model: a probe must see it bare, and not be seen."""
+    """Take off what others have put on the model, and undo any swap: a probe must see it bare, and not be seen."""
+    with as_it_is(model), _off(model):
+        yield
+
+
+@contextlib.contextmanager
+def _off(model: Any) -> Iterator[None]:
     kept: list[tuple[Any, Any]] = []
     try:
         for module in in_force(model):
@@ -150,6 +183,8 @@ def _innermost(function: Any) -> Any:
             function = function.__func__
         elif (inner := _inside_hook_point(function)) is not None:
             function = inner
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
         else:
             return function
 

@@ -1,0 +1,593 @@
+"""What is on a model when a public function is called is part of the model, in every pass."""
+
+import ast
+import contextlib
+import warnings
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import ARCHITECTURES, BACKENDS, D_MLP, SENTENCES, VOCABULARY, tiny_tokenizer
+
+import lsn_lens as lsn
+from lsn_lens import forward, hooks
+from lsn_lens.evaluation import (
+    ablations,
+    causal,
+    continuations,
+    controls,
+    document_losses,
+    experts,
+    off_target,
+    perplexity,
+    reliability,
+    representations,
+    sharing,
+    stages,
+    steering,
+    survival,
+    tasks,
+    workflow,
+)  # fmt: skip
+from lsn_lens.evaluation import lens as lenses
+from lsn_lens.evaluation.stages import Stages
+from lsn_lens.evaluation.steering.trials import Trial, prompts_from, run_trials
+from lsn_lens.methods import METHODS
+from lsn_lens.planted.measuring import measure_roles
+from lsn_lens.planted.reading import read_text
+from lsn_lens.text_view import activations_on_text
+
+PACKAGE = Path(lsn.__file__).parent
+LAYERS = 4
+QUIET = {"progress": False}
+CUT = {**QUIET, "layout": lsn.Layout(length=32, max_tokens=64, shards=2)}
+TEXTS = {"en": [f"{SENTENCES[0]} {SENTENCES[0]}"] * 6, "fr": [f"{SENTENCES[2]} {SENTENCES[2]}"] * 6}
+IDS = torch.arange(40).view(2, 20) * 7 % VOCABULARY
+PROMPTS = {"en": ["The river is high", "The bridge"], "fr": ["La rivière est", "Le pont"]}
+HALF = list(range(0, D_MLP, 2))
+
+
+def chosen(*places):
+    """Units of one language: (layer, units) pairs."""
+    mask = torch.zeros(1, LAYERS, D_MLP, dtype=torch.bool)
+    for layer, units in places:
+        mask[0, layer, units] = True
+    return mask
+
+
+FOUND = lsn.NeuronSet(
+    ("en", "fr"),
+    {
+        "mlp": torch.cat(
+            [chosen(*((i, [i, 20 + i]) for i in range(1, 4))), chosen(*((i, [8 + i]) for i in range(1, 4)))]
+        )
+    },
+)
+OUTER = lsn.NeuronSet(("x",), {"mlp": chosen((0, HALF))})  # what is off around every function of the table
+LATE = lsn.zero.at(slice(8, None))
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """`build(backend, dtype)`: a fresh model of four layers."""
+    model_type, sizes = ARCHITECTURES["llama"]
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=VOCABULARY, **{**sizes, "num_hidden_layers": LAYERS},
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+    )  # fmt: skip
+    hf_model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in hf_model.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(0.2 * noise) if weight.ndim == 1 else weight.copy_(0.25 * noise)
+    folder = tmp_path_factory.mktemp("tiny") / "four"
+    hf_model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return lambda backend, dtype=torch.float32: lsn.load_model(folder, backend=backend, dtype=dtype, device="cpu")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(build, backend):
+    return build(backend)
+
+
+@pytest.fixture(scope="module")
+def bridge(build):
+    return build("bridge")
+
+
+@pytest.fixture(scope="module")
+def edited(build, backend):
+    """The same model, the rows of the down projection that `OUTER` switches off set to zero."""
+    return edit(build(backend))
+
+
+@torch.no_grad()
+def edit(model, units=OUTER, factor=0.0):
+    for layer, unit in units.units("mlp").nonzero().tolist():
+        down = model.blocks[layer].mlp
+        if hasattr(model, "original_model"):
+            down.out.original_component.weight[:, unit] *= factor
+        else:
+            down.W_out[unit] *= factor
+    return model
+
+
+@pytest.fixture(scope="module")
+def given(bridge):
+    corpora = lsn.load_corpora(TEXTS, hold_out=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = lsn.collect(bridge, corpora, ["lape", "diffmean"], **CUT)
+    units = {"layer": range(LAYERS), "unit": [3] * LAYERS, "role": ["language"] * LAYERS, "concept": [""] * LAYERS,
+             "languages": [("en",)] * LAYERS, "script": [""] * LAYERS, "level": [0.0] * LAYERS,
+             "truth": [True] * LAYERS}  # fmt: skip
+    kinds = {
+        "mlp": FOUND.masks["mlp"],
+        "q": torch.rand(2, LAYERS, 32, generator=torch.Generator().manual_seed(1)) < 0.1,
+    }
+    return SimpleNamespace(
+        corpora=corpora,
+        run=run,
+        units=pd.DataFrame(units),
+        kinds=lsn.NeuronSet(("en", "fr"), kinds),
+        text=read_text(bridge.tokenizer, corpora, "hold_out", 60, 64),
+        labels=lenses.token_languages(bridge.tokenizer, corpora, vocabulary=VOCABULARY),
+        items=tasks.load_items([{"prompt": "The river is", "choices": [" high", " closed"], "answer": 0}]),
+    )
+
+
+def name_language(texts):
+    return [("en" if len(text) % 2 else "fr", 0.9) for text in texts]
+
+
+def wordy(name):
+    return steering.instruction({"en": "Yes. ", "fr": "Oui. "}, name=name)
+
+
+def run_sums(model, given, methods=("lape", "diffmean", "entropy_lambda"), **settings):
+    """What a run keeps of the layers behind the one with edited units."""
+    run = lsn.collect(model, given.corpora, methods, **{**CUT, **settings})
+    return {key: value[:, 1:] for key, value in run.statistics.sums.items()}
+
+
+def lensed(model, given):
+    return torch.stack(lenses.logit_lens(model, IDS))[1:]  # layer 0, the embedding, is before all units
+
+
+def only(model, given):
+    assignment = torch.arange(D_MLP).expand(LAYERS, -1) // 12
+    with experts.only_experts(model, assignment, 1.0):  # all: units off and without weights are chosen differently
+        return document_losses.document_losses(model, given.corpora, **QUIET)
+
+
+def inside(model, given):
+    with lsn.intervene(model, FOUND["en"]):
+        return forward.logits(model, IDS)
+
+
+def trial():
+    what = lsn.Intervention("off", ((FOUND["en"], lsn.zero),))
+    return [Trial(what, PROMPTS["en"], [{"label": i} for i in range(2)], {})]
+
+
+# every public function that runs a model -> how it is called; its result is compared
+ROWS = {
+    "actions.resample": lambda m, g: lsn.resample(m, TEXTS["fr"], tokens=20, **QUIET).values["mlp"][1:],
+    "collect.collect": run_sums,
+    "evaluation.ablations.ablation_sensitivity": lambda m, g: ablations.ablation_sensitivity(
+        m, g.corpora, g.run, FOUND, actions={"zero": lsn.zero, "half": lsn.scale(0.5)}, seeds=1, **CUT
+    ),
+    "evaluation.ablations.kinds_of_ablation": lambda m, g: (
+        ablations.kinds_of_ablation(m, g.corpora, g.run, FOUND, tokens=20)["resample"]("en").values["mlp"][1:]
+    ),
+    "evaluation.causal.measure_controls": lambda m, g: causal.measure_controls(
+        m, g.corpora, {"a": FOUND}, {"a": lsn.zero}, 2, 64, CUT["layout"], False
+    )[1],
+    "evaluation.causal.measure_losses": lambda m, g: causal.measure_losses(
+        m, g.corpora, {"a": FOUND}, {"a": lsn.zero}, CUT["layout"], False
+    ),
+    "evaluation.compare.compare": lambda m, g: lsn.compare(
+        g.run, ["lape"], model=m, corpora=g.corpora, action=lsn.zero, seeds=2, control_tokens=64, found={"lape": FOUND}, **CUT
+    ).losses,
+    "evaluation.continuations.score": lambda m, g: pd.DataFrame(
+        continuations.score(m, continuations.encode(m.tokenizer, "The river", [" is high", " is"]), **QUIET)
+    ),
+    "evaluation.controls.outlier_effects": lambda m, g: controls.outlier_effects(
+        m, g.corpora, FOUND, pd.DataFrame({"basis": ["mlp"], "layer": [1], "unit": [1]}), **CUT
+    ),
+    "evaluation.document_losses.document_losses": lambda m, g: document_losses.document_losses(m, g.corpora, **QUIET),
+    "evaluation.experts.only_experts": only,
+    "evaluation.generation.generate": lambda m, g: lsn.generate(m, PROMPTS["en"], tokens=4, **QUIET),
+    "evaluation.generation.generate_each": lambda m, g: lsn.generate_each(
+        m, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], PROMPTS["en"], tokens=4, **QUIET
+    ),
+    "evaluation.lens.layers.logit_lens": lensed,
+    "evaluation.lens.layers.working_language": lambda m, g: lenses.working_language(m, TEXTS, g.labels, **QUIET),
+    "evaluation.lens.word_probes.word_probes": lambda m, g: lenses.word_probes(
+        m, [lenses.WordProbe({"en": "The river is"}, {"en": "high", "fr": "pont"})], **QUIET
+    ),
+    "evaluation.off_target.off_target": lambda m, g: off_target.off_target(
+        m, g.corpora, FOUND, seeds=1, neutral={"n": lsn.load_corpora({"n": ["1 2 3 4 5 6 7 8 9 " * 3] * 20})["n"]},
+        prompts=2, tokens=4, **CUT,
+    ).losses,
+    "evaluation.perplexity.loss_table": lambda m, g: perplexity.loss_table(
+        m, g.corpora, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], **CUT
+    ),
+    "evaluation.perplexity.perplexity_matrix": lambda m, g: lsn.perplexity_matrix(
+        m, g.corpora, FOUND, measure="nll", **CUT
+    ),
+    "evaluation.perplexity.perplexity_table": lambda m, g: lsn.perplexity_table(m, g.corpora, FOUND, **CUT),
+    "evaluation.reliability.measure": lambda m, g: reliability.measure(
+        g.run, {"lape": METHODS["lape"](rate=0.2)}, {"lape": FOUND}, reliability.Checks(0, 0, changed_text=True),
+        model=m, corpora=g.corpora, **CUT,
+    )["survival"],
+    "evaluation.representations.sentence_embeddings": lambda m, g: representations.sentence_embeddings(
+        m, PROMPTS, **QUIET
+    ).values[:, :, 1:],
+    "evaluation.stages.search_stages": lambda m, g: stages.search_stages(
+        m, g.corpora, g.kinds, understand=[1], generate=[1], **CUT
+    )[1],
+    "evaluation.steering.deactivation.deactivate": lambda m, g: steering.deactivate(
+        m, {"a": FOUND}, PROMPTS, name_language, seeds=1, tokens=3, **QUIET
+    ),
+    "evaluation.steering.trials.run_trials": lambda m, g: run_trials(
+        m, trial(), name_language, tokens=3, **QUIET
+    ),
+    "evaluation.steering.ways.steer": lambda m, g: steering.steer(
+        m, [wordy("words")], PROMPTS, ["en", "fr"], name_language, samples=1, tokens=3, **QUIET
+    ),
+    "evaluation.steering.ways.steering_losses": lambda m, g: steering.steering_losses(
+        m, g.corpora, [steering.Steering("off", lambda *_: trial()[0].intervention)], ["en", "fr"], **CUT
+    ),
+    "evaluation.survival.survival": lambda m, g: survival.survival(
+        m, g.corpora, {"lape": METHODS["lape"](rate=0.2)}, {"same": dict}, **QUIET, layout=lsn.Layout(length=16, shards=2)
+    ),
+    "evaluation.tasks.scoring.evaluate_items": lambda m, g: tasks.evaluate_items(m, g.items, **QUIET),
+    "evaluation.workflow.workflow_grid": lambda m, g: workflow.workflow_grid(
+        m, g.corpora, g.kinds, Stages(1, 1), switches=list(workflow.SWITCHES)[:1], seeds=1, **CUT
+    ),
+    "interventions.intervene": inside,
+    "planted.measuring.measure_roles": lambda m, g: measure_roles(
+        m, g.text, g.units, **QUIET
+    ).query("layer > 0"),
+    "text_view.activations_on_text": lambda m, g: activations_on_text(
+        m, TEXTS_OF_ONE, pd.DataFrame({"layer": [1, 2], "unit": [1, 3], "language": ["en", "fr"]})
+    ),
+}  # fmt: skip
+TEXTS_OF_ONE = {language: texts[0] for language, texts in PROMPTS.items()}
+BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes alone
+    "evaluation.steering.trials.prompts_from": lambda m, g: prompts_from(m, g.corpora, count=1, tokens=2),
+    "evaluation.sharing.down_norms": lambda m, g: sharing.down_norms(m),
+    "evaluation.sharing.effective_values": lambda m, g: sharing.effective_values(
+        m, 1, torch.rand(2, D_MLP), torch.tensor([1, 2])
+    ),
+    "evaluation.sharing.effective_score": lambda m, g: sharing.effective_score(g.run.statistics, m, 1),
+    "evaluation.lens.layers.check_lens": lambda m, g: lenses.check_lens(m),
+}
+ELSEWHERE = {
+    "collect.needs_of": "asks which hook points there are", "collect.widths_of": "sizes, by a probe without hooks",
+    "evaluation.lens.layers.unembedded": "the head, inside a hook of logit_lens",
+    "evaluation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
+    "interventions.hooks_of": "makes hooks and runs nothing", "interventions.intervention_hooks": "the same",
+    "planning.plan_run": "sizes, also of models without weights", "entry.check_model": "the check itself",
+}  # fmt: skip
+INNER = ("models", "forward", "hooks", "passes", "recorders", "anatomy")  # what the public functions are made of
+
+
+def takes_model(node):
+    if isinstance(node, ast.ClassDef):
+        return any(takes_model(each) for each in node.body if getattr(each, "name", "") == "__init__")
+    arguments = getattr(node, "args", None)
+    named = [*arguments.args, *arguments.kwonlyargs] if isinstance(node, ast.FunctionDef) else []
+    return any(each.arg == "model" for each in named)
+
+
+def test_the_table_has_every_public_function_that_takes_a_model():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not module.startswith(INNER):
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            found |= {f"{module}.{each.name}" for each in body if takes_model(each) and not each.name.startswith("_")}
+    assert found == {*ROWS, *BLIND, *ELSEWHERE}
+
+
+def plain(result):
+    """Numbers and texts of any result, in order."""
+    if isinstance(result, pd.DataFrame):
+        result = result.to_dict("list")
+    if isinstance(result, torch.Tensor):
+        return np.nan_to_num(result.detach().double().numpy().ravel()), []
+    if isinstance(result, (list, tuple, dict)):
+        parts = [plain(each) for each in (result.values() if isinstance(result, dict) else result)]
+        return np.concatenate([each[0] for each in parts] or [np.zeros(0)]), [x for each in parts for x in each[1]]
+    if isinstance(result, (bool, int, float, np.number)):
+        return np.nan_to_num(np.array([float(result)])), []
+    return np.zeros(0), [str(result)]
+
+
+def difference(one, other):
+    """Largest difference of numbers, relative where they are large; infinite where texts or sizes differ."""
+    (a, texts), (b, others) = plain(one), plain(other)
+    if a.shape != b.shape or texts != others:
+        return np.inf
+    return float((np.abs(a - b) / np.maximum(1, np.abs(b))).max(initial=0))
+
+
+PASSES = (  # those with a forward pass of their own; the others call them
+    "actions.resample", "collect.collect", "continuations.score", "document_losses", "generation.generate",
+    "logit_lens", "word_probes", "perplexity_table", "loss_table", "sentence_embeddings", "intervene", "measure_roles",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ROWS)
+def test_units_off_around_a_function_are_units_without_weights(model, edited, given, name):
+    own = name.endswith(PASSES)
+    if not own and not hasattr(model, "original_model"):
+        pytest.skip("calls functions that are tried by themselves, and a HookedTransformer has one way to run")
+    with lsn.intervene(model, OUTER):
+        inside = ROWS[name](model, given)
+    assert difference(inside, ROWS[name](edited, given)) < 2e-4
+    if own:
+        assert difference(inside, ROWS[name](model, given)) > 2e-3  # or nothing would be tried
+
+
+# --- everything that can be on a model ---
+
+
+def torch_hook(place, hook, kind="register_forward_hook"):
+    @contextlib.contextmanager
+    def put(module):
+        handle = getattr(module, kind)(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return lambda model: put(place(model))
+
+
+@contextlib.contextmanager
+def nested(model):
+    with lsn.intervene(model, OUTER, LATE), lsn.intervene(model, lsn.NeuronSet(("x",), {"mlp": chosen((2, HALF))})):
+        yield
+
+
+def attention(model):
+    heads = torch.zeros(1, LAYERS, 32, dtype=torch.bool)
+    heads[0, 1, :16] = True
+    return lsn.intervene(model, lsn.NeuronSet(("x",), {"z": heads}), LATE)
+
+
+@contextlib.contextmanager
+def permanent(model):
+    point = model.hook_dict["blocks.1.hook_resid_post"]
+    point.add_perma_hook(lambda acts, hook: acts * (torch.arange(acts.shape[1]) < 9)[:, None])
+    try:
+        yield
+    finally:
+        point.remove_hooks(including_permanent=True)
+
+
+@contextlib.contextmanager
+def replaced(model):
+    part = model.blocks[1].mlp._modules.get("_original_component", model.blocks[1].mlp)  # a component hands it on
+    part.forward = lambda *given, **more: type(part).forward(part, *given, **more) * 0.5
+    try:
+        yield
+    finally:
+        del part.forward
+
+
+@contextlib.contextmanager
+def everywhere(model):
+    part = model.blocks[1].mlp
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, made: made * 0.5 if module is part else None
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def halved(module, given, made):
+    return made * 0.5
+
+
+def halved_input(module, given):
+    return (given[0] * 0.5, *given[1:])
+
+
+PUT_ON = {
+    "late": lambda m: lsn.intervene(m, OUTER, LATE),
+    "weak": lambda m: lsn.intervene(m, OUTER, lsn.scale(0.998)),
+    "nested": nested,
+    "attention": attention,
+    "hook": lambda m: m.hooks(fwd_hooks=[("blocks.0.hook_attn_out", lambda acts, hook: acts * 0.5)]),
+    "permanent": permanent,
+    "torch hook on a component": torch_hook(lambda m: m.blocks[1].mlp, halved),
+    "torch hook on a hook point": torch_hook(lambda m: m.hook_dict["blocks.1.mlp.hook_post"], halved),
+    "torch hook before a component": torch_hook(lambda m: m.blocks[1].mlp, halved_input, "register_forward_pre_hook"),
+    "replaced forward": replaced,
+    "torch hook on all modules": everywhere,
+}
+ON_A_BRIDGE = {
+    "torch hook on a wrapped module": torch_hook(lambda m: m.blocks[1].mlp.out.original_component, halved),
+    "torch hook on a wrapped block": torch_hook(lambda m: m.blocks[1].mlp.original_component, halved),
+}
+
+
+def measured(model, given):
+    return [
+        *run_sums(model, given, ("lape", "diffmean")).values(),
+        perplexity.loss_table(model, given.corpora, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], **CUT),
+        representations.sentence_embeddings(model, PROMPTS, **QUIET).values,
+    ]
+
+
+@pytest.fixture(scope="module")
+def bare(bridge, given):
+    return measured(bridge, given)
+
+
+@pytest.mark.parametrize("name", [*PUT_ON, *ON_A_BRIDGE])
+def test_whatever_is_on_a_model_is_kept_where_components_are_swapped(bridge, given, bare, name, monkeypatch):
+    with {**PUT_ON, **ON_A_BRIDGE}[name](bridge):
+        lean = measured(bridge, given)
+        monkeypatch.setattr(forward, "lean_is_exact", lambda *_: False)  # all components, and so all hooks
+        full = measured(bridge, given)
+    assert difference(lean, full) < 2e-4
+    assert difference(bare, full) > 5 * difference(lean, full)
+
+
+def test_the_swapping_itself_takes_place(bridge):
+    """Otherwise the tests above try nothing."""
+    names = [f"blocks.{layer}.mlp.hook_post" for layer in range(LAYERS)]
+    assert forward.lean_is_exact(bridge, names)
+    attention = bridge.blocks[0].attn
+    with forward.lean(bridge, names):
+        assert attention in {child for _, _, child in hooks.swaps[bridge].swapped}
+        assert bridge.original_model.config._attn_implementation == "sdpa"
+    assert bridge.blocks[0].original_component.self_attn is attention
+    assert bridge.original_model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", [*list(PUT_ON)[4:], *ON_A_BRIDGE])  # hooks, of interventions or not
+def test_what_is_put_on_while_components_are_swapped_is_kept(bridge, name):
+    put = {**PUT_ON, **ON_A_BRIDGE}[name](bridge)
+    with forward.lean(bridge, ["blocks.3.mlp.hook_post"]):
+        before = forward.hidden_states(bridge, IDS, None)
+        with put:
+            inside = forward.hidden_states(bridge, IDS, None)
+        after = forward.hidden_states(bridge, IDS, None)
+    with {**PUT_ON, **ON_A_BRIDGE}[name](bridge):
+        expected = forward.hidden_states(bridge, IDS, None)
+    assert difference(inside, expected) < 2e-5 < difference(inside, before)
+    assert difference(after, before) < 2e-5
+
+
+def test_a_recording_hook_sees_the_passes_over_the_text_and_no_probe(model, given):
+    seen = Counter()
+
+    def record(name):
+        return name, lambda acts, hook: seen.update({name: acts.shape[0] * acts.shape[1]})
+
+    names = ("blocks.0.hook_attn_out", "blocks.2.attn.hook_z", "blocks.3.hook_resid_post")
+    layout = lsn.Layout(length=16, max_tokens=64)
+    with model.hooks(fwd_hooks=[record(name) for name in names]):
+        run = lsn.collect(model, given.corpora, ["lape"], layout=layout, **QUIET)
+        tokens = int(run.statistics.tokens[:, 0].sum())
+        assert seen == dict.fromkeys(names, tokens)
+        lsn.perplexity_table(model, given.corpora, FOUND, layout=layout, **QUIET)
+        assert seen == dict.fromkeys(names, 4 * tokens)  # without, and with the units of two languages off
+        representations.sentence_embeddings(model, {"en": ["The river"]}, **QUIET)
+        more = 1 + len(model.tokenizer("The river", add_special_tokens=False)["input_ids"])
+        assert seen == dict.fromkeys(names, 4 * tokens + more)
+
+
+def test_a_backward_hook_in_force_sees_the_backward_pass(bridge, given):
+    seen = []
+    with bridge.hooks(bwd_hooks=[("blocks.1.hook_attn_out", lambda grad, hook: seen.append(tuple(grad.shape)))]):
+        lsn.collect(bridge, given.corpora, ["act_grad"], layout=lsn.Layout(length=32, max_tokens=64, shards=1), **QUIET)
+    assert len(seen) > 0
+    assert all(shape[1:] == (32, 32) for shape in seen)
+
+
+def test_a_gradient_inside_inference_mode_is_the_same(model, given):
+    outside = run_sums(model, given, ["act_grad"])
+    with torch.inference_mode():
+        inside = run_sums(model, given, ["act_grad"])
+    assert difference(list(inside.values()), list(outside.values())) == 0
+
+
+def test_sums_do_not_depend_on_the_default_dtype(model, given):
+    expected = run_sums(model, given)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run_sums(model, given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+# --- setting aside, and saying what was there ---
+
+
+@pytest.mark.parametrize("name", PUT_ON)
+def test_hooks_are_set_aside_and_come_back_as_they_were(model, name):
+    bare = model(IDS)
+    with PUT_ON[name](model):
+        inside = model(IDS)
+        with hooks.set_aside(model):
+            assert torch.equal(model(IDS), bare)
+            assert not hooks.in_force(model)
+        assert torch.equal(model(IDS), inside)
+        assert not torch.equal(inside, bare)
+    assert torch.equal(model(IDS), bare)
+
+
+def test_the_order_of_hooks_survives(model):
+    point, order = model.hook_dict["blocks.0.mlp.hook_post"], []
+    with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda acts, hook: order.append("first"))]):
+        handle = point.register_forward_hook(lambda *_: order.append("second"))
+        with hooks.set_aside(model), contextlib.suppress(KeyError), model.hooks():
+            raise KeyError
+        model(IDS)
+        handle.remove()
+    model(IDS)
+    assert order == ["first", "second"]
+
+
+def test_other_interventions_have_other_descriptions(model):
+    def said(what, action=lsn.zero):
+        with lsn.intervene(model, what, action):
+            return hooks.describe(model)
+
+    other = lsn.NeuronSet(("x",), {"mlp": chosen((0, [0, 2]))})
+    values = {"mlp": torch.ones(LAYERS, D_MLP)}
+    each = [said(OUTER), said(other), said(OUTER, lsn.scale(0.5)), said(OUTER, LATE), said(OUTER, lsn.set_to(values)),
+            said(OUTER, lsn.set_to({"mlp": 2 * values["mlp"]})), hooks.describe(model)]  # fmt: skip
+    assert len({str(one) for one in each}) == len(each)
+    assert said(OUTER) == each[0]
+    assert list(each[0]) == ["blocks.0.mlp.hook_post"]
+    assert " zero" in each[0]["blocks.0.mlp.hook_post"][0]
+    assert each[-1] == {}
+
+
+def test_a_run_is_not_resumed_under_other_hooks(model, given, tmp_path):
+    def collect():
+        return lsn.collect(model, given.corpora, out=tmp_path, **CUT)
+
+    with lsn.intervene(model, OUTER):
+        run = collect()
+        assert list(run.settings["hooks"]) == ["blocks.0.mlp.hook_post"]
+        collect()  # the same again
+    with pytest.raises(ValueError, match=r"holds a run with other settings: hooks.blocks.0.mlp.hook_post was \["):
+        collect()
+    with lsn.intervene(model, OUTER, lsn.scale(0.5)), pytest.raises(ValueError, match="other settings"):
+        collect()
+
+
+def test_a_run_says_whose_modules_it_ran(model, given):
+    way = lsn.collect(model, given.corpora, ["lape"], **CUT).settings["forward"]
+    plnd = lsn.collect(model, given.corpora, ["plnd"], **QUIET).settings["forward"]
+    if hasattr(model, "original_model"):
+        assert (way, plnd) == (
+            {"modules": "lean", "attention": "sdpa"}, {"modules": "lean", "attention": "eager"},
+        )  # fmt: skip
+    else:
+        assert way == plnd == {"modules": "HookedTransformer", "attention": "eager"}
