@@ -1,19 +1,23 @@
 """Permutation p-values, corrections for many units, Jeffreys intervals: against simulations with a known answer."""
 
 import math
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 import torch
+from conftest import experiment
 from scipy.stats import beta, kstest
 from test_resampling import synthetic_run, values_run
 
 import lsn_lens as lsn
+from lsn_lens.evaluation.contrasts import contrast_of
+from lsn_lens.evaluation.permutations import Draws, max_t
 from lsn_lens.evaluation.resampling import load_shards, permuted, seeds, shuffled_labels, subset
 from lsn_lens.evaluation.significance import (
     benjamini_hochberg,
-    max_t,
+    contrast_test,
     null_counts,
     permutation_test,
 )
@@ -22,6 +26,9 @@ from lsn_lens.methods import Lap, Lape
 from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.neurons import NeuronScores
 from lsn_lens.run import Run
+
+nulls = experiment("null_simulation")
+QUICK = Draws(999, 0, False, False)
 
 
 class Contrast:
@@ -140,7 +147,10 @@ def test_a_score_of_minus_infinity_has_a_p_value_of_one():
     assert (
         outside.any() and (test.p_values["mlp"][outside] == 1).all() and (test.family_wise["mlp"][outside] == 1).all()
     )
-    assert set(test.to_frame().columns) == {"language", "basis", "layer", "unit", "score", "p_value", "family_wise"}
+    never = ~outside.logical_not().any(0)
+    assert never.any() and (test.unit_p_values["mlp"][never] == 1).all()
+    columns = {"language", "basis", "layer", "unit", "score", "p_value", "family_wise"}
+    assert set(test.to_frame().columns) == columns | {"unit_p_value", "unit_family_wise"}
 
 
 def test_null_counts_match_the_true_count_where_labels_are_shuffled_and_not_elsewhere():
@@ -161,14 +171,197 @@ def test_null_counts_match_the_true_count_where_labels_are_shuffled_and_not_else
     assert rule.loc[("lap", "a"), "needed"] == math.ceil(240 / 21 / 0.05)
 
 
-def test_parallel_text_is_permuted_within_its_places():
-    run = values_run(np.random.default_rng(0), 0.5)
+def test_scores_of_a_method_that_says_nothing_else_are_permuted_between_two_languages_at_a_time():
+    run, draws = values_run(np.random.default_rng(0), 0.5), seeds(1, 10)
     test = permutation_test(run, Contrast(), permutations=10, seed=1, paired=True, progress=False)
-    nulls = torch.stack(
-        [lsn.score(permuted(run, each, paired=True), Contrast()).values["resid"] for each in seeds(1, 10)]
-    )
     observed = lsn.score(run, Contrast()).values["resid"]
-    assert torch.equal(test.p_values["resid"], (1 + (nulls >= observed).sum(0)).double() / 11)
+    expected = torch.zeros_like(observed)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        among = [run.languages[i], run.languages[j]]
+        nulls = torch.stack(
+            [lsn.score(permuted(run, each, paired=True, among=among), Contrast()).values["resid"] for each in draws]
+        )
+        p = (1 + (nulls >= observed).sum(0)).double() / 11
+        expected[[i, j]] = torch.maximum(expected[[i, j]], p[[i, j]])
+    assert torch.equal(test.p_values["resid"], expected)
+    everyone = torch.stack([lsn.score(permuted(run, each, paired=True), Contrast()).rank("resid") for each in draws])
+    at_least = (everyone >= observed.amax(0)).sum(0)
+    assert torch.equal(test.unit_p_values["resid"], (1 + at_least).double() / 11)
+
+
+def counted_p_values(values, languages, paired):
+    """p of "the first language is above the second", over all permutations of the labels of these two."""
+    one, other = (values[label] for label in languages)
+    n, both = len(one), np.concatenate([one, other])
+    if paired:
+        flips = np.array(list(product([1, -1], repeat=n)))
+        return ((flips @ (one - other)) >= (one - other).sum(0) - 1e-9).mean(0)
+    sums = np.stack([both[list(each)].sum(0) for each in combinations(range(2 * n), n)])
+    return (sums >= one.sum(0) - 1e-9).mean(0)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("alike", [0, 1])
+def test_a_languages_p_value_is_the_largest_of_its_contrasts_over_all_permutations(alike, paired):
+    run = synthetic_run(np.random.default_rng(1), np.full((3, 1, 12), [[[0.34]], [[0.32]], [[0.3]]]), shards=5)
+    values = {label: np.stack([each["mlp_pre.positive"][0] for each in run.shards[label]]) for label in "abc"}
+    tests = contrast_test(run, Lap(), lsn.score(run, Lap()), Draws(3999, 0, paired, False), alike)
+    for place, label in enumerate("abc"):
+        others = [counted_p_values(values, (label, other), paired) for other in "abc" if other != label]
+        exact = np.max(others, axis=0) if alike == 0 else np.minimum(1, 2 * np.min(others, axis=0))
+        assert np.abs(tests.p_values["mlp"][place, 0].numpy() - exact).max() < 0.04
+        assert 0.05 < exact.min() < 0.9
+
+
+def one_language_high(generator, high=0.8):
+    """Only "a" differs, in 40 of 400 units, where the others often pass the bar."""
+    rates = np.full((4, 1, 400), 0.15)
+    rates[:, 0, :40], rates[0, 0, :40] = 0.22, high
+    return synthetic_run(generator, rates, shards=16)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Lape(), Lape(bar_share=0.5), lsn.METHODS["transfer"](), lsn.METHODS["entropy_lambda"](bar_share=0.5)],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_unit_where_one_language_differs_is_significant_for_no_other(method):
+    shares, any_false, eligible = [], [], 0
+    for seed in range(3):
+        run = one_language_high(np.random.default_rng(seed))
+        scores = lsn.score(run, method)
+        tests = contrast_test(run, method, scores, Draws(999, seed, False, False))
+        eligible += int(scores.values["mlp"][1:, 0, :40].isfinite().sum())
+        found, beyond = benjamini_hochberg(tests.p_values["mlp"])[:, 0], tests.family_wise["mlp"][:, 0] <= 0.05
+        assert found[0, :40].all() and beyond[0, :40].all()
+        shares.append((found.sum() - 40).item() / found.sum().item())
+        any_false.append(bool(beyond.sum() > 40))
+        units = tests.unit_family_wise["mlp"][0] <= 0.05
+        assert units[:40].all() and units[40:].sum() <= 1
+    assert eligible > 50 and np.mean(shares) < 0.05 and sum(any_false) <= 1
+
+
+def test_the_sets_are_those_of_the_p_values_of_languages_and_of_units():
+    run = one_language_high(np.random.default_rng(0))
+    test = permutation_test(run, Lape(bar_share=0.5), permutations=19, progress=False)
+    assert test.beyond_null().masks["mlp"][0, 0, :40].all() and test.beyond_null().masks["mlp"].sum() <= 41
+    assert torch.equal(test.beyond_null(0.2).masks["mlp"], test.family_wise["mlp"] <= 0.2)
+    assert torch.equal(test.units_beyond_null()["mlp"], test.unit_family_wise["mlp"] <= 0.05)
+    assert torch.equal(test.significant(0.5).masks["mlp"], benjamini_hochberg(test.p_values["mlp"], 0.5))
+    assert torch.equal(test.significant_units(0.5)["mlp"], benjamini_hochberg(test.unit_p_values["mlp"], 0.5))
+    frame = test.to_frame()
+    several = frame.groupby(["layer", "unit"]).filter(lambda rows: len(rows) > 1).groupby(["layer", "unit"])
+    assert len(several) and (several["unit_p_value"].nunique() == 1).all()
+    assert (several["score"].nunique() == 1).all() and (several["family_wise"].nunique() > 1).any()
+
+
+@pytest.mark.parametrize("shift", ["one high", "one low", "two high", "ladder"])
+def test_errors_are_at_the_level_where_only_some_languages_differ(shift):
+    names = ["lape", "dln", "plnd", "average_precision, bottom"]
+    rows = [row for seed in range(5) for row in nulls.simulate(seed, shift, names, units=60, draws=QUICK)]
+    table = nulls.summary(rows)
+    slack = 2 * math.sqrt(0.05 * 0.95 / (5 * len(names)))
+    assert (table.groupby("test")[["false discovery", "family-wise"]].mean() <= 0.05 + slack).all(axis=None)
+    languages = table.loc["languages"]["found"].unstack()[shift]
+    expected = {"one high": ["lape", "dln"], "one low": ["dln", "average_precision, bottom"], "two high": [],
+                "ladder": ["average_precision, bottom"]}[shift]  # fmt: skip
+    assert (languages[expected] > 0.25).all()
+    assert (table.loc["units"]["found"].unstack().loc["dln"] > 0.5).all()
+
+
+def test_the_simulation_notices_p_values_of_units_given_to_languages(monkeypatch):
+    def repeated(*args):
+        tests = contrast_test(*args)
+        each = {basis: p.expand_as(tests.p_values[basis]) for basis, p in tests.unit_p_values.items()}
+        adjusted = {basis: p.expand_as(tests.p_values[basis]) for basis, p in tests.unit_family_wise.items()}
+        return replace(tests, p_values=each, family_wise=adjusted)
+
+    monkeypatch.setattr(nulls, "contrast_test", repeated)
+    rows = [row for seed in range(3) for row in nulls.simulate(seed, "one high", ["lap"], units=60, draws=QUICK)]
+    table = nulls.summary(rows).loc["languages"]
+    assert (table["false discovery"] > 0.5).all() and (table["family-wise"] == 1).all()
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_units_alike_everywhere_are_not_significant_where_others_move_a_pooled_threshold(pool):
+    """The bar of LAPE is an order statistic over all units, and another one where labels are permuted."""
+    false, method = [], Lape(filter_share=0.7, bar_share=0.7)
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        rates = np.full((4, 1, 200), 0.3)
+        rates[:, 0, :100] = 0.05
+        rates[0, 0, :100] = 0.6
+        run = synthetic_run(generator, rates, shards=8)
+        tests = contrast_test(run, method, lsn.score(run, method), Draws(59, seed, False, pool))
+        false.append((tests.unit_p_values["mlp"][0, 100:] <= 0.05).double().mean().item())
+    assert np.mean(false) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_what_all_languages_but_one_share_is_found_with_alike():
+    rates = np.full((4, 1, 60), 0.2)
+    rates[:2, 0, :20] = 0.6
+    run = synthetic_run(np.random.default_rng(0), rates, shards=16)
+    alone, shared = (permutation_test(run, Lap(), permutations=299, alike=each, progress=False) for each in (0, 1))
+    assert not alone.beyond_null().masks["mlp"].any()
+    assert shared.beyond_null().masks["mlp"][:2, 0, :20].all() and not shared.beyond_null().masks["mlp"][2:].any()
+    with pytest.raises(ValueError, match=r"alike=3: expected 0 or more, and fewer than the 3 others"):
+        permutation_test(run, Lap(), alike=3)
+
+
+@pytest.mark.parametrize(("side", "sign"), [("top", 1), ("bottom", -1), ("both", -1)])
+def test_average_precision_is_tested_on_the_side_it_chooses(side, sign):
+    generator = np.random.default_rng(0)
+    shifts = np.zeros((4, 60))
+    shifts[0, :20] = 1.5 * sign
+    method = lsn.METHODS["average_precision"](side, count=10, bases=("mlp_pre",))
+    test = permutation_test(nulls.made_run(generator, shifts), method, permutations=39, progress=False)
+    assert test.beyond_null().masks["mlp_pre"][0, 0, :20].all() and test.set_p_value() == 2 / 40
+    assert not test.beyond_null().masks["mlp_pre"][1:].any()
+    members = test.to_frame().query("language == 'a' and unit < 20")
+    assert len(members) >= 5 and (members["family_wise"] == 1 / 40).all()
+    other = {"top": "bottom", "bottom": "top", "both": "top"}[side]
+    wrong = permutation_test(
+        nulls.made_run(np.random.default_rng(0), shifts), lsn.METHODS["average_precision"](other, bases=("mlp_pre",)),
+        permutations=39, progress=False,
+    )  # fmt: skip
+    assert not wrong.beyond_null().masks["mlp_pre"][0, 0, :20].any()
+
+
+def test_the_set_of_one_side_is_compared_on_it():
+    run = nulls.made_run(np.random.default_rng(3), np.zeros((4, 60)))
+    method = lsn.METHODS["average_precision"]("bottom", count=10, bases=("mlp_pre",))
+    test = permutation_test(run, method, permutations=39, progress=False)
+    assert test.set_p_value() > 0.05
+    test = replace(test, totals=torch.full((39,), 99))
+    lowest = replace(test, means=torch.full((39,), test.mean_score() + 0.01).double())
+    assert lowest.set_p_value() == 2 / 40
+    assert replace(test, means=lowest.means - 0.02).set_p_value() == 1
+
+
+@pytest.mark.parametrize("name", [name for name in lsn.METHODS if name != "random"])
+def test_every_method_says_what_it_compares(name):
+    declared = contrast_of(lsn.METHODS[name]())
+    assert declared is not None and declared[0].side(declared[1]) in ("high", "low", "both")
+    assert contrast_of(lsn.METHODS["random"](like=lsn.METHODS[name]())) == declared
+
+
+def test_with_two_languages_a_unit_differs_where_either_stands_out():
+    run = values_run(np.random.default_rng(0), 0.6)
+    for parts in run.shards.values():
+        for part in parts:
+            part["resid_post.squares"] = 3 + part["resid_post.sum"].square()
+    test = permutation_test(subset(run, "ab"), DiffMean(), permutations=999, progress=False)
+    assert (test.unit_p_values["resid"] - test.p_values["resid"].amin(0)).abs().max() < 0.06
+
+
+def test_a_unit_with_the_same_value_everywhere_is_never_significant():
+    run = synthetic_run(np.random.default_rng(0), np.full((3, 1, 4), 0.3), shards=5)
+    for shards in run.shards.values():
+        for shard in shards:
+            shard["mlp_pre.positive"][:, 0] = 37
+    for pool in (False, True):
+        test = permutation_test(run, Lap(), permutations=19, pool=pool, progress=False)
+        assert (test.p_values["mlp"][:, 0, 0] == 1).all() and test.unit_p_values["mlp"][0, 0] == 1
 
 
 def test_jeffreys_has_the_values_and_edges_of_the_literature():

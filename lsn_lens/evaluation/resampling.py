@@ -141,21 +141,23 @@ def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
     return rearranged(run, draw)
 
 
-def permuted(run: Run, seed: int, *, paired: bool = False) -> Run:
+def permuted(run: Run, seed: int, *, paired: bool = False, among: Sequence[str] | None = None) -> Run:
     """The same shards with their labels permuted across languages: the null that no language matters.
 
-    Each language keeps its number of shards. With `paired`, labels are permuted among the shards of one place, so that
-    document i stays the same document in each language. The draw does not depend on the order of the languages.
-    Documents of one shard stay together, which leaves more difference between languages than permuting documents
-    would: a label gets some languages' shards more often than others by chance.
+    With `among`, only the labels of these are, and the null is that these are alike. Each language keeps its number of
+    shards. With `paired`, labels are permuted among the shards of one place, so that document i stays the same document
+    in each language. The draw does not depend on the order of the languages. Documents of one shard stay together,
+    which leaves more difference between languages than permuting documents would: a label gets some languages' shards
+    more often than others by chance.
 
-    Args: as `resampled`.
+    Args: as `resampled`; `among` are labels of the run, all by default.
 
     Raises: as `resampled`.
     """
     check_shards(run, paired)
     counts = {label: len(shards) for label, shards in run.shards.items()}
-    draw = _permutation(counts, seed, paired)
+    draw = {label: [(label, place) for place in range(count)] for label, count in counts.items()}
+    draw |= _permutation({label: counts[label] for label in counts if among is None or label in among}, seed, paired)
     return rearranged(run, {label: sorted(draw[label]) for label in counts})
 
 

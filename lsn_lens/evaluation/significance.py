@@ -1,4 +1,4 @@
-"""How much a method finds where there is nothing to find, and which units are more than chance."""
+"""How much a method finds where there is nothing to find, and at which units a language is more than chance."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +11,8 @@ from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from lsn_lens.bars import tqdm
+from lsn_lens.evaluation.contrasts import Side, contrast_of
+from lsn_lens.evaluation.permutations import Draws, Tests, max_t, scores_test, values_test
 from lsn_lens.evaluation.resampling import check_shards, load_shards, permuted, seeds
 from lsn_lens.methods import Method, get_method
 from lsn_lens.methods.base import check_shares, scores_of, units_of
@@ -20,6 +22,8 @@ from lsn_lens.run import Run
 LEVEL = 0.05  # of both tests, where no other is asked for
 
 Values = Mapping[str, Float[Tensor, "language layer unit"]]
+UnitValues = Mapping[str, Float[Tensor, "layer unit"]]
+Units = dict[str, Bool[Tensor, "layer unit"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,54 +33,82 @@ class PermutationTest:
     Attributes:
         found: The method's set on the true labels.
         scores: Its scores on the true labels.
-        p_values: By basis, how often a unit's score on permuted labels is at least the one on the true labels.
-        family_wise: By basis, the same against the largest score of all units, languages and bases: p-values that
-            are adjusted for all of them (max-T).
+        p_values: By basis, of the language's own contrast at each unit. The null: the shards of the language and of
+            another one can be exchanged (with `alike`, of more than so many others).
+        family_wise: By basis, the same adjusted for all units, languages and bases (max-T).
+        unit_p_values: By basis, of each unit, whatever the language. The null: the shards of all languages can be
+            exchanged. Says that some languages differ, not which.
+        unit_family_wise: By basis, the same adjusted for all units and bases (max-T).
         counts: Units of each language that the method finds on permuted labels.
         totals: Different units that it finds there.
-        means: Mean score of what it finds there, over all languages; -inf where it finds nothing.
-        pooled: Whether the p-values pool the null scores of a language's units.
+        means: Mean score of what it finds there, as `mean_score`; no finite number where it finds nothing.
+        pooled: Whether the p-values pool the null statistics of all units.
+        chosen: Which scores the method chooses: "high", "low" or "both".
+        alike: How many others a language that stands out may be like.
     """
 
     found: NeuronSet
     scores: NeuronScores
     p_values: Values
     family_wise: Values
+    unit_p_values: UnitValues
+    unit_family_wise: UnitValues
     counts: Int[Tensor, "permutation language"]
     totals: Int[Tensor, "permutation"]
     means: Float[Tensor, "permutation"]
     pooled: bool
+    chosen: Side = "high"
+    alike: int = 0
 
     def significant(self, q: float = LEVEL) -> NeuronSet:
-        """Units by Benjamini-Hochberg at `q`, over all units, languages and bases together."""
-        return self._set(_split(benjamini_hochberg(_flat(self.p_values), q), self.p_values), f"q <= {q:g}")
+        """Where a language stands out, by Benjamini-Hochberg at `q` over all units, languages and bases together."""
+        return self._set(_reject(self.p_values, q), f"q <= {q:g}")
 
     def beyond_null(self, level: float = LEVEL) -> NeuronSet:
-        """Units whose score beats what chance gives the best of all units, in all but `level` of the permutations."""
+        """Where a language stands out more than any does anywhere in all but `level` of the permutations."""
         return self._set({basis: each <= level for basis, each in self.family_wise.items()}, f"max-T p <= {level:g}")
 
+    def significant_units(self, q: float = LEVEL) -> Units:
+        """Units at which languages differ, by Benjamini-Hochberg at `q` over all units and bases together."""
+        return _reject(self.unit_p_values, q)
+
+    def units_beyond_null(self, level: float = LEVEL) -> Units:
+        """Units at which languages differ more than they do at any unit in all but `level` of the permutations."""
+        return {basis: each <= level for basis, each in self.unit_family_wise.items()}
+
     def mean_score(self) -> float:
-        """Mean score of the set on the true labels, as `means` has it on permuted ones."""
-        return _mean_score(self.scores, self.found)
+        """Mean score of the set; where both sides are chosen, mean distance from the language's median score."""
+        return _mean_score(self.scores, self.found, self.chosen)
 
     def set_p_value(self) -> float:
-        """How often permuted labels give as many units, or units that score as high on average: the smaller p, doubled.
+        """How often permuted labels give as many units, or units that score as far out on average, doubled.
 
-        Doubled (Bonferroni) because either is enough to tell true labels from permuted ones. At most 1.
+        As far out: as high, as low or as far from the middle, as the method chooses. The smaller p is doubled
+        (Bonferroni) because either is enough to tell true labels from permuted ones. At most 1. It is the set's, not
+        one unit's or language's: the null is that no label means anything anywhere.
         """
-        pairs = ((self.totals, float(len(self.found))), (self.means, self.mean_score()))
-        tail = min(float(max_t(torch.tensor(value), null.double())) for null, value in pairs)
-        return min(1.0, 2 * tail)
+        sign = -1 if self.chosen == "low" else 1
+        pairs = ((self.totals.double(), float(len(self.found))), (sign * self.means, sign * self.mean_score()))
+        return min(1.0, 2 * min(float(max_t(torch.tensor(value), null)) for null, value in pairs))
 
     def _set(self, masks: Mapping[str, Bool[Tensor, "language layer unit"]], rule: str) -> NeuronSet:
         return NeuronSet(self.scores.languages, masks, f"{self.scores.method}, {rule}", origin=self.scores.origin)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each unit of `found`: `language`, `basis`, `layer`, `unit`, `score`, `p_value`, `family_wise`."""
-        frame = self.found.to_frame()
+        """One row for each member of `found`.
+
+        Returns:
+            `language`, `basis`, `layer`, `unit`, `score`; `p_value` and `family_wise` of the language at the unit;
+            `unit_p_value` and `unit_family_wise` of the unit, the same for all its languages.
+        """
+        frame, masks = self.found.to_frame(), self.found.masks
         columns = {"score": self.scores.values, "p_value": self.p_values, "family_wise": self.family_wise}
+        columns |= {
+            name: {basis: each.expand_as(masks[basis]) for basis, each in values.items()}
+            for name, values in (("unit_p_value", self.unit_p_values), ("unit_family_wise", self.unit_family_wise))
+        }
         for name, values in columns.items():
-            frame[name] = torch.cat([values[basis][mask] for basis, mask in self.found.masks.items()]).numpy()
+            frame[name] = torch.cat([values[basis][mask] for basis, mask in masks.items()]).numpy()
         return frame
 
 
@@ -88,56 +120,92 @@ def permutation_test(
     seed: int = 0,
     paired: bool = False,
     pool: bool = False,
+    alike: int = 0,
     progress: bool = True,
 ) -> PermutationTest:
-    """Each unit's p-values, and what the method finds, when shards' labels are permuted across languages.
+    """Where a language stands out, where languages differ at all, and what the method finds on permuted labels.
 
-    p = (1 + permutations whose score is at least the observed one) / (1 + permutations). The null is that a unit's
-    shards are alike in all languages; a small p says that the language stands out among such mixtures, not why. A
-    score of -inf (the unit cannot belong to the language) has p = 1. Scores that hang on other units (a pooled
-    threshold) make the null one of all units together. No p is below 1 / (1 + permutations): with 4,608 units of 8
-    languages and q = 0.05, Benjamini-Hochberg at 999 permutations needs 738 units at that smallest p to find any.
+    Three questions, three nulls:
+
+    * Does *this language* stand out at this unit? It is contrasted with each other language in turn, and only labels of
+      these two are permuted; its p is the largest of these (an intersection-union test). So it must lie beyond *every*
+      other language, on the side that the method looks at, and it does not matter how the others differ among
+      themselves. The contrast is of what the method compares, see `contrasts.CONTRASTS`: a difference of mean
+      probabilities, activations, importances or responses.
+    * Do languages differ at this *unit*? Labels of all languages are permuted. A small p does not say which language
+      differs, and is no language's.
+    * Does the method find as much, or score as high, where no label means anything? `counts`, `totals`, `means`, and
+      `set_p_value` of the whole set.
+
+    p = (1 + permutations whose statistic is at least the observed one) / (1 + permutations), so never below 1 / (1 +
+    permutations): with 4,608 units of 8 languages and q = 0.05, Benjamini-Hochberg at 999 permutations needs 738
+    pairs of unit and language at that smallest p to find any. A score of -inf (the unit cannot belong to the language)
+    has p = 1. Statistics hang on one unit alone and have the same scale in all, so that thresholds pooled over units do
+    not leak into them. A small p tells texts apart, not what sets them apart.
+
+    A method that `CONTRASTS` does not have is tested by its scores, with labels permuted likewise. That is valid only
+    where a unit's score hangs on that unit, and takes a scoring for each permutation and two languages.
 
     Args:
         run: With 5 shards a language or more.
         method: A name of `lsn.METHODS` or a method object.
         permutations: Draws.
         seed: Of the draws.
-        paired: Permute labels among shards of one place only, for parallel text.
-        pool: Compare a unit with the null scores of all units of the language and basis. This takes their null
-            distributions to be the same, which they are not where units differ in spread; in exchange p-values can
-            be small with few permutations.
+        paired: Permute labels among shards of one place only, for parallel text. The contrasts of "sharing" always are.
+        pool: Compare a unit with the null statistics of all units of the basis (of the same two languages). These have
+            the same standard deviation whatever the unit, but not quite the same tails; in exchange p-values can be
+            small with few permutations.
+        alike: How many other languages may be like the one that stands out, for units that a few languages share: it
+            must lie beyond all others but these, and p is multiplied by `alike` + 1.
         progress: Show a progress bar.
 
     Raises:
         KeyError: The run lacks a statistic that the method needs.
-        ValueError: Too few shards or permutations.
+        ValueError: Too few shards or permutations, or `alike` is not below the number of other languages.
 
-    Source: Phipson and Smyth 2010 (the form of p); Westfall and Young 1993 (max-T, single step).
+    Source: Phipson and Smyth 2010 (the form of p); Berger 1982 (intersection-union); Benjamini and Heller 2008
+    (`alike`: partial conjunction, by Bonferroni); Westfall and Young 1993 (max-T, single step). Labels of two languages
+    at a time, and one maximum over all pairs of languages (drawn independently, as by Sidak's inequality), are ours.
     """
     if permutations < 1:
         raise ValueError(f"permutations={permutations}: expected 1 or more, better 999.")
+    if not 0 <= alike < max(1, len(run.languages) - 1):
+        raise ValueError(f"alike={alike}: expected 0 or more, and fewer than the {len(run.languages) - 1} others.")
     check_shards(run, paired)
     chosen = get_method(method)
-    small = load_shards(run, [chosen])
+    small, declared = load_shards(run, [chosen]), contrast_of(chosen)
     scores = scores_of(chosen, small.statistics)
-    at_least = {basis: torch.zeros(each.shape, dtype=torch.int64) for basis, each in scores.values.items()}
-    maxima, counts, totals, means = [], [], [], []
+    side: Side = declared[0].chosen(declared[1]) if declared else "high"
+    counts, totals, means = [], [], []
     for null in tqdm(_null_scores(small, chosen, permutations, seed, paired), total=permutations, desc="permute",
                      disable=not progress):  # fmt: skip
-        for basis, values in null.values.items():
-            at_least[basis] += (_pooled if pool else torch.ge)(values, scores.values[basis])
-        maxima.append(max(float(values.max()) for values in null.values.values()))
         found = chosen.select(null)
         counts.append(torch.stack([mask.sum((1, 2)) for mask in found.masks.values()]).sum(0))
         totals.append(len(found))
-        means.append(_mean_score(null, found))
-    size = {basis: each[0].numel() if pool else 1 for basis, each in scores.values.items()}
-    p_values = {basis: (1 + each).double() / (1 + permutations * size[basis]) for basis, each in at_least.items()}
-    family_wise = {basis: max_t(each, torch.tensor(maxima)) for basis, each in scores.values.items()}
-    true = units_of(chosen, scores)
-    return PermutationTest(true, scores, p_values, family_wise, torch.stack(counts), torch.tensor(totals),
-                           torch.tensor(means, dtype=torch.float64), pool)  # fmt: skip
+        means.append(_mean_score(null, found, side))
+    tests = contrast_test(small, chosen, scores, Draws(permutations, seed, paired, pool), alike)
+    return PermutationTest(
+        units_of(chosen, scores), scores, tests.p_values, tests.family_wise, tests.unit_p_values,
+        tests.unit_family_wise, torch.stack(counts), torch.tensor(totals), torch.tensor(means, dtype=torch.float64),
+        pool, side, alike,
+    )  # fmt: skip
+
+
+def contrast_test(run: Run, method: Method, scores: NeuronScores, draws: Draws, alike: int = 0) -> Tests:
+    """The p-values of `permutation_test`: 1 where the scores say that a unit cannot belong to the language, or to any.
+
+    Args: as there; `scores` are the method's on this run.
+    """
+    declared = contrast_of(method)
+    tests = values_test(run, *declared, draws, alike) if declared else scores_test(run, method, scores, draws, alike)
+    can = {basis: each > -torch.inf for basis, each in scores.values.items()}
+    some = {basis: scores.rank(basis) > -torch.inf for basis in can}
+    return Tests(
+        *({basis: each[basis].where(where[basis], 1.0) for basis in where} for each, where in (
+            (tests.p_values, can), (tests.family_wise, can),
+            (tests.unit_p_values, some), (tests.unit_family_wise, some),
+        ))
+    )  # fmt: skip
 
 
 def _null_scores(run: Run, method: Method, permutations: int, seed: int, paired: bool) -> Iterator[NeuronScores]:
@@ -145,16 +213,17 @@ def _null_scores(run: Run, method: Method, permutations: int, seed: int, paired:
         yield method.score(permuted(run, each, paired=paired).statistics)
 
 
-def _mean_score(scores: NeuronScores, found: NeuronSet) -> float:
-    values = torch.cat([scores.values[basis][mask].double() for basis, mask in found.masks.items()])
-    return float(values.mean()) if len(values) else -math.inf
-
-
-def _pooled(null: Tensor, observed: Tensor) -> Tensor:
-    """How many null scores of a language are at least each observed one."""
-    ordered = null.flatten(1).sort().values
-    below = torch.searchsorted(ordered, observed.flatten(1).contiguous())
-    return (ordered.shape[1] - below).view(observed.shape)
+def _mean_score(scores: NeuronScores, found: NeuronSet, side: Side) -> float:
+    parts = []
+    if side == "both":
+        bases = {basis: scores.values[basis].double().flatten(1) for basis in found.masks}
+        middle = torch.cat(list(bases.values()), dim=1)
+        middle = middle.where(middle > -torch.inf, torch.nan).nanmedian(1).values
+        parts = [(each - middle[:, None]).abs()[found.masks[basis].flatten(1)] for basis, each in bases.items()]
+    else:
+        parts = [scores.values[basis][mask].double() for basis, mask in found.masks.items()]
+    values = torch.cat(parts)
+    return float(values.mean()) if len(values) else math.inf if side == "low" else -math.inf
 
 
 def null_counts(
@@ -213,25 +282,8 @@ def benjamini_hochberg(p_values: Float[Tensor, "*axes"], q: float = LEVEL) -> Bo
     return torch.from_numpy(adjusted <= q).view(p_values.shape)
 
 
-def max_t(observed: Float[Tensor, "*axes"], maxima: Float[Tensor, "permutation"]) -> Float[Tensor, "*axes"]:
-    """Family-wise p-values: how often the largest score on permuted labels is at least the observed one.
-
-    Args:
-        observed: Scores on the true labels.
-        maxima: The largest score of all units under each permutation. Units count alike only where their scores
-            have the same scale.
-
-    Source: Westfall and Young 1993, single step.
-    """
-    ordered = maxima.double().sort().values
-    at_least = len(ordered) - torch.searchsorted(ordered, observed.double().contiguous())
-    return (1 + at_least).double() / (1 + len(ordered))
-
-
-def _flat(values: Values) -> Float[Tensor, "all"]:
-    return torch.cat([each.flatten() for each in values.values()])
-
-
-def _split(flat: Tensor, like: Values) -> dict[str, Tensor]:
-    parts = flat.split([each.numel() for each in like.values()])
-    return {basis: part.view(each.shape) for part, (basis, each) in zip(parts, like.items(), strict=True)}
+def _reject(p_values: Mapping[str, Tensor], q: float) -> dict[str, Tensor]:
+    """By Benjamini-Hochberg over all bases together."""
+    flat = benjamini_hochberg(torch.cat([each.flatten() for each in p_values.values()]), q)
+    parts = flat.split([each.numel() for each in p_values.values()])
+    return {basis: part.view(each.shape) for part, (basis, each) in zip(parts, p_values.items(), strict=True)}

@@ -16,7 +16,7 @@ from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
 from lsn_lens.evaluation.perplexity import NONE
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
-from lsn_lens.interventions import Action, action_for, intervene, zero
+from lsn_lens.interventions import action_for, intervene, zero
 from lsn_lens.neurons import NeuronSet
 
 COLUMNS = ["switch", "deactivated", "evaluated", "units", "before", "rise"]

@@ -1,0 +1,131 @@
+"""What each method compares between languages, shard by shard: what a language's own difference is tested by."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lsn_lens import methods
+from lsn_lens.evaluation.resampling import rearranged
+from lsn_lens.methods import Method
+from lsn_lens.run import Run
+from lsn_lens.statistics import Statistic, Statistics
+
+Side = Literal["high", "low", "both"]
+ByBasis = dict[str, Tensor]
+ShardValues = Mapping[str, Mapping[str, Float[Tensor, "shard layer unit"]]]  # by basis and language
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a method compares between languages, so that a language's own difference can be tested.
+
+    Attributes:
+        values: Of the method and statistics: by basis, a value of each label `[label layer unit]`. Of one unit alone:
+            no threshold that hangs on other units.
+        side: On which side of the other languages a language's value makes a unit its own.
+        chosen: Which scores the method chooses: all but average precision the highest.
+        parallel: Values hang on what the other languages say in the same place, so labels move within a place only.
+    """
+
+    values: Callable[[Any, Statistics], ByBasis]
+    side: Callable[[Any], Side] = lambda method: "high"
+    chosen: Callable[[Any], Side] = lambda method: "high"
+    parallel: bool = False
+
+
+def _per_token(basis: str) -> Callable[[Method, Statistics], ByBasis]:
+    """The mean over tokens of the first sum that the method keeps: a probability where it counts."""
+
+    def values(method: Method, statistics: Statistics) -> ByBasis:
+        key = next(need.key for need in method.statistics() if isinstance(need, Statistic))
+        return {basis: statistics.get(key).double() / statistics.tokens[..., None].double()}
+
+    return values
+
+
+def _importances(method: methods.Plnd, statistics: Statistics) -> ByBasis:
+    documents = torch.as_tensor(statistics.n_documents).clamp_min(1)[:, None, None].double()
+    return {basis: statistics.get(f"{method.need.key}.{basis}.sum") / documents for basis in method.need.bases}
+
+
+def _frequencies(method: methods.ExpertFrequency, statistics: Statistics) -> ByBasis:
+    assignment = statistics.constants[f"{method.counts().key}.assignment"]
+    frequency = method.frequency(statistics)
+    return {"mlp": frequency.gather(2, assignment.expand(len(frequency), -1, -1))}
+
+
+def _responses(method: methods.AveragePrecision, statistics: Statistics) -> ByBasis:
+    """Means over sentences; of all bases that the run has, as `score`."""
+    found, layers = {}, range(statistics.tokens.shape[1])
+    for need in (each for each in method.statistics() if each.by_document):
+        try:
+            read = [statistics.documents(need.key, layer) for layer in layers]
+        except KeyError:  # this model lacks the basis; one that was asked for is missed by `score` before
+            continue
+        means = [torch.stack([each[label].double().mean(0) for label in statistics.languages]) for each in read]
+        found[need.sites[0]] = torch.stack(means, dim=1)
+    return found
+
+
+def _shares(method: methods.Sharing, statistics: Statistics) -> ByBasis:
+    """Share of the items in which a unit is active in one language only."""
+    fires = [method.fires(statistics, layer) for layer in range(statistics.tokens.shape[1])]
+    return {"mlp": torch.stack([(each & (each.sum(0) == 1)).double().mean(1) for each in fires], dim=1)}
+
+
+def _sides(method: methods.AveragePrecision) -> Side:
+    sides: dict[str, Side] = {"top": "high", "bottom": "low", "both": "both"}
+    return sides[method.side]
+
+
+def _both(method: Method) -> Side:
+    return "both"
+
+
+CONTRASTS: dict[type, Contrast] = {
+    methods.Lape: Contrast(_per_token("mlp")),
+    methods.Lap: Contrast(_per_token("mlp")),
+    methods.Lave: Contrast(_per_token("mlp")),
+    methods.Transfer: Contrast(_per_token("mlp")),
+    methods.EntropyLambda: Contrast(_per_token("mlp")),
+    methods.ActGrad: Contrast(_per_token("mlp")),
+    methods.Dln: Contrast(_per_token("mlp"), _both),
+    methods.DiffMean: Contrast(_per_token("resid"), _both),
+    methods.LanguageDimensions: Contrast(_per_token("resid"), _both),
+    methods.Plnd: Contrast(_importances),
+    methods.ExpertFrequency: Contrast(_frequencies),
+    methods.AveragePrecision: Contrast(_responses, _sides, _sides),
+    methods.Sharing: Contrast(_shares, parallel=True),
+}
+
+
+def contrast_of(method: Method) -> tuple[Contrast, Method] | None:
+    """The contrast of a method and the method that it is of; None where `CONTRASTS` has none."""
+    while isinstance(method, methods.Random):
+        method = method.like
+    contrast = CONTRASTS.get(type(method))
+    return None if contrast is None else (contrast, method)
+
+
+def shard_values(run: Run, method: Method, contrast: Contrast) -> ShardValues:
+    """The method's values of every shard."""
+    found: dict[str, dict[str, Tensor]] = {}
+    if contrast.parallel:
+        places = range(len(next(iter(run.shards.values()))))
+        alone = [rearranged(run, {label: [(label, place)] for label in run.shards}).statistics for place in places]
+        for basis, each in _stacked([contrast.values(method, one) for one in alone]).items():
+            found[basis] = dict(zip(run.languages, each.unbind(1), strict=True))
+        return found
+    for label, shards in run.shards.items():
+        alone = rearranged(run, {f"{label} {place}": [(label, place)] for place in range(len(shards))}).statistics
+        for basis, each in contrast.values(method, alone).items():
+            found.setdefault(basis, {})[label] = each
+    return found
+
+
+def _stacked(parts: list[ByBasis]) -> ByBasis:
+    return {basis: torch.stack([each[basis] for each in parts]) for basis in parts[0]}
