@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lsn_lens import forward, models
+from lsn_lens.bars import tqdm
 from lsn_lens.batches import Batch, Layout, Plan, separator_id
 from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.evaluation.perplexity import NONE, _plan, perplexity_table
