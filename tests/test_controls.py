@@ -12,6 +12,8 @@ from lsn_lens import draws
 from lsn_lens.evaluation.ablations import ablation_sensitivity, kinds_of_ablation
 from lsn_lens.evaluation.causal import measure_controls
 from lsn_lens.evaluation.controls import activity, activity_measure, matched_draws, outlier_effects, outliers, without
+from lsn_lens.evaluation.held_out import held_out
+from lsn_lens.evaluation.verdict import p_value
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.statistics import Statistic, Statistics
 
@@ -36,15 +38,6 @@ def random_activity(seed=0, shape=(3, 100), bases=("mlp", "q")):
     return {basis: torch.rand(shape, generator=generator(100 + seed + i)).double() for i, basis in enumerate(bases)}
 
 
-def histogram(mask, values):
-    """Units in each layer and tenth of it, counted one by one."""
-    counts = torch.zeros(len(mask), 10, dtype=torch.long)
-    for layer, unit in mask.nonzero().tolist():
-        below = int((values[layer] < values[layer, unit]).sum())
-        counts[layer, below * 10 // mask.shape[1]] += 1
-    return counts
-
-
 def made_statistics(tensors, tokens=100):
     layers = next(iter(tensors.values())).shape[1]
     return Statistics(LANGUAGES, tensors, torch.full((len(LANGUAGES), layers), tokens))
@@ -62,19 +55,56 @@ def ready(request, load):
 # random units
 
 
+def by_language(seed=0):
+    """Activity that is another one in each language."""
+    parts = [random_activity(seed + 10 * place) for place in range(len(LANGUAGES))]
+    return {basis: torch.stack([part[basis] for part in parts]) for basis in parts[0]}
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_draws_match_count_layer_and_decile_and_avoid_own_units(seed):
-    found, active = random_set(seed), random_activity(seed)
+def test_draws_match_count_and_layer_are_near_in_activity_and_avoid_own_units(seed):
+    found, active = random_set(seed), by_language(seed)
     drawn = found.random_like(seed, active)
     assert drawn.languages == found.languages
     for basis, mask in found.masks.items():
-        for one, two in zip(mask, drawn.masks[basis], strict=True):
-            assert torch.equal(histogram(one, active[basis]), histogram(two, active[basis]))
+        assert torch.equal(drawn.masks[basis].sum(-1), mask.sum(-1))
+        for own, random, values in zip(mask, drawn.masks[basis], active[basis], strict=True):
+            for layer in range(len(own)):
+                one, two = (each[layer].nonzero()[:, 0] for each in (own, random))
+                others = (~own[layer]).nonzero()[:, 0]
+                # each drawn unit is one of the 20 others nearest to some own one, counted one by one
+                near = [
+                    set(others[(values[layer, others] - values[layer, unit]).abs().argsort()[:20]].tolist())
+                    for unit in one
+                ]
+                assert all(any(unit in each for each in near) for unit in two.tolist())
     assert len(drawn & found) == 0
-    assert drawn.notes["borrowed"] == drawn.notes["own"] == dict.fromkeys(LANGUAGES, 0)
+    assert drawn.notes["own"] == dict.fromkeys(LANGUAGES, 0)
     assert drawn == found.random_like(seed, active)
     assert drawn != found.random_like(seed + 1, active)
     assert drawn != found.random_like(seed)
+
+
+def test_the_most_active_units_get_random_ones_as_active_in_the_own_language():
+    """Units that are loud in one language and quiet in all others, as those that detectors find."""
+    squares = torch.rand(3, 2, 400, generator=generator(1)).double() + 0.5
+    mask = torch.zeros(3, 2, 400, dtype=torch.bool)
+    for place in range(3):
+        squares[place, :, 40 * place : 40 * (place + 1)] *= 100  # 40 loud units a layer, of which a method finds 8
+        mask[place, :, 40 * place : 40 * place + 8] = True
+    draws_of = matched_draws(NeuronSet(LANGUAGES, {"mlp": mask}), 10, made_statistics({"mlp_post.squares": squares}))
+    for own, random in draws_of.active.values():
+        assert 0.8 < own / random < 1.25  # matched over all languages: about 3
+    assert draws_of.matched == "count, layer, root mean square in the own language"
+
+
+def test_random_sets_of_one_unit_are_many():
+    mask = torch.zeros(1, 1, 200, dtype=torch.bool)
+    mask[0, 0, 100] = True
+    active = {"mlp": torch.arange(200.0)[None].double()}
+    units = {NeuronSet(("en",), {"mlp": mask}).random_like(seed, active).masks["mlp"].nonzero()[0, 2].item()
+             for seed in range(600)}  # fmt: skip
+    assert units == {*range(80, 121)} - {100}
 
 
 def test_a_draw_hangs_on_the_label_and_seed_alone():
@@ -93,16 +123,14 @@ def test_without_activity_the_draw_is_by_layer_alone():
     assert all(count > 0 for count in quiet.values())  # where `test_a_full_decile` has none
 
 
-def test_a_full_decile_borrows_from_the_nearest_and_counts_it():
+def test_where_all_near_units_are_taken_the_nearest_left_is():
     mask = torch.zeros(1, 1, 100, dtype=torch.bool)
-    mask[0, 0, 52:60] = True  # of the decile 50 to 59; two others are left in it
+    mask[0, 0, 50:90] = True  # 40 own units: the 20 nearest others of each are 10 on either side, or fewer
     active = {"mlp": torch.arange(100.0)[None].double()}
     drawn = NeuronSet(("en",), {"mlp": mask}).random_like(0, active)
     chosen = drawn.masks["mlp"][0, 0].nonzero()[:, 0].tolist()
-    assert len(chosen) == 8
-    assert {50, 51} < set(chosen)
-    assert all(40 <= unit < 50 for unit in chosen if unit not in (50, 51))  # the less active neighbour first
-    assert drawn.notes["borrowed"] == {"en": 6}
+    assert len(chosen) == 40
+    assert {*range(90, 100)} < set(chosen)  # there are ten above
     assert drawn.notes["own"] == {"en": 0}
 
 
@@ -116,15 +144,31 @@ def test_own_units_come_last_where_a_layer_has_too_few_others():
     assert drawn.masks["mlp"][0, 1].sum() == 0
 
 
-def test_draws_are_even_within_a_decile():
+def test_draws_are_even_among_the_nearest():
     mask = torch.zeros(1, 100, dtype=torch.bool)
-    mask[0, 34] = True
+    mask[0, [34, 80]] = True
     active = torch.arange(100.0)[None]
-    total = sum(draws.draw_alike(mask, generator(seed), active)[0][0].long() for seed in range(900))
-    assert total.sum() == total[30:40].sum() == 900
-    assert total[34] == 0
-    others = torch.cat([total[30:34], total[35:40]])
-    assert ((others - 100).abs() < 48).all()  # 5 standard deviations
+    total = sum(draws.draw_alike(mask, generator(seed), active)[0].long() for seed in range(900))
+    assert total.sum() == 1800
+    assert total[34] == total[80] == 0
+    near = torch.cat([total[24:34], total[35:45]])
+    assert near.sum() == 900
+    assert ((near - 45).abs() < 33).all()  # 5 standard deviations
+
+
+def test_the_level_of_a_test_against_matched_sets_is_its_nominal_one():
+    """Units whose effects hang on activity and chance alone: a set is as often among the largest as it should be."""
+    hits, runs = 0, 400
+    for seed in range(runs):
+        active = torch.rand(1, 200, generator=generator(seed)).double()
+        effects = active[0] + torch.randn(200, generator=generator(seed + 10_000)).double()
+        mask = torch.zeros(1, 200, dtype=torch.bool)
+        mask[0, torch.randperm(200, generator=generator(seed + 20_000))[:10]] = True
+        gen = generator(seed + 30_000)
+        drawn = [float(effects[draws.draw_alike(mask, gen, active)[0]].sum()) for _ in range(39)]
+        hits += p_value(float(effects[mask[0]].sum()), drawn) <= 0.05
+    assert hits <= 0.05 * runs + 3 * (0.05 * 0.95 * runs) ** 0.5
+    assert hits >= 0.05 * runs - 3 * (0.05 * 0.95 * runs) ** 0.5
 
 
 @pytest.mark.parametrize(
@@ -148,9 +192,9 @@ def test_activity_prefers_squares_then_firing_then_means():
     fired = fired.round().long()
     tensors = {"mlp_post.sum": -sums, "mlp_pre.positive": fired, "mlp_post.squares": squares, "q.sum": sums}
     expected = {
-        "root mean square": (squares / 100).sqrt().mean(0),
-        "firing probability": (fired / 100).double().mean(0),
-        "size of the mean": (sums / 100).mean(0),
+        "root mean square": (squares / 100).sqrt(),
+        "firing probability": (fired / 100).double(),
+        "size of the mean": sums / 100,
     }
     for dropped, (name, values) in zip(
         ((), ("mlp_post.squares",), ("mlp_post.squares", "mlp_pre.positive")), expected.items(), strict=True
@@ -158,6 +202,7 @@ def test_activity_prefers_squares_then_firing_then_means():
         kept = made_statistics({key: value for key, value in tensors.items() if key not in dropped})
         assert activity_measure(kept, "mlp") == name
         assert torch.allclose(activity(kept, ["mlp"])["mlp"], values)
+        assert torch.allclose(activity(kept, ["mlp"], ["zh", "en"])["mlp"], values[[2, 0]])
     assert activity_measure(kept, "q") == "size of the mean"
     with pytest.raises(KeyError, match=r"nor sums of .*v.*; it has"):
         activity(kept, ["q", "v"])
@@ -165,23 +210,44 @@ def test_activity_prefers_squares_then_firing_then_means():
 
 def test_draws_are_matched_by_activity_where_the_run_has_it():
     sums = made_statistics({"mlp_post.sum": torch.rand(3, 3, 100, generator=generator(0)).double()})
-    one, words = matched_draws(random_set(bases=("mlp",)), 2, sums)
-    assert words == "count, layer, decile of size of the mean"
-    assert one[1] == random_set(bases=("mlp",)).random_like(1, activity(sums, ["mlp"]))
-    two, words = matched_draws(random_set(), 2, sums)  # no activity of "q"
-    assert words == "count, layer"
-    assert two[0] == random_set().random_like(0)
+    one = matched_draws(random_set(bases=("mlp",)), 2, sums)
+    assert one.matched == "count, layer, size of the mean in the own language"
+    assert one.sets[1] == random_set(bases=("mlp",)).random_like(1, activity(sums, ["mlp"]))
+    two = matched_draws(random_set(), 2, sums)  # no activity of "q"
+    assert two.matched == "count, layer"
+    assert two.sets[0] == random_set().random_like(0)
+    assert all(math.isnan(each) for pair in two.active.values() for each in pair)
+    later = matched_draws(random_set(bases=("mlp",)), 1, sums, first=1)
+    assert later.sets == {1: one.sets[1]}
 
 
 def test_measured_controls_say_what_was_matched(ready):
     model, corpora, run = ready
     found = {"made": random_set(shape=(LAYERS, D_MLP), bases=("mlp",))}
-    measure = [model, corpora, found, {"made": lsn.zero}, 3, 100, None, False]
+    text = held_out(model, corpora, lsn.Layout(max_tokens=100), progress=False)
+    measure = [text, found, {"made": lsn.zero}, 3]
     plain, by_activity = measure_controls(*measure)[0], measure_controls(*measure, run.statistics)[0]
     assert set(plain["matched"]) == {"count, layer"}
-    assert set(by_activity["matched"]) == {"count, layer, decile of root mean square"}
+    assert set(by_activity["matched"]) == {"count, layer, root mean square in the own language"}
     assert plain["own_rise"].tolist() == by_activity["own_rise"].tolist()
     assert (plain["random_mean"] != by_activity["random_mean"]).all()
+    assert plain["activity"].isna().all()
+    assert by_activity[["activity", "random_activity"]].gt(0).all(axis=None)
+
+
+def test_a_rise_that_no_random_set_reaches_gets_more_of_them(ready):
+    model, corpora, run = ready
+    text = held_out(model, corpora, lsn.Layout(max_tokens=100), progress=False)
+    found = {"made": random_set(shape=(LAYERS, D_MLP), bases=("mlp",))}
+    first = measure_controls(text, found, {"made": lsn.zero}, 2, run.statistics)[0].set_index("language")
+    table, points = measure_controls(text, found, {"made": lsn.zero}, 2, run.statistics, more=3)
+    beyond = first["p"] == 1 / 3
+    assert 0 < beyond.sum() < 3  # so that both are tried
+    for language, row in table.set_index("language").iterrows():
+        drawn = points.loc[points["language"].eq(language), "own_rise"]
+        assert row["seeds"] == len(drawn) == (5 if beyond[language] else 2)
+        assert row["p"] == p_value(row["own_rise"], drawn)
+        assert row["own_rise"] == first.loc[language, "own_rise"]
 
 
 # outliers
@@ -237,7 +303,7 @@ def test_each_kind_of_ablation_is_what_one_intervention_at_a_time_gives(ready):
     found = random_set(4, 0.3, (LAYERS, D_MLP), bases=("mlp",))
     table = ablation_sensitivity(model, corpora, run, found, seeds=2, layout=SHORT, progress=False)
     assert len(table) == 5 * len(LANGUAGES)
-    assert set(table["matched"]) == {"count, layer, decile of root mean square"}
+    assert set(table["matched"]) == {"count, layer, root mean square in the own language"}
     rows = table.set_index(["ablation", "language"])
     kinds = kinds_of_ablation(model, corpora, run, found)
     assert list(kinds) == ["zero", "mean", "other mean", "resample", "half"]
@@ -266,11 +332,10 @@ def test_each_kind_of_ablation_is_what_one_intervention_at_a_time_gives(ready):
         assert mine["own_hurt_most"].tolist() == most.tolist()
     zeroed = pd.Series({
         seed: lsn.perplexity_matrix(model, corpora, each, layout=SHORT, progress=False).loc["de", "de"]
-        for seed, each in matched_draws(found, 2, run.statistics)[0].items()
+        for seed, each in matched_draws(found, 2, run.statistics).sets.items()
     })  # fmt: skip
     assert rows.loc[("zero", "de"), "random_rise"] == pytest.approx(zeroed.mean(), rel=1e-3)
-    below = (zeroed < rows.loc[("zero", "de"), "own_rise"]).mean()
-    assert rows.loc[("zero", "de"), "share_above_random"] == below
+    assert rows.loc[("zero", "de"), "p"] == (1 + (zeroed >= rows.loc[("zero", "de"), "own_rise"]).sum()) / 3
 
 
 def test_resampled_values_are_of_other_languages(ready):

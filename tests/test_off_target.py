@@ -54,7 +54,7 @@ def test_neutral_text_is_of_no_language_and_all_to_measure_with():
 
 def test_rises_are_those_of_one_intervention_by_hand(ready):
     model, corpora, run, found, _, result = ready
-    assert result.matched == "count, layer, decile of firing probability"
+    assert result.matched == "count, layer, root mean square in the own language"
     row = result.table.set_index("language").loc["de"]
     drawn = [found.random_like(seed, activity(run.statistics, ["mlp"])) for seed in range(2)]
     for ending, measure in (("", "nll_change"), ("_bits_per_byte", "bits_per_byte_change")):

@@ -9,6 +9,7 @@ import torch
 
 import lsn_lens as lsn
 from lsn_lens import plots, report, text_view
+from lsn_lens.evaluation import trust
 from lsn_lens.report import Report, Section
 from lsn_lens.sections import comparison as sections
 
@@ -30,7 +31,8 @@ class Page(HTMLParser):
 
 
 def row(**changes):
-    good = {"method": "lape", "languages": 8, "shown": 7, "own_rise": 0.05, "own_minus_worst_other": 0.04}
+    good = {"method": "lape", "languages": 8, "shown": 7, "own_rise": 0.05, "own_minus_worst_other": 0.04,
+            "shown_low": 5.0, "shown_high": 8.0}  # fmt: skip
     return {**good, **changes}
 
 
@@ -94,13 +96,13 @@ def test_digits_of_tables():
             "own_rise": [0.01234, -0.00004, np.nan],
             "neurons": [12345, 1, 0],
             "ratio": [12.34, 1.0, np.nan],
-            "share_above_95": [1.0, 0.8, 0.0],
+            "share_above_random": [1.0, 0.8, 0.0],
             "rate": [0.0187, 0.01, 0.01],
             "method": ["lape", "lap", "lave"],
         }
     )
     headings, rows = report.table_cells(frame)
-    assert headings == ["own rise", "units", "ratio", "above 95 % of random", "rate", "method"]
+    assert headings == ["own rise", "units", "ratio", "above random", "rate", "method"]
     assert rows[0] == ["+0.0123", "12,345", "12.3", "100%", "1.87%", "lape"]
     assert rows[1] == ["+0.0000", "1", "1.0", "80%", "1.00%", "lap"]
     assert rows[2][0] == rows[2][2] == "n/a"
@@ -108,18 +110,21 @@ def test_digits_of_tables():
 
 
 def test_the_lead_is_what_the_numbers_say():
-    assert sections.lead(row()) == (
-        "lape comes first. For 7 of 8 languages, ablating the units that it finds hurts that language more than any "
-        "other, and more than 95 % of the random sets of as many units in the same layers do. On average the loss of "
-        "the own language changes by +0.0500 nats a token, that is +0.0400 next to the other language that is hurt "
-        "most."
+    text = sections.lead(row())
+    assert text == (
+        "lape passes for 7 of 8 (on other documents 5 to 8) languages: ablating the units that it finds hurts that "
+        "language surely more than any other, and more than random sets of as many units in the same layers do. On "
+        "average the loss of the own language changes by +0.0500 nats per token, that is +0.0400 next to the other "
+        "language that is hurt most."
     )
+    said = sections.lead(row(), f"sets of different sizes: {trust.NO_RANKING}")
+    assert said == f"{text} Other methods have {sections.SIZES}."
 
 
 @pytest.mark.parametrize("shown", [0, 4])
 def test_a_weak_result_is_called_weak(shown):
     text = sections.lead(row(shown=shown, own_rise=-0.00001))
-    assert text.startswith("A weak result: no method passes both tests for more than half of the languages.")
+    assert text.startswith("A weak result: no method passes for more than half of the languages.")
     assert "+0.0000 nats" in text
 
 

@@ -254,6 +254,9 @@ def test_unknown_names(model, corpora, changed, message):
 
 # what the rows say
 
+ABOVE = "no more than random sets do (p above 0.05)"
+MANY = {"random": (0.1, 0.2) * 19 + (0.1,), "random_english": (0.0,) * 39}
+
 
 def by_hand(own=0.5, english=0.1, random=(0.1, 0.2), random_english=(0.0, 0.0), units=50):
     """One switch of French, beside English, Chinese and Vietnamese."""
@@ -270,21 +273,38 @@ def test_effects_by_hand():
     assert list(row[numbers]) == pytest.approx([0.5, 0.1, 0.2, 0.4, 0.1])
     assert row["random_own_rise"] == pytest.approx(0.15)
     assert row["random_minus_english_rise"] == pytest.approx(0.35)  # 0.1 and 0.6
-    assert (row["percentile_own"], row["percentile_minus_english"], row["seeds"]) == (100, 50, 2)
-    assert row["note"] == "no more above en than random sets are"
-    assert workflow_effects(by_hand()).iloc[0]["note"] == ""
+    assert (row["p_own"], row["p_minus_english"], row["seeds"]) == (1 / 3, 2 / 3, 2)
+    assert row["note"] == f"{ABOVE}; no more above en than random sets are"
+    assert workflow_effects(by_hand(**MANY)).iloc[0]["note"] == ""
+
+
+def test_p_values_are_corrected_for_all_switches_and_languages():
+    grids = [by_hand(**MANY).assign(switch=f"switch {place}") for place in range(3)]
+    table = workflow_effects(pd.concat([*grids, by_hand(own=0.15, **MANY)]))
+    assert table["p_own"].tolist() == [1 / 40, 1 / 40, 1 / 40, 20 / 40]
+    assert table["q_own"].tolist() == pytest.approx([4 / 3 / 40] * 3 + [20 / 40])  # by hand: p m / rank
+
+
+def test_a_rise_that_is_no_number_is_not_left_out_of_a_mean():
+    grid = by_hand(**MANY)
+    grid.loc[grid["evaluated"].eq("zh"), "rise"] = float("nan")
+    effects = workflow_effects(grid)
+    assert effects["others_rise"].isna().all()
+    assert workflow_summary(effects)["others_rise"].isna().all()
+    lost = by_hand(english=float("nan"), **MANY)
+    assert "the loss is not finite" in workflow_effects(lost)["note"][0]
 
 
 @pytest.mark.parametrize(
     ("changed", "note"),
     [
-        ({"units": 9}, "fewer than 10 units"),
+        ({"units": 9}, "fewer than 10 neurons"),
         ({"units": 0}, "does nothing: because"),
-        ({"random": (0.1, 0.6)}, "not above 95 % of the random sets"),
-        ({"english": 0.5}, "en is hurt more"),
+        ({"random": (0.1, 0.6)}, ABOVE),
+        ({"english": 0.5}, "en is hurt as much or more"),
         ({"own": -0.1, "english": -0.5, "random": (-0.2, -0.2), "random_english": (0.0, 0.0)}, "not hurt"),
-        ({"own": float("nan")}, "the measure is not finite"),
-        ({"own": float("inf")}, "the measure is not finite"),
+        ({"own": float("nan")}, "the loss is not finite"),
+        ({"own": float("inf")}, "the loss is not finite"),
         ({"random": (), "random_english": ()}, "no random sets"),
     ],
 )
@@ -297,7 +317,7 @@ def test_another_language_to_compare_with():
     assert row["english_rise"] == 0.3
     assert row["others_rise"] == pytest.approx(0.1)  # en and vi
     english = workflow_effects(by_hand(), "fr").iloc[0]  # the pivot's own units
-    assert english[["english_rise", "own_minus_english_rise", "percentile_minus_english"]].isna().all()
+    assert english[["english_rise", "own_minus_english_rise", "p_minus_english", "q_minus_english"]].isna().all()
     assert english["own_rise"] == 0.5
     with pytest.raises(KeyError, match=r"english='ja' was not measured; there is \['en', 'fr', 'vi', 'zh'\]"):
         workflow_effects(by_hand(), "ja")
@@ -305,9 +325,9 @@ def test_another_language_to_compare_with():
 
 def test_summary_by_hand():
     grids = [
-        by_hand(),
-        by_hand(own=0.1, english=0.2, units=5).replace({"fr": "zh", "zh": "fr"}),
-        by_hand(own=9.0).replace({"fr": "en", "en": "fr"}),  # left out of all means
+        by_hand(**MANY),
+        by_hand(own=0.1, english=0.2, units=5, **MANY).replace({"fr": "zh", "zh": "fr"}),
+        by_hand(own=9.0, **MANY).replace({"fr": "en", "en": "fr"}),  # left out of all means
     ]
     row = workflow_summary(workflow_effects(pd.concat(grids))).iloc[0]
     assert (row["languages"], row["units"]) == (2, 27.5)
@@ -315,7 +335,8 @@ def test_summary_by_hand():
     assert row["own_minus_english_rise"] == pytest.approx(0.15)
     assert (row["above_random"], row["above_english"]) == (1, 1)
     assert row["note"] == (
-        "1 of 2 with fewer than 10 units; 1 of 2 not above their random sets; 1 of 2 where en is hurt more"
+        "1 of 2 with fewer than 10 neurons; 1 of 2 not above their random sets; "
+        "1 of 2 where en is hurt as much or more"
     )
 
 

@@ -26,7 +26,8 @@ from lsn_lens.neurons import NeuronSet
 
 Choice = Action | Callable[[str], Action]
 Hooks = list[tuple[str, Any]]
-Losses = dict[str, Float[np.ndarray, "document"]]  # by language, nats summed over a document's scored tokens
+PerDocument = Float[np.ndarray, "_"]  # one value for each document of a language, each language with its own number
+Losses = dict[str, PerDocument]  # by language, nats summed over a document's scored tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +41,8 @@ class Measured:
     """
 
     table: pd.DataFrame
-    rises: Mapping[tuple[str, str, str], Float[np.ndarray, "document"]]
-    tokens: Mapping[str, Float[np.ndarray, "document"]]
+    rises: Mapping[tuple[str, str, str], PerDocument]
+    tokens: Mapping[str, PerDocument]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class HeldOut:
     model: models.Model
     batches: tuple[tuple[Batch, Tensor], ...]
     clean: Losses
-    tokens: Mapping[str, Float[np.ndarray, "document"]]
+    tokens: Mapping[str, PerDocument]
     unchanged: pd.DataFrame
     batch_tokens: int
 
@@ -253,6 +254,6 @@ def _values(clean: Mapping[str, Any], change: float, rate: float) -> dict[str, f
     }
 
 
-def _summed(parts: list[tuple[Tensor, Tensor]]) -> Float[np.ndarray, "document"]:
+def _summed(parts: list[tuple[Tensor, Tensor]]) -> PerDocument:
     losses, places = (torch.cat(each) for each in zip(*parts, strict=True))
     return torch.bincount(places, weights=losses).numpy()

@@ -31,7 +31,7 @@ def comparison_report(
     return Report(
         "Language-specific neurons",
         f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
-        lead(first, comparison),
+        lead(first, trust.in_words(comparison.warnings, trust.EVERY)),
         facts(comparison),
         (
             ranking_section(comparison, rates),
@@ -57,8 +57,8 @@ PASSES = (
 )
 
 
-def lead(row: Mapping[Hashable, Any], comparison: Comparison) -> str:
-    """What the first row of a ranking says, in words, also where it says little."""
+def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
+    """What the first row of a ranking says, in words, also where it is little; `warnings`: those of all methods."""
     found = (
         f"{row['method']} passes for {_of(row, 'shown')} languages: ablating the units that it finds hurts that "
         "language surely more than any other, and more than random sets of as many units in the same layers do. On "
@@ -67,8 +67,7 @@ def lead(row: Mapping[Hashable, Any], comparison: Comparison) -> str:
     )
     weak = 2 * row["shown"] <= row["languages"]
     found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
-    every = trust.in_words(comparison.warnings, trust.EVERY)
-    return f"{found} Other methods have {SIZES}." if trust.NO_RANKING in every else found
+    return f"{found} Other methods have {SIZES}." if trust.NO_RANKING in warnings else found
 
 
 SIZES = "more or fewer units, or others, and effects follow that: their order here is not a ranking of methods"
@@ -179,8 +178,8 @@ def control_section(comparison: Comparison) -> Section:
             f"For each method and language, {seeds.min()} random sets{more}, with as many units in each layer and "
             "basis, none of them the language's own, where the run knows it also about as active in the language "
             "(column matched, under each method), ablated in the same way and measured on the same text (the first "
-            "tokens of the held-out part). Units that a method finds are often the most active of all, so that random ones do "
-            "not quite reach them: activity and random activity are the means of both.",
+            "tokens of the held-out part). Units that a method finds are often the most active of all, so that random "
+            "ones do not quite reach them: activity and random activity are the means of both.",
             "p: the share of sets, the method's own among them, whose rise is as large or larger; above random: the "
             f"share of the languages where p, corrected for all methods and languages (q, Benjamini-Hochberg), is at "
             f"most {verdict.LEVEL:g}; z: how many standard deviations of the random sets the rise lies above their "
