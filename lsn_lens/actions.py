@@ -17,6 +17,7 @@ from lsn_lens.identity import origin_of
 from lsn_lens.interventions import Action, Intervention, MlpSite, Values, add, set_to, zero
 from lsn_lens.methods.average_precision import positive_median
 from lsn_lens.methods.diffmean import directions
+from lsn_lens.methods.language_dimensions import Variant, stream_means
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 from lsn_lens.statistics import DocumentValues, Statistic, Statistics
@@ -224,16 +225,51 @@ def diffmean_steering(
 
 
 def dimensions_steering(
-    statistics: Statistics, found: NeuronSet, target: str, *, strength: float | int = 1.0
+    statistics: Statistics,
+    found: NeuronSet,
+    target: str,
+    *,
+    strength: float | int = 1.0,
+    layer: int | None = None,
+    variant: Variant = "output",
 ) -> Intervention:
     """Overwrite a language's dimensions of the residual stream with a multiple of its mean.
 
-    `found` is from "language_dimensions". Source: arXiv 2510.07213 and its released code.
+    Args:
+        statistics: Of the run that the dimensions were found in.
+        found: From "language_dimensions", in the same variant.
+        target: The language.
+        strength: Multiples of the mean.
+        layer: After which layer to write; negative counts from the last. By default the layer that the set is of.
+        variant: Of `LanguageDimensions`: where the means are taken, in the layer that the set is of.
+
+    Raises:
+        KeyError: No such language, or the run lacks the means.
+        ValueError: No such layer, or a set of several layers that are to go to one.
+
+    Source: arXiv 2510.07213 and its released code, which writes the *last* layer's means into a *middle* layer:
+    `variant="released"`, `strength=0.4` and `layer=18` of 32. To write into the layer that the means are from, by
+    default, is ours.
     """
-    _place(statistics, target)
-    values = {"resid": strength * language_means(statistics, target)["resid"]}
-    name = f"->{target} dimensions {strength:g}"
-    return Intervention(name, ((found[target], set_to(values, name)),))
+    place, units = _place(statistics, target), found[target]
+    layers, name = statistics.tokens.shape[1], f"->{target} dimensions {strength:g}"
+    own = units.units("resid").any(1).nonzero()[:, 0].tolist()
+    if layer is not None:
+        if len(own) > 1:
+            raise ValueError(f"the set has dimensions of the layers {own}: expected one layer, to go to layer {layer}.")
+        if not -layers <= layer < layers:
+            raise ValueError(f"layer {layer}: the model has the layers 0 to {layers - 1}.")
+        name = f"{name} at layer {layer % layers}"
+    values = torch.zeros(units.masks["resid"].shape[1:])
+    masks = torch.zeros_like(units.masks["resid"])
+    for each in own:
+        at = each if layer is None else layer % layers
+        values[at] = strength * stream_means(statistics, each, variant)[place].float()
+        masks[:, at] = units.masks["resid"][:, each]
+    moved = (
+        units if layer is None else replace(units, masks={"resid": masks}, method=f"{units.method} at layer {layer}")
+    )
+    return Intervention(name, ((moved, _measured(statistics, set_to({"resid": values}, name))),))
 
 
 def _layer(values: Float[Tensor, "layer unit"], layer: int) -> NeuronSet:

@@ -37,6 +37,8 @@ SITES: dict[str, Site] = {
         Site("z", "z", "attn.hook_z", heads=True),
         Site("attn_out", "attn_out", "hook_attn_out"),
         Site("mlp_out", "mlp_out", "hook_mlp_out"),
+        Site("resid_pre", "resid", "hook_resid_pre"),  # read only, as the next: what the block takes in
+        Site("resid_mid", "resid", "hook_resid_mid"),  # before the MLP; blocks whose halves run in parallel have none
         Site("resid_post", "resid", "hook_resid_post"),
     )
 }

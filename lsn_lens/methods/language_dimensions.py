@@ -8,9 +8,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, highest_each
-from lsn_lens.methods.diffmean import directions
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics import DocumentValues, Need, Statistic, Statistics
+
+Variant = Literal["output", "released"]
+INPUT, LAST = DocumentValues("resid_pre", "mean"), DocumentValues("resid_mid", "mean")
+
+
+def stream_means(statistics: Statistics, layer: int, variant: Variant = "output") -> Float[Tensor, "language unit"]:
+    """Each language's mean of one layer's residual stream.
+
+    Args:
+        statistics: Of a run with "language_dimensions" in the same variant.
+        layer: From 0.
+        variant: "output": after the layer, over tokens. "released": what the layer takes in, but of the last layer what
+            its MLP takes in; the mean over sentences of the mean over a sentence's tokens.
+    """
+    if variant == "output":
+        return statistics.mean("resid_post")[:, layer]
+    need = LAST if layer == statistics.tokens.shape[1] - 1 else INPUT
+    rows = statistics.documents(need.key, layer)
+    return torch.stack([rows[label].double().mean(0) for label in statistics.languages])
 
 
 @dataclass(frozen=True)
@@ -25,10 +43,16 @@ class LanguageDimensions:
         anchor: The language to compare with, which then has no dimensions of its own; None: the mean of the others.
         anchor_layer: For "monolingual".
         exclude: Dimensions to leave out, such as known outliers.
+        variant: "output": the residual stream after a layer, means over tokens. "released": what the released code
+            reads, see `stream_means`; for runs of single documents, on models whose blocks run one half after the
+            other.
 
-    Source: arXiv 2510.07213 and its released code: `count=400`, English as anchor, the last layer, and layer 19 as
-    the anchor layer. A share of the width, so that it means something for other widths, and no anchor by default, so
-    that all languages are treated alike, are ours.
+    Source: arXiv 2510.07213 and its released code, which is
+    `LanguageDimensions(count=400, anchor="en", variant="released")`, or with `mode="monolingual", anchor_layer=19`, on
+    50 sentences. Its "last layer" is the residual stream before the last MLP, its layer i what block i takes in. Ours:
+    the default variant, which chooses 32 to 36 of 40 dimensions alike on the embedded model (20 to 28 in the
+    monolingual mode, where `anchor_layer=18` reads what theirs calls 19); a share of the width, which means something
+    for other widths; and no anchor, so that all languages are treated alike.
     """
 
     count: float | int = 0.1
@@ -37,6 +61,7 @@ class LanguageDimensions:
     anchor: str | None = None
     anchor_layer: int | None = None
     exclude: tuple[int, ...] = ()
+    variant: Variant = "output"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.count, int) and self.count >= 1
@@ -46,10 +71,12 @@ class LanguageDimensions:
             raise ValueError(f"mode={self.mode!r}: expected 'parallel' or 'monolingual'.")
         if (self.mode == "monolingual") != (self.anchor_layer is not None):
             raise ValueError("the mode 'monolingual', and no other, takes an anchor_layer.")
+        if self.variant not in ("output", "released"):
+            raise ValueError(f"variant={self.variant!r}: expected 'output' or 'released'.")
 
-    def statistics(self) -> tuple[Statistic, ...]:
-        """Sums of the residual stream after every layer."""
-        return (Statistic("resid_post", "sum"),)
+    def statistics(self) -> tuple[Need, ...]:
+        """Sums of the residual stream after every layer; or means of single documents."""
+        return (Statistic("resid_post", "sum"),) if self.variant == "output" else (INPUT, LAST)
 
     def score(self, statistics: Statistics) -> NeuronScores:
         """The size of the difference in the chosen layer; -inf elsewhere and where it is 0."""
@@ -63,14 +90,15 @@ class LanguageDimensions:
         return NeuronScores(statistics.languages, {"resid": scores}, repr(self))
 
     def _difference(self, statistics: Statistics, layer: int, layers: int) -> Float[Tensor, "language unit"]:
-        means = statistics.mean("resid_post")
+        means = stream_means(statistics, layer, self.variant)
         if self.anchor_layer is not None:
-            return means[:, self._place(self.anchor_layer, layers)] - means[:, layer]
+            return stream_means(statistics, self._place(self.anchor_layer, layers), self.variant) - means
         if self.anchor is None:
-            return directions(statistics)[:, layer]
+            others = [torch.cat([means[:place], means[place + 1 :]]).mean(0) for place in range(len(means))]
+            return means - torch.stack(others)
         if self.anchor not in statistics.languages:
             raise KeyError(f"no language {self.anchor!r}; the languages are {list(statistics.languages)}.")
-        return means[statistics.languages.index(self.anchor), layer] - means[:, layer]
+        return means[statistics.languages.index(self.anchor)] - means
 
     def _place(self, layer: int, layers: int) -> int:
         if not -layers <= layer < layers:

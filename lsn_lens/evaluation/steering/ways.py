@@ -106,12 +106,18 @@ def dimensions(
     *,
     name: str = "language_dimensions",
     seed: int | None = None,
+    **place: Any,
 ) -> Steering:
-    """`dimensions_steering` with the units of "language_dimensions"; with a seed, random dimensions of the layer."""
+    """`dimensions_steering` with the units of "language_dimensions"; with a seed, random dimensions of the layer.
+
+    `place` is its `layer` and `variant`: with the middle layer and "released", the way as it was published.
+    """
     chosen = found if seed is None else found.random_like(seed)
-    return Steering(
-        name, lambda _, target: dimensions_steering(statistics, chosen, target, strength=strength), strength, seed
-    )
+
+    def make(source: str | None, target: str) -> Intervention:
+        return dimensions_steering(statistics, chosen, target, strength=strength, **place)
+
+    return Steering(name, make, strength, seed)
 
 
 def instruction(words: Mapping[str, str], *, name: str = "prompt") -> Steering:
