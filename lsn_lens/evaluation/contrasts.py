@@ -11,6 +11,7 @@ from torch import Tensor
 from lsn_lens import methods
 from lsn_lens.evaluation.resampling import rearranged
 from lsn_lens.methods import Method
+from lsn_lens.methods.average_precision import bases_in, responses_of
 from lsn_lens.run import Run
 from lsn_lens.statistics import Statistic, Statistics
 
@@ -49,7 +50,9 @@ def _per_token(basis: str) -> Callable[[Method, Statistics], ByBasis]:
 
 def _importances(method: methods.Plnd, statistics: Statistics) -> ByBasis:
     documents = torch.as_tensor(statistics.n_documents).clamp_min(1)[:, None, None].double()
-    return {basis: statistics.get(f"{method.need.key}.{basis}.sum") / documents for basis in method.need.bases}
+    return {
+        basis: statistics.get(f"{method.need.key}.{basis}.sum") / documents for basis in method.bases_in(statistics)
+    }
 
 
 def _frequencies(method: methods.ExpertFrequency, statistics: Statistics) -> ByBasis:
@@ -59,15 +62,14 @@ def _frequencies(method: methods.ExpertFrequency, statistics: Statistics) -> ByB
 
 
 def _responses(method: methods.AveragePrecision, statistics: Statistics) -> ByBasis:
-    """Means over sentences; of all bases that the run has, as `score`."""
-    found, layers = {}, range(statistics.tokens.shape[1])
-    for need in (each for each in method.statistics() if each.by_document):
-        try:
-            read = [statistics.documents(need.key, layer) for layer in layers]
-        except KeyError:  # this model lacks the basis; one that was asked for is missed by `score` before
-            continue
-        means = [torch.stack([each[label].double().mean(0) for label in statistics.languages]) for each in read]
-        found[need.sites[0]] = torch.stack(means, dim=1)
+    """Means over sentences; of the bases that `score` reads."""
+    found = {}
+    for basis in bases_in(statistics, method.bases, method.skip_bos):
+        layers = [
+            responses_of(statistics, basis, layer, method.skip_bos) for layer in range(statistics.tokens.shape[1])
+        ]
+        means = [torch.stack([each.double().mean(0) for each in layer]) for layer in layers]
+        found[basis] = torch.stack(means, dim=1)
     return found
 
 

@@ -71,14 +71,14 @@ def _was_collected(statistics: Statistics, need: DocumentValues) -> bool:
     return True
 
 
-def _bases(statistics: Statistics, bases: tuple[str, ...] | None, skip_bos: bool) -> list[str]:
+def bases_in(statistics: Statistics, bases: tuple[str, ...] | None, skip_bos: bool) -> list[str]:
     """The bases asked for, else those that the run has; else all, so that reading one says what is missing."""
     if bases is not None:
         return [basis for basis in BASES if basis in bases]
     return [basis for basis in BASES if _was_collected(statistics, _need(basis, skip_bos))] or list(BASES)
 
 
-def _responses(statistics: Statistics, basis: str, layer: int, skip_bos: bool) -> list[Float[Tensor, "_ unit"]]:
+def responses_of(statistics: Statistics, basis: str, layer: int, skip_bos: bool) -> list[Float[Tensor, "_ unit"]]:
     """Each language's sentences in one layer, in the order of the languages."""
     read = statistics.documents(_need(basis, skip_bos).key, layer)
     empty = [label for label in statistics.languages if not len(read.get(label, ()))]
@@ -117,12 +117,12 @@ def positive_median(
     return {
         basis: torch.stack(
             [
-                torch.stack([_median(each) for each in _responses(statistics, basis, layer, skip_bos)])
+                torch.stack([_median(each) for each in responses_of(statistics, basis, layer, skip_bos)])
                 for layer in range(statistics.tokens.shape[1])
             ],
             dim=1,
         )
-        for basis in _bases(statistics, bases, skip_bos)
+        for basis in bases_in(statistics, bases, skip_bos)
     }
 
 
@@ -189,10 +189,10 @@ class AveragePrecision:
         """
         check_languages(statistics.languages)
         values = {}
-        for basis in _bases(statistics, self.bases, self.skip_bos):
+        for basis in bases_in(statistics, self.bases, self.skip_bos):
             layers = []
             for layer in range(statistics.tokens.shape[1]):
-                responses = _responses(statistics, basis, layer, self.skip_bos)
+                responses = responses_of(statistics, basis, layer, self.skip_bos)
                 layers.append(average_precision(responses).masked_fill(_is_constant(responses), -torch.inf))
             values[basis] = torch.stack(layers, dim=1)
         return NeuronScores(statistics.languages, values, repr(self))

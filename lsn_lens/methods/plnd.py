@@ -95,7 +95,7 @@ class Plnd:
         """
         check_languages(statistics.languages)
         values = {}
-        for basis in self._bases(statistics):
+        for basis in self.bases_in(statistics):
             key = f"{self.need.key}.{basis}"
             minimum, worst, total = (statistics.get(f"{key}.{kind}") for kind in ("minimum", "rank.maximum", "sum"))
             has_text = (statistics.tokens > 0).any(1)
@@ -106,7 +106,7 @@ class Plnd:
             values[basis] = relative.where(specific, -torch.inf)
         return NeuronScores(statistics.languages, values, repr(self))
 
-    def _bases(self, statistics: Statistics) -> list[str]:
+    def bases_in(self, statistics: Statistics) -> list[str]:
         """The bases asked for, else those that the run has; else all, so that reading one says what is missing."""
         need = self.need
         had = [basis for basis in need.bases if f"{need.key}.{basis}.minimum" in statistics.sums]
