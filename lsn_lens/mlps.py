@@ -75,7 +75,9 @@ def _candidates(model: Any, layer: int) -> list[Activation]:
     config = model.original_model.config.get_text_config()
     named = [getattr(config, field, None) for field in FIELDS]
     named = [each for each in named if isinstance(each, str) and each in ACT2FN]
-    return [*(each for each in found if callable(each)), *(ACT2FN[each] for each in (*named, *COMMON))]
+    found += [ACT2FN[each] for each in (*named, *COMMON)]
+    usable: list[Any] = [each for each in found if callable(each)]
+    return usable
 
 
 def _fitting(model: Any, layer: int, seen: Seen) -> Activation:
