@@ -23,11 +23,18 @@ def check_model(model: Model) -> None:
 
     Raises:
         ValueError: It is no unwrapped HookedTransformer or TransformerBridge, it is in training mode, its weights are
-            processed, or somebody's hook is on a module that its forward pass does not run.
+            processed, torch's default dtype does not fit it, or somebody's hook is on a module that its forward pass
+            does not run.
     """
     if not _is_model(model):
         raise ValueError(_what_instead(model))
     name = f"{type(model).__name__} of {getattr(model.cfg, 'model_name', None)}"
+    default, own = torch.get_default_dtype(), next(model.parameters()).dtype
+    if not is_bridge(model) and default not in (torch.float32, own):
+        raise ValueError(
+            f"{name} is of {own}, and torch's default dtype is {default}, which TransformerLens mixes with it. "
+            "Call torch.set_default_dtype(torch.float32) first."
+        )
     training = _training(model)
     if training:
         raise ValueError(

@@ -31,8 +31,10 @@ class _Swap:
 
     def __init__(self, model: Model, hook_names: Iterable[str]):
         self.model, self.config = model, model.original_model.config
+        self.blocks = set(map(id, model.blocks))
         self.named = {id(model.hook_dict[name]) for name in hook_names}
-        self.runs = modules_run(model) if is_half(model) else None
+        runs = modules_run(model)  # in any case: some components put their hooks on in the first forward pass
+        self.runs = runs if is_half(model) else None
         self.swapped: list[tuple[Module, str, Module]] = []
 
     def apply(self) -> None:
@@ -80,6 +82,8 @@ class _Swap:
                 self._visit(original)
 
     def _stays(self, child: Module, original: Module) -> bool:
+        if id(child) in self.blocks:  # by which TransformerLens finds hook points and weights by name
+            return True
         if self.runs is not None and id(original) not in self.runs:
             return True
         return any(self._is_needed(each) for each in child.modules())

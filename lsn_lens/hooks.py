@@ -28,7 +28,7 @@ def modules_of(model: Any) -> dict[Module, str]:
         found.setdefault(point, name)
     wrapped = getattr(model, "original_model", Module())
     for name, module in [*model.named_modules(), *wrapped.named_modules(prefix="original_model")]:
-        found.setdefault(module, name.replace("_original_component", "original_component"))
+        found.setdefault(module, name.replace("_original_component.", "").replace("._original", ".original"))
     return found
 
 

@@ -199,7 +199,8 @@ ROWS = {
         m, g.corpora, {"a": FOUND}, {"a": lsn.zero}, CUT["layout"], False
     ),
     "evaluation.compare.compare": lambda m, g: lsn.compare(
-        g.run, ["lape"], model=m, corpora=g.corpora, action=lsn.zero, seeds=2, control_tokens=64, found={"lape": FOUND}, **CUT
+        g.run, ["lape"], model=m, corpora=g.corpora, action=lsn.zero, seeds=2, control_tokens=64,
+        found={"lape": FOUND}, **CUT,
     ).losses,
     "evaluation.continuations.score": lambda m, g: pd.DataFrame(
         continuations.score(m, continuations.encode(m.tokenizer, "The river", [" is high", " is"]), **QUIET)
@@ -252,7 +253,7 @@ ROWS = {
         m, g.corpora, [steering.Steering("off", lambda *_: trial()[0].intervention)], ["en", "fr"], **CUT
     ),
     "evaluation.survival.survival": lambda m, g: survival.survival(
-        m, g.corpora, {"lape": METHODS["lape"](rate=0.2)}, {"same": dict}, **QUIET, layout=lsn.Layout(length=16, shards=2)
+        m, g.corpora, {"lape": METHODS["lape"](rate=0.2)}, {"same": dict}, **CUT
     ),
     "evaluation.tasks.scoring.evaluate_items": lambda m, g: tasks.evaluate_items(m, g.items, **QUIET),
     "evaluation.workflow.workflow_grid": lambda m, g: workflow.workflow_grid(
@@ -343,6 +344,16 @@ def test_units_off_around_a_function_are_units_without_weights(model, edited, gi
     assert difference(inside, ROWS[name](edited, given)) < 2e-4
     if own:
         assert difference(inside, ROWS[name](model, given)) > 2e-3  # or nothing would be tried
+
+
+@pytest.mark.parametrize("name", [*ROWS, *BLIND])
+def test_every_function_refuses_a_model_in_training_mode(bridge, given, name):
+    bridge.train()
+    try:
+        with pytest.raises(ValueError, match=r"is in training mode .* Call model.eval\(\) first"):
+            {**ROWS, **BLIND}[name](bridge, given)
+    finally:
+        bridge.eval()
 
 
 # --- everything that can be on a model ---
@@ -466,7 +477,7 @@ def test_the_swapping_itself_takes_place(bridge):
     assert bridge.original_model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("name", [*list(PUT_ON)[4:], *ON_A_BRIDGE])  # hooks, of interventions or not
+@pytest.mark.parametrize("name", [*PUT_ON, *ON_A_BRIDGE])
 def test_what_is_put_on_while_components_are_swapped_is_kept(bridge, name):
     put = {**PUT_ON, **ON_A_BRIDGE}[name](bridge)
     with forward.lean(bridge, ["blocks.3.mlp.hook_post"]):
@@ -518,6 +529,10 @@ def test_sums_do_not_depend_on_the_default_dtype(model, given):
     expected = run_sums(model, given)
     torch.set_default_dtype(torch.float64)
     try:
+        if not hasattr(model, "original_model"):
+            with pytest.raises(ValueError, match=r"torch.float32, and torch's default dtype is torch.float64"):
+                run_sums(model, given)
+            return
         found = run_sums(model, given)
     finally:
         torch.set_default_dtype(torch.float32)
