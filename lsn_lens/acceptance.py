@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsn_lens import forward
 from lsn_lens.checkpoints import in_short
 from lsn_lens.mlps import has_experts
 from lsn_lens.models import HALF_TOLERANCE, TOLERANCE, Model, device_of, probe_ids
 
+HALF_ATTENTION = 0.03  # how far two attentions may be apart in half precision, of what a layer adds
 PREFIX = 5  # tokens of a text that are read alone, too
 LONGEST, SHORTER = 24, 8  # tokens of the two texts, more where a sparse attention picks some of many
 TRY = "This version of TransformerLens computes another function; try the other backend or a newer version."
@@ -61,7 +62,7 @@ def reference_of(hf_model: Any, source: str) -> Reference:
         if not all(bool(each.isfinite().all()) for each in logits):
             raise ValueError(f"it gives NaN or infinite logits as {hf_model.dtype}; try torch.float32")
         _check_reads_forward(hf_model, rows[0], logits[0])
-        _check_attention(hf_model, rows[0], logits[0])
+        _check_attention(hf_model, rows[0])
         padded = {side: _beside_padding(hf_model, rows, side) for side in ("left", "right")}
     except Exception as error:  # whatever a Hugging Face model raises
         said = str(error) if isinstance(error, ValueError) else in_short(error)
@@ -145,8 +146,8 @@ def _check_beside_padding(model: Model, reference: Reference) -> None:
 
 def _differs(side: str, how: str, difference: float, reference: Reference) -> str:
     said = (
-        f"with {side} padding{how}, logits differ from Hugging Face's by {difference:.2g} of their standard deviation, at most "
-        f"{reference.allowed:g} is allowed. "
+        f"with {side} padding{how}, logits differ from Hugging Face's by {difference:.2g} of their standard deviation, "
+        f"at most {reference.allowed:g} is allowed. "
     )
     own = reference.padded.get(side, 0.0)
     if not own <= reference.allowed:
@@ -167,22 +168,56 @@ def _check_reads_forward(hf_model: Any, ids: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_attention(hf_model: Any, ids: Tensor, logits: Tensor) -> None:
-    """Eager attention, which hooks need, is what the model has by default: else one of the two is wrong."""
-    config = hf_model.config
+def _check_attention(hf_model: Any, ids: Tensor) -> None:
+    """Eager attention, which hooks need, is what the model has by default: else one of the two is wrong.
+
+    Every layer is given the same by both, so that neither rounding nor a choice of experts adds up over layers.
+    """
     if not getattr(hf_model, "_supports_sdpa", False):
         return
+    config = hf_model.config
+    eager = _layer_by_layer(hf_model, ids)
     try:
         config._attn_implementation = "sdpa"
-        default = hf_model(ids[None]).logits[0]
+        default = _layer_by_layer(hf_model, ids, [given for given, _ in eager])
     finally:
         config._attn_implementation = "eager"
-    difference = _distance(default, logits, has_experts(hf_model))
-    if not difference <= TOLERANCE.get(logits.dtype, HALF_TOLERANCE):
-        raise ValueError(
-            f"its eager attention, which hooks need, and its default one (sdpa) differ, by {difference:.2g} of the "
-            "logits' standard deviation: what is measured would not be the model that others run"
+    for layer, ((given, made), (_, other)) in enumerate(zip(eager, default, strict=True)):
+        change, error = (
+            (each - base).float().square().mean(-1).sqrt() for each, base in ((made, given), (other, made))
         )
+        difference = float((error / change.clamp_min(torch.finfo(torch.float32).tiny)).median())  # over tokens
+        if not difference <= TOLERANCE.get(made.dtype, HALF_ATTENTION):
+            raise ValueError(
+                "its eager attention, which hooks need, and its default one (sdpa) differ: of what layer "
+                f"{layer} adds, by {difference:.2g}. What is measured would not be the model that others run"
+            )
+
+
+def _layer_by_layer(hf_model: Any, ids: Tensor, given: list[Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of each layer for a text; or its output for other inputs."""
+    count = hf_model.config.get_text_config().num_hidden_layers
+    lists = (each for each in hf_model.modules() if isinstance(each, nn.ModuleList) and len(each) == count)
+    seen: dict[int, list[Tensor]] = {}
+
+    def before(layer: int, args: Any, kwargs: Any) -> Any:
+        own = args[0] if args else kwargs["hidden_states"]
+        seen[layer] = [own if given is None else given[layer]]
+        return ((seen[layer][0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": seen[layer][0]})
+
+    def after(layer: int, made: Any) -> None:
+        seen[layer].append(made[0] if isinstance(made, tuple) else made)
+
+    with contextlib.ExitStack() as stack:
+        for i, layer in enumerate(next(lists, ())):
+            pre = layer.register_forward_pre_hook(
+                lambda _, args, kwargs, i=i: before(i, args, kwargs), with_kwargs=True
+            )
+            post = layer.register_forward_hook(lambda _, args, made, i=i: after(i, made))
+            stack.callback(pre.remove)
+            stack.callback(post.remove)
+        hf_model(ids[None])
+    return [(seen[i][0], seen[i][1]) for i in sorted(seen)]
 
 
 def _beside_padding(hf_model: Any, rows: list[Tensor], side: str) -> list[Tensor]:

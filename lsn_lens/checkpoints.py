@@ -157,8 +157,8 @@ def check_tokenizer(source: str, tokenizer: Any, vocabulary: int) -> None:
         number = getattr(tokenizer, f"{kind}_token_id")
         if number is not None and number >= vocabulary:
             raise ValueError(
-                f"{source!r}: the {kind} token {getattr(tokenizer, f'{kind}_token')!r} is number {number}, the model knows "
-                f"{vocabulary} tokens: no text can begin with it. They do not belong together."
+                f"{source!r}: the {kind} token {getattr(tokenizer, f'{kind}_token')!r} is number {number}, the model "
+                f"knows {vocabulary} tokens: no text can begin with it. They do not belong together."
             )
     added = set(tokenizer.get_added_vocab())
     without = [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary and token not in added]

@@ -206,7 +206,7 @@ def why_no_mlp(model: Any) -> str:
 
 
 def has_experts(module: nn.Module) -> bool:
-    """Whether tokens choose among MLPs: by the parts there are, since configurations name experts that are not there."""
+    """Whether tokens choose among MLPs: by its parts, since configurations name experts that are not there."""
     return any(name.endswith("experts") or "Experts" in type(each).__name__ for name, each in module.named_modules())
 
 
