@@ -239,7 +239,9 @@ def _texts(frame: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _labels(measured: pd.DataFrame, seen: Sequence[Any] | np.ndarray, languages: str | Iterable[str] | None) -> list[str]:
+def _labels(
+    measured: pd.DataFrame, seen: Sequence[Any] | np.ndarray, languages: str | Iterable[str] | None
+) -> list[str]:
     """Languages in their order; without one said or known, in the alphabet's."""
     wanted = measured.attrs.get("languages") if languages is None else label_list(languages)
     found = set(seen) - {UND}
