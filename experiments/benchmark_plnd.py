@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 import lsn_lens as lsn
@@ -92,4 +91,6 @@ def benchmark(neurons: int = 16, tokens: int = 128, rounds: int = 7, threads: in
 
 
 if __name__ == "__main__":
-    auto_cli(benchmark, as_positional=False)
+    from command_line import run_cli
+
+    run_cli(benchmark)

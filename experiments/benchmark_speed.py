@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jsonargparse import auto_cli
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lsn_lens as lsn
@@ -150,4 +149,6 @@ def ratio(times: list[float], base: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(benchmark, as_positional=False)
+    from command_line import run_cli
+
+    run_cli(benchmark)

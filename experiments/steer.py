@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
-
 
 @dataclass(frozen=True)
 class Config:
@@ -78,7 +76,9 @@ class Config:
 STARTED = datetime.now(UTC)
 CONFIG = Config()
 if __name__ == "__main__":  # before the slow imports, so that --help answers at once
-    CONFIG = auto_cli(Config, as_positional=False)
+    from command_line import run_cli
+
+    CONFIG = run_cli(Config)
 
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -225,4 +224,6 @@ def train(
 
 
 if __name__ == "__main__":
-    auto_cli(train, as_positional=False)
+    from command_line import run_cli
+
+    run_cli(train)

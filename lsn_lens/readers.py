@@ -200,29 +200,21 @@ def _parsed(text: str | Unreadable) -> Any:
 
 
 def _table(path: Path, column: str, separator: str) -> Iterator[Any]:
-    how: dict[str, Any] = {
-        "sep": separator,
-        "dtype": str,
-        "keep_default_na": False,
-        "encoding_errors": "surrogateescape",
-    }
+    # latin-1 keeps every byte, so that each cell can be judged by itself
+    how: dict[str, Any] = {"sep": separator, "dtype": object, "keep_default_na": False, "encoding": "latin-1"}
     try:
         with _opened(path) as file:
-            check_column(column, list(pd.read_csv(file, nrows=0, **how).columns), str(path))
+            names = [_cell(name) for name in pd.read_csv(file, nrows=0, **how).columns]
     except pd.errors.EmptyDataError:
         return
+    check_column(column, map(str, names), str(path))
     with _opened(path) as file:
-        for rows in pd.read_csv(file, usecols=[column], chunksize=ROWS, **how):
-            yield from (_checked(text) for text in rows[column])
+        for rows in pd.read_csv(file, usecols=[names.index(column)], chunksize=ROWS, **how):
+            yield from map(_cell, rows.iloc[:, 0])
 
 
-def _checked(text: str) -> str | Unreadable:
-    """A cell, in which bytes that are not UTF-8 stand as halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return Unreadable(NOT_UTF8, text.encode("utf-8", "surrogateescape"))
-    return text
+def _cell(text: str) -> str | Unreadable:
+    return _decoded(text.encode("latin-1"))
 
 
 def _parquet(path: Path, column: str) -> Iterator[Any]:
@@ -234,9 +226,10 @@ def _parquet(path: Path, column: str) -> Iterator[Any]:
 
 def check_column(column: str, columns: Iterable[str], where: str) -> None:
     """Refuse a table without the column, and say which it has."""
-    if column not in list(columns):
+    names = list(columns)
+    if column not in names:
         raise ValueError(
-            f"{where} has no column {column!r}; its columns are {list(columns)}. "
+            f"{where} has no column {column!r}; its columns are {names}. "
             "Name the one with the text: load_corpora(..., column=...)."
         )
 

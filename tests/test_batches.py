@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 
 import jaxtyping
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsn_lens.batches import Layout, Plan, corpus_hash, separator_id, tokenize
+from lsn_lens import tokens
+from lsn_lens.batches import Layout, Plan, corpus_hash, separator_id, tokenize, tokens_at_once
 
 BOS, EOS = 300, 301
 
@@ -257,6 +259,74 @@ def test_the_length_of_a_block_by_default(n_tokens, context, shards, expected, t
     assert plan.length == plan.describe()["layout"]["length"] == expected
 
 
+BIG = 3_000_000
+
+
+def big(folder, n=BIG, languages=("en", "fr")):
+    """Much text, without its tokens."""
+    return {label: tokens.Tokens(label, folder, np.array([n // 3, n]), n, "") for label in languages}
+
+
+@pytest.mark.parametrize("context", [131_072, 10**9, 10**30, None, 0, -1])
+@pytest.mark.parametrize("n", [20_000, 100_000, BIG])
+@pytest.mark.parametrize("shards", [1, 16])
+@pytest.mark.parametrize("at_once", [None, 512])
+def test_rows_by_default_stay_short_whatever_the_context(context, n, shards, at_once, tmp_path):
+    layout = Layout(shards=shards)
+    plan = Plan(big(tmp_path, n), layout, context, at_once)
+    assert plan.length <= 2048 and plan.length * plan.batch_rows <= tokens_at_once(layout, context) == 4096
+    assert plan.length == Plan(big(tmp_path, n), layout, context).length  # the same on every device
+    assert plan.describe() == Plan(big(tmp_path, n), layout, context).describe()
+
+
+@pytest.mark.parametrize("batch_tokens", [130, 500, 2048, 5000])
+def test_no_block_by_default_is_longer_than_a_batch(batch_tokens, tmp_path):
+    layout = Layout(batch_tokens=batch_tokens)
+    plan = Plan(big(tmp_path), layout, 131_072)
+    assert plan.length == min(2048, batch_tokens)
+    assert plan.length * plan.batch_rows <= tokens_at_once(layout, 131_072)
+
+
+def test_a_length_that_is_asked_for_is_had(tmp_path):
+    layout = Layout(length=65_536)
+    for at_once in (None, 512):
+        plan = Plan(big(tmp_path), layout, 131_072, at_once)
+        assert (plan.length, plan.batch_rows) == (65_536, 1)
+    assert tokens_at_once(layout, 131_072) == 65_536
+    assert Plan(big(tmp_path), replace(layout, kind="documents", length=10**7), None).length == BIG * 2 // 3
+
+
+def test_documents_beyond_the_default_are_had_by_asking(tmp_path):
+    made = big(tmp_path, 9000)
+    with pytest.raises(ValueError, match=r"en: document 1 has 6000 tokens, more than 2048.*length=.*context of 131072"):
+        Plan(made, Layout(kind="documents"), 131_072)
+    assert Plan(made, Layout(kind="documents", length=8000), 131_072).length == 6000
+    with pytest.raises(ValueError, match=r"more than 2048\. Cut the documents, or use the layout .blocks.\.$"):
+        Plan(made, Layout(kind="documents"), 2048)
+
+
+def test_auto_is_documents_where_all_fit(tmp_path):
+    texts = {"en": ["a" * 5, "b" * 31], "fr": ["c" * 9] * 9}
+    assert plan_of(texts, tmp_path, kind="auto").layout.kind == "documents"
+    blocks = plan_of({**texts, "zh": ["d" * 32]}, tmp_path, kind="auto", length=8)
+    assert blocks.layout.kind == "blocks" and blocks.length == 8
+    assert blocks.too_long.startswith("zh: document 0 has 33 tokens, more than 8")
+    assert blocks.describe()["layout"]["kind"] == "blocks"
+
+
+def test_a_document_that_was_cut_off_is_no_row(tmp_path):
+    cut = {label: replace(each, is_cut=label == "fr") for label, each in big(tmp_path, 900).items()}
+    assert Plan(cut, Layout(kind="auto"), 2048).layout.kind == "blocks"
+    with pytest.raises(ValueError, match="fr: document 1 is so long"):
+        Plan(cut, Layout(kind="documents"), 2048)
+
+
+def test_the_cap_counts_when_a_length_is_chosen(tmp_path):
+    """One long document is read beyond the cap, but no block lies beyond it."""
+    plan = Plan(big(tmp_path), Layout(max_tokens=1000, shards=1), 2048)
+    assert (plan.length, plan.rows) == (512, {"en": 1, "fr": 1})
+
+
 def test_text_shorter_than_a_block(tmp_path):
     with pytest.raises(ValueError, match=r"fr: 9 tokens are less than one block of 16\. Give more text, a smaller"):
         plan_of({"en": ["a" * 40], "fr": ["b" * 8]}, tmp_path, length=16)
@@ -326,9 +396,9 @@ def test_shards_divide_the_rows_evenly(kind, n, shards, expected, tmp_path):
 def test_every_token_of_the_plan_is_in_one_batch_of_one_shard(kind, tmp_path):
     texts = {"en": words(1, 80), "fr": words(2, 70), "zh": ["字" * 5] * 75}
     plan = plan_of(texts, tmp_path, kind=kind, batch_tokens=100, shards=6)
-    for label, tokens in plan.tokens.items():
+    for label, each in plan.tokens.items():
         kept = torch.cat([batch.ids[batch.keep] for batch in batches_of(plan, label)])
-        assert torch.equal(kept, tokens.read(0, len(kept)))
+        assert torch.equal(kept, each.read(0, len(kept)))
         shards = [shard for shard in plan.shards if shard.language == label]
         assert sum(map(plan.tokens_of, shards)) == len(kept) == plan.describe()["languages"][label]["tokens_used"]
         for shard in shards:

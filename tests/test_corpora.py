@@ -1,10 +1,13 @@
 """Text sources: folders, data sets, presets, the embedded text, and what is wrong with them."""
 
 import gzip
+import itertools
 import json
+import random
 from itertools import pairwise
 
 import datasets
+import jaxtyping
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
@@ -12,6 +15,7 @@ import pytest
 
 from lsn_lens import load_corpora
 from lsn_lens.batches import tokenize
+from lsn_lens.corpora import Documents, Records
 
 TEXTS = {"en": ["one river", "two hills", "three roads"], "fr": ["une rivière", "deux collines", "trois chemins"]}
 EIGHT = ("de", "en", "es", "fr", "id", "ja", "vi", "zh")
@@ -263,6 +267,123 @@ def test_parallel_files_stay_aligned_around_unreadable_lines(tmp_path):
 def test_a_share_to_hold_out_must_be_a_share(hold_out):
     with pytest.raises(ValueError, match="hold_out="):
         load_corpora({"en": ["a"]}, hold_out=hold_out)
+
+
+# one text in one part
+
+
+def stream_of(texts):
+    return datasets.IterableDataset.from_generator(lambda: iter([{"text": text} for text in texts]))
+
+
+def test_a_stream_in_another_order_each_time_is_refused_by_name(tmp_path):
+    draw = random.Random(0)
+
+    def rows():
+        yield from ({"text": f"text {i}"} for i in draw.sample(range(30), 30))
+
+    for first, second in (("find", "hold_out"), ("hold_out", "find"), ("find", "find")):
+        corpus = load_corpora({"fr": datasets.IterableDataset.from_generator(rows)})["fr"]
+        list(getattr(corpus, first))
+        with pytest.raises(ValueError, match=r"datasets:.* gave another text as record \d+ when it was read again"):
+            list(getattr(corpus, second))
+        with pytest.raises(ValueError, match="read again"):  # also by whoever tokenises, and stops early
+            tokenize("fr", getattr(corpus, second), character_tokens, tmp_path, max_tokens=100, progress=False)
+
+
+def test_a_source_that_ends_early_or_late_the_second_time_is_refused():
+    for sizes in ((9, 5), (5, 9)):
+        left = iter(sizes)
+        records = Records("short", lambda left=left: [f"text {i}" for i in range(next(left))])
+        documents = Documents(records)
+        list(documents)
+        if sizes == (5, 9):  # more of the same is no contradiction: the first reading may have been stopped
+            assert len(list(documents)) == 9
+        else:
+            with pytest.raises(ValueError, match="short gave nothing more as record 5"):
+                list(documents)
+
+
+REPEATED = ["a", "b", "c", "a", "d", "b", "e", "f", "a", "g", "h", "g", "i", "c", "j"]
+
+
+@pytest.mark.parametrize("hold_out", [0.0, 0.2, 1 / 3, 0.5, 0.9])
+@pytest.mark.parametrize("source", [list, stream_of], ids=["list", "stream"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_text_is_in_both_parts_and_none_is_measured_twice(hold_out, source, seed):
+    texts = random.Random(seed).sample(REPEATED, len(REPEATED))
+    corpus = load_corpora({"en": source(texts)}, hold_out=hold_out)["en"]
+    find, held = read(corpus)
+    assert not set(find) & set(held)
+    assert len(set(held)) == len(held)
+    assert set(find) | set(held) == set(texts)
+    is_held = [int((i + 1) * hold_out) > int(i * hold_out) for i in range(len(texts))]
+    all_find = [text for text, out in zip(texts, is_held, strict=True) if not out]
+    if source is list:  # what is found with keeps its repetitions, so that parallel text stays in step
+        assert find == all_find
+    assert [text for text in find if text not in set(all_find)] == []
+    list(corpus.find)
+    assert corpus.find.repeated == len(find) - len(set(find))
+    assert read(corpus) == (find, held)
+    assert len(held) + sum(corpus.hold_out.skipped.values()) == sum(is_held)
+
+
+def test_equal_documents_leave_nothing_to_measure_with(tmp_path):
+    corpus = load_corpora({"en": ["one river"] * 6})["en"]
+    with pytest.raises(ValueError, match=r"no text.*\{'also in the other part': 2\}"):
+        to_tokens(corpus.hold_out, tmp_path)
+    with pytest.warns(UserWarning, match="3 of 4 documents are repetitions"):
+        assert to_tokens(corpus.find, tmp_path).noticed["repeated"] == 3
+
+
+def test_two_folders_share_no_text(tmp_path):
+    write(tmp_path / "find", "en", ".txt", ["a", "b", "b", "c"])
+    write(tmp_path / "hold-out", "en", ".jsonl", ["c", "d", "d", "e", "a"])
+    corpus = load_corpora(tmp_path)["en"]
+    for _ in range(2):
+        assert read(corpus) == (["a", "b", "b", "c"], ["d", "e"])
+        assert corpus.hold_out.skipped == {"also in the other part": 2, "repeated": 1}
+
+
+def test_a_stream_without_end_is_read_as_far_as_needed(tmp_path):
+    corpus = load_corpora({"en": datasets.IterableDataset.from_generator(endless)})["en"]
+    for part in (corpus.hold_out, corpus.find):
+        assert tokenize("en", part, character_tokens, tmp_path, max_tokens=100, progress=False).n_tokens >= 100
+
+
+def endless():
+    yield from ({"text": f"text {i}"} for i in itertools.count())
+
+
+def character_tokens(texts, add_special_tokens):
+    return {"input_ids": [[1] * len(text) for text in texts]}
+
+
+character_tokens.bos_token_id = character_tokens.eos_token_id = 0
+
+
+# labels
+
+
+def test_a_lone_string_is_one_language():
+    assert list(load_corpora("demo", "en")) == ["en"]
+    assert list(load_corpora({"en": ["a"], "n": ["b"]}, "en")) == ["en"]
+    with pytest.raises(KeyError, match=r"\['xx'\]"):
+        load_corpora("demo", "xx")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("none", "no language can be labelled 'none'"), (False, "YAML reads no"), ("", "is not a label"), (3, "not a label")],
+)
+def test_labels_that_cannot_be(label, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        load_corpora({"en": ["a"], label: ["b"]})
+    with pytest.raises(ValueError, match=message):
+        load_corpora("demo", ["en", label])
+    with pytest.raises(ValueError, match=message):
+        tokenize(label, ["a"], character_tokens, tmp_path, progress=False)
 
 
 # the embedded text

@@ -57,7 +57,7 @@ def check_lengths(each: Mapping[str, Int[np.ndarray, "document"]]) -> None:
         value, error = _together(lengths, label)
         moved = {shift: _together(lengths, label, shift) for shift in SHIFTS} if value <= sure * error else {}
         shift = max(moved, key=lambda place: moved[place][0], default=0)
-        if shift and moved[shift][0] - max(value, 0) > very_sure * moved[shift][1] * math.sqrt(2):
+        if shift and moved[shift][0] - max(value, 0) > very_sure * moved[shift][1]:
             apart[label] = f"{math.tanh(value):.2f}, but {math.tanh(moved[shift][0]):.2f} if moved by {shift}"
         elif value + sure * error < math.atanh(least):
             apart[label] = round(math.tanh(value), 2)
