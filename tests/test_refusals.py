@@ -30,7 +30,8 @@ RESIDUAL = {"plnd", "average_precision", "diffmean", "language_dimensions"}  # t
 BLOCKS = lsn.Layout(length=16, max_tokens=48)
 DOCUMENTS = lsn.Layout(kind="documents", max_tokens=64)
 TEXTS = {
-    label: [text[:40], text[:20], text[10:40]] * 4 for label, text in zip(("en", "de"), SENTENCES[:2], strict=True)
+    label: [f"{place} {part}" for place in range(4) for part in (text[:38], text[:18], text[10:38])]
+    for label, text in zip(("en", "de"), SENTENCES[:2], strict=True)
 }
 
 
