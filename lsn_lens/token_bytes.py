@@ -96,7 +96,7 @@ def _by_offsets(text: str, offsets: Offsets, spelled: Sizes) -> Sizes:
     ends, following = np.maximum.accumulate(last).tolist(), [*first[1:].tolist(), len(text)]
     # of what no token comes from, what a normaliser drops goes to the token before, spaces and the rest to the next
     reach = np.array([_dropped(text, end, until) for end, until in zip(ends, following, strict=True)])
-    reach = np.maximum.accumulate(reach)
+    reach = np.maximum.accumulate(np.minimum(reach, len(text)))
     reach[-1] = len(text)
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     lengths = 1 + (points[:, None] > np.array([0x7F, 0x7FF, 0xFFFF])).sum(1)

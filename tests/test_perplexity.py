@@ -79,7 +79,8 @@ def wordpiece():
 class Slow:
     """A tokenizer without offsets; `lower` keeps its tokens from spelling the text."""
 
-    is_fast, bos_token_id, eos_token_id, added_tokens_decoder = False, 0, 0, {}
+    is_fast, bos_token_id, eos_token_id, pad_token_id, added_tokens_decoder = False, 0, 0, 0, {}
+    padding_side = "right"
 
     def __init__(self, lower=False):
         self.lower = lower

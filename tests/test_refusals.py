@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jaxtyping
 import pytest
 import torch
-from conftest import ARCHITECTURES, GROUPED, LLAMA_LIKE, SENTENCES, experiment, tiny_model, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, experiment, tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens.evaluation.lens import logit_lens
@@ -30,7 +30,8 @@ RESIDUAL = {"plnd", "average_precision", "diffmean", "language_dimensions"}  # t
 BLOCKS = lsn.Layout(length=16, max_tokens=48)
 DOCUMENTS = lsn.Layout(kind="documents", max_tokens=64)
 TEXTS = {
-    label: [text[:40], text[:20], text[10:40]] * 4 for label, text in zip(("en", "de"), SENTENCES[:2], strict=True)
+    label: [f"{place} {part}" for place in range(4) for part in (text[:38], text[:18], text[10:38])]
+    for label, text in zip(("en", "de"), SENTENCES[:2], strict=True)
 }
 
 
@@ -60,7 +61,11 @@ def left_out(run, method="plnd"):
     return run.left_out(lsn.METHODS[method]())
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "olmo2", "gptj"])
+# TransformerLens 3.9 shows GPT-J's queries and keys as its pattern takes them
+REFUSED = ["qwen3", "gemma3", "olmo2", *(["gptj"] if BACKENDS == ("bridge",) else [])]
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, corpora):
     model = tiny(name)
     run = lsn.collect(model, corpora, None, layout=DOCUMENTS, progress=False)
