@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from command_line import auto_cli
+from command_line import run_cli
 from torch import Tensor
 
 from lsn_lens import methods
@@ -203,4 +203,4 @@ def null_simulation(
 
 
 if __name__ == "__main__":
-    auto_cli(null_simulation)
+    run_cli(null_simulation)
