@@ -163,12 +163,15 @@ def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
     return bool((full - short).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * full.std())
 
 
-def _probed(model: Model, points: Collection[Module]) -> tuple[Tensor, Counter[Module]]:
+def _probed(model: Model, points: Collection[Any]) -> tuple[Tensor, Counter[Any]]:
     """Hidden states of a few tokens, and how often each hook point fired."""
-    fired: Counter[Module] = Counter()
+    fired: Counter[Any] = Counter()
     with contextlib.ExitStack() as stack:
-        for point in points:
-            stack.callback(point.register_forward_hook(lambda module, given, made: fired.update([module])).remove)
+        for point in points:  # TransformerLens's own hooks, as some components fire a point only if it has one
+            point.add_hook(lambda acts, hook, point=point: fired.update([point]))
+            handle = point.fwd_hooks[-1]
+            stack.callback(point.fwd_hooks.remove, handle)
+            stack.callback(handle.hook.remove)
         return hidden_states(model, _probe(model), None), fired
 
 

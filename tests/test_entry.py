@@ -93,7 +93,7 @@ def test_a_bridge_with_processed_weights_is_refused(hugging_face, boot):
     [
         ("llama", "fold_ln"), ("llama", "center_unembed"), ("gpt2", "fold_ln"), ("gpt2", "center_writing_weights"),
         ("gpt2", "center_unembed"), ("gpt2", "fold_value_biases"), ("qwen2", "fold_value_biases"),
-        ("neox", "refactor_factored_attn_matrices"),
+        ("gpt2", "refactor_factored_attn_matrices"),
     ],
 )  # fmt: skip
 def test_a_hooked_transformer_with_processed_weights_is_refused(processed, architecture, option):
