@@ -16,7 +16,7 @@ from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics import Need
 
 Tensors = dict[str, Tensor]
-Reader = tuple[str, Callable[[Tensor], Tensor], list[Recorder]]
+Reader = tuple[str, Callable[[Tensor, int], Tensor], list[Recorder]]
 ENTRY = "blocks.0.hook_resid_pre"  # where the graph of a backward pass begins: weights need no gradient
 
 
