@@ -75,9 +75,8 @@ def _candidates(model: Any, layer: int) -> list[Activation]:
     config = model.original_model.config.get_text_config()
     named = [getattr(config, field, None) for field in FIELDS]
     named = [each for each in named if isinstance(each, str) and each in ACT2FN]
-    found += [ACT2FN[each] for each in (*named, *COMMON)]
-    usable: list[Any] = [each for each in found if callable(each)]
-    return usable
+    every: list[Any] = [*filter(callable, found), *(ACT2FN[each] for each in (*named, *COMMON))]
+    return every
 
 
 def _fitting(model: Any, layer: int, seen: Seen) -> Activation:
@@ -93,7 +92,9 @@ def _fitting(model: Any, layer: int, seen: Seen) -> Activation:
 def _makes(act: Activation, pre: Tensor, up: list[Tensor], post: Tensor) -> bool:
     try:
         made = act(pre)
-    except Exception:  # not a function of one tensor: something else of this name
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError):  # no function of this one tensor: something else of this name
         return False
     if not isinstance(made, Tensor) or made.shape != post.shape:
         return False
@@ -103,13 +104,12 @@ def _makes(act: Activation, pre: Tensor, up: list[Tensor], post: Tensor) -> bool
 
 
 @torch.no_grad()
-def check_mlps(model: Any, seen: Seen, logits: Tensor) -> None:
+def check_mlps(model: Any, seen: Seen) -> None:
     """`mlp_post` is the down projection's input, of the width of its other sites, and what act makes of `mlp_pre`.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         seen: What `probe` gives for the `mlp_sites` of every layer.
-        logits: And the logits.
 
     Raises:
         DoesNotApply: A layer's are not.
@@ -125,7 +125,6 @@ def check_mlps(model: Any, seen: Seen, logits: Tensor) -> None:
             )
         if bool(seen[SITES["mlp_post"].hook_name(layer)].isfinite().all()):
             _fitting(model, layer, seen)
-    _check_zero(model, seen, logits)
 
 
 def _down(model: Any, layer: int) -> Tensor | None:
@@ -136,8 +135,18 @@ def _down(model: Any, layer: int) -> Tensor | None:
         return None
 
 
-def _check_zero(model: Any, seen: Seen, logits: Tensor) -> None:
-    """To set a unit of `mlp_post` to zero is to set the weights to zero that read it, in all layers at once."""
+@torch.no_grad()
+def check_zero(model: Any, seen: Seen, logits: Tensor) -> None:
+    """To set a unit of `mlp_post` to zero is to set the weights to zero that read it, in all layers at once.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        seen: What `probe` gives for `mlp_post` of every layer.
+        logits: And the logits.
+
+    Raises:
+        DoesNotApply: It is not.
+    """
     units, hooks = {}, []
     for layer in range(model.cfg.n_layers):
         name = SITES["mlp_post"].hook_name(layer)

@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsn_lens.mlps import Activation, activations, check_hooks, check_mlps, firing, is_gated, mlp_sites, named
+from lsn_lens.mlps import (
+    Activation,
+    activations,
+    check_hooks,
+    check_mlps,
+    check_zero,
+    firing,
+    is_gated,
+    mlp_sites,
+    named,
+)
 from lsn_lens.probing import TOKENS, device_of, is_bridge, probe, probe_ids, vocabulary_size
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import SITES, Site, flat, get_site
@@ -84,7 +94,9 @@ def site_width(model: Model, name: str) -> int:
         if len(set(widths.values())) != 1:
             raise DoesNotApply(f"{named(model)} has layers of different widths: {widths}.")
         if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
-            check_mlps(model, seen, logits)
+            check_mlps(model, seen)
+            if site.name == "mlp_post":  # where units are written
+                check_zero(model, seen, logits)
     except DoesNotApply as error:
         raise DoesNotApply(f"site {name!r}: {error}") from error
     return widths[0]

@@ -1,6 +1,7 @@
 """Which models are refused at load, by name, and that the MLPs of the others are what their sites say."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ import lsn_lens as lsn
 from lsn_lens import mlps, models
 from lsn_lens.methods import get_method
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.sites import get_site
 
 TEXTS = {label: [text, f"{label} {text}"] * 3 for label, text in zip(("en", "de", "fr"), SENTENCES, strict=False)}
 DOCUMENTS = lsn.Layout(kind="documents")
@@ -33,7 +35,7 @@ def loaded(folder_of):
     return cache(lambda name: lsn.load_model(folder_of(name), device="cpu"))
 
 
-def plain(folder):
+def plain(folder) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -42,7 +44,7 @@ def plain(folder):
 READS_BOTH_WAYS = "the tokens after a text change what it makes of the text"
 REFUSED = {
     "bert": rf"\(BertLMHeadModel\) as the plain Hugging Face model: {READS_BOTH_WAYS}",
-    "falcon_alibi": r"\(FalconForCausalLM\) .*its eager attention, which hooks need, and its default one \(sdpa\) differ",
+    "falcon_alibi": r"\(FalconForCausalLM\) .*its eager attention, .* and its default one \(sdpa\) differ",
     "glm_moe_dsa": "with right padding, .*So do those of the plain Hugging Face model",
     "rwkv": "with left padding, .*So do those of the plain Hugging Face model",
     "recurrent_gemma": "with left padding, .*So do those of the plain Hugging Face model",
@@ -92,7 +94,7 @@ def counted(folder, documents, tokenizer, act):
         keep = lambda module, args, out, layer=layer: seen.__setitem__(layer, act(block, out))  # noqa: E731
         gate = block.feed_forward.w1 if hasattr(block, "feed_forward") else act
         (gate if isinstance(gate, torch.nn.Module) else block.mlp.act_fn).register_forward_hook(keep)
-    total = 0
+    total = torch.zeros((), dtype=torch.long)
     for text in documents:
         ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
         hf_model(torch.tensor([ids]))
@@ -110,11 +112,10 @@ def trained_apart(folder):
     return folder
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_active_is_where_the_activation_is_above_zero(backend, folder_of):
+def test_active_is_where_the_activation_is_above_zero(folder_of):
     """xIELU is positive far below zero, so its units are active there, too."""
     folder = trained_apart(folder_of("apertus"))
-    model = lsn.load_model(folder, backend="bridge" if backend == "bridge" else "auto", device="cpu")
+    model = lsn.load_model(folder, device="cpu")
     corpora = lsn.load_corpora(TEXTS, hold_out=0.0)
     run = lsn.collect(model, corpora, ["lape"], layout=DOCUMENTS, progress=False)
     counts = torch.stack([
@@ -122,12 +123,12 @@ def test_active_is_where_the_activation_is_above_zero(backend, folder_of):
     ])  # fmt: skip
     assert torch.equal(run.statistics.get("mlp_pre.positive"), counts)
     ids = torch.arange(20)[None]
-    site, read = models.reader(model, "mlp_pre")
-    seen = {}
+    site, seen = get_site("mlp_pre"), {}
     with model.hooks(fwd_hooks=[(site.hook_name(1), lambda acts, hook: seen.update(pre=acts))]):
         model(ids)
-    below = seen["pre"] < 0
-    assert 0.01 < (models.firing(model)[1](seen["pre"])[below] > 0).float().mean() < 0.99
+    below, acts = seen["pre"] < 0, models.firing(model)
+    assert acts is not None
+    assert 0.01 < (acts[1](seen["pre"])[below] > 0).float().mean() < 0.99
 
 
 def test_every_layer_has_its_own_activation(folder_of):
@@ -199,7 +200,7 @@ def test_a_down_projection_that_reads_something_else(name, folder_of):
     assert models.has_site(model, "mlp_post")
     down = model.blocks[1].mlp.out.original_component
     handle = down.register_forward_pre_hook(lambda module, args: (args[0] + args[0].flip(-1),))
-    with pytest.raises(DoesNotApply, match="to set units of mlp.hook_post to zero is not to set the weights to zero"):
+    with pytest.raises(DoesNotApply, match=r"to set units of mlp.hook_post to zero is not to set the weights to zero"):
         models.site_width(model, "mlp_post")
     handle.remove()
     assert models.has_site(model, "mlp_post")
@@ -230,7 +231,7 @@ def test_what_needs_no_mlp_works_without(name, folder_of, loaded):
         progress=False,
     )
     assert not any(key.startswith("mlp_") for key in run.statistics.sums)
-    hf_model, sums, after = plain(folder_of(name)), 0, []
+    hf_model, sums, after = plain(folder_of(name)), torch.zeros(32), []
     first = hf_model.get_submodule("model" if attends else "backbone").layers[0]
     first.register_forward_hook(lambda module, args, out: after.__setitem__(slice(None), out))
     for text in corpora["en"].find:

@@ -27,7 +27,7 @@ SIZES = {
     "bloom": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "phi3": ("phi3", {**LLAMA_LIKE, **GROUPED}),
     "glm": ("glm", {**LLAMA_LIKE, **GROUPED, "head_dim": 8}),
-    "xglm": ("xglm", {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 64}),
+    "xglm": ("xglm", {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}),
     "arcee": ("arcee", {**LLAMA_LIKE, **GROUPED}),
     "starcoder2": ("starcoder2", {**LLAMA_LIKE, **GROUPED}),
     "apertus": ("apertus", {**LLAMA_LIKE, **GROUPED, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
@@ -36,7 +36,7 @@ SIZES = {
         {**LLAMA_LIKE, **GROUPED, "layer_types": ["full_attention", "conv"], "block_auto_adjust_ff_dim": False},
     ),
     "bitnet": ("bitnet", {**LLAMA_LIKE, **GROUPED}),
-    "modernbert": ("modernbert-decoder", {**LLAMA_LIKE, **HEADS, "global_attn_every_n_layers": 1, "local_attention": 16}),
+    "modernbert": ("modernbert-decoder", {**LLAMA_LIKE, **HEADS, "global_attn_every_n_layers": 1}),
     "bert": ("bert", {**LLAMA_LIKE, **HEADS}),
     "falcon_alibi": (
         "falcon",
