@@ -210,7 +210,7 @@ def test_a_languages_p_value_is_the_largest_of_its_contrasts_over_all_permutatio
         others = [counted_p_values(values, (label, other), paired) for other in "abc" if other != label]
         exact = np.max(others, axis=0) if alike == 0 else np.minimum(1, 2 * np.min(others, axis=0))
         assert np.abs(tests.p_values["mlp"][place, 0].numpy() - exact).max() < 0.04
-        assert 0.05 < exact.min() < 0.9
+        assert exact.min() < 0.9
 
 
 def one_language_high(generator, high=0.8):

@@ -122,8 +122,8 @@ def measure(
         Tables by name, those of the checks that were done, with a column `method`: "stability" as `stability_table`,
         "leave one out" as `leave_one_out`, "nulls" (`units`, `null_units`, `null_low`, `null_high` on permuted labels,
         `mean_score`, `null_score`, the mean over permutations that find any, `null_p` as `PermutationTest.set_p_value`,
-        `beyond_null`, the share of the set's units beyond max-T, `permutations`), "survival" as `survival` and
-        `same_script_survival`, "ablations" as `ablation_sensitivity`, "off target" as `off_target`; and "not done"
+        `beyond_null`, the share of its units at which their language stands out, max-T, `permutations`), "survival" as
+        `survival` and `same_script_survival`, "ablations" as `ablation_sensitivity`, "off target" as `off_target`; and "not done"
         (`method`, `check`, `reason`).
     """
     if model is not None:

@@ -237,17 +237,19 @@ def null_counts(
 ) -> pd.DataFrame:
     """How many units each method finds on permuted labels, beside the true count.
 
-    Many rules choose the same number whatever the labels say; for them the number says nothing, and only the scores
-    can: `beyond_null` and `significant` count those.
+    Many rules choose the same number whatever the labels say; for them the number says nothing. `beyond_null`,
+    `significant` and `differing` count what the tests of `permutation_test` find, chosen by the method or not.
 
     Args: as `permutation_test`, for each of `methods`; a method object is named by its hyper-parameters.
 
     Returns:
-        One row a method and language, and one with the language "all" for different units: `method`, `language`,
-        `units`, `null_mean`, `null_low`, `null_high` (smallest and largest count), `fixed` (the count was the same
-        under every permutation and the true labels), `beyond_null` (max-T at 0.05), `significant` (Benjamini-Hochberg
-        at 0.05), `permutations`, and `needed`: how many units of all languages must have the smallest p that so many
-        permutations allow before Benjamini-Hochberg finds any. Both tests find nothing with fewer than 19.
+        One row for each method and language, and one with the language "all" for different units: `method`,
+        `language`, `units`, `null_mean`, `null_low`, `null_high` (smallest and largest count), `fixed` (the count was
+        the same under every permutation and the true labels), `beyond_null` (units at which the language stands out,
+        max-T at 0.05), `significant` (the same, Benjamini-Hochberg at 0.05), `differing` (only with "all": units at
+        which languages differ, whichever, Benjamini-Hochberg at 0.05), `permutations`, and `needed`: how many pairs of
+        unit and language must have the smallest p that so many permutations allow before Benjamini-Hochberg finds any.
+        No test finds anything with fewer than 19.
 
     Raises: as `permutation_test`.
     """
@@ -264,6 +266,8 @@ def null_counts(
         frame["null_low"], frame["null_high"] = null.amin(0).int().numpy(), null.amax(0).int().numpy()
         frame["fixed"] = frame["null_low"].eq(frame["null_high"]) & frame["null_low"].eq(frame["units"])
         frame["beyond_null"], frame["significant"] = columns["beyond_null"], columns["significant"]
+        differing = sum(int(mask.sum()) for mask in test.significant_units().values())
+        frame["differing"] = pd.array([pd.NA] * len(test.found.languages) + [differing], dtype="Int64")
         tested = sum(each.numel() for each in test.p_values.values())
         frames.append(frame.assign(permutations=permutations, needed=math.ceil(tested / (1 + permutations) / LEVEL)))
     if not frames:
@@ -274,8 +278,9 @@ def null_counts(
 def benjamini_hochberg(p_values: Float[Tensor, "*axes"], q: float = LEVEL) -> Bool[Tensor, "*axes"]:
     """Which p-values are significant with an expected share of false ones of at most `q`, over all of them.
 
-    Source: Benjamini and Hochberg 1995, through `scipy.stats.false_discovery_control`; holds for independent or
-    positively dependent p-values.
+    Source: Benjamini and Hochberg 1995, through `scipy.stats.false_discovery_control`. Proved for p-values that are
+    independent or positively dependent (Benjamini and Yekutieli 2001), as those of units that rise and fall together
+    are; contrasts of two languages with each other are not, which `experiments/null_simulation.py` looks at.
     """
     check_shares(q=q)
     adjusted = false_discovery_control(p_values.flatten().numpy())

@@ -237,8 +237,8 @@ def trust_table(details: Mapping[str, pd.DataFrame], methods: list[str]) -> pd.D
         (overlap with the replicates' sets beyond chance), `replicates`;
         one language left out: `leave_one_out_jaccard`, the same with the sets that the other languages then have;
         permuted labels: `units` on the true ones, `null_units` found there on average, `null_low`, `null_high`,
-        `null_p` (do they give as many units, or as high scores), `beyond_null` (share of the set's units that score
-        beyond the best of all there), `permutations`;
+        `null_p` (do they give as many units, or scores as far out), `beyond_null` (share of the set's units at which
+        their language stands out from every other, more than any does at any unit there), `permutations`;
         changed text: `survival` and its `ceiling` after `romanised_`, `shuffled_words_` and `same_script_`, means over
         the languages that the change tests;
         ablations: `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the own rise is above

@@ -26,9 +26,10 @@ HOW = {
     "nulls": (
         "Shuffled labels: the labels of shards are permuted across languages, so that there is nothing to find. Many "
         "rules choose as many units there, so scores count too. null p: how often permuted labels give as many units, "
-        "or units that score as high on average (the smaller share, doubled); beyond null: share of the set's units "
-        "that score beyond the best of all units there. What is told from shuffled labels is a difference between "
-        "texts, not yet a unit of a language."
+        "or units that score as far out on average (the smaller share, doubled); beyond null: share of the set's units "
+        "at which their language stands out from every other language, more than any does at any unit when the labels "
+        "of the two are permuted. What is told from shuffled labels is a difference between texts, not yet a unit of a "
+        "language."
     ),
     "survival": (
         "Changed text: units are found again on text in plain Latin letters, on words in random order, and without the "
