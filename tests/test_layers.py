@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "lsn_lens"
 LAYERS = (
     {"draws", "formats"},
     {"sites", "statistics", "neurons", "corpora", "batches", "scripts"},
-    {"experts", "importance"},
+    {"experts", "importance", "lettering", "marks"},
     {"models", "forward", "interventions", "actions", "run", "methods", "requirements", "recorders"},
     {"passes", "anatomy"},
     {"collect"},
