@@ -2,19 +2,25 @@
 
 import html
 import io
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from lsn_lens.lettering import lettering
+from lsn_lens.marks import MOST_WRITTEN_CELLS, Bars, Dots, Heatmap, Line, Mark, labels_of, relabelled
+
+__all__ = ["MOST_WRITTEN_CELLS", "Bars", "Chart", "Dots", "Heatmap", "Line", "Mark", "fragment", "save"]
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 IMAGES = (".png", ".svg", ".pdf")
@@ -23,62 +29,7 @@ PLOTLY_OPTIONS = {
     "responsive": True,
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
-MOST_WRITTEN_CELLS = 24  # columns, beyond which numbers in the cells no longer fit
 LETTER = 0.08  # inches that a letter of a tick label takes, at 9 points
-
-
-@dataclass(frozen=True, eq=False)
-class Heatmap:
-    """A matrix as coloured cells; `label` names the colours, NaN stays empty."""
-
-    values: pd.DataFrame
-    limits: tuple[float, float]
-    colours: tuple[str, ...]
-    label: str
-    form: str
-
-    def texts(self) -> list[list[str]]:
-        """What the cells say."""
-        fits = self.values.shape[1] <= MOST_WRITTEN_CELLS
-        return [
-            [format(value, self.form) if fits and math.isfinite(value) else "" for value in row]
-            for row in self.values.to_numpy(dtype=float)
-        ]
-
-
-@dataclass(frozen=True, eq=False)
-class Bars:
-    """One bar a category; several `Bars` of a chart stand beside each other."""
-
-    values: pd.Series
-    label: str
-    colour: str
-
-
-@dataclass(frozen=True, eq=False)
-class Dots:
-    """Any number of points a category: the index of `values` repeats."""
-
-    values: pd.Series
-    label: str
-    colour: str
-
-
-@dataclass(frozen=True, eq=False)
-class Line:
-    """A curve over categories, in their order; NaN leaves a gap. A dashed one is what others are compared with.
-
-    `band` has the columns `low` and `high`, drawn around it.
-    """
-
-    values: pd.Series
-    label: str
-    colour: str
-    dashed: bool = False
-    band: pd.DataFrame | None = None
-
-
-Mark = Heatmap | Bars | Dots | Line
 
 
 @dataclass(frozen=True)
@@ -101,17 +52,35 @@ class Chart:
 
     def matplotlib(self) -> Figure:
         """A matplotlib figure, outside of pyplot."""
+        letters = lettering(self._labels())
+        with matplotlib.rc_context({"font.family": list(letters.families)}):
+            return self._relabelled(letters.of)._drawn()
+
+    def _labels(self) -> Iterator[str]:
+        """All that is written in the figure, but numbers in cells and on axes."""
+        yield from (self.title, self.x, self.y)
+        for mark in self.marks:
+            yield from labels_of(mark)
+
+    def _relabelled(self, name: Callable[[object], str]) -> "Chart":
+        marks = tuple(relabelled(mark, name) for mark in self.marks)
+        return replace(self, title=name(self.title), x=name(self.x), y=name(self.y), marks=marks)
+
+    def _drawn(self) -> Figure:
         figure = Figure(figsize=self._inches(), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         bars = [mark for mark in self.marks if isinstance(mark, Bars)]
-        for mark in self.marks:
-            MATPLOTLIB[type(mark)](axes, mark, bars)
+        handles = [MATPLOTLIB[type(mark)](axes, mark, bars) for mark in self.marks]
+        if not isinstance(self.marks[0], Heatmap):
+            _legend(axes, handles, self.marks)
         above = 20 if isinstance(self.marks[0], Bars | Dots) else 6  # points: room for the legend
-        axes.set_title(self.title, fontsize=11, loc="left", pad=above, parse_math=False)
-        axes.set_xlabel(self.x, fontsize=9, parse_math=False)
-        axes.set_ylabel(self.y, fontsize=9, parse_math=False)
+        axes.set_title(self.title, fontsize=11, loc="left", pad=above)
+        axes.set_xlabel(self.x, fontsize=9)
+        axes.set_ylabel(self.y, fontsize=9)
         axes.tick_params(labelsize=9, length=0)
         axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)  # pyright: ignore[reportAttributeAccessIssue]
         return figure
 
     def plotly(self) -> go.Figure:
@@ -187,19 +156,19 @@ def _plain(label: object) -> str:
 def _columns(axes: Axes, labels: pd.Index) -> None:
     """Names below an axis, slanted where neighbours would touch."""
     names = [*map(str, labels)]
-    axes.set_xticks(range(len(names)), names, parse_math=False)
+    axes.set_xticks(range(len(names)), names)
     width = 0.8 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
     if any(LETTER * (len(one) + len(other)) / 2 > width / len(names) for one, other in pairwise(names)):
         for tick in axes.get_xticklabels():
             tick.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
-def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> None:
+def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> Any:
     low, high = mark.limits
     colours = LinearSegmentedColormap.from_list("", mark.colours).with_extremes(bad="none")
     image = axes.imshow(mark.values.to_numpy(dtype=float), cmap=colours, vmin=low, vmax=high, aspect="auto")
     _columns(axes, mark.values.columns)
-    axes.set_yticks(range(mark.values.shape[0]), [*map(str, mark.values.index)], parse_math=False)
+    axes.set_yticks(range(mark.values.shape[0]), [*map(str, mark.values.index)])
     middle, reach = (low + high) / 2, (high - low) / 2
     for row, texts in enumerate(mark.texts()):
         for column, text in enumerate(texts):
@@ -210,44 +179,55 @@ def _heatmap_axes(axes: Axes, mark: Heatmap, bars: list[Bars]) -> None:
     bar.set_label(mark.label.replace("<br>", "\n"), fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return image
 
 
-def _bars_axes(axes: Axes, mark: Bars, bars: list[Bars]) -> None:
+def _bars_axes(axes: Axes, mark: Bars, bars: list[Bars]) -> Any:
     width = 0.65 / len(bars)
     shift = (bars.index(mark) - (len(bars) - 1) / 2) * width
-    axes.bar(np.arange(len(mark.values)) + shift, mark.values, width, color=mark.colour, label=mark.label)
+    drawn = axes.bar(np.arange(len(mark.values)) + shift, mark.values, width, color=mark.colour)
     _columns(axes, mark.values.index)
     _lines(axes)
+    return drawn
 
 
-def _dots_axes(axes: Axes, mark: Dots, bars: list[Bars]) -> None:
+def _dots_axes(axes: Axes, mark: Dots, bars: list[Bars]) -> Any:
     places = {name: place for place, name in enumerate(bars[0].values.index if bars else mark.values.index.unique())}
     at = [places[name] for name in mark.values.index]
-    axes.scatter(at, mark.values, s=22, color=mark.colour, edgecolor="white", linewidth=0.6, zorder=3, label=mark.label)
     _lines(axes)
+    return axes.scatter(at, mark.values, s=22, color=mark.colour, edgecolor="white", linewidth=0.6, zorder=3)
 
 
-def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> None:
+def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> Any:
     places = np.arange(len(mark.values))
     style = "--" if mark.dashed else "o-"
-    axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5, label=mark.label)
+    (drawn,) = axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5)
     if mark.band is not None:
         axes.fill_between(places, mark.band["low"], mark.band["high"], color=mark.colour, alpha=0.2, linewidth=0)
     _columns(axes, mark.values.index)
     _lines(axes)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # many: beside the curves
+    return drawn
 
 
 def _lines(axes: Axes) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.axhline(0, color="#888888", linewidth=0.8)
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0)
+
+
+def _legend(axes: Axes, handles: list[Any], marks: tuple[Mark, ...]) -> None:
+    """Curves are many, so their names stand beside them; those of bars and dots stand above."""
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderpad": 0}
+    where: dict[str, Any] = beside if isinstance(marks[-1], Line) else above
+    legend = axes.legend(handles, ["-"] * len(handles), fontsize=8, frameon=False, **where)
+    for text, mark in zip(legend.get_texts(), marks, strict=True):
+        text.set_text(mark.label)  # now, as matplotlib leaves names out that begin with "_"
 
 
 def _heatmap_trace(mark: Heatmap) -> go.Heatmap:
     scale = [[place / (len(mark.colours) - 1), colour] for place, colour in enumerate(mark.colours)]
-    bar_title = {"text": mark.label, "side": "right", "font": {"size": 12}}
+    bar_title = {"text": "<br>".join(map(_plain, mark.label.split("<br>"))), "side": "right", "font": {"size": 12}}
     return go.Heatmap(
         z=mark.values.to_numpy(dtype=float), x=[*map(_plain, mark.values.columns)], y=[*map(_plain, mark.values.index)],
         zmin=mark.limits[0], zmax=mark.limits[1], colorscale=scale, text=mark.texts(), texttemplate="%{text}", xgap=2,
@@ -258,7 +238,12 @@ def _heatmap_trace(mark: Heatmap) -> go.Heatmap:
 
 def _series(mark: Bars | Dots | Line) -> dict[str, Any]:
     hover = "%{x}: %{y:.5g}<extra>%{fullData.name}</extra>"
-    return {"x": [*map(_plain, mark.values.index)], "y": mark.values, "name": mark.label, "hovertemplate": hover}
+    return {
+        "x": [*map(_plain, mark.values.index)],
+        "y": mark.values,
+        "name": _plain(mark.label),
+        "hovertemplate": hover,
+    }
 
 
 def _bars_trace(mark: Bars) -> go.Bar:
@@ -290,7 +275,7 @@ def _band_trace(mark: Mark, band: pd.DataFrame) -> go.Scatter:
     )  # fmt: skip
 
 
-MATPLOTLIB: dict[type, Callable[[Axes, Any, list[Bars]], None]] = {
+MATPLOTLIB: dict[type, Callable[[Axes, Any, list[Bars]], Any]] = {
     Heatmap: _heatmap_axes, Bars: _bars_axes, Dots: _dots_axes, Line: _line_axes
 }  # fmt: skip
 PLOTLY: dict[type, Callable[[Any], Any]] = {

@@ -12,7 +12,7 @@ LAYERS = (
     {"token_bytes", "hooks", "sealed", "checkpoints"},
     {"tokens", "documents", "probing"},
     {"statistics", "neurons", "corpora", "batches", "scripts", "mlps"},
-    {"experts", "importance"},
+    {"experts", "importance", "lettering", "marks"},
     {"models", "forward", "entry", "interventions", "actions", "run", "methods", "requirements", "recorders"},
     {"acceptance"},
     {"loading"},

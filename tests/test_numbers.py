@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Numbers and words of answers, as languages write them."""
 
 import random
@@ -54,7 +55,7 @@ def test_groups_as_in_india(language):
 
 def test_decimal_marks_and_grouping_are_those_of_cldr():
     babel = pytest.importorskip("babel.numbers")
-    known = """af ar az be bg bn bs ca cs da de de-CH el en en-IN en-ZA es es-MX et eu fa fi fr fr-CH gl gu he hi hr hu hy
+    known = """ar az be bg bn bs ca cs da de de-CH el en en-IN en-ZA es es-MX et eu fa fi fr fr-CH gl gu he hi hr hu hy
     id is it it-CH ja ka kk kn ko ky lt lv mk ml mr ms nb nl nn pa pl pt pt-PT ro ru si sk sl sq sr sv sw ta te th tr
     uk ur uz vi zh zu am my ne ps tk"""
     for language in known.split():
@@ -71,7 +72,8 @@ def test_decimal_marks_and_grouping_are_those_of_cldr():
     ("text", "language", "expected"),
     [
         ("Die Antwort ist 1.250.", "de", 1250), ("The answer is 1.250.", "en", 1.25), ("1.250", "", 1.25),
-        ("La réponse est 1 250.", "fr", 1250), ("La réponse est 1 250.", "", 1250), ("3,5", "de", 3.5), ("3,5", "", 3.5),
+        ("La réponse est 1 250.", "fr", 1250), ("La réponse est 1 250.", "", 1250), ("3,5", "de", 3.5),
+        ("3,5", "", 3.5),
         ("3.5", "de", 3.5), ("1,250", "en", 1250), ("1,250", "fr", 1.25), ("0,250", "en", 0.25), ("0.250", "de", 0.25),
         ("1234.567", "de", 1234.567), ("1234,567", "en", 1234.567), ("1.234.567", "en", 1234567),
         ("1,234,567", "de", 1234567), ("1.250,50", "en", 1250.5), ("1,250.50", "de", 1250.5), ("1 250,50", "", 1250.5),
@@ -81,7 +83,8 @@ def test_decimal_marks_and_grouping_are_those_of_cldr():
         ("\u200e-5", "ar", -5), ("٣،٥", "ar", 3.5), ("3/4", "", 0.75), ("2½", "", 2.5), ("about ½", "", 0.5),
         ("-2½", "", -2.5), ("3/4/2024", "en", 2024), ("5/0", "", 0), ("10²", "", 10), ("H₂O", "", None),
         ("3万5千", "ja", 35000), ("约1万2500元", "zh", 12500), ("2.5億", "ja", 250000000), ("5만", "ko", 50000),
-        ("3千克", "zh", 3), ("1 250 000", "", 1250000), ("12,34", "en", 12.34), ("5 100", "fr", 5100), ("none", "", None),
+        ("3千克", "zh", 3), ("1 250 000", "", 1250000), ("12,34", "en", 12.34), ("5 100", "fr", 5100),
+        ("none", "", None),
         ("#### 5 #### 8 or 9", "", 9), ("90071992547409931", "", 90071992547409931), ("it is 3.99", "", 3.99),
     ],
 )  # fmt: skip
@@ -139,7 +142,8 @@ SAME = [
     ("PARIS", "paris", "en"), ("I\u0307zmir", "izmir", "tr"), ("e\u0301t\u00e9", "été", "fr"), ("3万", "30000", "zh"),
 ]  # fmt: skip
 DIFFERENT = [
-    ("5", "-5", ""), ("5", "\u22125", ""), ("3.5", "35", ""), ("3,5", "35", "de"), ("1/2", "12", ""), ("10:30", "1030", ""),
+    ("5", "-5", ""), ("5", "\u22125", ""), ("3.5", "35", ""), ("3,5", "35", "de"), ("1/2", "12", ""),
+    ("10:30", "1030", ""),
     ("1.250", "1250", "en"), ("10-12", "1012", ""), ("1.5.2024", "152024", "de"), ("10²", "102", ""), ("2½", "212", ""),
     ("1,2,3", "123", ""), ("ISPARTA", "isparta", "tr"), ("ırak", "irak", ""), ("2½", "21/2", ""), ("-$5", "$5", ""),
 ]  # fmt: skip
@@ -162,7 +166,7 @@ def test_answers_that_differ(one, other, language):
 def test_normalising_twice_changes_nothing():
     rng = random.Random(2)
     for language in ("", "de", "tr", "ja"):
-        for _ in range(2000):
+        for _ in range(400):
             text = "".join(rng.choice("0123456789.,:/- '−٫½²万aIİßςΣé’（）$％") for _ in range(rng.randrange(10)))
             once = normalised(text, language)
             assert once == " ".join(once.split()) and units(text, language) == once.replace("万", " 万 ").split()

@@ -21,7 +21,10 @@ from lsn_lens.interventions import Intervention
 
 TURN = "<end_of_turn>"
 SPECIAL = ["<unk>", "<s>", "</s>", TURN, "<|im_start|>"]
-CHAT = "{{ bos_token }}{% for x in messages %}<|im_start|>{{ x['content'] }}{% endfor %}{% if add_generation_prompt %}<|im_start|>a:{% endif %}"
+CHAT = (
+    "{{ bos_token }}{% for x in messages %}<|im_start|>{{ x['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>a:{% endif %}"
+)
 LATIN = [text for text in SENTENCES if text.isascii() or "ü" in text or "è" in text]
 
 
@@ -159,7 +162,7 @@ def test_generators_are_read_once_for_all_interventions(load):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"prompts": {"en": "The river", "fr": "La"}}, r"prompts is a mapping with the keys \['en', 'fr'\]: give a list"),
+        ({"prompts": {"en": "The river", "fr": "La"}}, r"a mapping with the keys \['en', 'fr'\]: give a list"),
         ({"prompts": {"a", "b"}}, "prompts is a set, which has no order"),
         ({"prompts": ["a", None]}, r"prompts: number 1 \(from 0\) is None, no text"),
         ({"prompts": pd.Series(["a", np.nan])}, r"number 1 \(from 0\) is nan, no text"),
@@ -185,7 +188,9 @@ def test_what_is_no_prompt_or_count(settings, words, load):
 def test_a_token_that_the_model_lacks(load, monkeypatch):
     model = load("llama")
     monkeypatch.setattr(generation, "prompt_ids", lambda tokenizer, text, separator: [0, VOCABULARY + len(text)])
-    with pytest.raises(ValueError, match=rf"prompt 0 has the token {VOCABULARY + 1}; the model knows {VOCABULARY} only"):
+    with pytest.raises(
+        ValueError, match=rf"prompt 0 has the token {VOCABULARY + 1}; the model knows {VOCABULARY} only"
+    ):
         write(model, ["T"])
 
 
@@ -239,9 +244,9 @@ def test_every_end_token_of_the_generation_configuration_ends_a_text(model, hugg
     frame = greedy(model, prompts)
     for prompt, row in zip(prompts, frame.to_dict("records"), strict=True):
         ids = torch.tensor([prompt_ids(model.tokenizer, prompt)])
-        new = hugging_face("llama").generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=ends, pad_token_id=0
-        )[0, ids.shape[1] :].tolist()
+        options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+        written = hugging_face("llama").generate(ids, attention_mask=torch.ones_like(ids), **options)
+        new = written[0, ids.shape[1] :].tolist()
         assert new[-1] in ends and row["ids"] == new[:-1] and row["ended"]
         chances = hugging_face("llama")(torch.tensor([ids[0].tolist() + new])).logits[0, ids.shape[1] - 1 : -1]
         mean = chances.log_softmax(-1).gather(1, torch.tensor(new)[:, None]).mean()
@@ -336,7 +341,7 @@ def test_texts_that_cross_the_length_of_long_rope(tmp_path, load):
     load("llama").tokenizer.save_pretrained(tmp_path)
     original = long_rope(tmp_path)
     model = lsn.load_model(tmp_path, backend="bridge", device="cpu")
-    prompts = ["雨", "The river", "The river is high after the rain, and the bridge", "La", SENTENCES[1], "Der Fluss steht"]
+    prompts = ["雨", "The river", SENTENCES[0], "La", SENTENCES[1], "Der Fluss steht"]
     lengths = [len(prompt_ids(model.tokenizer, prompt)) for prompt in prompts]
     assert min(lengths) < 8 and max(lengths) > 16
     found = write(model, prompts, tokens=24, samples=2)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 import copy
 import math
 import random
@@ -154,7 +155,9 @@ def test_languages_outside_the_run_are_not_named(identify, length, most):
     assert len(texts) > 40 and len(named) <= most * len(texts)
 
 
-@pytest.mark.parametrize("run", [["en", "fr"], ["en", "ru"], ["ar", "en"], ["hi", "en"], ["zh", "ja"], ["ko", "es", "pt"]])
+@pytest.mark.parametrize(
+    "run", [["en", "fr"], ["en", "ru"], ["ar", "en"], ["hi", "en"], ["zh", "ja"], ["ko", "es", "pt"]]
+)
 def test_whatever_the_run_is(run):
     identify = identifier(run)
     for language, text in FOREIGN.items():
@@ -202,7 +205,7 @@ def test_ruled_out_languages_are_not_weighed():
     malay = split(FOREIGN["ms"])
     assert identifier(["id", "en"])(malay[1:])[0][0] == UND
     assert identifier(["id", "en"], ruled_out=["ms"])(malay[1:])[0][0] == "id"
-    with pytest.raises(ValueError, match="'id'.* are languages to name"):
+    with pytest.raises(ValueError, match=r"'id'.* are languages to name"):
         identifier(["id", "en"], ruled_out=["id"])
     with pytest.raises(KeyError, match="xx"):
         identifier(["id", "en"], ruled_out=["xx"])

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from lsn_lens import models
@@ -52,7 +51,7 @@ class Endings:
         return Ended(self._before_stop(prompt, kept) or "", kept, False, True)
 
     def _before_stop(self, prompt: list[int], ids: list[int]) -> str | None:
-        """The text before the first stop string; None without one. Special tokens count where a string has one in it."""
+        """The text before the first stop string; None without one. Special tokens count for strings that have some."""
         cuts = []
         for stop in self.strings:
             spelled = any(name in stop for name in self.names)
@@ -65,7 +64,9 @@ class Endings:
     def _written(self, prompt: list[int], ids: list[int], spelled: bool = False) -> str:
         """The text that ids add to a prompt's: how a token reads may depend on whether anything stands before it."""
         head, whole = (self.tokenizer.decode(each, skip_special_tokens=not spelled) for each in (prompt, prompt + ids))
-        return whole[len(commonprefix([head, whole])) :]
+        if whole.startswith(head):
+            return whole[len(head) :]
+        return whole[next((place for place, char in enumerate(whole) if char != head[place]), len(whole)) :]
 
 
 def endings(model: models.Model, stop: Sequence[str]) -> Endings:

@@ -81,9 +81,9 @@ def generate(
         progress: Show a progress bar.
 
     Returns:
-        One row a text: `prompt` (its number), `sample`, `text` (what follows the prompt, with its leading space),
-        `ids` (the new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the chosen tokens, before temperature and penalty, in
-        nats).
+        One row a text: `prompt` (its number), `sample`, `text` (what follows the prompt, with its leading space), `ids`
+        (the new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the chosen
+        tokens, before temperature and penalty, in nats).
 
     Raises:
         ValueError: No prompts, one that is no text, has tokens that the model lacks, or with the new tokens exceeds the
@@ -186,7 +186,7 @@ def _border(model: models.Model) -> int | None:
 
 
 def _batches(rows: list[_Row], size: int, even: bool) -> Iterator[list[_Row]]:
-    """Texts at once; `even`: of the same length only, as the longest of a batch decides on the position codes of all."""
+    """Texts at once; `even`: of the same length only, where the longest of a batch decides on all position codes."""
     lengths = sorted({len(row.ids) for row in rows}) if even else [None]
     for length in lengths:
         some = [row for row in rows if length in (None, len(row.ids))]
@@ -194,8 +194,14 @@ def _batches(rows: list[_Row], size: int, even: bool) -> Iterator[list[_Row]]:
 
 
 def _write(
-    model: models.Model, rows: list[_Row], tokens: int, choose: Choose, ends: tuple[int, ...], border: int | None,
-    cache: bool, bar: Any,
+    model: models.Model,
+    rows: list[_Row],
+    tokens: int,
+    choose: Choose,
+    ends: tuple[int, ...],
+    border: int | None,
+    cache: bool,
+    bar: Any,
 ) -> tuple[Int[Tensor, "row token"], Float[Tensor, "row token"]]:
     """The new tokens of a batch and their log-probabilities; after an end token come more end tokens, of value 0."""
     device = models.device_of(model)

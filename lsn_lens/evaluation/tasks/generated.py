@@ -1,4 +1,5 @@
 """What written answers are worth: numbers, extracted spans, summaries."""
+# ruff: noqa: RUF001
 
 import re
 import unicodedata
@@ -15,7 +16,9 @@ from lsn_lens.evaluation.tasks.numbers import alike, numbers
 PUBLISHED = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 DOTLESS = {"tr", "tur", "az", "aze", "crh", "tt"}  # languages with an i that has no dot
 RAISED = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺")
-BETWEEN = frozenset("-/:.,")  # marks that belong to what they stand between, where these are numbers: times, dates, ranges
+BETWEEN = frozenset(
+    "-/:.,"
+)  # marks that belong to what they stand between, where these are numbers: times, dates, ranges
 UNSPACED = re.compile(  # scripts that put no spaces between words: each character is a unit
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9f\U00020000-\U0003ffff]"
@@ -45,8 +48,9 @@ def evaluate_generated(
         texts: One text for each item, in order, or a function that makes them from the items' prompts.
         items: Of several answers, the one that the text compares best with counts.
         metric: "last_number": the number read by `last_number` equals the answer's, both read as the item's language
-            writes them; "last_number_as_published": by `published_number`; "exact_match": equal after `normalised`; "token_f1": F1 of the units of both, as in SQuAD; "rouge_l": F1 of their longest common
-            subsequence. Units are those of `units`.
+            writes them; "last_number_as_published": by `published_number`; "exact_match": equal after `normalised`;
+            "token_f1": F1 of the units of both, as in SQuAD; "rouge_l": F1 of their longest common subsequence. Units
+            are those of `units`.
 
     Returns:
         One row an item: `language`, `id`, `text`, `read` (what the metric looked at), `score` in [0, 1], and for the
@@ -57,8 +61,8 @@ def evaluate_generated(
             the metrics that read one, or an unknown metric.
 
     Source: "last_number_as_published" follows the protocol for MGSM of Zhao et al. 2024 (arXiv 2402.18815), released
-    code. It reads 1.250 as 1 and 1 250 as 250, so it finds fewer right answers in languages that write so; "last_number"
-    is ours. A text without a number is read as None and wrong; there it counts as -1.
+    code. It reads 1.250 as 1 and 1 250 as 250, so it finds fewer right answers in languages that write so;
+    "last_number" is ours. A text without a number is read as None and wrong; there it counts as -1.
     """
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}: expected one of {list(METRICS)}.")
@@ -92,7 +96,7 @@ def last_number(text: str, language: str = "") -> int | float | None:
 
 
 def published_number(text: str, language: str = "") -> int | None:
-    """The last number of a text in digits, commas dropped, cut to a whole number, in every language; None without one."""
+    """The last number of a text, in every language with commas dropped, cut to a whole number; None without one."""
     found = PUBLISHED.findall(text)  # one after `####` is the last of the text too
     return int(found[-1].replace(",", "").partition(".")[0]) if found else None
 
@@ -156,7 +160,9 @@ def _f1(common: int, first: int, second: int) -> float:
 
 
 def _equal(read: Callable[[str, str], object]) -> Metric:
-    return Metric(read, lambda text, answer, language: float(read(text, language) == read(answer, language)), exact=True)
+    return Metric(
+        read, lambda text, answer, language: float(read(text, language) == read(answer, language)), exact=True
+    )
 
 
 METRICS: dict[str, Metric] = {

@@ -1,4 +1,5 @@
 """Numbers as languages write them: 1.250,5 in German, 1,250.5 in English, 1 250,5 in French, ١٬٢٥٠٫٥ in Arabic."""
+# ruff: noqa: RUF001
 
 import re
 import unicodedata
@@ -8,22 +9,25 @@ from typing import NamedTuple
 
 # languages with a decimal comma, by their codes of two and of three letters (CLDR 46; of ba, fur, nds, oc, os, scn and
 # wa it says nothing: as their neighbours write); all others have a decimal point
-COMMA = frozenset(
-    """af ast az ba be bg br bs ca crh cs cv da de dsb el eo es et eu ff fi fo fr fur fy gl hr hsb ht hu hy ia id is it
-    jv ka kab kea kk kl ku ky lb lij lld ln lo lt lv mk nb nds nl nn no nr oc os pl ps pt rn ro ru rw sah sc scn se shi
-    sk sl smn sq sr ss su sv tg tk tr ts tt tzm uk uz ve vec vi wa wo zgh
-    afr aze bak bel bul bre bos cat ces cze dan deu ger ell gre epo spa est eus baq fin fao fra fre fry glg hrv hat hun
-    hye arm ind isl ice ita jav kat geo kaz kur kir ltz lao lit lav mkd mac nob nld dut nno nor oci pol por ron rum rus
-    slk slo slv sqi alb srp sun swe tgk tuk tur tat ukr uzb uzn vie""".split()
-)
+COMMA_CODES = """
+af ast az ba be bg br bs ca crh cs cv da de dsb el eo es et eu ff fi fo fr fur fy gl hr hsb ht hu hy ia id is it jv
+ka kab kea kk kl ku ky lb lij lld ln lo lt lv mk nb nds nl nn no nr oc os pl ps pt rn ro ru rw sah sc scn se shi sk
+sl smn sq sr ss su sv tg tk tr ts tt tzm uk uz ve vec vi wa wo zgh afr aze bak bel bul bre bos cat ces cze dan deu
+ger ell gre epo spa est eus baq fin fao fra fre fry glg hrv hat hun hye arm ind isl ice ita jav kat geo kaz kur kir
+ltz lao lit lav mkd mac nob nld dut nno nor oci pol por ron rum rus slk slo slv sqi alb srp sun swe tgk tuk tur tat
+ukr uzb uzn vie
+"""
+COMMA = frozenset(COMMA_CODES.split())
 # regions that write another way than their language does elsewhere
-POINT_REGIONS = frozenset(
-    "de-ch de-li it-ch es-419 es-br es-bz es-cu es-do es-gt es-hn es-mx es-ni es-pa es-pe es-pr es-sv es-us".split()
-)
-COMMA_REGIONS = frozenset(
-    """ar-dz ar-lb ar-ly ar-ma ar-mr ar-tn en-at en-be en-cz en-de en-dk en-es en-fi en-fr en-hu en-id en-it en-nl en-no
-    en-pl en-pt en-ro en-se en-si en-sk en-za ms-bn ms-id qu-bo sw-cd""".split()
-)
+POINT_REGIONS_CODES = """
+de-ch de-li it-ch es-419 es-br es-bz es-cu es-do es-gt es-hn es-mx es-ni es-pa es-pe es-pr es-sv es-us
+"""
+POINT_REGIONS = frozenset(POINT_REGIONS_CODES.split())
+COMMA_REGIONS_CODES = """
+ar-dz ar-lb ar-ly ar-ma ar-mr ar-tn en-at en-be en-cz en-de en-dk en-es en-fi en-fr en-hu en-id en-it en-nl en-no
+en-pl en-pt en-ro en-se en-si en-sk en-za ms-bn ms-id qu-bo sw-cd
+"""
+COMMA_REGIONS = frozenset(COMMA_REGIONS_CODES.split())
 
 ALIKE = {
     **dict.fromkeys("،，﹐", ","), **dict.fromkeys("．﹒", "."), **dict.fromkeys("’ʼ＇‘", "'"),
@@ -65,7 +69,7 @@ class Number(NamedTuple):
 
 
 def alike(text: str) -> str:
-    """Digits, marks, signs and spaces of numbers, of which Unicode has several, made one; marks of direction dropped."""
+    """Digits, marks, signs and spaces of numbers, of which Unicode has several, made one; no marks of direction."""
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else ALIKE.get(c, c) for c in text)
 
 
@@ -87,13 +91,13 @@ def numbers(text: str, language: str = "") -> Iterator[Number]:
     divide numbers. 3/4 and 2½ are fractions; 3万5千 is 35000.
     """
     last: Number | None = None
-    for number in _each(text, has_decimal_comma(language)):
-        unit = UNIT.match(text, number.end)
-        if unit:
-            number = _sized(number.start, unit.end(), number.value * UNITS[unit[0]])
+    for each in _each(text, has_decimal_comma(language)):
+        unit = UNIT.match(text, each.end)
+        number = _sized(each.start, unit.end(), each.value * UNITS[unit[0]]) if unit else each
         if last is not None and last.end == number.start and text[last.end - 1] in UNITS:
-            number = _sized(last.start, number.end, last.value + number.value)
-        elif last is not None:
+            last = _sized(last.start, number.end, last.value + number.value)
+            continue
+        if last is not None:
             yield last
         last = number
     if last is not None:

@@ -40,7 +40,10 @@ WRITTEN_IN = {
     "TIFINAGH": "kab shi zgh",
 }
 # of these, the ones that are written in Latin letters too
-ALSO_LATIN = frozenset("az crh gom ha kab kk kok ku lad ms om shi sr tg tk tt ug uz".split())
+ALSO_LATIN_CODES = """
+az crh gom ha kab kk kok ku lad ms om shi sr tg tk tt ug uz
+"""
+ALSO_LATIN = frozenset(ALSO_LATIN_CODES.split())
 # script subtags of BCP 47, as in "sr-Latn": then only this script is meant
 SUBTAGS = {
     "arab": {"ARABIC"}, "armn": {"ARMENIAN"}, "beng": {"BENGALI"}, "cyrl": {"CYRILLIC"}, "deva": {"DEVANAGARI"},

@@ -1,0 +1,78 @@
+"""What a figure shows: coloured cells, bars, points, curves."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+MOST_WRITTEN_CELLS = 24  # columns, beyond which numbers in the cells no longer fit
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """A matrix as coloured cells; `label` names the colours, NaN stays empty."""
+
+    values: pd.DataFrame
+    limits: tuple[float, float]
+    colours: tuple[str, ...]
+    label: str
+    form: str
+
+    def texts(self) -> list[list[str]]:
+        """What the cells say."""
+        fits = self.values.shape[1] <= MOST_WRITTEN_CELLS
+        return [
+            [format(value, self.form) if fits and math.isfinite(value) else "" for value in row]
+            for row in self.values.to_numpy(dtype=float)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """One bar a category; several `Bars` of a chart stand beside each other."""
+
+    values: pd.Series
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True, eq=False)
+class Dots:
+    """Any number of points a category: the index of `values` repeats."""
+
+    values: pd.Series
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A curve over categories, in their order; NaN leaves a gap. A dashed one is what others are compared with.
+
+    `band` has the columns `low` and `high`, drawn around it.
+    """
+
+    values: pd.Series
+    label: str
+    colour: str
+    dashed: bool = False
+    band: pd.DataFrame | None = None
+
+
+Mark = Heatmap | Bars | Dots | Line
+
+
+def labels_of(mark: Mark) -> Iterator[str]:
+    """A mark's own name and those of its categories."""
+    yield mark.label
+    yield from map(str, mark.values.index)
+    yield from map(str, mark.values.columns if isinstance(mark, Heatmap) else ())
+
+
+def relabelled(mark: Mark, name: Callable[[object], str]) -> Mark:
+    """A mark with other names, of its categories too."""
+    values = mark.values.set_axis([*map(name, mark.values.index)], axis=0)
+    if isinstance(mark, Heatmap):
+        values = values.set_axis([*map(name, mark.values.columns)], axis=1)
+    return replace(mark, values=values, label=name(mark.label))
