@@ -26,7 +26,9 @@ class Config:
         out: Folder for the report and all else.
         languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
         counts: Units a language that average precision chooses: the doses of forcing them to the median.
-        strengths: Doses of all other ways to steer.
+        strengths: Doses of all other ways to steer, but the next.
+        released_strengths: Doses of language dimensions as they were released: the last layer's means, times this, in
+            the layer of `layer`. Published: 0.4.
         rate: Share of all units that lape chooses.
         layer: After which layer the residual stream is pushed; the middle by default.
         seeds: Random counterparts of each way to steer; one of them at every dose.
@@ -53,6 +55,7 @@ class Config:
     languages: tuple[str, ...] | None = None
     counts: tuple[int, ...] = (30, 100, 300, 1000)
     strengths: tuple[float, ...] = (1, 2, 4, 8)
+    released_strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     rate: float = 0.05
     layer: int | None = None
     seeds: int = 1
@@ -84,6 +87,7 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 import lsn_lens as lsn  # noqa: E402
+from lsn_lens import models  # noqa: E402
 from lsn_lens.actions import language_medians  # noqa: E402
 from lsn_lens.evaluation.perplexity import loss_table  # noqa: E402
 from lsn_lens.evaluation.steering import (  # noqa: E402
@@ -101,10 +105,13 @@ from lsn_lens.evaluation.steering.tables import choose_doses, dose_response, ste
 from lsn_lens.evaluation.steering.trials import prompts_from  # noqa: E402
 from lsn_lens.evaluation.texts import identifier  # noqa: E402
 from lsn_lens.formats import write_bytes  # noqa: E402
+from lsn_lens.methods import LanguageDimensions  # noqa: E402
 from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
 from lsn_lens.sections.steering import steering_report  # noqa: E402
 
 METHODS = ("average_precision", "plnd", "lape", "diffmean", "language_dimensions")
+RELEASED = "language_dimensions-released"
+AS_RELEASED = LanguageDimensions(variant="released")
 Corpora = Mapping[str, lsn.LanguageCorpus]
 Tables = dict[str, pd.DataFrame]
 Sets = dict[str, lsn.NeuronSet]
@@ -125,7 +132,8 @@ def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run, Sets]:
     if config.layer is not None and config.layer not in layers:
         raise ValueError(f"layer={config.layer}: the model has the layers 0 to {layers[-1]}.")
     layout = lsn.Layout(kind="documents", max_tokens=config.max_tokens)
-    run = lsn.collect(model, corpora, METHODS, config.out / "run", layout=layout)
+    methods = [*METHODS, AS_RELEASED] if models.has_site(model, "resid_mid") else METHODS  # none in parallel blocks
+    run = lsn.collect(model, corpora, methods, config.out / "run", layout=layout)
     return model, corpora, run, find(config, run)
 
 
@@ -133,7 +141,7 @@ def check(config: Config) -> None:
     """Refuse what cannot work with any model."""
     if config.seeds < 1:
         raise ValueError("expected at least one seed: a result without random counterpart shows nothing.")
-    if not config.counts or not config.strengths:
+    if not config.counts or not config.strengths or not config.released_strengths:
         raise ValueError("expected at least one count and one strength.")
     for name in ("samples", "tokens", "shown"):
         if getattr(config, name) < 1:
@@ -164,6 +172,9 @@ def find(config: Config, run: lsn.Run) -> Sets:
     """Units by method; those of average precision for each count."""
     precise = {precision(count): lsn.detect(run, "average_precision", count=count) for count in config.counts}
     others = {name: lsn.detect(run, name) for name in ("plnd", "language_dimensions")}
+    kept = set(run.settings["statistics"])
+    if all(need.key in kept for need in AS_RELEASED.statistics()):
+        others[RELEASED] = lsn.detect(run, AS_RELEASED)
     return precise | others | {"lape": lsn.detect(run, "lape", rate=config.rate)}
 
 
@@ -188,6 +199,9 @@ def ways(config: Config, model: Any, run: lsn.Run, sets: Sets) -> list[Steering]
                 direction(statistics, layer, strength, seed=seed),
                 dimensions(statistics, sets["language_dimensions"], strength, seed=seed),
             ]
+        for strength in config.released_strengths if RELEASED in sets else ():
+            place: Any = {"layer": layer, "variant": "released"}
+            every.append(dimensions(statistics, sets[RELEASED], strength, name=RELEASED, seed=seed, **place))
     return every
 
 

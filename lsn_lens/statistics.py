@@ -165,12 +165,13 @@ class Histogram:
     """How often each unit's value falls into each bin: `bins` of equal width, and one on either side for the rest.
 
     The bins of a unit lie within `spread` standard deviations around its mean, both measured on the first tokens
-    of every language before the run (kept with the run as `<key>.low` and `<key>.width`).
+    of every language before the run (kept with the run as `<key>.low` and `<key>.width`), and not below `floor`.
     """
 
     site: str
     bins: int = 64
     spread: float = 4.0
+    floor: float | None = None
     optional = by_document = gradient = False
 
     def __post_init__(self) -> None:
@@ -181,7 +182,11 @@ class Histogram:
     @property
     def key(self) -> str:
         """For example `mlp_act.histogram64`."""
-        return f"{self.site}.histogram{self.bins}" + ("" if self.spread == 4.0 else f"x{self.spread:g}")
+        limits = (
+            "" if self.spread == 4.0 else f"x{self.spread:g}",
+            "" if self.floor is None else f"from{self.floor:g}",
+        )
+        return f"{self.site}.histogram{self.bins}{''.join(limits)}"
 
     @property
     def sites(self) -> tuple[str, ...]:

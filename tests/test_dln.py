@@ -18,14 +18,15 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_counts_are_those_of_a_numpy_histogram(name, load):
+@pytest.mark.parametrize(("name", "floor"), [("llama", None), ("gpt2", None), ("llama", -0.2)])
+def test_counts_are_those_of_a_numpy_histogram(name, floor, load):
     model = load(name)
-    method = Dln(bins=10, spread=1.5)
+    method = Dln(bins=10, spread=1.5, floor=floor)
     run = lsn.collect(model, lsn.load_corpora(TEXTS, hold_out=0.0), [method],
                       layout=lsn.Layout(kind="documents", batch_tokens=32), progress=False)  # fmt: skip
-    counts = run.statistics.get("mlp_act.histogram10x1.5")
-    low, width = (run.constants[f"mlp_act.histogram10x1.5.{each}"].numpy() for each in ("low", "width"))
+    key = "mlp_act.histogram10x1.5" + ("" if floor is None else f"from{floor:g}")
+    counts = run.statistics.get(key)
+    low, width = (run.constants[f"{key}.{each}"].numpy() for each in ("low", "width"))
     act = torch.nn.functional.silu if name == "llama" else torch.nn.GELU("tanh")
     beyond = 0
     for place, texts in enumerate(TEXTS.values()):
@@ -42,6 +43,20 @@ def test_counts_are_those_of_a_numpy_histogram(name, load):
             assert moved <= 2  # a value on an edge may round to either side
             beyond += inner[0] + inner[-1]
     assert beyond > 0  # the tails are used
+
+
+@pytest.mark.parametrize("floor", [-0.4, -1.8])  # released; one that some units' bins begin above
+def test_bins_begin_at_the_floor_and_end_where_they_did(floor, load):
+    layout = lsn.Layout(kind="documents", batch_tokens=32)
+    corpora = lsn.load_corpora(TEXTS, hold_out=0.0)
+    methods = [Dln(bins=400, spread=3.0), Dln(bins=400, spread=3.0, floor=floor)]
+    constants = lsn.collect(load("llama"), corpora, methods, layout=layout, progress=False).constants
+    free, bound = ({part: constants[f"mlp_act.histogram400x3{end}.{part}"] for part in ("low", "width")}
+                   for end in ("", f"from{floor:g}"))  # fmt: skip
+    assert torch.equal(bound["low"], free["low"].clamp_min(floor))
+    assert 0 < (free["low"] < floor).double().mean() <= (1 if floor == -0.4 else 0.9)
+    ends = [each["low"] + 400 * each["width"] for each in (free, bound)]
+    assert torch.allclose(*ends, atol=1e-4)
 
 
 def test_overlap_by_hand():

@@ -10,7 +10,9 @@ from conftest import experiment
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sections import steering as section
 
-WAYS = {"average_precision", "plnd", "lape", "diffmean", "language_dimensions"}
+WAYS = {
+    "average_precision", "plnd", "lape", "diffmean", "language_dimensions", "language_dimensions-released",
+}  # fmt: skip
 SOME = {"average_precision", "plnd", "diffmean"}  # what texts are written with here: each takes its time
 TABLES = {
     "doses", "steering", "summary", "losses", "deactivation", "texts", "texts-doses", "texts-deactivation", "text"
@@ -71,7 +73,7 @@ def test_the_folder_is_whole(written, tables, drawn):
     assert origin["settings"]["counts"] == [100] and set(origin["corpus"]["languages"]) == {"en", "fr"}
     assert origin["corpus"]["sha256"] != origin["hold_out"]["sha256"]
     sets = {path.stem: NeuronSet.load(path) for path in (written / "neurons").iterdir()}
-    assert set(sets) == {"average_precision-100", "plnd", "lape", "language_dimensions"}
+    assert set(sets) == {"average_precision-100", *WAYS} - {"average_precision", "diffmean"}
     assert sets["average_precision-100"].counts().tolist() == [100, 100]
 
 
@@ -115,7 +117,9 @@ def test_every_way_has_its_random_counterparts(script, prepared):
     config, (model, _, run, sets) = prepared
     config = dataclasses.replace(config, seeds=2, strengths=(1.0, 3.0))
     every = script.ways(config, model, run, sets)
-    doses = {name: (100,) if name == "average_precision" else (1.0, 3.0) for name in WAYS}
+    doses = dict.fromkeys(WAYS, (1.0, 3.0)) | {
+        "average_precision": (100,), "language_dimensions-released": config.released_strengths,
+    }  # fmt: skip
     expected = {(name, dose, seed) for name in WAYS for dose in doses[name] for seed in (None, 0, 1)}
     assert {(each.name, each.dose, each.seed) for each in every} == expected and len(every) == len(expected)
     for each in every:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import WRITE_SITE
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics import Need, Statistics
 
 VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 
@@ -22,7 +22,7 @@ VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 class Method(Protocol):
     """Hyper-parameters and three functions; none of them runs a model."""
 
-    def statistics(self) -> tuple[Statistic, ...]:
+    def statistics(self) -> tuple[Need, ...]:
         """What `collect` must keep for it."""
         ...
 

@@ -30,15 +30,20 @@ class Dln:
         share: Order statistic of all pairs' overlaps that the cost must not exceed.
         bins: Of the histogram, besides its two tails.
         spread: Standard deviations that the bins reach to either side of the mean.
+        floor: Below which no bin begins; None: wherever the spread says.
 
-    Source: "Distribution-aware language neurons", released code (histograms of act(gate), 400 bins and two tails,
-    1 %). We have fewer bins: an overlap measured on few tokens falls with the number of bins, and so does not compare
-    between sizes of text. Where a neuron's bins lie is measured before the run, on the first tokens of each language.
+    Source: "Distribution-aware language neurons" (arXiv 2609.10993), released code: histograms of act(gate), 400 bins
+    and two tails, 3 standard deviations but not below -0.4 (SiLU does not fall below -0.28), 1 %, which is
+    `Dln(bins=400, spread=3.0, floor=-0.4)`. We have fewer bins by default: an overlap measured on few tokens falls with
+    the number of bins, and so does not compare between sizes of text; and 4 standard deviations to both sides for
+    whatever the activation function. Where a neuron's bins lie is measured before the run, on the first tokens of each
+    language, theirs on all of the text.
     """
 
     share: float = 0.01
     bins: int = 64
     spread: float = 4.0
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         check_shares(share=self.share)
@@ -50,7 +55,7 @@ class Dln:
         return (self._histogram(), Statistic("mlp_act", "sum"))
 
     def _histogram(self) -> Histogram:
-        return Histogram("mlp_act", self.bins, self.spread)
+        return Histogram("mlp_act", self.bins, self.spread, self.floor)
 
     def score(self, statistics: Statistics) -> NeuronScores:
         """1 - cost for languages of the neuron's group, -inf for others."""

@@ -50,7 +50,7 @@ class LanguageDimensions:
     Source: arXiv 2510.07213 and its released code, which is
     `LanguageDimensions(count=400, anchor="en", variant="released")`, or with `mode="monolingual", anchor_layer=19`, on
     50 sentences. Its "last layer" is the residual stream before the last MLP, its layer i what block i takes in. Ours:
-    the default variant, which chooses 32 to 36 of 40 dimensions alike on the embedded model (20 to 28 in the
+    the default variant, which chooses 31 to 36 of 40 dimensions alike on the embedded model (20 to 27 in the
     monolingual mode, where `anchor_layer=18` reads what theirs calls 19); a share of the width, which means something
     for other widths; and no anchor, so that all languages are treated alike.
     """

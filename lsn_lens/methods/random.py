@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from lsn_lens.methods.base import Method
 from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics import Need, Statistics
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Random:
     like: Method = field(default_factory=Lape)
     seed: int = 0
 
-    def statistics(self) -> tuple[Statistic, ...]:
+    def statistics(self) -> tuple[Need, ...]:
         """What the matched method needs."""
         return self.like.statistics()
 

@@ -64,8 +64,9 @@ class Histograms(Recorder):
         values = [torch.cat(each) for each in seen.values()]
         middle = torch.stack([each.mean(0) for each in values])
         spread = need.spread * torch.stack([each.std(0) for each in values])
-        width = (2 * spread / need.bins).clamp_min(1e-12)  # a silent unit has no spread
-        return {f"{need.key}.low": (middle - spread).float(), f"{need.key}.width": width.float()}
+        low = middle - spread if need.floor is None else (middle - spread).clamp_min(need.floor)
+        width = ((middle + spread - low) / need.bins).clamp_min(1e-12)  # a silent unit has no spread
+        return {f"{need.key}.low": low.float(), f"{need.key}.width": width.float()}
 
     def see(self, acts: Acts) -> None:
         """Count into `bins + 2` bins a unit."""
