@@ -101,11 +101,11 @@ def _processing(model: Model) -> Iterator[str]:
         yield "center_writing_weights"
     if _is_centred(model.W_U, -1):
         yield "center_unembed"
-    if not attention.b_V.any() and attention.b_O.any() and (attention.b_Q.any() or attention.b_K.any()):
-        yield "fold_value_biases"
     heads = attention.W_O.detach()[0].float()
     if torch.allclose(heads @ heads.T, torch.eye(len(heads), device=heads.device), atol=CENTRED):
         yield "refactor_factored_attn_matrices"
+    if not attention.b_V.any() and attention.b_O.any() and (attention.b_Q.any() or attention.b_K.any()):
+        yield "fold_value_biases"
 
 
 def _is_centred(weight: Tensor, axis: int) -> bool:
