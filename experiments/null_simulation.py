@@ -41,7 +41,7 @@ SHIFTS: dict[str, tuple[float, float, float, float]] = {
     "two high": (1.5, 1.5, 0.0, 0.0),
     "ladder": (2.0, 1.0, 0.0, -1.5),
 }
-METHODS: dict[str, methods.Method] = {
+METHODS: dict[str, Any] = {
     "lape": methods.Lape(filter_share=0.5, bar_share=0.5),
     "lap": methods.Lap(),
     "lave": methods.Lave(filter_share=0.5, bar_share=0.5),
@@ -82,10 +82,9 @@ def _sums(values: Tensor, base: np.ndarray, spread: np.ndarray) -> dict[str, Ten
     """Of one shard, from values `[document token unit]`."""
     tokens = values.flatten(0, 1)
     active = torch.nn.functional.silu(tokens)
+    plnd = METHODS["plnd"].need.key
     size = values.clamp_min(0).square().mean(1).sqrt() + 0.01
     bins = ((tokens - torch.from_numpy(base)) / torch.from_numpy(spread) * 2 + 5).long().clamp(0, 9)
-    plnd: Any = METHODS["plnd"]
-    dln: Any = METHODS["dln"]
     chosen = tokens.unflatten(1, (-1, EXPERT)).mean(2) > 0.5
     selected = METHODS["expert_frequency"].statistics()[0].key
     sums = {
@@ -96,10 +95,10 @@ def _sums(values: Tensor, base: np.ndarray, spread: np.ndarray) -> dict[str, Ten
         "mlp_post.act_grad": torch.nn.functional.softplus(tokens).sum(0),
         "resid_post.sum": tokens.sum(0),
         "resid_post.squares": tokens.square().sum(0),
-        dln.statistics()[0].key: torch.nn.functional.one_hot(bins, 10).sum(0).int(),
-        f"{plnd.need.key}.mlp.minimum": size.amin(0),
-        f"{plnd.need.key}.mlp.rank.maximum": worst_first_ranks(size).amax(0),
-        f"{plnd.need.key}.mlp.sum": size.sum(0),
+        METHODS["dln"].statistics()[0].key: torch.nn.functional.one_hot(bins, 10).sum(0).int(),
+        f"{plnd}.mlp.minimum": size.amin(0),
+        f"{plnd}.mlp.rank.maximum": worst_first_ranks(size).amax(0),
+        f"{plnd}.mlp.sum": size.sum(0),
         f"{selected}.selected": chosen.sum(0),
     }
     return {key: each[None] for key, each in sums.items()} | {

@@ -123,8 +123,8 @@ def measure(
         "leave one out" as `leave_one_out`, "nulls" (`units`, `null_units`, `null_low`, `null_high` on permuted labels,
         `mean_score`, `null_score`, the mean over permutations that find any, `null_p` as `PermutationTest.set_p_value`,
         `beyond_null`, the share of its units at which their language stands out, max-T, `permutations`), "survival" as
-        `survival` and `same_script_survival`, "ablations" as `ablation_sensitivity`, "off target" as `off_target`; and "not done"
-        (`method`, `check`, `reason`).
+        `survival` and `same_script_survival`, "ablations" as `ablation_sensitivity`, "off target" as `off_target`; and
+        "not done" (`method`, `check`, `reason`).
     """
     if model is not None:
         check_model(model)
