@@ -1,5 +1,5 @@
 """The one exception by which a method or check says that it cannot be had."""
 
 
-class DoesNotApply(ValueError):  # noqa: N818
+class DoesNotApply(ValueError):
     """A method or check that cannot be had on this model or text; the message says why."""
