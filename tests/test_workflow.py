@@ -335,8 +335,7 @@ def test_summary_by_hand():
     assert row["own_minus_english_rise"] == pytest.approx(0.15)
     assert (row["above_random"], row["above_english"]) == (1, 1)
     assert row["note"] == (
-        "1 of 2 with fewer than 10 neurons; 1 of 2 not above their random sets; "
-        "1 of 2 where en is hurt as much or more"
+        "1 of 2 with fewer than 10 neurons; 1 of 2 not above their random sets; 1 of 2 where en is hurt as much or more"
     )
 
 
