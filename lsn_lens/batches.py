@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.tokens import Tokens, separator_id, tokenize
 
 PAPER_FIND_TOKENS = 99_999_744  # a language, to find neurons (LAPE, released code)
@@ -151,9 +152,7 @@ class Plan:
             return f"{label}: document {sizes.argmax()} has {sizes.max()} tokens, more than {limit}."
         for label, each in self.tokens.items():
             if each.is_cut:
-                return (
-                    f"{label}: document {len(each.ends) - 1} is so long that max_tokens was reached within it."
-                )
+                return f"{label}: document {len(each.ends) - 1} is so long that max_tokens was reached within it."
         return ""
 
     def _longest(self) -> int:
@@ -186,7 +185,7 @@ class Plan:
             return len(tokens.ends)
         rows = self._usable(tokens) // self.length
         if not rows:
-            raise ValueError(
+            raise DoesNotApply(
                 f"{tokens.language}: {self._usable(tokens)} tokens are less than one block of {self.length}. "
                 'Give more text, a smaller length, or use the layout "documents".'
             )

@@ -57,7 +57,6 @@ class _Window:
         """The tokens that begin in a stretch."""
         return slice(*(bisect_left(self.spans, place, key=lambda span: span[0]) for place in (first, last)))
 
-
     def of(self, begin: int, tokens: slice) -> tuple[list[int], Spans]:
         """Ids and characters of some tokens, counted from a place."""
         return self.ids[tokens], [(first - begin, last - begin) for first, last in self.spans[tokens]]
