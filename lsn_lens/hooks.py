@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-PLUMBING = ("transformer_lens", "accelerate", "transformers")  # libraries whose own hooks make the model what it is
+PLUMBING = ("transformer_lens", "accelerate", "transformers")  # libraries whose own hooks make the model what it is; so does `loading`
 TORCH_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 HANDLES = ("fwd_hooks", "bwd_hooks")  # where a HookPoint of TransformerLens keeps its handles
 
@@ -171,7 +171,8 @@ def _put_back(module: Module, content: Mapping[str, Any]) -> None:
 
 
 def _is_plumbing(function: Any) -> bool:
-    return (getattr(_innermost(function), "__module__", None) or "").split(".")[0] in PLUMBING
+    module = getattr(_innermost(function), "__module__", None) or ""
+    return module.split(".")[0] in PLUMBING or module == "lsn_lens.loading"
 
 
 def _innermost(function: Any) -> Any:
