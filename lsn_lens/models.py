@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsn_lens.checkpoints import DEMO_MODEL
 from lsn_lens.mlps import (
     Activation,
     activations,
@@ -27,6 +28,7 @@ from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import SITES, Site, flat, get_site
 
 __all__ = [
+    "DEMO_MODEL",
     "HALF_TOLERANCE", "TOLERANCE", "Activation", "Model", "activations", "describe", "device_of", "firing", "has_site",
     "is_bridge", "is_gated", "probe_ids", "reader", "site_width", "vocabulary_size",
 ]  # fmt: skip
