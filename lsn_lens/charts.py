@@ -201,7 +201,7 @@ def _dots_axes(axes: Axes, mark: Dots, bars: list[Bars]) -> Any:
 def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> Any:
     places = np.arange(len(mark.values))
     style = "--" if mark.dashed else "o-"
-    (drawn,) = axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5)
+    (drawn,) = axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5, label=mark.label)
     if mark.band is not None:
         axes.fill_between(places, mark.band["low"], mark.band["high"], color=mark.colour, alpha=0.2, linewidth=0)
     _columns(axes, mark.values.index)
