@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import torch
+from conftest import SENTENCES
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
 from lsn_lens import checkpoints, forward, models
+from lsn_lens.methods import get_method
 from lsn_lens.run import Run
 
 LANGUAGES = ["en", "fr", "zh"]
@@ -215,6 +217,70 @@ def test_lock_against_a_second_writer(model, corpora, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RuntimeError, match="another process is collecting"):
         lsn.collect(model, corpora, out=tmp_path / "run", layout=SMALL, progress=False)
+
+
+ODD = {"expert_frequency": {"size": 16}, "sharing": {"check_parallel": False}}
+
+
+@pytest.fixture(scope="module")
+def every_method():
+    """Each method by name, with settings for a tiny model and sets that are not nearly empty."""
+    rates = {name: {"rate": 0.2} for name, each in lsn.METHODS.items() if "rate" in vars(each())}
+    return {name: get_method(name, **{**rates.get(name, {}), **ODD.get(name, {})}) for name in lsn.METHODS}
+
+
+@pytest.fixture(scope="module")
+def short_texts():
+    """Documents that fit into a tiny model, of different length."""
+    return {f"l{k}": [f"{i} {text[: 8 + i % 9]} {i * i}" for i in range(12)] for k, text in enumerate(SENTENCES)}
+
+
+def test_a_set_does_not_depend_on_the_other_methods(load, every_method, short_texts):
+    """With no layout named: alone or beside all others, the same text, sums and set."""
+    model, corpora = load("llama"), lsn.load_corpora(short_texts, hold_out=0.0)
+    every = lsn.collect(model, corpora, every_method.values(), progress=False)
+    assert every.settings["text"]["layout"]["kind"] == "documents" and "documents of" in repr(every)
+    compared = lsn.compare(every, every_method)
+    for name, method in every_method.items():
+        alone = lsn.collect(model, corpora, [method], progress=False)
+        assert alone.settings["text"] == every.settings["text"]
+        for key, value in alone.statistics.sums.items():  # attention that nobody looks into is rounded otherwise
+            torch.testing.assert_close(value, every.statistics.sums[key], rtol=1e-4, atol=1e-4)
+        found = lsn.detect(alone, method)
+        assert found == lsn.detect(every, method) == compared.found[name]
+        assert len(found) or name == "dln"
+
+
+def test_long_documents_make_blocks_for_every_method(load, every_method, short_texts):
+    """One document that does not fit: packed blocks, and the reason why methods of single documents cannot be had."""
+    long = {**short_texts, "l1": [*short_texts["l1"], "river " * 60]}
+    model, corpora = load("llama"), lsn.load_corpora(long, hold_out=0.0)
+    for name, method in every_method.items():
+        if any(need.by_document for need in method.statistics()):
+            with pytest.raises(ValueError, match=r"single documents.*l1: document 12 has \d+ tokens, more than 64"):
+                lsn.collect(model, corpora, [method, "lap"], progress=False)
+        else:
+            run = lsn.collect(model, corpora, [method], progress=False)
+            assert run.settings["text"]["layout"]["kind"] == "blocks"
+    with pytest.raises(ValueError, match="the layout cuts them into blocks"):
+        lsn.collect(model, lsn.load_corpora(short_texts), ["plnd"], layout=lsn.Layout(), progress=False)
+
+
+def test_what_is_odd_about_text_is_shown(load, short_texts):
+    texts = {**short_texts, "l2": [*short_texts["l2"][:-1], "an old <|endoftext|> inside"]}
+    with pytest.warns(UserWarning, match="l2: 1 control tokens"):
+        run = lsn.collect(load("llama"), lsn.load_corpora(texts, hold_out=0.0), ["lap"], progress=False)
+    assert run.to_frame()["control_tokens"].tolist() == [0, 0, 1, 0]
+    assert not run.to_frame()[["repeated", "unknown", "skipped"]].to_numpy().any()
+
+
+def test_settings_saved_by_an_editor_with_a_byte_order_mark(load, short_texts, tmp_path):
+    arguments = (load("llama"), lsn.load_corpora(short_texts, hold_out=0.0), ["lap"], tmp_path)
+    run = lsn.collect(*arguments, progress=False)
+    path = tmp_path / "run.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert lsn.load_run(tmp_path).settings == run.settings
+    assert_same_bits(lsn.collect(*arguments, progress=False), run)
 
 
 def test_other_settings_are_refused_and_named(model, corpora, tmp_path):

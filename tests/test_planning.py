@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 import lsn_lens as lsn
+from lsn_lens import forward
 from lsn_lens.collect import needs_of, widths_of
 from lsn_lens.passes import Pass
 from lsn_lens.planning import plan_run
@@ -77,6 +79,62 @@ def test_llama_7b_without_its_weights():
     assert 26.9e9 < table.loc["model", "memory"] < 27.1e9  # 6.74e9 parameters in float32
 
 
+class Seen:
+    """The shapes of what a model is given."""
+
+    def __init__(self, monkeypatch):
+        self.shapes = []
+        for name in ("logits", "hidden_states"):
+            original = getattr(forward, name)
+            monkeypatch.setattr(forward, name, self.noting(original))
+
+    def noting(self, original):
+        def note(model, ids, mask=None):
+            self.shapes.append(tuple(ids.shape))
+            return original(model, ids, mask)
+
+        return note
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        None, lsn.Layout(), lsn.Layout(batch_tokens=100), lsn.Layout(batch_tokens=30), lsn.Layout(length=20, batch_tokens=70),
+        lsn.Layout(length=64, batch_tokens=10), lsn.Layout(kind="documents", batch_tokens=90),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_goes_through_the_model_at_once_is_what_was_predicted(layout, load, monkeypatch):
+    model, seen = load("llama"), Seen(monkeypatch)
+    texts = {label: [f"{label} {i} {'and so on ' * (i % 3)}" for i in range(60)] for label in ("en", "fr")}
+    corpora = lsn.load_corpora(texts)
+    predicted = plan_run(model, ["act_grad"], layout=layout).attrs
+    lsn.collect(model, corpora, ["act_grad"], layout=layout, progress=False)
+    lsn.perplexity_table(
+        model, corpora, lsn.NeuronSet((), {"mlp": torch.zeros(0, 2, 48).bool()}), layout=layout, progress=False
+    )
+    shapes = [shape for shape in seen.shapes if shape != (2, 8)]  # that of the check at the beginning
+    assert shapes and all(rows * length <= predicted["tokens_at_once"] for rows, length in shapes)
+    assert all(length <= predicted["row"] for _, length in shapes)
+    if layout is not None and layout.length:
+        assert max(rows * length for rows, length in shapes) == predicted["tokens_at_once"]
+
+
+def test_a_long_context_does_not_make_long_rows():
+    config = transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128_256, max_position_embeddings=131_072,
+    )  # fmt: skip
+    table = plan_run(config, ["lape"], dtype=torch.bfloat16)
+    assert table.attrs == {"row": 2048, "tokens_at_once": 4096}
+    logits = 4096 * 128_256 * 4
+    assert logits <= table.loc["perplexity", "memory"] - table.loc["model", "memory"] < 4 * logits
+    assert table.loc["all", "memory"] - table.loc["model", "memory"] < 2e9
+    asked = plan_run(config, ["act_grad"], dtype=torch.bfloat16, layout=lsn.Layout(length=131_072))
+    assert asked.attrs == {"row": 131_072, "tokens_at_once": 131_072}
+    assert asked.loc["one batch", "memory"] > 131_072 * 128_256 * 4
+
+
 PEAK = """
 import sys
 from pathlib import Path
@@ -96,7 +154,7 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = kilobytes("VmRSS:")
 run = lsn.collect(model, corpora, [Method()], sys.argv[3], layout=layout, progress=False)
 print((kilobytes("VmHWM:") - before) * 1024)
-print(plan_run(model, [Method()], languages=2, documents=8, layout=layout)["memory"].drop(["all", "one batch"]).sum())
+print(plan_run(model, [Method()], languages=2, documents=8, layout=layout)["memory"].drop(["all", "one batch", "perplexity"]).sum())
 """
 
 

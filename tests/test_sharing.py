@@ -1,6 +1,7 @@
 """Sharing Matters against hand-made activations, simulations, and Hugging Face's own tensors."""
 
 import math
+import warnings
 from itertools import permutations
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import BACKENDS, SENTENCES, parts
 
 import lsn_lens as lsn
 from lsn_lens.evaluation import sharing
-from lsn_lens.methods.sharing import TYPES, Sharing
+from lsn_lens.methods.sharing import TYPES, Sharing, check_lengths
 from lsn_lens.statistics import Statistics
 
 LABELS = ("en", "fr", "vi", "zh")
@@ -409,13 +410,44 @@ def test_parallel_text_is_taken_and_shuffled_text_refused(demo):
 
 def test_lengths_that_say_nothing_are_not_judged():
     draw = np.random.default_rng(0)
-    few, constant = draw.integers(5, 90, (2, 29)), np.full((2, 100), 7)
+    few, constant = draw.integers(5, 90, (2, 29)), np.full((2, 100), 7)  # few may be judged, and then warned of
     for lengths in (few, constant):
         statistics = statistics_of(draw.normal(0, 1, (2, lengths.shape[1], 1, 5)), lengths=lengths)
         assert len(sharing.profile(statistics)) == 4
     many = statistics_of(draw.normal(0, 1, (2, 30, 1, 5)), lengths=np.stack([np.arange(30), np.arange(30)[::-1]]))
     with pytest.raises(ValueError, match=r"30 items do not look parallel.*'en': -1.0, 'fr': -1.0"):
         sharing.profile(many)
+
+
+def of_lengths(lengths):
+    return statistics_of(np.zeros((*lengths.shape, 1, 5)), lengths=lengths)
+
+
+def test_how_often_parallel_and_other_text_is_refused():
+    """Lengths of short parallel sentences: next to none refused; shuffled or moved: refused, or a warning, never silence."""
+    draw = np.random.default_rng(0)
+    seen = {name: [] for name in ("parallel", "shuffled", "moved")}
+    for number in range(60):
+        items = (30, 50, 160)[number % 3]
+        common, own = draw.normal(0, 1, items), draw.normal(0, 1, (4, items))
+        lengths = np.round(12 + 3 * (0.67 * common + 0.74 * own))  # a correlation of 0.45, as the embedded text has
+        other = lengths.copy()
+        other[0] = draw.permutation(other[0])
+        texts = {"parallel": lengths, "shuffled": other, "moved": np.stack([np.roll(lengths[0], 1), *lengths[1:]])}
+        for name, each in texts.items():
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                try:
+                    check_lengths(of_lengths(each))
+                    seen[name].append((items, "warned" if told else "taken"))
+                except ValueError:
+                    seen[name].append((items, "refused"))
+    assert [each for each in seen["parallel"] if each[1] == "refused"] == []
+    assert all(each[1] == "taken" for each in seen["parallel"] if each[0] == 160)
+    for name in ("shuffled", "moved"):
+        assert sum(each[1] == "taken" for each in seen[name]) <= 2
+        assert sum(each == (160, "refused") for each in seen[name]) >= 18
+    assert sum(each[1] == "refused" for each in seen["shuffled"]) > 30
 
 
 def test_fewer_than_two_languages_are_refused():

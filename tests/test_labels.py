@@ -1,0 +1,49 @@
+"""One rule for labels, and bars that heed the environment."""
+
+import subprocess
+import sys
+
+import jaxtyping
+import pytest
+
+from lsn_lens.evaluation.texts import identifier
+from lsn_lens.labels import label_list
+
+BARS = """
+from lsn_lens.bars import tqdm
+for given in ({}, {"disable": False}, {"disable": True}):
+    print(tqdm([1, 2], **given).disable)
+"""
+
+
+def test_a_lone_string_is_one_label_and_repeats_go():
+    assert label_list("en") == ["en"]
+    assert label_list(["fr", "en", "fr"]) == ["fr", "en"]
+    with pytest.raises(ValueError, match=r"languages=\['en'\]: expected two or more"):
+        identifier("en")
+
+
+@pytest.mark.parametrize("bad", [False, True, "", "  ", 3, None, "none"])
+def test_what_is_no_label(bad, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="languages: "):
+        label_list(["en", bad])
+
+
+@pytest.mark.parametrize(
+    ("variable", "shown"), [({}, ["False", "False", "True"]), ({"TQDM_DISABLE": "1"}, ["True"] * 3)]
+)
+def test_bars_heed_the_environment(variable, shown):
+    done = subprocess.run(
+        [sys.executable, "-c", BARS], env=variable | {"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == shown, done.stderr
+
+
+def test_every_bar_of_the_package_is_that_one():
+    from pathlib import Path
+
+    import lsn_lens
+
+    using = [path for path in Path(lsn_lens.__file__).parent.rglob("*.py") if "tqdm.auto" in path.read_text("utf-8")]
+    assert [path.name for path in using] == ["bars.py"]
