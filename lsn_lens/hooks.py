@@ -15,11 +15,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-PLUMBING = (
-    "transformer_lens",
-    "accelerate",
-    "transformers",
-)  # libraries whose own hooks make the model what it is; so does `loading`
+# libraries whose own hooks make the model what it is; what `loading` puts on it does so too
+PLUMBING = ("transformer_lens", "accelerate", "transformers")
 TORCH_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 HANDLES = ("fwd_hooks", "bwd_hooks")  # where a HookPoint of TransformerLens keeps its handles
 
