@@ -150,9 +150,7 @@ class Plan:
             return f"{label}: document {sizes.argmax()} has {sizes.max()} tokens, more than {limit}."
         for label, each in self.tokens.items():
             if each.is_cut:
-                return (
-                    f"{label}: document {len(each.ends) - 1} is so long that max_tokens was reached within it."
-                )
+                return f"{label}: document {len(each.ends) - 1} is so long that max_tokens was reached within it."
         return ""
 
     def _longest(self) -> int:

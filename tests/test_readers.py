@@ -69,7 +69,9 @@ def test_a_table_without_the_column(tmp_path):
     assert read(tmp_path, column="body") == {"en": ["a"]}
 
 
-@pytest.mark.parametrize("name", ["fr.docx", "fr.txt.zip", "fr.jsonl.lz4", "fr", "de_DE.md", "zh-Hans.html", "srp_Cyrl.doc"])
+@pytest.mark.parametrize(
+    "name", ["fr.docx", "fr.txt.zip", "fr.jsonl.lz4", "fr", "de_DE.md", "zh-Hans.html", "srp_Cyrl.doc"]
+)
 def test_text_that_cannot_be_read_is_refused_by_name(name, tmp_path):
     (tmp_path / "en.txt").write_text("a")
     (tmp_path / name).write_text("b")
@@ -103,7 +105,9 @@ def test_wide_encodings_are_named(encoding, form, way, tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_wide_encodings_without_ascii(encoding, tmp_path):
     """Few bytes are NUL, and half of the lines may decode as UTF-8."""
-    (tmp_path / "zh.txt").write_bytes("\n".join(f"{'雨后河水上涨桥已经关闭' * 20}{i}" for i in range(60)).encode(encoding))
+    (tmp_path / "zh.txt").write_bytes(
+        "\n".join(f"{'雨后河水上涨桥已经关闭' * 20}{i}" for i in range(60)).encode(encoding)
+    )
     with pytest.raises(ValueError, match=r"zh\.txt.*UTF-16"):
         read(tmp_path)
 
@@ -145,7 +149,8 @@ def test_utf8_is_no_wide_encoding(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "encoding"), [("Река высокая после дождя, мост закрыт", "cp1251"), ("雨后河水上涨，桥已经关闭了", "gb18030")]
+    ("text", "encoding"),
+    [("Река высокая после дождя, мост закрыт", "cp1251"), ("雨后河水上涨，桥已经关闭了", "gb18030")],
 )
 def test_a_guess_at_other_encodings_names_the_right_one_among_others(text, encoding):
     assert encoding in likely_encoding(text.encode(encoding))
