@@ -56,9 +56,10 @@ class Records:
                 self.skipped[reason] += 1
                 if reason in BROKEN_TEXT and len(self._broken) < SAMPLE:
                     self._broken += record.raw if isinstance(record, Unreadable) else record.encode()
-            number = 0 if reason is not None else _hash(record)
+            text: Any = record if reason is None else None
+            number = 0 if text is None else _hash(text)
             self._compare(position, number)
-            yield (record if reason is None else None), number
+            yield text, number
         if position + 1 < len(self._hashes):
             raise ValueError(self._other(position + 1, "nothing more"))
         self._is_whole = True

@@ -144,11 +144,11 @@ def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
 def test_all_methods_by_default_but_those_of_single_documents_on_blocks(script):
     every = script.check(script.Config())
     assert set(every) == set(lsn.METHODS) - {"random"}
-    assert script.layout(script.Config(), every).kind == "documents"
+    assert script.layout(script.Config()).kind == "auto"
     rest = script.check(script.Config(kind="blocks"))
     assert {"lape", "dln", "act_grad"} <= set(rest)
     assert not {"average_precision", "sharing"} & set(rest)
-    assert script.layout(script.Config(methods=("lape",)), ["lape"]).kind == "blocks"
+    assert script.layout(script.Config(methods=("lape",))).kind == "auto"  # the same whatever the methods
 
 
 def test_settings_from_the_command_line(tmp_path):

@@ -4,7 +4,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -77,8 +77,9 @@ def check_lengths(statistics: Statistics) -> None:
 
 def _together(lengths: pd.DataFrame, label: str, shift: int = 0) -> tuple[float, float]:
     """Fisher's z of the rank correlation with the others' mean rank, once moved by so many places; its error."""
-    own, others = lengths[label].shift(shift), lengths.drop(columns=label).rank().mean(axis=1)
-    value = own.corr(others, method="spearman")
+    own: Any = lengths[label].shift(shift)
+    others: Any = lengths.drop(columns=label).rank().mean(axis=1)
+    value = own.rank().corr(others.where(own.notna()).rank())
     return math.atanh(min(max(value, -0.999999), 0.999999)), math.sqrt(1.06 / (len(lengths) - abs(shift) - 3))
 
 
