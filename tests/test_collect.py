@@ -248,7 +248,7 @@ def test_a_set_does_not_depend_on_the_other_methods(load, every_method, short_te
             torch.testing.assert_close(value, every.statistics.sums[key], rtol=1e-4, atol=1e-4)
         found = lsn.detect(alone, method)
         assert found == lsn.detect(every, method) == compared.found[name]
-        assert len(found) or name == "dln"
+        assert len(found) or name in ("dln", "expert_frequency")  # whose rules may find none
 
 
 def test_long_documents_make_blocks_for_every_method(load, every_method, short_texts):

@@ -148,9 +148,9 @@ def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
 def test_all_methods_by_default(script):
     every = script.check(script.Config())
     assert set(every) == set(lsn.METHODS) - {"random"}
-    assert script.layout(script.Config(), every).kind == "documents"
-    assert script.layout(script.Config(kind="blocks"), every).kind == "blocks"  # collect leaves out what it cannot have
-    assert script.layout(script.Config(methods=("lape",)), ["lape"]).kind == "blocks"
+    assert script.layout(script.Config()).kind == "auto"
+    assert script.layout(script.Config(methods=("lape",))).kind == "auto"  # the same whatever the methods
+    assert script.layout(script.Config(kind="blocks")).kind == "blocks"  # collect leaves out what it cannot have
 
 
 def test_settings_from_the_command_line(tmp_path):

@@ -24,7 +24,7 @@ def trained(model, trainer, before=None, normalizer=None):
 
 SPECIAL = {"special_tokens": ["<unk>", "<s>"], "show_progress": False}
 TOKENIZERS = {
-    "byte-level": lambda: tiny_tokenizer(),
+    "byte-level": tiny_tokenizer,
     "metaspace": lambda: trained(
         models.BPE(unk_token="<unk>"), trainers.BpeTrainer(vocab_size=400, **SPECIAL), pre_tokenizers.Metaspace()
     ),
@@ -33,8 +33,8 @@ TOKENIZERS = {
         normalizer=normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
     ),
     "unigram": lambda: trained(
-        models.Unigram(), trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", **SPECIAL), pre_tokenizers.Metaspace(),
-        normalizers.NFKC(),
+        models.Unigram(), trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", **SPECIAL),
+        pre_tokenizers.Metaspace(), normalizers.NFKC(),
     ),
     "word pieces": lambda: trained(
         models.WordPiece(unk_token="<unk>"), trainers.WordPieceTrainer(vocab_size=400, **SPECIAL),

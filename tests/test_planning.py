@@ -99,8 +99,9 @@ class Seen:
 @pytest.mark.parametrize(
     "layout",
     [
-        None, lsn.Layout(), lsn.Layout(batch_tokens=100), lsn.Layout(batch_tokens=30), lsn.Layout(length=20, batch_tokens=70),
-        lsn.Layout(length=64, batch_tokens=10), lsn.Layout(kind="documents", batch_tokens=90),
+        None, lsn.Layout(), lsn.Layout(batch_tokens=100), lsn.Layout(batch_tokens=30),
+        lsn.Layout(length=20, batch_tokens=70), lsn.Layout(length=64, batch_tokens=10),
+        lsn.Layout(kind="documents", batch_tokens=90),
     ],
     ids=str,
 )  # fmt: skip
@@ -154,7 +155,8 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = kilobytes("VmRSS:")
 run = lsn.collect(model, corpora, [Method()], sys.argv[3], layout=layout, progress=False)
 print((kilobytes("VmHWM:") - before) * 1024)
-print(plan_run(model, [Method()], languages=2, documents=8, layout=layout)["memory"].drop(["all", "one batch", "perplexity"]).sum())
+planned = plan_run(model, [Method()], languages=2, documents=8, layout=layout)["memory"]
+print(planned.drop(["all", "one batch", "perplexity"]).sum())
 """
 
 

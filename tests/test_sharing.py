@@ -424,7 +424,7 @@ def of_lengths(lengths):
 
 
 def test_how_often_parallel_and_other_text_is_refused():
-    """Lengths of short parallel sentences: next to none refused; shuffled or moved: refused, or a warning, never silence."""
+    """Lengths of short parallel sentences: none refused; shuffled or moved: refused or warned of."""
     draw = np.random.default_rng(0)
     seen = {name: [] for name in ("parallel", "shuffled", "moved")}
     for number in range(60):

@@ -81,7 +81,8 @@ def check_lengths(each: Mapping[str, Int[np.ndarray, "document"]]) -> None:
 def _together(lengths: pd.DataFrame, label: str, shift: int = 0) -> tuple[float, float]:
     """Fisher's z of the rank correlation with the others' mean rank, once moved by so many places; its error."""
     own: Any = lengths[label].shift(shift)
-    value = own.corr(lengths.drop(columns=label).rank().mean(axis=1), method="spearman")
+    others: Any = lengths.drop(columns=label).rank().mean(axis=1)
+    value = own.rank().corr(others.where(own.notna()).rank())
     return math.atanh(min(max(value, -0.999999), 0.999999)), math.sqrt(1.06 / (len(lengths) - abs(shift) - 3))
 
 
