@@ -361,7 +361,8 @@ def test_a_unit_with_the_same_value_everywhere_is_never_significant():
             shard["mlp_pre.positive"][:, 0] = 37
     for pool in (False, True):
         test = permutation_test(run, Lap(), permutations=19, pool=pool, progress=False)
-        assert (test.p_values["mlp"][:, 0, 0] == 1).all() and test.unit_p_values["mlp"][0, 0] == 1
+        assert (test.p_values["mlp"][:, 0, 0] > (0.3 if pool else 0.999)).all()  # half of what is pooled is below 0
+        assert test.unit_p_values["mlp"][0, 0] == 1 and (test.family_wise["mlp"][:, 0, 0] == 1).all()
 
 
 def test_jeffreys_has_the_values_and_edges_of_the_literature():
