@@ -365,11 +365,11 @@ character_tokens.bos_token_id = character_tokens.eos_token_id = 0
 # labels
 
 
-def test_a_lone_string_is_one_language():
-    assert list(load_corpora("demo", "en")) == ["en"]
-    assert list(load_corpora({"en": ["a"], "n": ["b"]}, "en")) == ["en"]
+def test_a_lone_string_is_no_list_of_languages():
+    with pytest.raises(ValueError, match=r"languages='en' is one string: expected a list of labels, as \['en'\]"):
+        load_corpora("demo", "en")
     with pytest.raises(KeyError, match=r"\['xx'\]"):
-        load_corpora("demo", "xx")
+        load_corpora("demo", ["xx"])
 
 
 @pytest.mark.parametrize(
