@@ -1,6 +1,7 @@
 """Records to documents in two parts, one to find units with and one to measure with."""
 
 import hashlib
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +123,8 @@ class Documents:
 
     No text is in both parts, and none is twice in the part to measure with: from that one are left out repeated
     texts, and those that the other part has too. The part to find with keeps its repetitions and counts them. A
-    stream cannot be looked through beforehand: there a text belongs to the part that it comes up in first.
+    stream cannot be looked through beforehand: there a text belongs to the part that it comes up in first. Where all
+    texts to measure with are also texts to find with, nothing can be held out: they are kept, with a warning.
 
     Attributes:
         records: The source.
@@ -142,11 +144,19 @@ class Documents:
         find = self._find_hashes() if measured else set[int]()
         held = set[int]()
         self._left_out.clear()
+        if find and self._has_no_text_but(find):
+            warnings.warn(
+                f"{self.records.name}: every text to measure with is also a text to find units with, so nothing is held "
+                "out and effects are measured on the text that units were found on. Give more, different texts.",
+                stacklevel=2,
+            )
+            yield from (text for place, text in enumerate(self.records) if text and self._is_mine(place))
+            return
         for position, (text, number) in enumerate(self.records.hashed()):
             if text is None:
                 continue
             mine, theirs = (held, find) if measured else (find, held)
-            if self._is_held_out(position) != self.held_out:
+            if not self._is_mine(position):
                 if not self.records.is_finite and number not in mine:
                     theirs.add(number)
                 continue
@@ -155,6 +165,16 @@ class Documents:
             self._left_out[reason] += 1
             if not reason or (reason == REPEATED and not measured):
                 yield text
+
+    def _is_mine(self, position: int) -> bool:
+        return self._is_held_out(position) == self.held_out
+
+    def _has_no_text_but(self, find: set[int]) -> bool:
+        """Whether this part, to measure with, has nothing that the part to find with has not."""
+        if not self.records.is_finite:
+            return False
+        mine = {number for place, number in enumerate(self.records.hashes()) if number and self._is_mine(place)}
+        return bool(mine) and mine <= find
 
     def _is_held_out(self, position: int) -> bool:
         return int((position + 1) * self.fraction) > int(position * self.fraction)

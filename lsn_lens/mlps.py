@@ -153,8 +153,7 @@ def check_zero(model: Any, seen: Seen, logits: Tensor) -> None:
         units[layer] = int(seen[name].flatten(0, -2).abs().sum(0).argmax())
         hooks.append((name, _zero(units[layer])))
     _, by_hooks = probe(model, hooks=hooks)
-    with _zeroed_weights(model, units):
-        _, by_weights = probe(model)
+    _, by_weights = probe(model, under=_zeroed_weights(model, units))
     effect, difference = ((each - by_hooks).float().abs().max() for each in (logits, by_weights))
     allowed = 0.5 if logits.dtype.itemsize < 4 else 0.01  # of the effect; another tensor's is as large as this one's
     if not difference <= allowed * effect:

@@ -1,5 +1,6 @@
 """Run a model on a few tokens, bare of everybody's hooks, and look."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,8 +35,15 @@ def probe_ids(vocabulary: int, *lengths: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def probe(model: Any, names: Iterable[str] = (), hooks: Hooks | None = None) -> tuple[dict[str, Tensor], Tensor]:
-    """What the hook points of these names see in one text of `TOKENS` tokens, and its logits, under `hooks`.
+def probe(
+    model: Any,
+    names: Iterable[str] = (),
+    hooks: Hooks | None = None,
+    under: contextlib.AbstractContextManager[Any] | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the hook points of these names see in one text of `TOKENS` tokens, and its logits.
+
+    Without what others have put on the model, and with `hooks` and whatever `under` changes of it.
 
     Raises:
         ValueError: A model without weights that needs their values to run.
@@ -44,7 +52,7 @@ def probe(model: Any, names: Iterable[str] = (), hooks: Hooks | None = None) -> 
     ids = probe_ids(vocabulary_size(model), TOKENS)[0][None].to(device_of(model))
     every = [*((name, _keep(seen, name)) for name in names), *(hooks or [])]
     try:
-        with set_aside(model), model.hooks(fwd_hooks=every):
+        with set_aside(model), under or contextlib.nullcontext(), model.hooks(fwd_hooks=every):
             return seen, model(ids, return_type="logits")
     except (NotImplementedError, RuntimeError) as error:
         if ids.device.type != "meta":

@@ -199,10 +199,11 @@ def test_a_down_projection_that_reads_something_else(name, folder_of):
     model = lsn.load_model(folder_of(name), backend="bridge", device="cpu")
     assert models.has_site(model, "mlp_post")
     down = model.blocks[1].mlp.out.original_component
-    handle = down.register_forward_pre_hook(lambda module, args: (args[0] + args[0].flip(-1),))
+    plain = type(down)
+    down.__class__ = type("Mixing", (plain,), {"forward": lambda self, x: plain.forward(self, x + x.flip(-1))})
     with pytest.raises(DoesNotApply, match=r"to set units of mlp.hook_post to zero is not to set the weights to zero"):
         models.site_width(model, "mlp_post")
-    handle.remove()
+    down.__class__ = plain
     assert models.has_site(model, "mlp_post")
 
 

@@ -63,10 +63,10 @@ def test_pieces_give_the_tokens_of_the_whole(name, kind, monkeypatch):
     tokenizer, text = TOKENIZERS[name](), long_text(kind)
     [(whole, pieces)] = encoded([text], tokenizer)
     pieces = list(pieces)
-    assert whole == text == "".join(part for part, _ in pieces)
-    assert [i for _, ids in pieces for i in ids] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert whole == text == "".join(part for part, _, _ in pieces)
+    assert [i for _, ids, _ in pieces for i in ids] == tokenizer(text, add_special_tokens=False)["input_ids"]
     if kind == "sentences":
-        assert len(pieces) > 10 and max(len(part) for part, _ in pieces) < 3000
+        assert len(pieces) > 10 and max(len(part) for part, _, _ in pieces) < 3000
 
 
 def test_documents_of_all_lengths_keep_their_order(monkeypatch):
@@ -74,7 +74,7 @@ def test_documents_of_all_lengths_keep_their_order(monkeypatch):
     monkeypatch.setattr(encoding, "OVERLAP", 256)
     tokenizer = tiny_tokenizer()
     texts = [SENTENCES[0], long_text("sentences"), *SENTENCES * 90, long_text("lines"), SENTENCES[1]]
-    made = [(text, [i for _, ids in pieces for i in ids]) for text, pieces in encoded(texts, tokenizer)]
+    made = [(text, [i for _, ids, _ in pieces for i in ids]) for text, pieces in encoded(texts, tokenizer)]
     assert made == [(text, tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
@@ -97,4 +97,4 @@ def test_a_tokenizer_that_tells_no_offsets_says_what_it_costs(monkeypatch):
         return {"input_ids": [[1] * len(text) for text in texts]}
 
     with pytest.warns(UserWarning, match="encoded whole"):
-        assert [list(pieces) for _, pieces in encoded(["a" * 20], slow)] == [[("a" * 20, [1] * 20)]]
+        assert [list(pieces) for _, pieces in encoded(["a" * 20], slow)] == [[("a" * 20, [1] * 20, None)]]

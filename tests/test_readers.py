@@ -78,7 +78,7 @@ def test_text_that_cannot_be_read_is_refused_by_name(name, tmp_path):
     with pytest.raises(ValueError, match=rf"\['{name}'\] look like text of a language.*files="):
         read(tmp_path)
     assert read(tmp_path, files="*.txt") == {"en": ["a"]}
-    assert read(tmp_path, languages="en") == {"en": ["a"]}
+    assert read(tmp_path, languages=["en"]) == {"en": ["a"]}
 
 
 def test_files_that_are_no_text_of_a_language_do_not_matter(tmp_path):

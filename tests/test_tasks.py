@@ -512,7 +512,7 @@ def test_tasks_from_local_files(local, name, expected):
     if name == "xnli":
         assert "Il pleut." in items[0].prompt and "Il fait sec." in items[0].prompt
         assert items[1].answers == (" true",)
-    assert load_task(name, language, limit=1, source=folder) == items[:1]
+    assert load_task(name, [language], limit=1, source=folder) == items[:1]
 
 
 def test_rows_with_empty_texts_are_counted(local):

@@ -239,7 +239,7 @@ def test_mixed_text_is_less_certain_than_either_part(identify):
         (["en", "xx", "yy-Latn"], {}, KeyError, r"'xx', 'yy-Latn'"),
         (["zh-Hans", "zh-Hant"], {}, ValueError, "zh-Hans.*zh-Hant.*both 'zh'"),
         (["en"], {}, ValueError, "two or more"),
-        ("en", {}, ValueError, "two or more"),
+        ("en", {}, ValueError, "one string"),
         (["en", "en"], {}, ValueError, "two or more"),
         (["en", "de"], {"name": "fasttext"}, KeyError, "py3langid.*lingua"),
         (["en", "de"], {"threshold": 1.5}, ValueError, "threshold=1.5"),

@@ -211,7 +211,8 @@ def made(rises, tokens=10.0, seed=0):
     names = list(rises)
     counts = {label: np.full(len(each), tokens) for label, each in rises.items()}
     measured = Measured(pd.DataFrame(), {("a", names[0], on): each for on, each in rises.items()}, counts)
-    unchanged = pd.DataFrame({"evaluated": names, "nll": 1.0, "bits_per_byte": 0.5})
+    unchanged = pd.DataFrame({"evaluated": names, "nll": 1.0, "bits_per_byte": 0.5, "tokens": 10})
+    unchanged["bytes"] = 20 / math.log(2)
     text = HeldOut(None, (), {}, counts, unchanged, 1)  # type: ignore[arg-type]
     return certainty(text, measured, seed=seed)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lsn_lens import forward, models
 from lsn_lens import importance as maths
-from lsn_lens.hooks import set_aside
 from lsn_lens.importance import Rotation
 from lsn_lens.refusal import DoesNotApply
 
@@ -55,7 +54,7 @@ def read_attention(model: models.Model, longest: int) -> dict[str, Tensor]:
     names = [f"blocks.{i}.attn.hook_{each}" for i in range(model.cfg.n_layers) for each in
              ("q", "k", "rot_q", "rot_k", "pattern", "cos", "sin")]  # fmt: skip
     hooks = [(name, probe.hook(name)) for name in names if name in model.hook_dict]
-    with set_aside(model), model.hooks(fwd_hooks=hooks):
+    with model.hooks(fwd_hooks=hooks):  # under what others have on it: that must leave the pattern a softmax, too
         forward.hidden_states(model, ids.to(models.device_of(model)), None)
     half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
     tolerance = HALF_TOLERANCE if half else TOLERANCE

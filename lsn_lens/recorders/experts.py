@@ -1,6 +1,7 @@
 """Recorder of the experts that tokens select."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,8 +53,12 @@ class Experts(Recorder):
     def reset(self) -> None:
         """Start a new shard."""
         super().reset()
-        self.order = self.constants[f"{self.need.key}.assignment"].argsort(dim=1, stable=True)
         self.scores: dict[int, Tensor] = {}
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Neurons expert by expert, `[layer unit]`."""
+        return self.constants[f"{self.need.key}.assignment"].argsort(dim=1, stable=True)
 
     def see(self, acts: Acts) -> None:
         """Score the experts of a layer at every token that counts."""
