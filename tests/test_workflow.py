@@ -377,6 +377,7 @@ def planted(monkeypatch, gaps):
         return pd.DataFrame(rises, columns=["set", "evaluated", "nll_change"]).assign(intervened="fr")
 
     monkeypatch.setattr(stages_module, "perplexity_table", table)
+    monkeypatch.setattr(stages_module, "check_model", lambda model: None)
     return lambda **keywords: search_stages(None, lsn.load_corpora(TEXTS), some_set(), **keywords)
 
 
