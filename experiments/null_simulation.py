@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from command_line import run_cli
 from torch import Tensor
 
 from lsn_lens import methods
@@ -202,4 +201,6 @@ def null_simulation(
 
 
 if __name__ == "__main__":
+    from command_line import run_cli
+
     run_cli(null_simulation)

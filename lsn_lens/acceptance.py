@@ -102,6 +102,9 @@ def _texts(hf_model: Any) -> list[Tensor]:
     config = hf_model.config.get_text_config()
     picked = getattr(config, "index_topk", None) or 0  # of fewer tokens it picks all, and cannot pick padding
     context = getattr(config, "max_position_embeddings", None) or LONGEST + picked
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if scaling.get("rope_type") in ("longrope", "dynamic"):  # beyond it, all positions are coded in another way
+        context = min(context, scaling.get("original_max_position_embeddings") or context)
     lengths = [min(length + picked, context - cut) for length, cut in ((LONGEST, 0), (SHORTER, 1))]
     return probe_ids(len(hf_model.get_input_embeddings().weight), *(max(1, length) for length in lengths))
 

@@ -146,8 +146,8 @@ class Documents:
         self._left_out.clear()
         if find and self._has_no_text_but(find):
             warnings.warn(
-                f"{self.records.name}: every text to measure with is also a text to find units with, so nothing is held "
-                "out and effects are measured on the text that units were found on. Give more, different texts.",
+                f"{self.records.name}: every text to measure with is also a text to find units with, so nothing is "
+                "held out and effects are measured on the text that units were found on. Give more, different texts.",
                 stacklevel=2,
             )
             yield from (text for place, text in enumerate(self.records) if text and self._is_mine(place))

@@ -82,7 +82,10 @@ def _candidates(model: Any, layer: int) -> list[Activation]:
 def _fitting(model: Any, layer: int, seen: Seen) -> Activation:
     """The candidate that makes `mlp_post` of `mlp_pre`, and of `mlp_up` where there is one."""
     pre, post, *up = (seen[SITES[site].hook_name(layer)] for site in mlp_sites(model))
-    for act in {id(each): each for each in _candidates(model, layer)}.values():
+    candidates = list({id(each): each for each in _candidates(model, layer)}.values())
+    if not bool(post.isfinite().all()):  # broken weights, which a pass over text names: nothing can be tried on them
+        return candidates[0]
+    for act in candidates:
         if _makes(act, pre, up, post):
             return act
     made = "act(hook_pre) * hook_pre_linear" if up else "act(hook_pre)"

@@ -18,11 +18,11 @@ import lsn_lens as lsn
 from lsn_lens import forward, hooks
 from lsn_lens.evaluation import (
     ablations,
-    causal,
     continuations,
     controls,
     document_losses,
     experts,
+    held_out,
     off_target,
     perplexity,
     reliability,
@@ -46,8 +46,12 @@ PACKAGE = Path(lsn.__file__).parent
 LAYERS = 4
 QUIET = {"progress": False}
 CUT = {**QUIET, "layout": lsn.Layout(length=32, max_tokens=64, shards=2)}
-TEXTS = {"en": [f"{SENTENCES[0]} {SENTENCES[0]}"] * 6, "fr": [f"{SENTENCES[2]} {SENTENCES[2]}"] * 6}
+TEXTS = {
+    label: [f"{number} {SENTENCES[place]} {SENTENCES[place]}" for number in range(6)]
+    for label, place in (("en", 0), ("fr", 2))
+}
 IDS = torch.arange(40).view(2, 20) * 7 % VOCABULARY
+NEUTRAL = lsn.load_corpora({"n": [f"{i} 2 3 4 5 6 7 8 9 1 2 3" for i in range(20)]})
 PROMPTS = {"en": ["The river is high", "The bridge"], "fr": ["La rivière est", "Le pont"]}
 HALF = list(range(0, D_MLP, 2))
 
@@ -192,12 +196,6 @@ ROWS = {
     "evaluation.ablations.kinds_of_ablation": lambda m, g: (
         ablations.kinds_of_ablation(m, g.corpora, g.run, FOUND, tokens=20)["resample"]("en").values["mlp"][1:]
     ),
-    "evaluation.causal.measure_controls": lambda m, g: causal.measure_controls(
-        m, g.corpora, {"a": FOUND}, {"a": lsn.zero}, 2, 64, CUT["layout"], False
-    )[1],
-    "evaluation.causal.measure_losses": lambda m, g: causal.measure_losses(
-        m, g.corpora, {"a": FOUND}, {"a": lsn.zero}, CUT["layout"], False
-    ),
     "evaluation.compare.compare": lambda m, g: lsn.compare(
         g.run, ["lape"], model=m, corpora=g.corpora, action=lsn.zero, seeds=2, control_tokens=64,
         found={"lape": FOUND}, **CUT,
@@ -214,14 +212,19 @@ ROWS = {
     "evaluation.generation.generate_each": lambda m, g: lsn.generate_each(
         m, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], PROMPTS["en"], tokens=4, **QUIET
     ),
+    "evaluation.held_out.held_out": lambda m, g: held_out.held_out(
+        m, g.corpora, CUT["layout"], **QUIET
+    ).measure(FOUND, **QUIET).table,
     "evaluation.lens.layers.logit_lens": lensed,
     "evaluation.lens.layers.working_language": lambda m, g: lenses.working_language(m, TEXTS, g.labels, **QUIET),
     "evaluation.lens.word_probes.word_probes": lambda m, g: lenses.word_probes(
         m, [lenses.WordProbe({"en": "The river is"}, {"en": "high", "fr": "pont"})], **QUIET
     ),
+    "evaluation.off_target.measured_neutral": lambda m, g: off_target.measured_neutral(
+        m, NEUTRAL, **QUIET
+    ).unchanged,
     "evaluation.off_target.off_target": lambda m, g: off_target.off_target(
-        m, g.corpora, FOUND, seeds=1, neutral={"n": lsn.load_corpora({"n": ["1 2 3 4 5 6 7 8 9 " * 3] * 20})["n"]},
-        prompts=2, tokens=4, **CUT,
+        m, g.corpora, FOUND, seeds=1, neutral=NEUTRAL, prompts=2, tokens=4, **CUT
     ).losses,
     "evaluation.perplexity.loss_table": lambda m, g: perplexity.loss_table(
         m, g.corpora, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], **CUT
@@ -278,13 +281,19 @@ BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes
     "evaluation.lens.layers.check_lens": lambda m, g: lenses.check_lens(m),
 }
 ELSEWHERE = {
+    "evaluation.causal.short_layout": "reads the context", "evaluation.endings.endings": "reads the tokenizer",
+    "loading.labelled": "sets a name", "wanted.Fits": "sizes, by a probe without hooks",
+    "interventions.check_steps": "compares fingerprints",
     "collect.needs_of": "asks which hook points there are", "collect.widths_of": "sizes, by a probe without hooks",
     "evaluation.lens.layers.unembedded": "the head, inside a hook of logit_lens",
     "evaluation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
     "interventions.hooks_of": "makes hooks and runs nothing", "interventions.intervention_hooks": "the same",
     "planning.plan_run": "sizes, also of models without weights", "entry.check_model": "the check itself",
 }  # fmt: skip
-INNER = ("models", "forward", "hooks", "passes", "recorders", "anatomy")  # what the public functions are made of
+INNER = (
+    "models", "forward", "hooks", "passes", "recorders", "anatomy", "mlps", "probing", "identity", "acceptance",
+)  # fmt: skip
+# what the public functions are made of
 
 
 def takes_model(node):

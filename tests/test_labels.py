@@ -16,11 +16,11 @@ for given in ({}, {"disable": False}, {"disable": True}):
 """
 
 
-def test_a_lone_string_is_one_label_and_repeats_go():
-    assert label_list("en") == ["en"]
+def test_a_lone_string_is_refused_and_repeats_go():
     assert label_list(["fr", "en", "fr"]) == ["fr", "en"]
-    with pytest.raises(ValueError, match=r"languages=\['en'\]: expected two or more"):
-        identifier("en")
+    for call in (label_list, identifier):
+        with pytest.raises(ValueError, match="languages='en' is one string"):
+            call("en")
 
 
 @pytest.mark.parametrize("bad", [False, True, "", "  ", 3, None, "none"])

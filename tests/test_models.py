@@ -462,6 +462,7 @@ def test_lean_drops_what_is_not_needed(architecture, load):
         for layer in range(LAYERS)
         for hook in ("attn.hook_pattern", "attn.hook_z", "ln2.hook_normalized")
     ]
+
     def record(acts, hook):
         fired.append(hook.name)
 

@@ -96,7 +96,7 @@ def test_what_was_asked_for_by_name_is_an_error(tiny, corpora):
         lsn.collect(model, corpora, ["plnd", Plnd(bases=BASES)], layout=DOCUMENTS, progress=False)
     run = lsn.collect(model, corpora, ["plnd", "lape"], layout=DOCUMENTS, progress=False)
     assert set(left_out(run)) == {"q", "k"}
-    with pytest.raises(KeyError, match=r"plnd\.paper\.pre\.exact0\.3\.q\.minimum"):
+    with pytest.raises(KeyError, match=r"plnd\.paper\.pre\.exact1\.0\.q\.minimum"):
         lsn.detect(run, Plnd(bases=BASES))
 
 
@@ -159,7 +159,7 @@ def test_a_mixture_of_experts_is_ablated_to_means_and_written_with(mixture, corp
         model, corpora, found, lsn.mean_ablation(run.statistics), layout=BLOCKS, progress=False
     )  # fmt: skip
     assert table["nll_change"].iloc[2:].abs().min() > 0
-    attention = lsn.detect(run, "plnd", exact=0.3)
+    attention = lsn.detect(run, "plnd")
     grid = workflow_grid(model, corpora, attention, Stages(1, 1), seeds=1, layout=BLOCKS, progress=False)
     effects = workflow_effects(grid).set_index(["switch", "deactivated"])
     assert effects["own_rise"].notna().all()
@@ -175,10 +175,10 @@ def test_methods_of_single_documents_are_not_had_from_blocks(tiny, corpora):
     model = tiny("llama")
     run = lsn.collect(model, corpora, None, layout=BLOCKS, progress=False)
     why = run.settings["left_out"]["methods"]
-    assert {"plnd", "average_precision", "sharing"} <= set(why) and "packed blocks" in why["plnd"]
+    assert {"plnd", "average_precision", "sharing"} <= set(why) and "into blocks" in why["plnd"]
     skipped = lsn.compare(run, progress=False).skipped.set_index("method")["reason"]
     assert all(why[name] == skipped[name] for name in why)
-    with pytest.raises(DoesNotApply, match=r"plnd does not apply: .*packed blocks.*apply are \['lape', 'lap', 'lave'"):
+    with pytest.raises(DoesNotApply, match=r"plnd does not apply: .*into blocks.*apply are \['lape', 'lap', 'lave'"):
         lsn.collect(model, corpora, ["plnd"], layout=BLOCKS, progress=False)
 
 

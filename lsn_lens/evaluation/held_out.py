@@ -4,7 +4,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from lsn_lens import forward, models
 from lsn_lens.bars import tqdm
 from lsn_lens.batches import Batch, Layout, Plan, separator_id
 from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.entry import check_model
 from lsn_lens.evaluation.perplexity import NONE, _plan, perplexity_table
 from lsn_lens.evaluation.scored import perplexity_of, scored_tokens, token_losses
+from lsn_lens.hooks import describe as hooks_on
 from lsn_lens.interventions import Action, intervention_hooks, zero
 from lsn_lens.neurons import NeuronSet
 
@@ -58,6 +60,7 @@ class HeldOut:
         tokens: By language, the scored tokens of each document.
         unchanged: The rows of `perplexity_table` without intervention.
         batch_tokens: About how many tokens go through the model at once.
+        in_force: The hooks that were on the model, see `hooks.describe`.
     """
 
     model: models.Model
@@ -66,6 +69,7 @@ class HeldOut:
     tokens: Mapping[str, PerDocument]
     unchanged: pd.DataFrame
     batch_tokens: int
+    in_force: Mapping[str, Any] = field(default_factory=dict)
 
     def measure(
         self,
@@ -80,7 +84,17 @@ class HeldOut:
         Bits per byte are nats times the language's bits per nat on this text.
 
         Args: as `perplexity_table`.
+
+        Raises:
+            ValueError: Other hooks are on the model than when the unchanged model was measured.
         """
+        check_model(self.model)
+        now = hooks_on(self.model)
+        if now != dict(self.in_force):
+            raise ValueError(
+                f"the unchanged model was measured with hooks on {list(self.in_force) or 'nothing'}, now they are on "
+                f"{list(now) or 'nothing'}: call held_out again, or measure under the hooks that it was called under."
+            )
         named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
         jobs = [_Job(name, language, each[language]) for name, each in named.items() for language in each.languages]
         choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: self.clean, "own": lambda own: [own]}
@@ -165,6 +179,7 @@ def held_out(
         layout: How text becomes batches; packed blocks by default.
         progress: Show progress bars.
     """
+    check_model(model)
     layout = layout or Layout()
     unchanged = perplexity_table(model, corpora, {}, layout=layout, progress=progress)
     unchanged = unchanged.loc[unchanged["intervened"].eq(NONE)]
@@ -183,7 +198,7 @@ def held_out(
             batches.append((read[number], rank.where(places[number] >= 0, -1)))
     with _lean(model, ()):
         (clean,) = _losses(model, batches, [[]])
-    return HeldOut(model, tuple(batches), clean, tokens, unchanged, plan.layout.batch_tokens)
+    return HeldOut(model, tuple(batches), clean, tokens, unchanged, plan.layout.batch_tokens, hooks_on(model))
 
 
 def _documents(plan: Plan, model: models.Model, batch: Batch) -> Tensor:
