@@ -259,8 +259,8 @@ def intervene(
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
     """
-    check_model(model)
     what = intervention_of(neurons, action)
+    check_model(model)
     hooks = hooks_of(model, what)
     if not hooks:
         warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)

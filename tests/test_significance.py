@@ -134,7 +134,7 @@ def test_the_permutation_p_value_is_near_that_of_all_permutations():
 def test_permuting_the_languages_permutes_the_p_values():
     generator = np.random.default_rng(0)
     run = synthetic_run(generator, generator.uniform(0.1, 0.6, size=(3, 2, 20)), shards=5)
-    one, two = (permutation_test(x, Lape(rate=0.2), permutations=20, progress=False) for x in (run, subset(run, "cab")))
+    one, two = (permutation_test(x, Lape(rate=0.2), permutations=20, progress=False) for x in (run, subset(run, list("cab"))))
     order = [two.scores.languages.index(label) for label in one.scores.languages]
     assert torch.equal(one.p_values["mlp"], two.p_values["mlp"][order])
 
@@ -350,7 +350,7 @@ def test_with_two_languages_a_unit_differs_where_either_stands_out():
     for parts in run.shards.values():
         for part in parts:
             part["resid_post.squares"] = 3 + part["resid_post.sum"].square()
-    test = permutation_test(subset(run, "ab"), DiffMean(), permutations=999, progress=False)
+    test = permutation_test(subset(run, ["a", "b"]), DiffMean(), permutations=999, progress=False)
     assert (test.unit_p_values["resid"] - test.p_values["resid"].amin(0)).abs().max() < 0.06
 
 
