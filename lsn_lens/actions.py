@@ -120,10 +120,10 @@ def resample(
         ValueError: The documents have fewer tokens or are one string, or the model has no such basis.
         KeyError: A basis that cannot be written to.
     """
-    check_model(model)
     tokens = whole_number(tokens, "tokens", least=1)
     if isinstance(documents, str):
         raise ValueError("documents is one string, which would be read letter by letter: give a list of documents.")
+    check_model(model)
     sites = {basis: SITES[site] for basis, site in _write_sites([bases] if isinstance(bases, str) else bases).items()}
     for site in sites.values():
         models.site_width(model, site.name)  # refuses a model without it
