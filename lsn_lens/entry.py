@@ -96,7 +96,8 @@ def _processing(model: Model) -> Iterator[str]:
         yield f"fold_ln: cfg.normalization_type is {model.cfg.normalization_type!r}"
     block = model.blocks[0]
     attention = block.attn
-    writing = [model.W_E, attention.W_O.flatten(0, 1), *([block.mlp.W_out] if hasattr(block, "mlp") else [])]
+    mlp = getattr(getattr(block, "mlp", None), "W_out", None)  # a mixture of experts has none
+    writing = [model.W_E, attention.W_O.flatten(0, 1), *([] if mlp is None else [mlp])]
     if all(_is_centred(each, -1) for each in writing):
         yield "center_writing_weights"
     if _is_centred(model.W_U, -1):
