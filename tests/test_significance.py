@@ -134,7 +134,9 @@ def test_the_permutation_p_value_is_near_that_of_all_permutations():
 def test_permuting_the_languages_permutes_the_p_values():
     generator = np.random.default_rng(0)
     run = synthetic_run(generator, generator.uniform(0.1, 0.6, size=(3, 2, 20)), shards=5)
-    one, two = (permutation_test(x, Lape(rate=0.2), permutations=20, progress=False) for x in (run, subset(run, list("cab"))))
+    one, two = (
+        permutation_test(x, Lape(rate=0.2), permutations=20, progress=False) for x in (run, subset(run, list("cab")))
+    )
     order = [two.scores.languages.index(label) for label in one.scores.languages]
     assert torch.equal(one.p_values["mlp"], two.p_values["mlp"][order])
 
