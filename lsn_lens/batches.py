@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lsn_lens.formats import whole_number
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.tokens import Tokens, separator_id, tokenize
 
@@ -60,8 +61,7 @@ class Layout:
             value = getattr(self, name)
             if value is None and name in ("length", "max_tokens"):
                 continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
+            object.__setattr__(self, name, whole_number(value, name, least=1))
 
 
 def row_limit(layout: Layout, context: int | None) -> int:

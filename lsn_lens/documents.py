@@ -58,7 +58,7 @@ class Records:
                 if reason in BROKEN_TEXT and len(self._broken) < SAMPLE:
                     self._broken += record.raw if isinstance(record, Unreadable) else record.encode()
             usable = record if reason is None and isinstance(record, str) else None
-            number = 0 if usable is None else _hash(usable)
+            number = 0 if usable is None else _hash(usable.strip())
             self._compare(position, number)
             yield usable, number
         if position + 1 < len(self._hashes):

@@ -94,8 +94,9 @@ def wide_encoding(sample: bytes) -> str:
     nuls = [sample[place::4].count(0) for place in range(4)]
     if sum(nuls) < max(NUL_SHARE * len(sample), 1):
         return ""
-    if sum(nuls) > 0.6 * len(sample):
-        return "UTF-32-BE" if nuls[0] > nuls[3] else "UTF-32-LE"
+    most = 0.9 * (len(sample) // 4)  # UTF-32 has two bytes of each four that are next to always NUL, side by side
+    if min(nuls[:2]) >= most or min(nuls[2:]) >= most:
+        return "UTF-32-BE" if min(nuls[:2]) >= most else "UTF-32-LE"
     even, odd = nuls[0] + nuls[2], nuls[1] + nuls[3]
     if max(even, odd) < 4 * min(even, odd):
         return "binary data or an unknown encoding (NUL bytes)"
@@ -109,11 +110,14 @@ def likely_encoding(sample: bytes) -> str:
         return wide
     if 0 in sample:
         return "UTF-16"
+    if b"\x1b" in sample:
+        return "ISO-2022-JP (or another encoding of seven bits)"
     high = [byte >= 0x80 for byte in sample]
     alone = sum(here and not after for here, after in zip(high, [*high[1:], False], strict=True))
     if alone > 0.7 * sum(high):  # single letters with accents between plain ones
         return "latin-1 or cp1252 (or another one-byte encoding of Latin letters)"
-    fit = [name for name in EAST if _decodes(sample, name)]
+    wide_ones = () if len(sample) % 2 or b"\n" in sample else ("UTF-16-LE", "UTF-16-BE")
+    fit = [name for name in (*wide_ones, *EAST) if _decodes(sample, name)]
     return f"one of {', '.join(fit)}" if fit else "a mixture, or no text"
 
 
@@ -150,6 +154,8 @@ def _lines(path: Path, column: str, parse: Callable[[str, str], Any]) -> Iterato
 def _decoded(raw: bytes) -> str | Unreadable:
     if 0 in raw:
         return Unreadable(HAS_NUL, raw)
+    if b"\x1b$" in raw or b"\x1b(" in raw:  # ISO-2022 changes between alphabets so, all in ASCII
+        return Unreadable(NOT_UTF8, raw)
     try:
         return raw.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:

@@ -185,7 +185,7 @@ class FullFile:
     [
         ({"kind": "lines"}, r"kind='lines': expected one of \('blocks', 'documents', 'auto'\)"),
         ({"separator": "pad"}, r"separator='pad'"),
-        ({"length": 0}, "length=0: expected a whole number of at least 1"),
+        ({"length": 0}, "length=0: expected a whole number of 1 or more"),
         ({"length": 1.5}, "length=1.5"),
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"batch_tokens": 0}, "batch_tokens=0"),

@@ -170,3 +170,24 @@ def test_normalising_twice_changes_nothing():
             text = "".join(rng.choice("0123456789.,:/- '−٫½²万aIİßςΣé’（）$％") for _ in range(rng.randrange(10)))
             once = normalised(text, language)
             assert once == " ".join(once.split()) and units(text, language) == once.replace("万", " 万 ").split()
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "value"),
+    [
+        ("5千3百", "ja", 5300), ("2千5百万", "ja", 25_000_000), ("5千万", "ja", 50_000_000),
+        ("5천만 원", "ko", 50_000_000),
+        ("第3亿5千万", "zh", 350_000_000), ("3百", "", 300), ("2.5百万", "zh", 2_500_000), ("3千克", "zh", 3),
+        ("정답은 3만 5천원", "ko", 35_000), ("12억 3456만 7898", "ko", 1_234_567_898), ("-3万5千", "zh", -35_000),
+        ("is 2 1/2", "en", 2.5), ("3 3/4 cups", "en", 3.75), ("In 2023 1/2", "en", 0.5), ("-½", "", -0.5),
+        (".5", "", 0.5), ("-.5", "", -0.5), (",5", "de", 0.5), (",5", "en", 5), ("...5", "en", 5),
+        ("1e5", "", 100_000), ("3.14e-2", "", 0.0314), ("2e étage", "fr", 2),
+    ],
+)  # fmt: skip
+def test_units_side_by_side_mixed_fractions_leading_points_and_exponents(text, language, value):
+    assert float(last_number(text, language)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("one", "other"), [("3.14e-2", "3.14e2"), (".5", "5"), ("-.5", ".5"), ("2 1/2", "2")])
+def test_other_numbers_are_other_answers(one, other):
+    assert normalised(one) != normalised(other)

@@ -173,7 +173,7 @@ def test_generators_are_read_once_for_all_interventions(load):
         ({"prompts": pd.DataFrame({"x": ["a"]})}, "a table of 2 dimensions"),
         ({"prompts": b"ab"}, "is one string"), ({"prompts": 3}, "prompts is int: give a list"),
         ({"stop": [None]}, "stop: number 0"), ({"tokens": 3.0}, "tokens=3.0: expected a whole number"),
-        ({"tokens": True}, "tokens=True"), ({"samples": np.int64(0)}, "expected a whole number of at least 1"),
+        ({"tokens": True}, "tokens=True"), ({"samples": np.int64(0)}, "expected a whole number of 1 or more"),
     ],
 )  # fmt: skip
 def test_what_is_no_prompt_or_count(settings, words, load):

@@ -154,3 +154,18 @@ def test_utf8_is_no_wide_encoding(text):
 )
 def test_a_guess_at_other_encodings_names_the_right_one_among_others(text, encoding):
     assert encoding in likely_encoding(text.encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be"])
+def test_wide_text_without_ascii_is_told_by_its_nul_bytes(encoding):
+    assert wide_encoding(("河流很长很宽" * 60).encode(encoding)) == encoding.upper()
+
+
+def test_encodings_of_seven_bits_are_no_text(tmp_path):
+    (tmp_path / "ja.txt").write_bytes("\n".join(["川は長い。"] * 8).encode("iso2022_jp"))
+    with pytest.raises(ValueError, match=r"ja\.txt.*ISO-2022-JP"):
+        read(tmp_path)
+
+
+def test_one_line_of_utf16_without_a_mark_is_among_the_guesses():
+    assert "UTF-16-LE" in likely_encoding(("河流很长很宽天空是蓝色的" * 30).encode("utf-16-le"))

@@ -20,7 +20,8 @@ from lsn_lens import forward, models
 from lsn_lens.bars import tqdm
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.endings import Endings, endings
-from lsn_lens.evaluation.prompts import prompt_ids, texts_of, whole_number
+from lsn_lens.evaluation.prompts import prompt_ids, texts_of
+from lsn_lens.formats import whole_number
 from lsn_lens.interventions import COLUMNS, Columns, Intervention, hooks_of, named
 
 KOJIMA = {"samples": 100, "temperature": 0.8}  # unconditional, 64 tokens
@@ -99,7 +100,7 @@ def generate(
     temperature = (KOJIMA["temperature"] if unconditional else 0.0) if temperature is None else temperature
     prompts, stop = texts_of("prompts", [""] if prompts is None else prompts), texts_of("stop", stop)
     given = {"samples": samples, "tokens": tokens, "batch": batch}
-    samples, tokens, batch = (whole_number(name, value) for name, value in given.items())
+    samples, tokens, batch = (whole_number(value, name, least=1) for name, value in given.items())
     if not prompts or "" in stop:
         raise ValueError("no prompts, or an empty stop string: give texts, and for nothing in front prompts=None.")
     if not (0 <= temperature < math.inf and 0 < repetition_penalty < math.inf):

@@ -1,6 +1,5 @@
 """Texts that are given to a model: what may be given, and which tokens they become."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,21 +40,6 @@ def texts_of(name: str, texts: Any) -> list[str]:
                 'with text.encode("utf-8", "ignore").decode().'
             ) from error
     return [str(text) for text in found]
-
-
-def whole_number(name: str, value: Any) -> int:
-    """An int from an int or a NumPy integer.
-
-    Raises:
-        ValueError: Something else, or below 1.
-    """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
-    return count
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

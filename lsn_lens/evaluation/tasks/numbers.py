@@ -35,15 +35,19 @@ ALIKE = {
     **dict.fromkeys("⁄／∕", "/"), "：": ":", **dict.fromkeys("\u200e\u200f\u061c", ""),
 }  # fmt: skip
 UNITS = {
-    **dict.fromkeys("千천", 10**3), **dict.fromkeys("万萬만", 10**4), **dict.fromkeys("億亿억", 10**8),
+    **dict.fromkeys("百백", 10**2), **dict.fromkeys("千천", 10**3),
+    **dict.fromkeys("万萬만", 10**4), **dict.fromkeys("億亿억", 10**8),
     **dict.fromkeys("兆조", 10**12),
 }  # fmt: skip
-UNIT = re.compile("千(?![克米瓦卡赫焦帕伏])|[천万萬만億亿억兆조]")  # 千克 is a kilogram
+UNIT = re.compile("[千百](?![克米瓦卡赫焦帕伏])|[백천万萬만億亿억兆조]")  # 千克 is a kilogram
+MYRIAD = 10**4  # units from here on count all that stands before them, and a space may follow
 PARTS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 NUMBER = re.compile(  # a sign follows no letter, digit or closing bracket: 5-3 and COVID-19 have none
-    r"(?P<sign>(?<![\w)\]}%])-[$€£¥₹₩₽₫₺₴₪฿]?(?=\d))?"
+    rf"(?P<sign>(?<![\w)\]}}%])-[$€£¥₹₩₽₫₺₴₪฿]?(?=[.,]?\d|[{PARTS}]))?"
     r"(?:(?P<fraction>(?<![/.,\d])\d+/\d+(?![/\d]|[.,]\d))"
-    rf"|(?P<body>\d+(?:[.,٫٬' \u00a0]\d+)*)(?P<part>[{PARTS}])?|(?P<only>[{PARTS}]))"
+    r"|(?P<tail>(?<![\w.,])[.,]\d+(?![.,]?\d))"
+    rf"|(?P<body>\d+(?:[.,٫٬']\d+|[ \u00a0]\d+(?!\d*/\d))*)(?P<part>[{PARTS}])?"
+    rf"(?:[eE](?P<power>[-+]?\d{{1,3}})(?![\w.]))?|(?P<only>[{PARTS}]))"
 )
 GROUPED = re.compile(
     r"(?P<front>[1-9]\d{0,2}(?:(?P<mark>[.,٬' \u00a0])\d{3})(?:(?P=mark)\d{3})*|[1-9]\d?(?:,\d\d)+,\d{3})"
@@ -88,14 +92,14 @@ def numbers(text: str, language: str = "") -> Iterator[Number]:
     followed by exactly three digits or not preceded by one to three that begin with no zero. What is left, such as
     1.250 and 1,250, goes by the language: with a decimal comma these are 1250 and 1.25, else, and without a known
     language, 1.25 and 1250. Apostrophes and spaces divide groups of three digits. Other marks, as in dates and lists,
-    divide numbers. 3/4 and 2½ are fractions; 3万5千 is 35000.
+    divide numbers. 3/4, 2 1/2 and 2½ are fractions, .5 is a half, 1e-5 has an exponent; 3万5千 is 35000, 2千5百万 is
+    25000000.
     """
-    last: Number | None = None
-    for each in _each(text, has_decimal_comma(language)):
-        unit = UNIT.match(text, each.end)
-        number = _sized(each.start, unit.end(), each.value * UNITS[unit[0]]) if unit else each
-        if last is not None and last.end == number.start and text[last.end - 1] in UNITS:
-            last = _sized(last.start, number.end, last.value + number.value)
+    last, waiting = None, list(_each(text, has_decimal_comma(language)))
+    while waiting:
+        number, waiting = _with_units(text, waiting) if UNIT.match(text, waiting[0].end) else (waiting[0], waiting[1:])
+        if last is not None and (mixed := _mixed(text, last, number)):
+            last = mixed
             continue
         if last is not None:
             yield last
@@ -104,12 +108,54 @@ def numbers(text: str, language: str = "") -> Iterator[Number]:
         yield last
 
 
+def _with_units(text: str, found: list[Number]) -> tuple[Number, list[Number]]:
+    """The number that the first one and those that follow it make with their units, and those that are left."""
+    first, end, place = found[0], found[0].end, 0
+    whole, group, pending = Fraction(0), Fraction(0), abs(first.value)  # of all, below the next myriad, without a unit
+    smallest = 0
+    while True:
+        while unit := UNIT.match(text, end):
+            size, end = UNITS[unit[0]], unit.end()
+            if size < MYRIAD:
+                group, pending = group + pending * size, Fraction(0)
+            else:
+                whole, group, pending = whole + (group + pending) * size, Fraction(0), Fraction(0)
+            smallest = size
+        place += 1
+        gap = text[end : found[place].start] if place < len(found) else None
+        joined = gap == "" or (gap in (" ", "\u00a0") and smallest >= MYRIAD)
+        if pending or not joined or not 0 <= found[place].value < smallest:
+            break
+        pending, end = found[place].value, found[place].end
+    value = whole + group + pending
+    return _sized(first.start, end, -value if first.written.startswith("-") else value), found[place:]
+
+
+def _mixed(text: str, whole: Number, part: Number) -> Number | None:
+    """2 1/2: a whole number of up to three digits, a space, and a fraction below 1."""
+    is_whole = whole.written.lstrip("-").isdecimal() and len(whole.written.lstrip("-")) <= 3
+    if not is_whole or text[whole.end : part.start] != " " or "/" not in part.written or not 0 < part.value < 1:
+        return None
+    value = abs(whole.value) + part.value
+    sign = -1 if whole.written.startswith("-") else 1
+    return Number(whole.start, part.end, f"{whole.written} {part.written}", sign * value)
+
+
 def _each(text: str, comma: bool) -> Iterator[Number]:
     for match in NUMBER.finditer(text):
         sign = -1 if match["sign"] else 1
         front = "-" if match["sign"] else ""
         if match["fraction"] and int(match["fraction"].partition("/")[2]):
             yield Number(*match.span(), front + match["fraction"], sign * Fraction(match["fraction"]))
+        elif match["tail"]:
+            half = match["tail"][0] == "." or comma  # what a comma ends elsewhere is no number
+            value = Fraction(f"0.{match['tail'][1:]}") if half else Fraction(match["tail"][1:])
+            written = f"{front}0.{match['tail'][1:]}" if half else front + match["tail"][1:]
+            yield Number(*match.span(), written, sign * value)
+        elif match["power"]:
+            digits = _plain(match["body"], comma)
+            value = Fraction(digits) * Fraction(10) ** int(match["power"]) if digits else Fraction(0)
+            yield _sized(*match.span(), sign * value)
         elif match["only"]:
             part = _part(match["only"])
             yield Number(*match.span(), f"{front}{part}", sign * part)
