@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 import lsn_lens as lsn
 from lsn_lens.evaluation import continuations, generation
 from lsn_lens.evaluation.endings import endings
-from lsn_lens.evaluation.prompts import prompt_ids, texts_of, whole_number
+from lsn_lens.evaluation.prompts import prompt_ids, texts_of
 from lsn_lens.evaluation.tasks import Item, evaluate_items
+from lsn_lens.formats import whole_number
 from lsn_lens.interventions import Intervention
 
 TURN = "<end_of_turn>"
@@ -178,9 +179,8 @@ def test_generators_are_read_once_for_all_interventions(load):
 )  # fmt: skip
 def test_what_is_no_prompt_or_count(settings, words, load):
     ((name, value),) = settings.items()
-    check = texts_of if name in ("prompts", "stop") else whole_number
     with pytest.raises(ValueError, match=words):
-        check(name, value)
+        texts_of(name, value) if name in ("prompts", "stop") else whole_number(value, name, least=1)
     with pytest.raises((ValueError, TypeCheckError)):  # in tests, types are checked first
         write(load("llama"), **{"prompts": ["The"], **settings})
 
