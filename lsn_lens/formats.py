@@ -151,9 +151,13 @@ def _from_indices(index: Tensor, width: int, where: str) -> Tensor:
     return mask
 
 
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
 def _as_tensor(given: Any, where: str) -> Tensor:
     """A plain tensor of what is numbers all through; nothing is rounded on the way."""
-    if isinstance(given, list | tuple) and 0 < sum(isinstance(each, bool) for each in given) < len(given):
+    if isinstance(given, list | tuple) and 0 < sum(map(_is_truth, given)) < len(given):
         raise ValueError(f"{where}: truth values and numbers are mixed: {str(given)[:60]}. Give one or the other.")
     try:
         values = torch.as_tensor(given)
@@ -251,6 +255,8 @@ def masks_of_frame(
             )
     masks = {}
     for each, shape in shapes.items():
+        if not isinstance(shape, tuple | list) or len(shape) != 2:
+            raise ValueError(f"shapes[{each!r}]={shape!r}: expected two numbers, (layers, units).")
         layers, units = (whole_number(size, f"shapes[{each!r}]", least=1) for size in shape)
         rows: Any = frame[basis.eq(each)]
         for name, size in (("layer", layers), ("unit", units)):

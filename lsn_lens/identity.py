@@ -17,8 +17,13 @@ CARRIED = "carried over"  # the note of a set, and the mark of an action, that w
 # Names on which HookedTransformer and TransformerBridge agree, in value and in layout; of several, the first there is.
 MATRICES = ("mlp.W_in", "mlp.W_out", "attn.W_Q", "attn._W_K|attn.W_K", "attn._W_V|attn.W_V", "attn.W_O")
 VECTORS = ("mlp.b_in", "mlp.b_out", "attn.b_Q", "attn._b_K|attn.b_K", "attn._b_V|attn.b_V", "attn.b_O")
-PARTS = (*MATRICES, "mlp.W_gate", *VECTORS, "ln1.w", "ln1.b", "ln2.w", "ln2.b")
-ENDS = ("embed.W_E", "unembed.W_U", "ln_final.w")
+NORMS = ("ln1.w", "ln1.b", "attn.q_norm.w", "attn.k_norm.w", "ln1_post.w", "ln2_post.w")
+SECOND = ("ln2.w", "ln2.b")  # of a parallel block, one class says that it has none, the other that it is the first
+PARTS = (*MATRICES, "mlp.W_gate", *VECTORS, *NORMS)
+ENDS = (
+    "embed.W_E", "pos_embed.W_pos", "embed.ln.w|embed_ln.w", "embed.ln.b|embed_ln.b", "unembed.W_U", "unembed.b_U",
+    "ln_final.w", "ln_final.b",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -55,6 +60,11 @@ def _weights(model: Any) -> Iterator[Tensor]:
     if is_dense:
         for owner, table in ((model, ENDS), *((block, PARTS) for block in blocks)):
             yield from (each for names in table if (each := _read(owner, names)) is not None)
+        for block in blocks:
+            for name, first in zip(SECOND, ("ln1.w", "ln1.b"), strict=True):
+                own, other = _read(block, name), _read(block, first)
+                if own is not None and not (other is not None and torch.equal(own, other)):
+                    yield own
     else:  # mixtures of experts, state spaces, quantised models: what there is, by its Hugging Face name
         named = getattr(model, "original_model", model).state_dict()
         yield from (named[name] for name in sorted(named) if isinstance(named[name], Tensor))

@@ -72,6 +72,19 @@ def test_an_edit_of_any_part_in_place_changes_the_fingerprint(part, load):
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "neox", "bloom", "qwen2"])
+@torch.no_grad()
+def test_every_weight_that_changes_the_logits_changes_the_fingerprint(architecture, load):
+    model, ids = load(architecture, "bridge"), torch.arange(10)[None] % 7
+    before, logits = fingerprint(model), model(ids)
+    for name, weight in model.original_model.named_parameters():
+        kept = weight.clone()
+        weight.mul_(2).add_(0.1)
+        changed = bool((model(ids) - logits).abs().max() > 1e-4)
+        assert not changed or fingerprint(model) != before, name
+        weight.copy_(kept)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_every_row_and_column_of_a_large_matrix_counts(axis, demo):
     weight = demo.blocks[3].mlp.W_out

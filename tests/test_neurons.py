@@ -8,6 +8,7 @@ import os
 import pickle
 import traceback
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -543,3 +544,17 @@ def test_the_header_is_json(tmp_path):
     size = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["lsn_lens"]
     assert json.loads(header)["languages"] == list(LANGUAGES)
+
+
+def test_truth_values_as_tensors_are_not_mixed_with_numbers(tmp_path):
+    torch.save([[[torch.tensor(True), 3], []], [[], []]], tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="truth values and numbers are mixed"):
+        NeuronSet.from_lape_file(tmp_path / "m.pth", ("en", "fr"), 8)
+
+
+@pytest.mark.parametrize("shape", [8, (2, 1, 8)])
+def test_shapes_of_a_table_are_layers_and_units(shape, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    frame = pd.DataFrame({"language": ["en"], "basis": ["mlp"], "layer": [0], "unit": [1]})
+    with pytest.raises(ValueError, match=r"expected two numbers, \(layers, units\)"):
+        NeuronSet.from_frame(frame, {"mlp": shape})
