@@ -21,7 +21,7 @@ NORMS = ("ln1.w", "ln1.b", "attn.q_norm.w", "attn.k_norm.w", "ln1_post.w", "ln2_
 SECOND = ("ln2.w", "ln2.b")  # of a parallel block, one class says that it has none, the other that it is the first
 PARTS = (*MATRICES, "mlp.W_gate", *VECTORS, *NORMS)
 ENDS = (
-    "embed.W_E", "pos_embed.W_pos", "embed.ln.w|embed_ln.w", "embed.ln.b|embed_ln.b", "unembed.W_U", "unembed.b_U",
+    "embed.W_E", "embed.ln.w|embed_ln.w", "embed.ln.b|embed_ln.b", "unembed.W_U", "unembed.b_U",
     "ln_final.w", "ln_final.b",
 )  # fmt: skip
 
@@ -60,6 +60,9 @@ def _weights(model: Any) -> Iterator[Tensor]:
     if is_dense:
         for owner, table in ((model, ENDS), *((block, PARTS) for block in blocks)):
             yield from (each for names in table if (each := _read(owner, names)) is not None)
+        places = _read(model, "pos_embed.W_pos")
+        if places is not None and getattr(model.cfg, "positional_embedding_type", "") == "standard":  # else it is idle
+            yield places[-model.cfg.n_ctx :]  # one class keeps rows in front that no position has
         for block in blocks:
             for name, first in zip(SECOND, ("ln1.w", "ln1.b"), strict=True):
                 own, other = _read(block, name), _read(block, first)
