@@ -344,7 +344,7 @@ def test_equal_documents_are_said_to_be_no_hold_out(tmp_path):
 
 def test_two_folders_share_no_text(tmp_path):
     write(tmp_path / "find", "en", ".txt", ["a", "b", "b", "c"])
-    write(tmp_path / "hold-out", "en", ".jsonl", ["c", "d", "d", "e", "a"])
+    write(tmp_path / "hold-out", "en", ".jsonl", ["c ", "d", "d", "e", "a"])
     corpus = load_corpora(tmp_path)["en"]
     for _ in range(2):
         assert read(corpus) == (["a", "b", "b", "c"], ["d", "e"])

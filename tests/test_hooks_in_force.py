@@ -314,6 +314,18 @@ def test_the_table_has_every_public_function_that_takes_a_model():
     assert found == {*ROWS, *BLIND, *ELSEWHERE}
 
 
+def test_the_unchanged_losses_are_not_set_against_those_under_other_hooks(model, given):
+    text = held_out.held_out(model, given.corpora, CUT["layout"], **QUIET)
+    with lsn.intervene(model, OUTER), pytest.raises(ValueError, match=r"now they are on .*call held_out again"):
+        text.measure(FOUND, **QUIET)
+    assert len(text.measure(FOUND, **QUIET).table)
+    with lsn.intervene(model, OUTER):
+        under = held_out.held_out(model, given.corpora, CUT["layout"], **QUIET)
+        assert len(under.measure(FOUND, **QUIET).table)
+    with pytest.raises(ValueError, match="now they are on nothing"):
+        under.measure(FOUND, **QUIET)
+
+
 def plain(result):
     """Numbers and texts of any result, in order."""
     if isinstance(result, pd.DataFrame):
