@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from conftest import ARCHITECTURES, BACKENDS, D_MLP, LAYERS, SENTENCES, VOCABULARY
+from tiny import redraw
 
 import lsn_lens as lsn
 from lsn_lens import forward
@@ -215,13 +216,7 @@ def tiny(model_type, **sizes):
         model_type, vocab_size=VOCABULARY, **{**ARCHITECTURES["llama"][1], **special, **sizes}
     )
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.add_(0.2 * noise) if weight.ndim == 1 else weight.copy_(0.25 * noise)
-    return model
+    return redraw(transformers.AutoModelForCausalLM.from_config(config))
 
 
 @pytest.mark.parametrize("dtype", HALVES)

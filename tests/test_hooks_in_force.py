@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import ARCHITECTURES, BACKENDS, D_MLP, SENTENCES, VOCABULARY, tiny_tokenizer
+from tiny import redraw
 
 import lsn_lens as lsn
 from lsn_lens import forward, hooks
@@ -84,12 +85,7 @@ def build(tmp_path_factory):
         model_type, vocab_size=VOCABULARY, **{**sizes, "num_hidden_layers": LAYERS},
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
     )  # fmt: skip
-    hf_model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in hf_model.parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.add_(0.2 * noise) if weight.ndim == 1 else weight.copy_(0.25 * noise)
+    hf_model = redraw(transformers.AutoModelForCausalLM.from_config(config))
     folder = tmp_path_factory.mktemp("tiny") / "four"
     hf_model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -94,13 +94,18 @@ SIZES = {
 
 
 @torch.no_grad()
-def save(model, folder, tokenizer=None):
-    """Random weights into a model, and the model into a folder."""
+def redraw(model):
+    """Random weights, all of which matter."""
     generator = torch.Generator().manual_seed(0)
     for weight in model.eval().parameters():
         noise = torch.randn(weight.shape, generator=generator).to(weight.dtype)
         weight.add_(0.2 * noise) if weight.ndim == 1 else weight.copy_(0.25 * noise)
-    model.save_pretrained(folder)
+    return model
+
+
+def save(model, folder, tokenizer=None):
+    """Random weights into a model, and the model into a folder."""
+    redraw(model).save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
     return folder
 
