@@ -18,11 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens.batches import Plan
-from lsn_lens.checkpoints import source_of
-from lsn_lens.collect import _constants, _tokenize, needs_of, widths_of
+from lsn_lens.collection import Pass
+from lsn_lens.collection.collecting import _constants, _tokenize, needs_of, widths_of
 from lsn_lens.methods import METHODS, get_method
-from lsn_lens.passes import Pass
+from lsn_lens.model import source_of
+from lsn_lens.text import Plan
 
 LAPE, SUMS, EVERYTHING, ALONE = "lape", "all but what is apart", "everything in one pass", "alone: "
 Backend = Literal["auto", "hooked", "bridge"]

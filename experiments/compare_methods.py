@@ -86,14 +86,13 @@ if __name__ == "__main__":  # before the slow imports, so that --help answers at
 
     CONFIG = run_cli(Config)
 
-import torch  # noqa: E402
+import torch
 
-import lsn_lens as lsn  # noqa: E402
-from lsn_lens.evaluation.reliability import Checks  # noqa: E402
-from lsn_lens.formats import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
-from lsn_lens.sections.comparison import comparison_report  # noqa: E402
-from lsn_lens.text_view import activations_on_text, neuron_on_text  # noqa: E402
+import lsn_lens as lsn
+from lsn_lens.comparison import Checks
+from lsn_lens.files import write_bytes
+from lsn_lens.report import activations_on_text, neuron_on_text, provenance, save_tables, write_report
+from lsn_lens.report.sections.comparison import comparison_report
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 SHOWN_TEXT = 160  # characters of a document in the view of neurons on text

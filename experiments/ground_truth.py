@@ -69,22 +69,13 @@ if __name__ == "__main__":  # before the slow imports, so that --help answers at
 
     CONFIG = run_cli(Config)
 
-import pandas as pd  # noqa: E402
+import pandas as pd
 
-import lsn_lens as lsn  # noqa: E402
-from lsn_lens.formats import write_bytes  # noqa: E402
-from lsn_lens.planted import (  # noqa: E402
-    ROLES,
-    DetectorScores,
-    Planted,
-    RoleError,
-    load_planted,
-    plant,
-    score_detectors,
-)
-from lsn_lens.planted.parts import PartName  # noqa: E402
-from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
-from lsn_lens.sections.ground_truth import ground_truth_report  # noqa: E402
+import lsn_lens as lsn
+from lsn_lens.files import write_bytes
+from lsn_lens.planted import ROLES, DetectorScores, PartName, Planted, RoleError, load_planted, plant, score_detectors
+from lsn_lens.report import provenance, save_tables, write_report
+from lsn_lens.report.sections.ground_truth import ground_truth_report
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 

@@ -20,13 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lsn_lens import methods
-from lsn_lens.evaluation.contrasts import contrast_of
-from lsn_lens.evaluation.permutations import Draws
-from lsn_lens.evaluation.resampling import load_shards
-from lsn_lens.evaluation.significance import benjamini_hochberg, contrast_test
-from lsn_lens.importance import worst_first_ranks
+from lsn_lens.controls import Permutations, benjamini_hochberg, contrast_of, contrast_test, load_shards
+from lsn_lens.methods import catalogue
 from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, Run, row_key
+from lsn_lens.statistics import worst_first_ranks
 
 LANGUAGES = ("a", "b", "c", "d")
 DOCUMENTS_EACH, TOKENS_EACH, EXPERT = 3, 6, 2  # of a shard, of a document, units of an expert
@@ -41,21 +38,21 @@ SHIFTS: dict[str, tuple[float, float, float, float]] = {
     "ladder": (2.0, 1.0, 0.0, -1.5),
 }
 METHODS: dict[str, Any] = {
-    "lape": methods.Lape(filter_share=0.5, bar_share=0.5),
-    "lap": methods.Lap(),
-    "lave": methods.Lave(filter_share=0.5, bar_share=0.5),
-    "transfer": methods.Transfer(filter_share=0.5, bar_share=0.5),
-    "entropy_lambda": methods.EntropyLambda(bar_share=0.5),
-    "act_grad": methods.ActGrad(filter_share=0.5, bar_share=0.5),
-    "dln": methods.Dln(share=1.0, bins=8),
-    "plnd": methods.Plnd(bases=("mlp",), top_mlp=0.9),
-    "expert_frequency": methods.ExpertFrequency(size=EXPERT, high=0.5),
-    "diffmean": methods.DiffMean(),
-    "language_dimensions": methods.LanguageDimensions(),
-    "average_precision, top": methods.AveragePrecision("top", bases=("mlp_pre",)),
-    "average_precision, bottom": methods.AveragePrecision("bottom", bases=("mlp_pre",)),
-    "average_precision, both": methods.AveragePrecision("both", bases=("mlp_pre",)),
-    "sharing": methods.Sharing(check_parallel=False),
+    "lape": catalogue.Lape(filter_share=0.5, bar_share=0.5),
+    "lap": catalogue.Lap(),
+    "lave": catalogue.Lave(filter_share=0.5, bar_share=0.5),
+    "transfer": catalogue.Transfer(filter_share=0.5, bar_share=0.5),
+    "entropy_lambda": catalogue.EntropyLambda(bar_share=0.5),
+    "act_grad": catalogue.ActGrad(filter_share=0.5, bar_share=0.5),
+    "dln": catalogue.Dln(share=1.0, bins=8),
+    "plnd": catalogue.Plnd(bases=("mlp",), top_mlp=0.9),
+    "expert_frequency": catalogue.ExpertFrequency(size=EXPERT, high=0.5),
+    "diffmean": catalogue.DiffMean(),
+    "language_dimensions": catalogue.LanguageDimensions(),
+    "average_precision, top": catalogue.AveragePrecision("top", bases=("mlp_pre",)),
+    "average_precision, bottom": catalogue.AveragePrecision("bottom", bases=("mlp_pre",)),
+    "average_precision, both": catalogue.AveragePrecision("both", bases=("mlp_pre",)),
+    "sharing": catalogue.Sharing(check_parallel=False),
 }
 
 
@@ -130,7 +127,7 @@ def errors(rejected: Tensor, true: Tensor) -> tuple[float, bool, float]:
 
 
 def simulate(
-    seed: int, kind: str, names: list[str], units: int = 120, changed: float = 0.3, draws: Draws | None = None,
+    seed: int, kind: str, names: list[str], units: int = 120, changed: float = 0.3, draws: Permutations | None = None,
     alike: int = 0, shards: int = 16,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One replicate: a row for each method, of languages and of units."""
@@ -146,7 +143,7 @@ def simulate(
             small,
             method,
             method.score(small.statistics),
-            replace(draws or Draws(999, 0, False, False), seed=seed),
+            replace(draws or Permutations(999, 0, False, False), seed=seed),
             alike,
         )
         true = truth(shifts, declared[0].side(method), alike)
@@ -180,7 +177,7 @@ def null_simulation(
 
     Args:
         replicates: Runs made up for each kind of shift.
-        permutations: Draws of labels in each.
+        permutations: Permutations of labels in each.
         paired: Permute within places only.
         pool: Pool the null statistics of all units.
         alike: As of `permutation_test`.
@@ -193,7 +190,7 @@ def null_simulation(
     torch.set_num_threads(1)
     for kind in SHIFTS:
         for seed in range(replicates):
-            rows += simulate(seed, kind, names, units, 0.3, Draws(permutations, 0, paired, pool), alike, shards)
+            rows += simulate(seed, kind, names, units, 0.3, Permutations(permutations, 0, paired, pool), alike, shards)
     table = summary(rows)
     print(table.round(3).to_string())
     if out:

@@ -83,31 +83,35 @@ if __name__ == "__main__":  # before the slow imports, so that --help answers at
 
     CONFIG = run_cli(Config)
 
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+import pandas as pd
+import torch
 
-import lsn_lens as lsn  # noqa: E402
-from lsn_lens import models  # noqa: E402
-from lsn_lens.actions import language_medians  # noqa: E402
-from lsn_lens.evaluation.perplexity import loss_table  # noqa: E402
-from lsn_lens.evaluation.steering import (  # noqa: E402
+import lsn_lens as lsn
+from lsn_lens.evaluation import loss_table
+from lsn_lens.files import write_bytes
+from lsn_lens.generation import (
     Steering,
     arithmetics,
+    choose_doses,
+    deactivate,
+    deactivation_table,
     dimensions,
     direction,
+    dose_response,
     forcing,
+    identifier,
     instruction,
+    prompts_from,
     steer,
     steering_losses,
+    steering_summary,
+    steering_table,
 )
-from lsn_lens.evaluation.steering.deactivation import deactivate, deactivation_table  # noqa: E402
-from lsn_lens.evaluation.steering.tables import choose_doses, dose_response, steering_summary, steering_table  # noqa: E402
-from lsn_lens.evaluation.steering.trials import prompts_from  # noqa: E402
-from lsn_lens.evaluation.texts import identifier  # noqa: E402
-from lsn_lens.formats import write_bytes  # noqa: E402
-from lsn_lens.methods import LanguageDimensions  # noqa: E402
-from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
-from lsn_lens.sections.steering import steering_report  # noqa: E402
+from lsn_lens.interventions import language_medians
+from lsn_lens.methods import LanguageDimensions
+from lsn_lens.model import structure
+from lsn_lens.report import provenance, save_tables, write_report
+from lsn_lens.report.sections.steering import steering_report
 
 METHODS = ("average_precision", "plnd", "lape", "diffmean", "language_dimensions")
 RELEASED = "language_dimensions-released"
@@ -132,7 +136,7 @@ def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run, Sets]:
     if config.layer is not None and config.layer not in layers:
         raise ValueError(f"layer={config.layer}: the model has the layers 0 to {layers[-1]}.")
     layout = lsn.Layout(kind="documents", max_tokens=config.max_tokens)
-    methods = [*METHODS, AS_RELEASED] if models.has_site(model, "resid_mid") else METHODS  # none in parallel blocks
+    methods = [*METHODS, AS_RELEASED] if structure.has_site(model, "resid_mid") else METHODS  # none in parallel blocks
     run = lsn.collect(model, corpora, methods, config.out / "run", layout=layout)
     return model, corpora, run, find(config, run)
 

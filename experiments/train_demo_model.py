@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from lsn_lens.corpora import load_corpora
+from lsn_lens.text import load_corpora
 
 END = "<|endoftext|>"
 

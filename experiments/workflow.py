@@ -78,15 +78,14 @@ if __name__ == "__main__":  # before the slow imports, so that --help answers at
 
     CONFIG = run_cli(Config)
 
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+import pandas as pd
+import torch
 
-import lsn_lens as lsn  # noqa: E402
-from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out  # noqa: E402
-from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary  # noqa: E402
-from lsn_lens.formats import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
-from lsn_lens.sections.workflow import workflow_report  # noqa: E402
+import lsn_lens as lsn
+from lsn_lens.evaluation import Stages, search_stages, split_hold_out, workflow_effects, workflow_grid, workflow_summary
+from lsn_lens.files import write_bytes
+from lsn_lens.report import provenance, save_tables, write_report
+from lsn_lens.report.sections.workflow import workflow_report
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 Tables = dict[str, pd.DataFrame]

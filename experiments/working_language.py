@@ -78,17 +78,15 @@ if __name__ == "__main__":  # before the slow imports, so that --help answers at
 
     CONFIG = run_cli(Config)
 
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+import pandas as pd
+import torch
 
-import lsn_lens as lsn  # noqa: E402
-from lsn_lens import models  # noqa: E402
-from lsn_lens.evaluation.lens import working_language  # noqa: E402
-from lsn_lens.evaluation.lens.vocabulary import token_languages  # noqa: E402
-from lsn_lens.evaluation.lens.word_probes import WordProbe, read_probes, word_probes  # noqa: E402
-from lsn_lens.formats import write_bytes  # noqa: E402
-from lsn_lens.report import provenance, save_tables, write_report  # noqa: E402
-from lsn_lens.sections.working_language import Measured, own, working_language_report  # noqa: E402
+import lsn_lens as lsn
+from lsn_lens.analysis import WordProbe, read_probes, token_languages, word_probes, working_language
+from lsn_lens.files import write_bytes
+from lsn_lens.model import structure
+from lsn_lens.report import provenance, save_tables, write_report
+from lsn_lens.report.sections.working_language import Measured, own, working_language_report
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
 
@@ -119,7 +117,7 @@ def measure(
     """Read the layers."""
     labels = token_languages(
         model.tokenizer, corpora, by=config.by, at_least=config.at_least, ratio=config.ratio,
-        vocabulary=models.vocabulary_size(model), max_tokens=config.max_tokens,
+        vocabulary=structure.vocabulary_size(model), max_tokens=config.max_tokens,
     )  # fmt: skip
     layout = lsn.Layout(
         kind=config.kind, length=config.length, separator=config.separator, max_tokens=config.evaluation_tokens,
@@ -156,7 +154,7 @@ def save(config: Config, model: Any, measured: Measured) -> Path:
         "words-tokens": None if measured.words is None else pd.DataFrame(measured.words.attrs["first_tokens"]),
     }  # fmt: skip
     save_tables({name: table for name, table in tables.items() if table is not None}, config.out / "tables")
-    settings = {"model": models.describe(model), "text": labels.text}
+    settings = {"model": structure.describe(model), "text": labels.text}
     said = {**asdict(config), "out": str(config.out), "neurons": config.neurons and str(config.neurons)}
     origin = provenance(settings, text, said, STARTED)
     write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())

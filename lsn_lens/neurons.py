@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens import draws, formats
+from lsn_lens import draws, files
 from lsn_lens.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
 
 Mask = Bool[Tensor, "language layer unit"]
@@ -32,7 +32,7 @@ class NeuronScores:
     origin: Origin = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "languages", formats.labels_of(self.languages))
+        object.__setattr__(self, "languages", files.labels_of(self.languages))
         check_origin(self.origin)
         for basis, values in self.values.items():
             if not isinstance(values, Tensor) or values.ndim != 3 or len(values) != len(self.languages):
@@ -54,12 +54,12 @@ class NeuronScores:
         parts = {"values": self.values, "ranking": self.ranking}
         tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
         header = {"kind": "scores", "languages": self.languages, "method": self.method, "origin": dict(self.origin)}
-        return formats.save_tensors(path, tensors, header)
+        return files.save_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronScores":
         """Read what `save` wrote."""
-        tensors, header = formats.load_tensors(path, "scores")
+        tensors, header = files.load_tensors(path, "scores")
         parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
         for key, value in tensors.items():
             part, _, basis = key.partition(".")
@@ -93,7 +93,7 @@ class NeuronSet:
     __hash__ = None  # type: ignore[assignment]  # equality is by content, and tensors can be changed
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "languages", formats.labels_of(self.languages))
+        object.__setattr__(self, "languages", files.labels_of(self.languages))
         check_origin(self.origin)
         if not isinstance(self.masks, Mapping):
             raise ValueError(f'masks: expected {{"mlp": mask}} or other bases, got {_told(self.masks)}.')
@@ -269,12 +269,12 @@ class NeuronSet:
             "kind": "neurons", "languages": self.languages, "method": self.method,
             "notes": dict(self.notes), "origin": dict(self.origin),
         }  # fmt: skip
-        return formats.save_tensors(path, self.masks, header)
+        return files.save_tensors(path, self.masks, header)
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronSet":
         """Read what `save` wrote."""
-        masks, header = formats.load_tensors(path, "neurons")
+        masks, header = files.load_tensors(path, "neurons")
         return cls(tuple(header["languages"]), masks, header["method"], header["notes"], header.get("origin", {}))
 
     @classmethod
@@ -300,8 +300,8 @@ class NeuronSet:
             ValueError: Layers or units that are no whole numbers or lie outside the shape; a row that is there twice.
         """
         column: Any = frame.get("language", ())
-        labels = formats.labels_of(dict.fromkeys(column) if languages is None else languages)
-        return cls(labels, formats.masks_of_frame(frame, shapes, labels), method, notes or {})
+        labels = files.labels_of(dict.fromkeys(column) if languages is None else languages)
+        return cls(labels, files.masks_of_frame(frame, shapes, labels), method, notes or {})
 
     def to_lape_file(self, path: Path | str) -> None:
         """Write the format of the released LAPE masks: `list[language] of list[layer] of LongTensor`, in a `.pth`.
@@ -311,7 +311,7 @@ class NeuronSet:
         """
         if set(self.masks) != {"mlp"}:
             raise ValueError(f"the format holds the basis 'mlp' alone, this set has {list(self.masks)}.")
-        formats.write_lape_masks(path, self.masks["mlp"])
+        files.write_lape_masks(path, self.masks["mlp"])
 
     @classmethod
     def from_lape_file(cls, path: Path | str, languages: Iterable[str], d_mlp: int) -> "NeuronSet":
@@ -330,8 +330,8 @@ class NeuronSet:
 
         Source: RUCAIBox/Language-Specific-Neurons, `identify.py` and its released files.
         """
-        labels = formats.labels_of(languages)
-        mask = formats.read_lape_masks(path, labels, d_mlp)
+        labels = files.labels_of(languages)
+        mask = files.read_lape_masks(path, labels, d_mlp)
         return cls(labels, {"mlp": mask}, f"LAPE masks from {Path(path).name}")
 
     def __repr__(self) -> str:

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lsn_lens.batches import corpus_hash
-from lsn_lens.formats import write_bytes
-from lsn_lens.statistics import Statistics, merge
+from lsn_lens.files import write_bytes
+from lsn_lens.statistics.sums import Statistics, merge
+from lsn_lens.text.plan import corpus_hash
 
 SCHEMA = 2
 TOKENS = "tokens"  # the key of the number of tokens each layer saw

@@ -10,8 +10,8 @@ import transformers
 from conftest import BACKENDS, SENTENCES, VOCABULARY
 
 import lsn_lens as lsn
-from lsn_lens import mlps, models
-from lsn_lens.methods import get_method
+from lsn_lens.methods.catalogue import get_method
+from lsn_lens.model import mlps, structure
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import get_site
 
@@ -68,7 +68,7 @@ def test_refused_by_name_in_a_sentence(name, folder_of):
 
 def test_a_causal_model_made_to_read_both_ways(folder_of):
     folder = folder_of("bert", is_decoder=True)
-    assert models.is_bridge(lsn.load_model(folder, device="cpu"))
+    assert structure.is_bridge(lsn.load_model(folder, device="cpu"))
     with pytest.raises(ValueError, match=READS_BOTH_WAYS):
         lsn.load_model(folder, device="cpu", is_decoder=False)
 
@@ -77,11 +77,11 @@ def test_half_precision_hides_no_other_attention(folder_of):
     with pytest.raises(ValueError, match=r"its default one \(sdpa\) differ"):
         lsn.load_model(folder_of("falcon_alibi"), device="cpu", dtype="bfloat16")
     for name in ("mixtral", "llama"):  # rounding sends some tokens to other experts
-        assert models.is_bridge(lsn.load_model(folder_of(name), backend="bridge", device="cpu", dtype="bfloat16"))
+        assert structure.is_bridge(lsn.load_model(folder_of(name), backend="bridge", device="cpu", dtype="bfloat16"))
 
 
 def test_a_sparse_attention_that_picks_from_all_is_sound(folder_of):
-    assert models.is_bridge(lsn.load_model(folder_of("glm_moe_dsa", index_topk=64), device="cpu"))
+    assert structure.is_bridge(lsn.load_model(folder_of("glm_moe_dsa", index_topk=64), device="cpu"))
 
 
 # activation functions
@@ -126,7 +126,7 @@ def test_active_is_where_the_activation_is_above_zero(folder_of):
     site, seen = get_site("mlp_pre"), {}
     with model.hooks(fwd_hooks=[(site.hook_name(1), lambda acts, hook: seen.update(pre=acts))]):
         model(ids)
-    below, acts = seen["pre"] < 0, models.firing(model)
+    below, acts = seen["pre"] < 0, structure.firing(model)
     assert acts is not None
     assert 0.01 < (acts[1](seen["pre"])[below] > 0).float().mean() < 0.99
 
@@ -134,7 +134,7 @@ def test_active_is_where_the_activation_is_above_zero(folder_of):
 def test_every_layer_has_its_own_activation(folder_of):
     folder = trained_apart(folder_of("apertus"))
     model, hf_model, ids = lsn.load_model(folder, backend="bridge", device="cpu"), plain(folder), torch.arange(20)[None]
-    site, read = models.reader(model, "mlp_act")
+    site, read = structure.reader(model, "mlp_act")
     ours, theirs = {}, {}
     for layer, block in enumerate(hf_model.model.layers):
         block.mlp.act_fn.register_forward_hook(lambda module, args, out, layer=layer: theirs.update({layer: out}))
@@ -154,12 +154,12 @@ def test_an_activation_that_no_configuration_names(folder_of, loaded):
     counts = counted(folder_of("lfm2"), corpora["en"].find, model.tokenizer, lambda block, out: silu(out))
     assert torch.equal(run.statistics.get("mlp_pre.positive")[0], counts)
     x = torch.linspace(-4, 4, 50)
-    assert all(torch.equal(act(x), silu(x)) for act in models.activations(model))
+    assert all(torch.equal(act(x), silu(x)) for act in structure.activations(model))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "phi3", "xglm", "arcee", "starcoder2"])
 def test_the_sign_of_common_activations_is_the_gates(name, loaded):
-    assert models.firing(loaded(name)) is None
+    assert structure.firing(loaded(name)) is None
 
 
 # tensors that are not what they are called
@@ -181,23 +181,23 @@ def test_the_sign_of_common_activations_is_the_gates(name, loaded):
 def test_sites_that_show_something_else(name, sites, message, loaded, folder_of):
     for site in sites:
         with pytest.raises(DoesNotApply, match=message) as caught:
-            models.site_width(loaded(name), site)
+            structure.site_width(loaded(name), site)
         assert folder_of(name).name in str(caught.value)
-        assert not models.has_site(loaded(name), site)
-    assert models.site_width(loaded(name), "resid_post") == 32
+        assert not structure.has_site(loaded(name), site)
+    assert structure.site_width(loaded(name), "resid_post") == 32
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_an_activation_that_does_not_fit(name, loaded, monkeypatch):
     monkeypatch.setattr(mlps, "_candidates", lambda model, layer: [torch.tanh])
     with pytest.raises(DoesNotApply, match=r"mlp.hook_post is not act\(hook_pre\)"):
-        models.site_width(loaded(name), "mlp_post")
+        structure.site_width(loaded(name), "mlp_post")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "bloom"])
 def test_a_down_projection_that_reads_something_else(name, folder_of):
     model = lsn.load_model(folder_of(name), backend="bridge", device="cpu")
-    assert models.has_site(model, "mlp_post")
+    assert structure.has_site(model, "mlp_post")
     down = model.blocks[1].mlp.out.original_component
 
     def mix(module, args):
@@ -206,17 +206,17 @@ def test_a_down_projection_that_reads_something_else(name, folder_of):
     mix.__module__ = "transformers.mixing"  # a part of the model, not something that somebody put on it
     handle = down.register_forward_pre_hook(mix)
     with pytest.raises(DoesNotApply, match=r"to set units of mlp.hook_post to zero is not to set the weights to zero"):
-        models.site_width(model, "mlp_post")
+        structure.site_width(model, "mlp_post")
     handle.remove()
-    assert models.has_site(model, "mlp_post")
+    assert structure.has_site(model, "mlp_post")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_check_leaves_no_trace(backend, folder_of):
     model = lsn.load_model(folder_of("llama"), backend=backend, device="cpu")
-    before, logits = models.describe(model), model(torch.arange(9)[None])
-    assert models.site_width(model, "mlp_act") == 48
-    assert models.describe(model) == before
+    before, logits = structure.describe(model), model(torch.arange(9)[None])
+    assert structure.site_width(model, "mlp_act") == 48
+    assert structure.describe(model) == before
     assert torch.equal(model(torch.arange(9)[None]), logits)
 
 
@@ -267,4 +267,4 @@ def test_where_there_are_mlps_their_means_are_kept(loaded):
 
 
 def test_vocabulary(loaded):
-    assert models.vocabulary_size(loaded("llama")) == VOCABULARY
+    assert structure.vocabulary_size(loaded("llama")) == VOCABULARY

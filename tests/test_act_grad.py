@@ -5,8 +5,9 @@ import torch
 from conftest import parts
 
 import lsn_lens as lsn
-from lsn_lens.methods import ActGrad, Lape
-from lsn_lens.statistics import Statistics
+from lsn_lens.methods.act_grad import ActGrad
+from lsn_lens.methods.lape import Lape
+from lsn_lens.statistics.sums import Statistics
 
 TEXTS = {
     "en": ["The river is high after the rain.", "The bridge is closed.", "No."],

@@ -9,11 +9,11 @@ from jaxtyping import TypeCheckError
 from test_interventions import keep, some_units
 
 import lsn_lens as lsn
-from lsn_lens import models
-from lsn_lens.methods import LanguageDimensions
+from lsn_lens.methods.language_dimensions import LanguageDimensions
+from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES
-from lsn_lens.statistics import DocumentValues, Statistic
+from lsn_lens.statistics.needs import DocumentValues, Statistic
 
 TEXTS = {
     "de": ["Der Fluss steht nach dem Regen hoch.", "Die Brücke ist gesperrt.", "Der Regen"],
@@ -289,6 +289,6 @@ def test_resample_reads_no_more_than_it_needs_and_says_what_lacks(model, load):
     for bases in (("pattern",), ()):
         with pytest.raises(KeyError, match="expected one or more of"):
             lsn.resample(model, TEXTS["en"], bases, progress=False)
-    gpt2 = load("gpt2", "bridge" if models.is_bridge(model) else "hooked")
+    gpt2 = load("gpt2", "bridge" if structure.is_bridge(model) else "hooked")
     with pytest.raises(ValueError, match=r"site 'mlp_up': .* has no"):
         lsn.resample(gpt2, TEXTS["en"], ("mlp_up",), progress=False)

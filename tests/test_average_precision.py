@@ -9,16 +9,15 @@ from conftest import BACKENDS, SENTENCES, fused_rows, parts
 from sklearn.metrics import average_precision_score
 
 import lsn_lens as lsn
-from lsn_lens.methods import AveragePrecision
 from lsn_lens.methods import average_precision as module
 from lsn_lens.methods.average_precision import (
     BASES,
-    average_precision,
+    AveragePrecision,
     average_precision_bounds,
     positive_median,
 )
 from lsn_lens.neurons import NeuronScores
-from lsn_lens.statistics import Statistics
+from lsn_lens.statistics.sums import Statistics
 
 LANGUAGES = ("en", "fr", "zh")
 TEXTS = {
@@ -88,11 +87,11 @@ def test_equals_scikit_learn(seed, monkeypatch):
         each[:, 14] = 0.0
         each[:, 15] = np.where(each[:, 15] > 0, 0.0, -0.0)
     responses = [torch.from_numpy(each) for each in responses]
-    actual = average_precision(responses)
+    actual = average_precisions(responses)
     np.testing.assert_allclose(actual.numpy(), sklearn_scores(responses), rtol=0, atol=1e-9)
     for at_once in (1, 3 * int(sizes.sum())):
         monkeypatch.setattr(module, "VALUES", at_once)
-        assert torch.equal(average_precision(responses), actual)
+        assert torch.equal(average_precisions(responses), actual)
 
 
 @pytest.mark.parametrize(("positives", "others"), [(500, 2500), (1, 1), (3, 17), (20, 5)])
@@ -103,7 +102,7 @@ def test_bounds_are_reached(positives, others):
         torch.cat([own - others - positives, own * 0, own + others], dim=1),
         torch.cat([rest, rest * 0, rest], dim=1),
     ]
-    assert average_precision(columns)[0].tolist() == pytest.approx([lowest, constant, highest], abs=1e-11)
+    assert average_precisions(columns)[0].tolist() == pytest.approx([lowest, constant, highest], abs=1e-11)
     assert highest == 1.0
 
 

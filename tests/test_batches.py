@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from lsn_lens import tokens
-from lsn_lens.batches import Layout, Plan, corpus_hash, separator_id, tokenize, tokens_at_once
+from lsn_lens.text import tokens
+from lsn_lens.text.plan import Layout, Plan, corpus_hash, tokens_at_once
+from lsn_lens.text.tokens import separator_id, tokenize
 
 BOS, EOS = 300, 301
 
@@ -158,7 +159,7 @@ def test_a_full_disk_while_tokenising(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lsn_lens.tokens.open", lambda *_: FullFile(no_space), raising=False)
+    monkeypatch.setattr("lsn_lens.text.tokens.open", lambda *_: FullFile(no_space), raising=False)
     with pytest.raises(OSError, match=r"No space left .* tokens of en\. Make room, or set TMPDIR") as caught:
         tokens_of(["ab"], tmp_path)
     assert caught.value.errno == errno.ENOSPC

@@ -13,8 +13,8 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens import checkpoints, forward, models
-from lsn_lens.methods import get_method
+from lsn_lens.methods.catalogue import get_method
+from lsn_lens.model import checkpoints, forward, structure
 from lsn_lens.run import Run
 
 LANGUAGES = ["en", "fr", "zh"]
@@ -75,8 +75,8 @@ def test_counts_and_sums_equal_plain_hugging_face(model, corpora, whole):
             hf(torch.tensor([ids[start : start + 32]]))
             gate = torch.stack(seen["gate"])
             act = torch.nn.functional.silu(gate)
-            surely += (act > 0).sum(1) if models.is_bridge(model) else (gate > ROUNDING).sum(1)
-            perhaps += (act > 0).sum(1) if models.is_bridge(model) else (gate > -ROUNDING).sum(1)
+            surely += (act > 0).sum(1) if structure.is_bridge(model) else (gate > ROUNDING).sum(1)
+            perhaps += (act > 0).sum(1) if structure.is_bridge(model) else (gate > -ROUNDING).sum(1)
             act_sums += act.double().sum(1)
             post_sums += torch.stack(seen["down"]).double().sum(1)
         sums = whole.statistics.sums
@@ -325,7 +325,7 @@ def test_a_disk_too_small_is_refused_before_starting(model, corpora, tmp_path, m
 def test_broken_weights_are_named(corpora, bad):
     model = lsn.load_model("demo")
     with torch.no_grad():
-        parameter = model.blocks[3].mlp.W_out if not models.is_bridge(model) else _down(model, 3)
+        parameter = model.blocks[3].mlp.W_out if not structure.is_bridge(model) else _down(model, 3)
         parameter.view(-1)[7] = bad
     with pytest.raises(FloatingPointError, match=r"demo, layer 3, language en, documents? 0"):
         lsn.collect(model, corpora, layout=SMALL, progress=False)

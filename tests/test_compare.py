@@ -12,9 +12,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 import lsn_lens as lsn
-from lsn_lens import forward, models
-from lsn_lens.evaluation import footprint, trust
-from lsn_lens.evaluation.agreement import (
+from lsn_lens.comparison import doubts, sizes
+from lsn_lens.comparison.overlaps import (
     agreement,
     average_agreement,
     mean_agreement,
@@ -22,8 +21,10 @@ from lsn_lens.evaluation.agreement import (
     rank_correlation,
     strongest,
 )
-from lsn_lens.evaluation.controls import activity
-from lsn_lens.methods import Lape, Random
+from lsn_lens.controls.matched import activity
+from lsn_lens.methods.lape import Lape
+from lsn_lens.methods.random import Random
+from lsn_lens.model import forward, structure
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.run import TOKENS, Run
 
@@ -247,8 +248,8 @@ def test_cost_counts_needs_for_each_method(tmp_path, load):
     assert cost["bytes"].to_dict() == dict.fromkeys(("lape", "lap", "lave"), 3 * 3 * 200 * 8)
     assert cost.attrs["forward"] == 9.0
     run = lsn.collect(load("llama"), corpora_of(TEXT), ["lape"], out=tmp_path / "run", progress=False)
-    sizes = footprint.stored_bytes(run)
-    assert sizes["mlp_pre.positive"] == sum(map(len, run.shards.values())) * LAYERS * D_MLP * 8
+    stored = sizes.stored_bytes(run)
+    assert stored["mlp_pre.positive"] == sum(map(len, run.shards.values())) * LAYERS * D_MLP * 8
 
 
 def test_sets_nearly_alike_are_not_specific():
@@ -264,7 +265,7 @@ def test_sets_nearly_alike_are_not_specific():
 def test_few_neurons_and_none_are_said():
     counts = make_set([], (3, 200), languages=("en", "fr", "zh"))
     counts.masks["mlp"][0, 0, :3], counts.masks["mlp"][1, 0, 10:30] = True, True
-    words = trust.in_words(trust.warnings_table({"a": counts}), "a")
+    words = doubts.in_words(doubts.warnings_table({"a": counts}), "a")
     assert words == "no neurons (zh); fewer than 10 neurons (en)"
 
 
@@ -451,7 +452,7 @@ def test_no_hook_is_left(planted, compared):
 def test_what_is_known_of_the_model_is_asked_once(planted, monkeypatch):
     model, corpora, _ = planted
     asked = {"width": 0, "exact": []}
-    width, exact = models.site_width, forward.lean_is_exact
+    width, exact = structure.site_width, forward.lean_is_exact
 
     def counted_width(*arguments):
         asked["width"] += 1
@@ -522,22 +523,22 @@ def known_tables(rise=0.2, clean=2.0, worst=0.1, p=0.025, q=0.05, tokens=5000, s
     ],
 )  # fmt: skip
 def test_warnings_in_words(change, words):
-    assert trust.in_words(trust.warnings_table(*known_tables(**change)), "a") == words
+    assert doubts.in_words(doubts.warnings_table(*known_tables(**change)), "a") == words
 
 
 def test_warnings_about_the_measurement():
-    table = trust.warnings_table(*known_tables(clean=5.0, tokens=100, seeds=5, p=1 / 6, q=1 / 6))
-    assert trust.in_words(table, trust.EVERY) == (
+    table = doubts.warnings_table(*known_tables(clean=5.0, tokens=100, seeds=5, p=1 / 6, q=1 / 6))
+    assert doubts.in_words(table, doubts.EVERY) == (
         "effects were measured on fewer than 2,000 tokens (en, fr); only 5 random sets: no p-value reaches 0.05; "
         "the unchanged model predicts no better than a uniform guess (en, fr)"
     )
-    assert "collapse" not in trust.in_words(table, "a")  # a loss that was beyond before is no collapse
+    assert "collapse" not in doubts.in_words(table, "a")  # a loss that was beyond before is no collapse
 
 
 def test_a_correction_that_nothing_can_pass_is_said():
     found, losses, effects, control, vocabulary = known_tables(p=0.025, q=0.1)
     control.attrs["tests"] = 104
-    words = trust.in_words(trust.warnings_table(found, losses, effects, control, vocabulary), trust.EVERY)
+    words = doubts.in_words(doubts.warnings_table(found, losses, effects, control, vocabulary), doubts.EVERY)
     assert words == (
         "corrected for 104 tests, none is beyond random sets: with 39 of them it takes 52 languages above all of "
         "theirs. Give more random sets"
@@ -546,11 +547,13 @@ def test_a_correction_that_nothing_can_pass_is_said():
 
 def test_sets_of_other_sizes_and_kinds_are_no_ranking():
     small, large = make_set([(0, 1), (1, 3)]), make_set([(layer, unit) for layer in range(2) for unit in range(10)])
-    words = trust.in_words(trust.warnings_table({"a": small, "b": large}), trust.EVERY)
+    words = doubts.in_words(doubts.warnings_table({"a": small, "b": large}), doubts.EVERY)
     assert words == "sets of different sizes (mlp: 2 to 20 units a language): the order is not a ranking of methods"
-    words = trust.in_words(trust.warnings_table({"a": small, "b": make_set([(0, 0), (0, 1)], basis="q")}), trust.EVERY)
+    words = doubts.in_words(
+        doubts.warnings_table({"a": small, "b": make_set([(0, 0), (0, 1)], basis="q")}), doubts.EVERY
+    )
     assert words == "sets of different kinds of unit: the order is not a ranking of methods"
-    assert trust.warnings_table({"a": large, "b": large}).empty
+    assert doubts.warnings_table({"a": large, "b": large}).empty
 
 
 def test_tables_are_not_changed_by_looking(compared):
@@ -564,5 +567,5 @@ def test_bytes_go_to_the_need_with_the_longest_key():
     keys = ("q.mean", "q.mean.skip_bos")
     run = made_run(("en",), keys)
     rows = {"q.mean@0": torch.zeros(5, 7), "q.mean.skip_bos@0": torch.zeros(5, 9), "length@0": torch.zeros(5, 1)}
-    sizes = footprint.stored_bytes(replace(run, documents={"en": [rows]}))
-    assert {key: sizes[key] for key in keys} == {"q.mean": 4800 + 140, "q.mean.skip_bos": 4800 + 180}
+    stored = sizes.stored_bytes(replace(run, documents={"en": [rows]}))
+    assert {key: stored[key] for key in keys} == {"q.mean": 4800 + 140, "q.mean.skip_bos": 4800 + 180}

@@ -9,13 +9,14 @@ from conftest import BACKENDS, D_MLP, LAYERS, SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens import draws
-from lsn_lens.evaluation.ablations import ablation_sensitivity, kinds_of_ablation
-from lsn_lens.evaluation.causal import measure_controls
-from lsn_lens.evaluation.controls import activity, activity_measure, matched_draws, outlier_effects, outliers, without
-from lsn_lens.evaluation.held_out import held_out
+from lsn_lens.controls.ablations import ablation_sensitivity, kinds_of_ablation
+from lsn_lens.controls.causal import measure_controls
+from lsn_lens.controls.matched import activity, activity_measure, matched_draws, outlier_effects, outliers, without
+from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.verdict import p_value
 from lsn_lens.neurons import NeuronSet
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics.needs import Statistic
+from lsn_lens.statistics.sums import Statistics
 
 LANGUAGES = ("en", "de", "zh")
 TEXT = dict(zip(("en", "de", "zh"), (SENTENCES[0], SENTENCES[1], SENTENCES[3]), strict=True))

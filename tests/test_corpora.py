@@ -14,8 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from lsn_lens import load_corpora
-from lsn_lens.batches import tokenize
-from lsn_lens.corpora import Documents, Records
+from lsn_lens.text.documents import Documents, Records
+from lsn_lens.text.tokens import tokenize
 
 TEXTS = {"en": ["one river", "two hills", "three roads"], "fr": ["une rivière", "deux collines", "trois chemins"]}
 EIGHT = ("de", "en", "es", "fr", "id", "ja", "vi", "zh")
@@ -414,7 +414,7 @@ def test_the_embedded_text_is_parallel():
 
 
 def demo_file(part, label):
-    from lsn_lens.corpora import DEMO_TEXT
+    from lsn_lens.text.corpora import DEMO_TEXT
 
     return DEMO_TEXT / part / f"{label}.jsonl"
 

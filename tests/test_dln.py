@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.methods import Dln
-from lsn_lens.methods.dln import overlaps, smallest_group, weakest_link
-from lsn_lens.statistics import Statistics
+from lsn_lens.methods.dln import Dln, overlaps, smallest_group, weakest_link
+from lsn_lens.statistics.sums import Statistics
 
 TEXTS = {
     "en": ["The river is high after the rain.", "The bridge is closed."],

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import lsn_lens
-from lsn_lens.methods import METHODS
+from lsn_lens.methods.catalogue import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs/tutorials").glob("*.py")])

@@ -7,9 +7,9 @@ import transformers
 from conftest import SENTENCES, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from lsn_lens import encoding
-from lsn_lens.encoding import encoded
-from lsn_lens.tokens import tokenize
+from lsn_lens.text import encoding
+from lsn_lens.text.encoding import encoded
+from lsn_lens.text.tokens import tokenize
 
 
 def trained(model, trainer, before=None, normalizer=None):

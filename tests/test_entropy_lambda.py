@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from lsn_lens.methods import EntropyLambda
-from lsn_lens.methods.entropy_lambda import classes
-from lsn_lens.statistics import Statistics
+from lsn_lens.methods.entropy_lambda import EntropyLambda, classes
+from lsn_lens.statistics.sums import Statistics
 
 LABELS = ("a", "b", "c", "d")
 TOKENS = 1000

@@ -9,8 +9,8 @@ from conftest import ARCHITECTURES, BACKENDS, D_MLP, LAYERS, SENTENCES, VOCABULA
 from tiny import redraw
 
 import lsn_lens as lsn
-from lsn_lens import forward
-from lsn_lens.entry import check_model
+from lsn_lens.model import forward
+from lsn_lens.model.entry import check_model
 
 IDS = torch.arange(60).view(2, 30) * 7 % VOCABULARY
 QUIET = {"progress": False, "layout": lsn.Layout(length=24)}

@@ -7,11 +7,11 @@ import torch
 from conftest import BACKENDS
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import experts as evaluation
-from lsn_lens.experts import balanced_clusters, select_experts, select_mass, select_top
-from lsn_lens.methods import ExpertFrequency
-from lsn_lens.plots import expert_heatmap
-from lsn_lens.statistics import Statistics
+from lsn_lens.analysis import experts as evaluation
+from lsn_lens.methods.expert_frequency import ExpertFrequency
+from lsn_lens.report.plots import expert_heatmap
+from lsn_lens.statistics.experts import balanced_clusters, select_experts, select_mass, select_top
+from lsn_lens.statistics.sums import Statistics
 
 TEXTS = {
     "en": ["The river is high after the rain.", "The bridge is closed."],
@@ -169,7 +169,7 @@ def test_families_that_are_there_are_found_and_others_are_not(measure):
     generator = torch.Generator().manual_seed(1)
     base = torch.rand(2, 4, 20, generator=generator)
     planted = torch.stack([base[i % 2] + 0.1 * torch.rand(4, 20, generator=generator) for i in range(6)]) / 1.2
-    similarity = evaluation.language_similarity(made_up(planted), ExpertFrequency(size=2), measure)
+    similarity = evaluation.expert_similarity(made_up(planted), ExpertFrequency(size=2), measure)
     families = {"odd": ["b", "d", "f"], "even": ["a", "c", "e"]}
     found = evaluation.family_test(similarity, families, permutations=2000)
     assert found["difference"] > 0.2
@@ -195,6 +195,6 @@ def test_what_cannot_be_is_refused(load):
     with pytest.raises(ValueError, match=r"experts of 32 neurons do not divide a layer of 48; sizes that do: \[1, 2"):
         collected(load("llama"), ExpertFrequency())
     with pytest.raises(ValueError, match="measure='x'"):
-        evaluation.language_similarity(made_up(torch.rand(3, 1, 10)), ExpertFrequency(size=2), "x")
+        evaluation.expert_similarity(made_up(torch.rand(3, 1, 10)), ExpertFrequency(size=2), "x")
     with pytest.raises(ValueError, match="high=2"):
         ExpertFrequency(high=2.0)

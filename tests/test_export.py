@@ -11,7 +11,7 @@ import transformers
 from conftest import D_MODEL, GROUPED, LLAMA_LIKE, SENTENCES, every_model, tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
-from lsn_lens import models
+from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import WRITE_SITE
 
@@ -29,7 +29,7 @@ def some_units(model, *bases, share=0.25, languages=("xx", "yy")):
     """Random units for each language, some in every layer."""
     generator = torch.Generator().manual_seed(0)
     shapes = {
-        basis: (len(languages), model.cfg.n_layers, models.site_width(model, WRITE_SITE[basis])) for basis in bases
+        basis: (len(languages), model.cfg.n_layers, structure.site_width(model, WRITE_SITE[basis])) for basis in bases
     }
     return NeuronSet(
         languages, {basis: torch.rand(s, generator=generator) < share for basis, s in shapes.items()}, "some"
@@ -66,7 +66,7 @@ def exported(load, tiny_model_folder, tmp_path_factory):
     @cache
     def build(architecture):
         model = load(architecture, "bridge")
-        bases = [basis for basis in WRITE_SITE if basis != "resid" and models.has_site(model, WRITE_SITE[basis])]
+        bases = [basis for basis in WRITE_SITE if basis != "resid" and structure.has_site(model, WRITE_SITE[basis])]
         if architecture == "gemma2":
             bases = [basis for basis in bases if basis not in POST_NORM]
         found = some_units(model, *bases, share=0.1)
@@ -81,7 +81,7 @@ def exported(load, tiny_model_folder, tmp_path_factory):
 @every_model
 def test_all_bases_equal_the_hooks(architecture, backend, load, exported):
     model, (found, folder) = load(architecture, backend), exported(architecture)
-    missing = {"resid"} | (set() if models.is_gated(model) else {"mlp_up"})
+    missing = {"resid"} | (set() if structure.is_gated(model) else {"mlp_up"})
     missing |= set(POST_NORM) if architecture == "gemma2" else set()
     assert set(found.masks) == set(WRITE_SITE) - missing
     assert_same_as_hooks(model, found, folder)
@@ -160,7 +160,7 @@ def test_tokenizer_and_provenance(load, exported, tiny_model_folder):
     said = json.loads((folder / "lsn_lens.json").read_text())
     assert said["method"] == "some"
     assert said["action"] == "zero"
-    assert said["source"] == models.describe(load("llama", "bridge"))
+    assert said["source"] == structure.describe(load("llama", "bridge"))
     for basis, mask in found.masks.items():
         counts = {"xx": int(mask[0].sum()), "yy": int(mask[1].sum())}
         assert said["units"][basis] == {
@@ -224,7 +224,7 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(load, tiny_model_fold
 
 
 def test_weights_that_compute_something_else_are_not_written(monkeypatch, load, tiny_model_folder, tmp_path):
-    monkeypatch.setattr(sys.modules["lsn_lens.export"]._Cut, "apply", lambda cut, hf_model: None)
+    monkeypatch.setattr(sys.modules["lsn_lens.interventions.exporting"]._Cut, "apply", lambda cut, hf_model: None)
     with pytest.raises(ValueError, match="differ from those under the intervention"):
         lsn.export(tiny_model_folder("llama"), some_units(load("llama"), "mlp"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -234,7 +234,7 @@ def test_a_write_that_fails_leaves_nothing(monkeypatch, load, tiny_model_folder,
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["lsn_lens.export"], "_card", full)
+    monkeypatch.setattr(sys.modules["lsn_lens.interventions.exporting"], "_card", full)
     with pytest.raises(OSError, match="No space"):
         lsn.export(tiny_model_folder("llama"), some_units(load("llama"), "mlp"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,10 @@ from test_interventions import edited, hooks_of, some_units
 from transformers import RepetitionPenaltyLogitsProcessor
 
 import lsn_lens as lsn
-from lsn_lens import forward, models
-from lsn_lens.evaluation import generation
-from lsn_lens.interventions import COLUMNS, Action, Intervention
+from lsn_lens.generation import sampling
+from lsn_lens.interventions.actions import Action
+from lsn_lens.interventions.intervening import COLUMNS, Intervention
+from lsn_lens.model import forward, structure
 from lsn_lens.sites import SITES, WRITE_SITE
 
 PROMPTS = ["The river is high after the rain, and", "雨", "Der Fluss steht"]
@@ -28,7 +29,7 @@ def no_gradients():
 
 def random_values(model, bases, places=None):
     generator, place = torch.Generator().manual_seed(3), [places] if places else []
-    widths = {basis: models.site_width(model, WRITE_SITE[basis]) for basis in bases}
+    widths = {basis: structure.site_width(model, WRITE_SITE[basis]) for basis in bases}
     return {basis: torch.randn(LAYERS, *place, width, generator=generator) for basis, width in widths.items()}
 
 
@@ -283,7 +284,7 @@ def test_a_token_is_where_the_random_number_falls():
     logits = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).log()
     ids, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
     for draw, expected in ((0.0, 1), (0.4999, 1), (0.5001, 0), (0.7499, 0), (0.7501, 3), (1 - 2**-53, 3)):
-        chosen = generation._choose(logits, ids, mask, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)
+        chosen = sampling._choose(logits, ids, mask, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)
         assert chosen.tolist() == [expected]
 
 
@@ -291,7 +292,7 @@ def test_a_token_without_probability_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
     ids, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
     for draw, expected in ((0.0, 1), (1 - 2**-53, 2)):
-        chosen = generation._choose(logits, ids, mask, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)
+        chosen = sampling._choose(logits, ids, mask, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)
         assert chosen.tolist() == [expected]
 
 
@@ -303,12 +304,12 @@ def test_penalties_of_negative_logits_and_of_padding(penalty):
     for shift in (-3.0, 0.0, 3.0):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits + shift).argmax(-1)
         assert (expected != logits.argmax(-1)).any()
-        chosen = generation._choose(logits + shift, ids, torch.ones_like(ids), draws, 0.0, penalty)
+        chosen = sampling._choose(logits + shift, ids, torch.ones_like(ids), draws, 0.0, penalty)
         assert torch.equal(chosen, expected)
     padded, mask = torch.tensor([[0, 1]]), torch.tensor([[0, 1]])  # 0 stands for padding here, and has not occurred
-    chosen = generation._choose(torch.tensor([[1.0, -9.0, 0.9]]), padded, mask, draws[:1], 0.0, penalty)
+    chosen = sampling._choose(torch.tensor([[1.0, -9.0, 0.9]]), padded, mask, draws[:1], 0.0, penalty)
     assert chosen.tolist() == [0]
-    chosen = generation._choose(torch.tensor([[0.9, -9.0, 1.0]]), padded, mask, draws[:1], 0.0, penalty)
+    chosen = sampling._choose(torch.tensor([[0.9, -9.0, 1.0]]), padded, mask, draws[:1], 0.0, penalty)
     assert chosen.tolist() == [2]
 
 

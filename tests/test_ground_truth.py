@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from conftest import experiment
 
-from lsn_lens.planted import ROLES, make_world
-from lsn_lens.sections import ground_truth as section
+from lsn_lens.planted.roles import ROLES
+from lsn_lens.planted.world import make_world
+from lsn_lens.report.sections import ground_truth as section
 
 PLANTED = ("specific", "loud", "silent")
 
@@ -36,7 +37,7 @@ def config(script, tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(script, config):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lsn_lens.report.save", lambda *_, **__: None)  # drawing is slow
+        patch.setattr("lsn_lens.report.page.save", lambda *_, **__: None)  # drawing is slow
         return script.report(config, *script.prepare(config)).parent
 
 

@@ -15,8 +15,8 @@ from lm_eval.tasks import TaskManager
 from rouge_score.rouge_scorer import RougeScorer
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.tasks.generated import rouge_l, units
-from lsn_lens.evaluation.tasks.harness import HarnessModel
+from lsn_lens.generation.tasks.generated import rouge_l, units
+from lsn_lens.generation.tasks.harness import HarnessModel
 
 ARCHITECTURES = [(each, backend) for each in ("llama", "gpt2", "bloom") for backend in BACKENDS]
 PAIRS = [

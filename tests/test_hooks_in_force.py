@@ -16,32 +16,19 @@ from conftest import ARCHITECTURES, BACKENDS, D_MLP, SENTENCES, VOCABULARY, tiny
 from tiny import redraw
 
 import lsn_lens as lsn
-from lsn_lens import forward, hooks
-from lsn_lens.evaluation import (
-    ablations,
-    continuations,
-    controls,
-    document_losses,
-    experts,
-    held_out,
-    off_target,
-    perplexity,
-    reliability,
-    representations,
-    sharing,
-    stages,
-    steering,
-    survival,
-    tasks,
-    workflow,
-)  # fmt: skip
-from lsn_lens.evaluation import lens as lenses
+from lsn_lens.analysis import experts, representations, sharing  # fmt: skip
+from lsn_lens.analysis import lens as lenses
+from lsn_lens.comparison import checks  # fmt: skip
+from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
+from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
 from lsn_lens.evaluation.stages import Stages
-from lsn_lens.evaluation.steering.trials import Trial, prompts_from, run_trials
-from lsn_lens.methods import METHODS
+from lsn_lens.generation import continuations, steering, tasks  # fmt: skip
+from lsn_lens.generation.steering.trials import Trial, prompts_from, run_trials
+from lsn_lens.methods.catalogue import METHODS
+from lsn_lens.model import forward, hooks
 from lsn_lens.planted.measuring import measure_roles
 from lsn_lens.planted.reading import read_text
-from lsn_lens.text_view import activations_on_text
+from lsn_lens.report.text_view import activations_on_text
 
 PACKAGE = Path(lsn.__file__).parent
 LAYERS = 4
@@ -169,7 +156,7 @@ def lensed(model, given):
 def only(model, given):
     assignment = torch.arange(D_MLP).expand(LAYERS, -1) // 12
     with experts.only_experts(model, assignment, 1.0):  # all: units off and without weights are chosen differently
-        return document_losses.document_losses(model, given.corpora, **QUIET)
+        return by_document.document_losses(model, given.corpora, **QUIET)
 
 
 def inside(model, given):
@@ -184,42 +171,42 @@ def trial():
 
 # every public function that runs a model -> how it is called; its result is compared
 ROWS = {
-    "actions.resample": lambda m, g: lsn.resample(m, TEXTS["fr"], tokens=20, **QUIET).values["mlp"][1:],
-    "collect.collect": run_sums,
-    "evaluation.ablations.ablation_sensitivity": lambda m, g: ablations.ablation_sensitivity(
+    "interventions.values.resample": lambda m, g: lsn.resample(m, TEXTS["fr"], tokens=20, **QUIET).values["mlp"][1:],
+    "collection.collecting.collect": run_sums,
+    "controls.ablations.ablation_sensitivity": lambda m, g: ablations.ablation_sensitivity(
         m, g.corpora, g.run, FOUND, actions={"zero": lsn.zero, "half": lsn.scale(0.5)}, seeds=1, **CUT
     ),
-    "evaluation.ablations.kinds_of_ablation": lambda m, g: (
+    "controls.ablations.kinds_of_ablation": lambda m, g: (
         ablations.kinds_of_ablation(m, g.corpora, g.run, FOUND, tokens=20)["resample"]("en").values["mlp"][1:]
     ),
-    "evaluation.compare.compare": lambda m, g: lsn.compare(
+    "comparison.comparing.compare": lambda m, g: lsn.compare(
         g.run, ["lape"], model=m, corpora=g.corpora, action=lsn.zero, seeds=2, control_tokens=64,
         found={"lape": FOUND}, **CUT,
     ).losses,
     "evaluation.continuations.score": lambda m, g: pd.DataFrame(
         continuations.score(m, continuations.encode(m.tokenizer, "The river", [" is high", " is"]), **QUIET)
     ),
-    "evaluation.controls.outlier_effects": lambda m, g: controls.outlier_effects(
+    "controls.matched.outlier_effects": lambda m, g: matched.outlier_effects(
         m, g.corpora, FOUND, pd.DataFrame({"basis": ["mlp"], "layer": [1], "unit": [1]}), **CUT
     ),
-    "evaluation.document_losses.document_losses": lambda m, g: document_losses.document_losses(m, g.corpora, **QUIET),
-    "evaluation.experts.only_experts": only,
-    "evaluation.generation.generate": lambda m, g: lsn.generate(m, PROMPTS["en"], tokens=4, **QUIET),
-    "evaluation.generation.generate_each": lambda m, g: lsn.generate_each(
+    "evaluation.by_document.document_losses": lambda m, g: by_document.document_losses(m, g.corpora, **QUIET),
+    "analysis.experts.only_experts": only,
+    "generation.sampling.generate": lambda m, g: lsn.generate(m, PROMPTS["en"], tokens=4, **QUIET),
+    "generation.sampling.generate_each": lambda m, g: lsn.generate_each(
         m, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], PROMPTS["en"], tokens=4, **QUIET
     ),
-    "evaluation.held_out.held_out": lambda m, g: held_out.held_out(
+    "evaluation.baseline.held_out": lambda m, g: baseline.held_out(
         m, g.corpora, CUT["layout"], **QUIET
     ).measure(FOUND, **QUIET).table,
-    "evaluation.lens.layers.logit_lens": lensed,
-    "evaluation.lens.layers.working_language": lambda m, g: lenses.working_language(m, TEXTS, g.labels, **QUIET),
-    "evaluation.lens.word_probes.word_probes": lambda m, g: lenses.word_probes(
+    "analysis.lens.layers.logit_lens": lensed,
+    "analysis.lens.layers.working_language": lambda m, g: lenses.working_language(m, TEXTS, g.labels, **QUIET),
+    "analysis.lens.probes.word_probes": lambda m, g: lenses.word_probes(
         m, [lenses.WordProbe({"en": "The river is"}, {"en": "high", "fr": "pont"})], **QUIET
     ),
-    "evaluation.off_target.measured_neutral": lambda m, g: off_target.measured_neutral(
+    "controls.neutral.measured_neutral": lambda m, g: neutral.measured_neutral(
         m, NEUTRAL, **QUIET
     ).unchanged,
-    "evaluation.off_target.off_target": lambda m, g: off_target.off_target(
+    "controls.neutral.off_target": lambda m, g: neutral.off_target(
         m, g.corpora, FOUND, seeds=1, neutral=NEUTRAL, prompts=2, tokens=4, **CUT
     ).losses,
     "evaluation.perplexity.loss_table": lambda m, g: perplexity.loss_table(
@@ -229,65 +216,71 @@ ROWS = {
         m, g.corpora, FOUND, measure="nll", **CUT
     ),
     "evaluation.perplexity.perplexity_table": lambda m, g: lsn.perplexity_table(m, g.corpora, FOUND, **CUT),
-    "evaluation.reliability.measure": lambda m, g: reliability.measure(
-        g.run, {"lape": METHODS["lape"](rate=0.2)}, {"lape": FOUND}, reliability.Checks(0, 0, changed_text=True),
+    "comparison.checks.measure": lambda m, g: checks.measure(
+        g.run, {"lape": METHODS["lape"](rate=0.2)}, {"lape": FOUND}, checks.Checks(0, 0, changed_text=True),
         model=m, corpora=g.corpora, **CUT,
     )["survival"],
-    "evaluation.representations.sentence_embeddings": lambda m, g: representations.sentence_embeddings(
+    "analysis.representations.sentence_embeddings": lambda m, g: representations.sentence_embeddings(
         m, PROMPTS, **QUIET
     ).values[:, :, 1:],
     "evaluation.stages.search_stages": lambda m, g: stages.search_stages(
         m, g.corpora, g.kinds, understand=[1], generate=[1], **CUT
     )[1],
-    "evaluation.steering.deactivation.deactivate": lambda m, g: steering.deactivate(
+    "generation.steering.deactivation.deactivate": lambda m, g: steering.deactivate(
         m, {"a": FOUND}, PROMPTS, name_language, seeds=1, tokens=3, **QUIET
     ),
-    "evaluation.steering.trials.run_trials": lambda m, g: run_trials(
+    "generation.steering.trials.run_trials": lambda m, g: run_trials(
         m, trial(), name_language, tokens=3, **QUIET
     ),
-    "evaluation.steering.ways.steer": lambda m, g: steering.steer(
+    "generation.steering.ways.steer": lambda m, g: steering.steer(
         m, [wordy("words")], PROMPTS, ["en", "fr"], name_language, samples=1, tokens=3, **QUIET
     ),
-    "evaluation.steering.ways.steering_losses": lambda m, g: steering.steering_losses(
+    "generation.steering.ways.steering_losses": lambda m, g: steering.steering_losses(
         m, g.corpora, [steering.Steering("off", lambda *_: trial()[0].intervention)], ["en", "fr"], **CUT
     ),
-    "evaluation.survival.survival": lambda m, g: survival.survival(
+    "controls.redetection.survival": lambda m, g: redetection.survival(
         m, g.corpora, {"lape": METHODS["lape"](rate=0.2)}, {"same": dict}, **CUT
     ),
-    "evaluation.tasks.scoring.evaluate_items": lambda m, g: tasks.evaluate_items(m, g.items, **QUIET),
+    "generation.tasks.scoring.evaluate_items": lambda m, g: tasks.evaluate_items(m, g.items, **QUIET),
     "evaluation.workflow.workflow_grid": lambda m, g: workflow.workflow_grid(
         m, g.corpora, g.kinds, Stages(1, 1), switches=list(workflow.SWITCHES)[:1], seeds=1, **CUT
     ),
-    "interventions.intervene": inside,
+    "interventions.intervening.intervene": inside,
     "planted.measuring.measure_roles": lambda m, g: measure_roles(
         m, g.text, g.units, **QUIET
     ).query("layer > 0"),
-    "text_view.activations_on_text": lambda m, g: activations_on_text(
+    "report.text_view.activations_on_text": lambda m, g: activations_on_text(
         m, TEXTS_OF_ONE, pd.DataFrame({"layer": [1, 2], "unit": [1, 3], "language": ["en", "fr"]})
     ),
 }  # fmt: skip
 TEXTS_OF_ONE = {language: texts[0] for language, texts in PROMPTS.items()}
 BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes alone
-    "evaluation.steering.trials.prompts_from": lambda m, g: prompts_from(m, g.corpora, count=1, tokens=2),
-    "evaluation.sharing.down_norms": lambda m, g: sharing.down_norms(m),
-    "evaluation.sharing.effective_values": lambda m, g: sharing.effective_values(
+    "generation.steering.trials.prompts_from": lambda m, g: prompts_from(m, g.corpora, count=1, tokens=2),
+    "analysis.sharing.down_norms": lambda m, g: sharing.down_norms(m),
+    "analysis.sharing.effective_values": lambda m, g: sharing.effective_values(
         m, 1, torch.rand(2, D_MLP), torch.tensor([1, 2])
     ),
-    "evaluation.sharing.effective_score": lambda m, g: sharing.effective_score(g.run.statistics, m, 1),
-    "evaluation.lens.layers.check_lens": lambda m, g: lenses.check_lens(m),
+    "analysis.sharing.effective_score": lambda m, g: sharing.effective_score(g.run.statistics, m, 1),
+    "analysis.lens.layers.check_lens": lambda m, g: lenses.check_lens(m),
 }
 ELSEWHERE = {
-    "evaluation.causal.short_layout": "reads the context", "evaluation.endings.endings": "reads the tokenizer",
-    "loading.labelled": "sets a name", "wanted.Fits": "sizes, by a probe without hooks",
-    "interventions.check_steps": "compares fingerprints",
-    "collect.needs_of": "asks which hook points there are", "collect.widths_of": "sizes, by a probe without hooks",
-    "evaluation.lens.layers.unembedded": "the head, inside a hook of logit_lens",
-    "evaluation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
-    "interventions.hooks_of": "makes hooks and runs nothing", "interventions.intervention_hooks": "the same",
-    "planning.plan_run": "sizes, also of models without weights", "entry.check_model": "the check itself",
-}  # fmt: skip
+    "controls.causal.short_layout": "reads the context",
+    "generation.stopping.endings": "reads the tokenizer",
+    "model.loading.labelled": "sets a name",
+    "collection.wanted.Fits": "sizes, by a probe without hooks",
+    "interventions.intervening.check_steps": "compares fingerprints",
+    "collection.collecting.needs_of": "asks which hook points there are",
+    "collection.collecting.widths_of": "sizes, by a probe without hooks",
+    "analysis.lens.layers.unembedded": "the head, inside a hook of logit_lens",
+    "generation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
+    "interventions.intervening.hooks_of": "makes hooks and runs nothing",
+    "interventions.intervening.intervention_hooks": "the same",
+    "collection.planning.plan_run": "sizes, also of models without weights",
+    "model.entry.check_model": "the check itself",
+}
 INNER = (
-    "models", "forward", "hooks", "passes", "recorders", "anatomy", "mlps", "probing", "identity", "acceptance",
+    "model.structure", "model.forward", "model.hooks", "model.weights", "model.mlps", "model.probing",
+    "model.acceptance", "collection.passes", "collection.recorders", "identity",
 )  # fmt: skip
 # what the public functions are made of
 
@@ -311,12 +304,12 @@ def test_the_table_has_every_public_function_that_takes_a_model():
 
 
 def test_the_unchanged_losses_are_not_set_against_those_under_other_hooks(model, given):
-    text = held_out.held_out(model, given.corpora, CUT["layout"], **QUIET)
+    text = baseline.held_out(model, given.corpora, CUT["layout"], **QUIET)
     with lsn.intervene(model, OUTER), pytest.raises(ValueError, match=r"now they are on .*call held_out again"):
         text.measure(FOUND, **QUIET)
     assert len(text.measure(FOUND, **QUIET).table)
     with lsn.intervene(model, OUTER):
-        under = held_out.held_out(model, given.corpora, CUT["layout"], **QUIET)
+        under = baseline.held_out(model, given.corpora, CUT["layout"], **QUIET)
         assert len(under.measure(FOUND, **QUIET).table)
     with pytest.raises(ValueError, match="now they are on nothing"):
         under.measure(FOUND, **QUIET)
@@ -345,7 +338,7 @@ def difference(one, other):
 
 
 PASSES = (  # those with a forward pass of their own; the others call them
-    "actions.resample", "collect.collect", "continuations.score", "document_losses", "generation.generate",
+    "values.resample", "collecting.collect", "continuations.score", "document_losses", "sampling.generate",
     "logit_lens", "word_probes", "perplexity_table", "loss_table", "sentence_embeddings", "intervene", "measure_roles",
 )  # fmt: skip
 
@@ -587,12 +580,12 @@ def test_the_order_of_hooks_survives(model):
 def test_other_interventions_have_other_descriptions(model):
     def said(what, action=lsn.zero):
         with lsn.intervene(model, what, action):
-            return hooks.describe(model)
+            return hooks.describe_hooks(model)
 
     other = lsn.NeuronSet(("x",), {"mlp": chosen((0, [0, 2]))})
     values = {"mlp": torch.ones(LAYERS, D_MLP)}
     each = [said(OUTER), said(other), said(OUTER, lsn.scale(0.5)), said(OUTER, LATE), said(OUTER, lsn.set_to(values)),
-            said(OUTER, lsn.set_to({"mlp": 2 * values["mlp"]})), hooks.describe(model)]  # fmt: skip
+            said(OUTER, lsn.set_to({"mlp": 2 * values["mlp"]})), hooks.describe_hooks(model)]  # fmt: skip
     assert len({str(one) for one in each}) == len(each)
     assert said(OUTER) == each[0]
     assert list(each[0]) == ["blocks.0.mlp.hook_post"]

@@ -13,9 +13,9 @@ import torch
 from conftest import BACKENDS, HOOKED_LOADS, LAYERS, PARTS, SENTENCES
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.steering.trials import Trial, run_trials
+from lsn_lens.generation.steering.trials import Trial, run_trials
 from lsn_lens.identity import ENTRIES, fingerprint, joined
-from lsn_lens.loading import skeleton
+from lsn_lens.model.loading import skeleton
 from lsn_lens.neurons import NeuronScores, NeuronSet
 
 TEXTS = {"en": [SENTENCES[0]] * 3, "de": [SENTENCES[1]] * 3}

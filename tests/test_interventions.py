@@ -19,8 +19,8 @@ from conftest import (
 from jaxtyping import TypeCheckError
 
 import lsn_lens as lsn
-from lsn_lens import models
 from lsn_lens.evaluation import perplexity
+from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 
@@ -36,7 +36,7 @@ def no_gradients():
 
 def some_units(model, basis="mlp", share=0.4, seed=0):
     """A random set of units of one language, some in every layer."""
-    width = models.site_width(model, WRITE_SITE[basis])
+    width = structure.site_width(model, WRITE_SITE[basis])
     chances = torch.rand(1, model.cfg.n_layers, width, generator=torch.Generator().manual_seed(seed))
     return NeuronSet(("xx",), {basis: chances < share}, "some")
 
@@ -99,7 +99,7 @@ def hooks_of(model):
 @pytest.mark.parametrize("basis", [basis for basis in WRITE_SITE if basis != "resid"])
 def test_zero_is_removing_the_weights(architecture, backend, basis, load, hugging_face):
     model = load(architecture, backend)
-    if not models.has_site(model, WRITE_SITE[basis]):
+    if not structure.has_site(model, WRITE_SITE[basis]):
         pytest.skip("no gate, no up projection")
     found = some_units(model, basis)
     ids = some_ids()
@@ -411,7 +411,7 @@ def test_several_bases_and_languages_at_once(backend, load):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_mean_ablation_sets_the_means_of_a_run(backend, load):
     model = load("llama", backend)
-    width = models.site_width(model, "mlp_post")
+    width = structure.site_width(model, "mlp_post")
     sums = torch.randn(3, LAYERS, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     statistics = lsn.Statistics(("de", "fr", "zh"), {"mlp_post.sum": sums}, torch.full((3, LAYERS), 4))
     found = some_units(model)
@@ -432,7 +432,7 @@ def test_mean_ablation_sets_the_means_of_a_run(backend, load):
 def test_nothing_is_left_behind(backend, load):
     model = load("llama", backend)
     found, ids = some_units(model), some_ids()
-    before, weights, copy = model(ids), models.describe(model)["weights_sha256"], ids.clone()
+    before, weights, copy = model(ids), structure.describe(model)["weights_sha256"], ids.clone()
     hooks = hooks_of(model)
     with lsn.intervene(model, found, lsn.set_to(3.0)) as inside:
         assert inside is model
@@ -444,7 +444,7 @@ def test_nothing_is_left_behind(backend, load):
         model(ids)
     assert hooks_of(model) == hooks
     assert torch.equal(model(ids), before)
-    assert models.describe(model)["weights_sha256"] == weights
+    assert structure.describe(model)["weights_sha256"] == weights
     assert torch.equal(ids, copy)
 
 
@@ -513,7 +513,7 @@ def test_sites_can_be_probed_inside_an_intervention(backend, load):
     model = load("llama", backend)
     with lsn.intervene(model, some_units(model), lsn.set_to(5)):
         changed = model(some_ids())
-        assert models.site_width(model, "mlp_act") == D_MLP
+        assert structure.site_width(model, "mlp_act") == D_MLP
         assert torch.equal(model(some_ids()), changed)
 
 

@@ -6,7 +6,7 @@ import sys
 import jaxtyping
 import pytest
 
-from lsn_lens.evaluation.texts import identifier
+from lsn_lens.generation.texts.identifiers import identifier
 from lsn_lens.labels import label_list
 
 BARS = """

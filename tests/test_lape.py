@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.methods import Lap, Lape, Lave
 from lsn_lens.methods.base import best_first, order_statistic
-from lsn_lens.statistics import Statistics
+from lsn_lens.methods.lap import Lap
+from lsn_lens.methods.lape import Lape, Lave
+from lsn_lens.statistics.sums import Statistics
 
 
 def kth_smallest(values, share):

@@ -8,10 +8,10 @@ import transformers
 from conftest import BACKENDS, D_MODEL, LAYERS, VOCABULARY, every_model, tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.lens import check_lens, logit_lens, working_language
-from lsn_lens.evaluation.lens.vocabulary import exclusive, token_languages
-from lsn_lens.evaluation.lens.word_probes import WordProbe, first_tokens, read_probes, word_probes
-from lsn_lens.scripts import script_of
+from lsn_lens.analysis.lens.layers import check_lens, logit_lens, working_language
+from lsn_lens.analysis.lens.probes import WordProbe, first_tokens, read_probes, word_probes
+from lsn_lens.analysis.lens.vocabulary import exclusive, token_languages
+from lsn_lens.text.scripts import script_of
 
 FINAL_NORM = {
     "gpt2": "transformer.ln_f", "bloom": "transformer.ln_f", "opt": "model.decoder.final_layer_norm",

@@ -9,8 +9,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from lsn_lens import charts, lettering, plots
-from lsn_lens.lettering import lettering as letters_for
+from lsn_lens.report import charts, fonts, plots
+from lsn_lens.report.fonts import lettering as letters_for
 
 FOREIGN = ["中文", "हिन्दी", "தமிழ்"]
 
@@ -142,7 +142,7 @@ def test_fonts_are_combined_and_the_better_ones_first(install):
 
 def test_a_matplotlib_that_cannot_shape(install, monkeypatch):
     install("Box", "हिन्दी中文")
-    monkeypatch.setattr(lettering, "_can_shape", lambda: False)
+    monkeypatch.setattr(fonts, "_can_shape", lambda: False)
     with pytest.warns(UserWarning, match=r"ARABIC.*DEVANAGARI|DEVANAGARI.*ARABIC") as caught:
         found = letters_for(["हिन्दी", "中文", "العربية", "ab"])
     assert "matplotlib 3.11" in str(caught[0].message) and "HAN" not in str(caught[0].message)

@@ -17,9 +17,9 @@ from conftest import BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, VOCABULARY, tiny_
 from safetensors.torch import load_file, save_file
 
 import lsn_lens as lsn
-from lsn_lens import checkpoints, loading, models
-from lsn_lens.batches import tokenize
-from lsn_lens.sealed import sealed
+from lsn_lens.model import checkpoints, loading, structure
+from lsn_lens.model.sealing import sealed
+from lsn_lens.text.tokens import tokenize
 
 TEXTS = {label: [text] * 8 for label, text in zip(("en", "de"), SENTENCES, strict=False)}
 
@@ -80,7 +80,7 @@ def test_a_multimodal_model_is_its_text_model_and_installs_nothing(kind, tmp_pat
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=torch.float32).eval()
     expected = plain(ids).logits
     assert (model(ids) - expected).abs().max() < 1e-4 * expected.std()
-    assert models.site_width(model, "mlp_post") == 48
+    assert structure.site_width(model, "mlp_post") == 48
 
 
 def test_a_multimodal_model_without_a_text_model_is_refused_by_name(tmp_path, started):
@@ -275,7 +275,7 @@ def test_options_that_cannot_be_had(options, message, tiny_model_folder, monkeyp
 
 
 def test_a_device_map_of_one_device(tiny_model_folder):
-    assert models.device_of(lsn.load_model(tiny_model_folder("llama"), device_map="cpu")).type == "cpu"
+    assert structure.device_of(lsn.load_model(tiny_model_folder("llama"), device_map="cpu")).type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_an_added_token_that_no_text_uses(tmp_path):
     )
     assert run.statistics.tokens.min() > 0
     with pytest.raises(ValueError, match=f"gives id {VOCABULARY}, but the model knows {VOCABULARY} tokens"):
-        tokenize("en", ["a <pad> in the text"], model.tokenizer, tmp_path, d_vocab=models.vocabulary_size(model))
+        tokenize("en", ["a <pad> in the text"], model.tokenizer, tmp_path, d_vocab=structure.vocabulary_size(model))
 
 
 def test_a_begin_token_without_an_embedding(tmp_path):
@@ -389,7 +389,7 @@ def test_sizes_that_only_a_loaded_model_tells(tmp_path):
 
 def test_a_hooked_transformer_says_why_not(tiny_model_folder, caplog):
     with (
-        caplog.at_level(logging.INFO, "lsn_lens.loading"),
+        caplog.at_level(logging.INFO, "lsn_lens.model.loading"),
         pytest.raises(ValueError, match="cannot be a HookedTransformer"),
     ):
         lsn.load_model(tiny_model_folder("gemma2"), backend="hooked", device="cpu")

@@ -8,13 +8,15 @@ from itertools import permutations
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
+from lsn_lens.catalogue.catalogue import METHODS, get_method
+from lsn_lens.catalogue.lap import Lap
+from lsn_lens.catalogue.lape import Lape
 
 import lsn_lens as lsn
-from lsn_lens import detect, methods, score
-from lsn_lens.methods import METHODS, Lap, Lape, get_method
+from lsn_lens import detect, score
 from lsn_lens.neurons import NeuronScores
 from lsn_lens.sites import SITES
-from lsn_lens.statistics import Need
+from lsn_lens.statistics.needs import Need
 
 LANGUAGES = ("de", "en", "fr", "zh")
 ITEMS = (

@@ -21,7 +21,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 import lsn_lens as lsn
-from lsn_lens import forward, loading, mlps, models
+from lsn_lens.model import forward, loading, mlps, structure
 from lsn_lens.sites import SITES, get_site
 
 CLASSES = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
@@ -97,17 +97,17 @@ def test_auto_falls_back_where_the_conversion_fails(variant):
 
     change_weights(folder, narrow)
     model = lsn.load_model(folder, device="cpu")
-    assert models.is_bridge(model)
-    assert models.site_width(model, "mlp_post") == D_MLP
+    assert structure.is_bridge(model)
+    assert structure.site_width(model, "mlp_post") == D_MLP
     with pytest.raises(ValueError, match="cannot be a HookedTransformer"):
         lsn.load_model(folder, backend="hooked", device="cpu")
 
 
 def test_demo(demo):
-    assert models.describe(demo)["name"] == "demo"
+    assert structure.describe(demo)["name"] == "demo"
     ids = torch.tensor([demo.tokenizer.encode("A small boat on the river")])
     assert forward.hidden_states(demo, ids, None).isfinite().all()
-    assert models.site_width(demo, "mlp_pre") == models.site_width(demo, "mlp_post")
+    assert structure.site_width(demo, "mlp_pre") == structure.site_width(demo, "mlp_post")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -116,7 +116,7 @@ def test_dtype(backend, dtype, tiny_model_folder):
     model = lsn.load_model(tiny_model_folder("llama"), backend=backend, device="cpu", dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert model.cfg.dtype == dtype
-    assert models.describe(model)["dtype"] == str(dtype).removeprefix("torch.")
+    assert structure.describe(model)["dtype"] == str(dtype).removeprefix("torch.")
     assert model(some_ids()).dtype == dtype
 
 
@@ -124,13 +124,13 @@ def test_dtype(backend, dtype, tiny_model_folder):
 def test_describe(backend, load, tiny_model_folder):
     folder = tiny_model_folder("qwen2")
     model = lsn.load_model(folder, backend=backend, device=torch.device("cpu"), revision="main")
-    told = models.describe(model)
+    told = structure.describe(model)
     assert told["name"] == folder.name
     assert (told["revision"], told["class"], told["dtype"]) == ("main", CLASSES[backend], "float32")
     assert told["layers"] == LAYERS
-    assert told["weights_sha256"] == models.describe(load("qwen2", backend))["weights_sha256"]
+    assert told["weights_sha256"] == structure.describe(load("qwen2", backend))["weights_sha256"]
     model.blocks[1].mlp.W_out.data[0, 0] += 1e-6
-    assert told["weights_sha256"] != models.describe(model)["weights_sha256"]
+    assert told["weights_sha256"] != structure.describe(model)["weights_sha256"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,7 +139,7 @@ def test_a_ready_model_can_be_described(backend, load):
     kept = model.lsn_lens_source
     del model.lsn_lens_source
     try:
-        assert models.describe(model)["name"]
+        assert structure.describe(model)["name"]
     finally:
         model.lsn_lens_source = kept
 
@@ -195,9 +195,9 @@ def test_a_wrong_wrapper_is_caught(backend, harm, message, monkeypatch, tiny_mod
 @pytest.mark.skipif("hooked" not in BACKENDS, reason="this TransformerLens has bridges only: nothing to fall back from")
 def test_auto_falls_back_from_a_wrong_hooked_transformer(monkeypatch, tiny_model_folder, caplog):
     break_conversion(monkeypatch, "hooked", harm_weight)
-    with caplog.at_level(logging.INFO, "lsn_lens.loading"):
+    with caplog.at_level(logging.INFO, "lsn_lens.model.loading"):
         model = lsn.load_model(tiny_model_folder("llama"), device="cpu")
-    assert models.is_bridge(model)
+    assert structure.is_bridge(model)
     assert "logits differ" in caplog.text
 
 
@@ -266,7 +266,7 @@ def seen_by_hooks(model, ids, names):
     """What hooks at the sites see, by (site, layer), units flat; through `reader`, as statistics see it."""
     seen, hooks = {}, []
     for name in names:
-        site, read = models.reader(model, name)
+        site, read = structure.reader(model, name)
         for layer in range(model.cfg.n_layers):
             hooks.append((site.hook_name(layer), keep(seen, (name, layer), read)))
     with model.hooks(fwd_hooks=hooks):
@@ -312,7 +312,7 @@ def test_sites_are_what_their_names_say(architecture, backend, load, hugging_fac
     model, ids = load(architecture, backend), some_ids()
     theirs = seen_by_hugging_face(architecture, hugging_face(architecture), ids)
     gated = "up" in PARTS[architecture]
-    assert models.is_gated(model) == gated
+    assert structure.is_gated(model) == gated
     meant = {
         "mlp_pre": "gate",
         "mlp_act": "act" if gated else "down in",
@@ -333,16 +333,16 @@ def test_sites_are_what_their_names_say(architecture, backend, load, hugging_fac
                 units = torch.arange(ours[basis, layer].shape[-1])
                 assert_close(ours[basis, layer], theirs["qkv", layer][..., fused_rows(architecture, basis, units)])
     for (site, _), acts in ours.items():
-        assert models.site_width(model, site) == acts.shape[-1]
+        assert structure.site_width(model, site) == acts.shape[-1]
 
 
 def test_widths(load):
     for backend in BACKENDS:
         llama = load("llama", backend)
-        assert {models.site_width(llama, name) for name in ("mlp_pre", "mlp_act", "mlp_up", "mlp_post")} == {D_MLP}
-        assert {name: models.site_width(llama, name) for name in "qkvz"} == {"q": 32, "k": 16, "v": 16, "z": 32}
-        assert models.site_width(load("opt", backend), "mlp_pre") == 48
-        assert models.site_width(load("bloom", backend), "mlp_post") == 4 * 32
+        assert {structure.site_width(llama, name) for name in ("mlp_pre", "mlp_act", "mlp_up", "mlp_post")} == {D_MLP}
+        assert {name: structure.site_width(llama, name) for name in "qkvz"} == {"q": 32, "k": 16, "v": 16, "z": 32}
+        assert structure.site_width(load("opt", backend), "mlp_pre") == 48
+        assert structure.site_width(load("bloom", backend), "mlp_post") == 4 * 32
 
 
 @every_model
@@ -362,9 +362,9 @@ def test_a_mixture_of_experts_is_refused_by_name(backend, load):
     model = load("mixtral", backend)
     for name in ("mlp_pre", "mlp_act", "mlp_post"):
         with pytest.raises(ValueError, match=r"mixture of experts \(num_(local_)?experts=4\)") as caught:
-            models.site_width(model, name)
-        assert models.describe(model)["name"] in str(caught.value)
-    assert models.site_width(model, "z") == 32
+            structure.site_width(model, name)
+        assert structure.describe(model)["name"] in str(caught.value)
+    assert structure.site_width(model, "z") == 32
 
 
 def test_a_model_without_mlp_is_refused(tmp_path, variant):
@@ -375,7 +375,7 @@ def test_a_model_without_mlp_is_refused(tmp_path, variant):
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     model = lsn.load_model(folder, device="cpu")
     with pytest.raises(ValueError, match=r"copy has no blocks.0.mlp.hook_p.*Expected a dense MLP"):
-        models.site_width(model, "mlp_pre")
+        structure.site_width(model, "mlp_pre")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -384,15 +384,15 @@ def test_a_site_that_computes_something_else_is_refused(backend, load, monkeypat
     monkeypatch.setattr(mlps, "_candidates", lambda model, layer: [torch.tanh])
     for name in ("mlp_pre", "mlp_post"):
         with pytest.raises(ValueError, match=r"is not act\(hook_pre\) \* hook_pre_linear"):
-            models.site_width(load("llama", backend), name)
+            structure.site_width(load("llama", backend), name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sites_that_a_model_lacks(backend, load):
     with pytest.raises(ValueError, match=r"has no blocks.0.mlp.hook_pre_linear"):
-        models.site_width(load("gpt2", backend), "mlp_up")
+        structure.site_width(load("gpt2", backend), "mlp_up")
     with pytest.raises(KeyError, match="unknown site 'mlp'; the sites are"):
-        models.site_width(load("gpt2", backend), "mlp")
+        structure.site_width(load("gpt2", backend), "mlp")
     with pytest.raises(KeyError, match="mlp_post"):
         get_site("nothing")
 
@@ -449,7 +449,7 @@ def seen_by_names(model, ids, mask, names):
 
 def modules_of(model):
     """Which module object is where, and the way attention is computed."""
-    implementation = model.original_model.config._attn_implementation if models.is_bridge(model) else None
+    implementation = model.original_model.config._attn_implementation if structure.is_bridge(model) else None
     return {name: id(module) for name, module in model.named_modules(remove_duplicate=False)}, implementation
 
 
@@ -501,7 +501,7 @@ def test_lean_restores_after_an_exception(load):
 def test_interventions_inside_lean(architecture, backend, load):
     """As evaluation runs them: hooks of an intervention, the rest of the model bare."""
     model, ids = load(architecture, backend), some_ids()
-    chances = torch.rand(1, LAYERS, models.site_width(model, "mlp_post"), generator=torch.Generator().manual_seed(0))
+    chances = torch.rand(1, LAYERS, structure.site_width(model, "mlp_post"), generator=torch.Generator().manual_seed(0))
     hooks = lsn.interventions.intervention_hooks(model, lsn.NeuronSet(("xx",), {"mlp": chances < 0.4}), lsn.zero)
     with model.hooks(fwd_hooks=hooks):
         expected = model(ids)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lsn_lens.formats import labels_of, unit_mask, whole_number, write_bytes
+from lsn_lens.files import labels_of, unit_mask, whole_number, write_bytes
 from lsn_lens.neurons import NeuronScores, NeuronSet
 
 LANGUAGES = ("en", "fr", "zh")

@@ -6,9 +6,16 @@ from fractions import Fraction
 
 import pytest
 
-from lsn_lens.evaluation.tasks import Item, evaluate_generated
-from lsn_lens.evaluation.tasks.generated import last_number, normalised, published_number, token_f1, units
-from lsn_lens.evaluation.tasks.numbers import alike, has_decimal_comma, numbers
+from lsn_lens.generation.tasks.generated import (
+    evaluate_generated,
+    last_number,
+    normalised,
+    published_number,
+    token_f1,
+    units,
+)
+from lsn_lens.generation.tasks.items import Item
+from lsn_lens.generation.tasks.numerals import alike, has_decimal_comma, numbers
 
 # language -> groups, decimal mark, digits
 WAYS = {

@@ -6,10 +6,10 @@ import torch
 from conftest import BACKENDS, D_MLP, LAYERS, SENTENCES
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import off_target as off_target_module
-from lsn_lens.evaluation.controls import activity
-from lsn_lens.evaluation.off_target import neutral_text, off_target
-from lsn_lens.evaluation.texts import distinct, repetition
+from lsn_lens.controls import neutral as off_target_module
+from lsn_lens.controls.matched import activity
+from lsn_lens.controls.neutral import neutral_text, off_target
+from lsn_lens.generation.texts.strings import distinct, repetition
 from lsn_lens.neurons import NeuronSet
 
 TEXT = dict(zip(("en", "de", "zh"), (SENTENCES[0], SENTENCES[1], SENTENCES[3]), strict=True))

@@ -12,11 +12,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 import lsn_lens as lsn
-from lsn_lens.batches import Layout, Plan, tokenize
-from lsn_lens.corpora import LanguageCorpus
 from lsn_lens.evaluation import perplexity
-from lsn_lens.evaluation.document_losses import document_losses, rise_intervals
-from lsn_lens.token_bytes import UNKNOWN, TokenBytes, is_byte_level
+from lsn_lens.evaluation.by_document import document_losses, rise_intervals
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout, Plan
+from lsn_lens.text.token_bytes import UNKNOWN, TokenBytes, is_byte_level
+from lsn_lens.text.tokens import tokenize
 
 TEXTS = (
     "The river is high after the rain.",

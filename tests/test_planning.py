@@ -10,11 +10,11 @@ import torch
 import transformers
 
 import lsn_lens as lsn
-from lsn_lens import forward
-from lsn_lens.collect import needs_of, widths_of
-from lsn_lens.passes import Pass
-from lsn_lens.planning import plan_run
-from lsn_lens.statistics import DocumentValues, Histogram, Statistic
+from lsn_lens.collection.collecting import needs_of, widths_of
+from lsn_lens.collection.passes import Pass
+from lsn_lens.collection.planning import plan_run
+from lsn_lens.model import forward
+from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
 
 TEXTS = {label: [f"{label} sentence number {i}, and some words." for i in range(24)] for label in ("en", "fr", "zh")}
 

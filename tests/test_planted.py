@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import lsn_lens as lsn
-from lsn_lens.planted import ROLES, load_planted, make_world, plant, planting, writing
+from lsn_lens.planted import planting, writing
 from lsn_lens.planted.cells import (
     Cell,
     Concept,
@@ -34,9 +34,12 @@ from lsn_lens.planted.directions import PENALTY, answer, at_rates, both_sides, s
 from lsn_lens.planted.ground import Ground
 from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, check_roles, measure_roles
 from lsn_lens.planted.parts import room_of
+from lsn_lens.planted.planting import load_planted, plant
 from lsn_lens.planted.reading import Inputs, inputs_of, read_text, token_scripts
+from lsn_lens.planted.roles import ROLES
 from lsn_lens.planted.unread import unread_direction
 from lsn_lens.planted.weights import Projections, Reads, Unit, unit_for, widened
+from lsn_lens.planted.world import make_world
 from lsn_lens.planted.writing import Written, _calibrated, _set_columns, _widened, language_drifts
 
 TOKENS, EFFECT = 1500, 0.03

@@ -9,14 +9,17 @@ from conftest import BACKENDS, SENTENCES
 from torch import nn
 
 import lsn_lens as lsn
-from lsn_lens.planted import ROLES, load_planted, make_world, plant, world
+from lsn_lens.planted import world
 from lsn_lens.planted.cells import Cell, Concept
 from lsn_lens.planted.directions import half_height
 from lsn_lens.planted.ground import Ground
 from lsn_lens.planted.measuring import EFFECT_TOKENS, RoleError, _output_norms, check_roles, measure_roles
 from lsn_lens.planted.parts import PARTS, Room
+from lsn_lens.planted.planting import load_planted, plant
 from lsn_lens.planted.reading import read_text
+from lsn_lens.planted.roles import ROLES
 from lsn_lens.planted.weights import Projections, Reads, Unit, unit_for
+from lsn_lens.planted.world import make_world
 from lsn_lens.planted.writing import Written, _widened, _write
 
 TOKENS, EFFECT = 1500, 0.03

@@ -12,11 +12,11 @@ from jaxtyping import TypeCheckError
 from transformers.pytorch_utils import Conv1D
 
 import lsn_lens as lsn
-from lsn_lens import importance as maths
-from lsn_lens.importance import BASES, Importance
-from lsn_lens.methods import Plnd
-from lsn_lens.recorders.attention import read_attention
-from lsn_lens.statistics import Statistics
+from lsn_lens.collection.recorders.attention import read_attention
+from lsn_lens.methods.plnd import Plnd
+from lsn_lens.statistics import importance as maths
+from lsn_lens.statistics.importance import BASES, Importance
+from lsn_lens.statistics.sums import Statistics
 
 TEXTS = {
     "en": ["The river is high after the rain.", "Closed.", "The bridge is closed after the long rain."],

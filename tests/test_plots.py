@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lsn_lens import charts, plots
+from lsn_lens.report import charts, plots
 
 LANGUAGES = ["en", "fr", "zh", "ja", "vi"]
 

@@ -10,15 +10,16 @@ import torch
 import transformers
 from conftest import BACKENDS, SENTENCES, VOCABULARY, tiny_model
 from jaxtyping import TypeCheckError
+from lsn_lens.sampling.endings import endings
+from lsn_lens.sampling.tasks.items import Item
+from lsn_lens.sampling.tasks.scoring import evaluate_items
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import continuations, generation
-from lsn_lens.evaluation.endings import endings
-from lsn_lens.evaluation.prompts import prompt_ids, texts_of
-from lsn_lens.evaluation.tasks import Item, evaluate_items
-from lsn_lens.formats import whole_number
-from lsn_lens.interventions import Intervention
+from lsn_lens.files import whole_number
+from lsn_lens.generation import continuations, sampling
+from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.text.prompts import prompt_ids, texts_of
 
 TURN = "<end_of_turn>"
 SPECIAL = ["<unk>", "<s>", "</s>", TURN, "<|im_start|>"]
@@ -101,7 +102,7 @@ def test_a_chat_prompt_begins_once(kind, with_tokenizer):
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
         assert expected.count(1) == 1 and prompt_ids(tokenizer, prompt) == expected
-        assert generation._rows(model, [prompt], 1, 1, "bos", 0)[0].ids == expected
+        assert sampling._rows(model, [prompt], 1, 1, "bos", 0)[0].ids == expected
         pairs = continuations.encode(tokenizer, prompt, [" is high", " rain"])
         assert all([*pair.context, *pair.continuation].count(1) == 1 for pair in pairs)
         (item,) = evaluate_items(model, [Item(prompt, (" rain",), (" rain", " high"))], progress=False)["scores"]
@@ -259,7 +260,7 @@ def test_stop_strings_that_are_special_tokens(with_tokenizer, monkeypatch):
     model = with_tokenizer("byte-level")
     tokenizer = model.tokenizer
     turn = tokenizer.convert_tokens_to_ids(TURN)
-    logits = generation._choose
+    logits = sampling._choose
 
     def choose(last, ids, mask, draws, temperature, penalty):
         """The end of the turn is the fourth new token of every text, and a line feed the third."""
@@ -307,7 +308,7 @@ def test_endless_temperature_is_any_token():
     logits, zero = torch.tensor([[3.0, -50.0, 1.0, 0.0]]), torch.zeros(1, 1, dtype=torch.long)
     for draw, expected in ((0.1, 0), (0.3, 1), (0.6, 2), (0.9, 3)):
         place = torch.tensor([draw], dtype=torch.float64)
-        assert generation._choose(logits, zero, zero, place, 1e308, 1.0).tolist() == [expected]
+        assert sampling._choose(logits, zero, zero, place, 1e308, 1.0).tolist() == [expected]
 
 
 @pytest.mark.parametrize("penalty", [1e-310, 1e308])

@@ -10,8 +10,8 @@ import pyarrow
 import pytest
 
 from lsn_lens import load_corpora
-from lsn_lens.readers import likely_encoding, wide_encoding
-from lsn_lens.tokens import tokenize
+from lsn_lens.text.readers import likely_encoding, wide_encoding
+from lsn_lens.text.tokens import tokenize
 
 TEXTS = ["une rivière, deux", 'il dit "oui"', "trois\tchemins"]
 FRENCH = [f"La rivière numéro {i} a été élevée" if i % 2 else f"Il fait beau, jour {i}" for i in range(40)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.recorders.documents import document_last, document_maximum, document_mean
-from lsn_lens.statistics import DocumentValues, Histogram, Statistic
+from lsn_lens.collection.recorders.documents import document_last, document_maximum, document_mean
+from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
 
 TEXTS = {label: [f"{label} {'word ' * (i % 5)}number {i}." for i in range(10)] for label in ("en", "fr", "zh")}
 LAYOUT = lsn.Layout(kind="documents", shards=3, batch_tokens=64)

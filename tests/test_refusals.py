@@ -9,14 +9,16 @@ import torch
 from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, experiment, tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.lens import logit_lens
+from lsn_lens.analysis.lens.layers import logit_lens
 from lsn_lens.evaluation.stages import Stages
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid
-from lsn_lens.importance import BASES
-from lsn_lens.methods import Lape, Plnd, Sharing
+from lsn_lens.methods.lape import Lape
+from lsn_lens.methods.plnd import Plnd
+from lsn_lens.methods.sharing import Sharing
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sections.comparison import facts, ranking_section
-from lsn_lens.statistics import DocumentValues, Histogram, Statistic
+from lsn_lens.report.sections.comparison import facts, ranking_section
+from lsn_lens.statistics.importance import BASES
+from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
 
 TINY = {
     "qwen3": ("qwen3", {**LLAMA_LIKE, **GROUPED, "head_dim": 8}),
@@ -191,7 +193,9 @@ def test_sharing_is_not_had_from_text_that_is_not_parallel(tiny, monkeypatch):
     skipped = lsn.compare(run, progress=False).skipped.set_index("method")["reason"]
     assert "do not look parallel" in skipped["sharing"] and "plnd" not in skipped.index
     seen = []
-    monkeypatch.setattr(importlib.import_module("lsn_lens.collect"), "_run_shards", lambda *args: seen.append(args))
+    monkeypatch.setattr(
+        importlib.import_module("lsn_lens.collection.collecting"), "_run_shards", lambda *args: seen.append(args)
+    )
     with pytest.raises(DoesNotApply, match="sharing does not apply: the 40 items do not look parallel"):
         lsn.collect(model, corpora, ["lape", "sharing"], progress=False)
     assert not seen  # refused before the pass

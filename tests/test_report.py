@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lsn_lens.page.page import Report, Section
+from lsn_lens.page.sections import comparison as sections
 
 import lsn_lens as lsn
-from lsn_lens import plots, report, text_view
-from lsn_lens.evaluation import trust
-from lsn_lens.report import Report, Section
-from lsn_lens.sections import comparison as sections
+from lsn_lens.comparison import doubts
+from lsn_lens.report import page, plots, text_view
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese
 HOSTILE = ["<script>alert(1)</script>", "a|b", 'x"onload="y', "日本語 & co"]
@@ -48,13 +48,13 @@ def folder(tmp_path_factory):
         code="python a.py '<b>'", view=view, data={"label": HOSTILE[0]},
     )  # fmt: skip
     out = tmp_path_factory.mktemp("report")
-    path = report.write_report(Report(HOSTILE[0], HOSTILE[2], HOSTILE[0], {"of": "7 of 8"}, (section,)), out)
-    assert path == out / "report.html"
+    path = page.write_report(Report(HOSTILE[0], HOSTILE[2], HOSTILE[0], {"of": "7 of 8"}, (section,)), out)
+    assert path == out / "page.html"
     return out
 
 
 def test_the_page_asks_nothing_of_the_network(folder):
-    text = (folder / "report.html").read_text()
+    text = (folder / "page.html").read_text()
     page = Page(text)
     links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert links == ["#part-1"]
@@ -65,7 +65,7 @@ def test_the_page_asks_nothing_of_the_network(folder):
 
 
 def test_hostile_names_stay_text(folder):
-    text = (folder / "report.html").read_text()
+    text = (folder / "page.html").read_text()
     page = Page(text)
     assert page.tags.count("script") == 4  # plotly.js, the figure, the neurons on text, the colours of dark mode
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -76,14 +76,14 @@ def test_hostile_names_stay_text(folder):
 def test_everything_is_there(folder):
     assert (folder / "figures" / "change.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "figures" / "change.html").is_file()
-    page = (folder / "report.html").read_text()
+    page = (folder / "page.html").read_text()
     assert "日本語 &amp; co" in page
     assert page.count("Plotly.newPlot(") >= 1
     assert "+0.123<" in page
 
 
 def test_markdown_says_the_same(folder):
-    text = (folder / "report.md").read_text()
+    text = (folder / "page.md").read_text()
     assert "![&lt;script&gt;alert(1)&lt;/script&gt;](figures/change.png)" in text
     assert "a\\|b" in text
     assert "<script>" not in text.split("```")[0]
@@ -101,12 +101,12 @@ def test_digits_of_tables():
             "method": ["lape", "lap", "lave"],
         }
     )
-    headings, rows = report.table_cells(frame)
+    headings, rows = page.table_cells(frame)
     assert headings == ["own rise", "units", "ratio", "above random", "rate", "method"]
     assert rows[0] == ["+0.0123", "12,345", "12.3", "100%", "1.87%", "lape"]
     assert rows[1] == ["+0.0000", "1", "1.0", "80%", "1.00%", "lap"]
     assert rows[2][0] == rows[2][2] == "n/a"
-    assert report.table_cells(frame.head(0))[1] == []
+    assert page.table_cells(frame.head(0))[1] == []
 
 
 def test_the_lead_is_what_the_numbers_say():
@@ -117,7 +117,7 @@ def test_the_lead_is_what_the_numbers_say():
         "average the loss of the own language changes by +0.0500 nats per token, that is +0.0400 next to the other "
         "language that is hurt most."
     )
-    said = sections.lead(row(), f"sets of different sizes: {trust.NO_RANKING}")
+    said = sections.lead(row(), f"sets of different sizes: {doubts.NO_RANKING}")
     assert said == f"{text} Other methods have {sections.SIZES}."
 
 
@@ -138,8 +138,8 @@ def run(load):
 
 def test_provenance_names_all_that_matters(run):
     started = datetime.now(UTC) - timedelta(seconds=5)
-    origin = report.provenance(run.settings, run.settings["text"], {"seed": 3, "methods": ("lape",)}, started)
-    assert set(origin["versions"]) == {"python", *report.PACKAGES}
+    origin = page.provenance(run.settings, run.settings["text"], {"seed": 3, "methods": ("lape",)}, started)
+    assert set(origin["versions"]) == {"python", *page.PACKAGES}
     assert origin["model"]["weights_sha256"] == run.settings["model"]["weights_sha256"]
     assert "revision" in origin["model"]
     assert len(origin["corpus"]["sha256"]) == 64
@@ -175,4 +175,4 @@ def test_neurons_on_text(load):
 def test_shares_are_written_as_percent():
     frame = pd.DataFrame({"stable_share": [0.874], "romanised_survival": [0.5], "beyond_null": [None], "share": [0.5]})
     frame["beyond_null"] = frame["beyond_null"].astype(float)
-    assert report.table_cells(frame)[1] == [["87%", "50%", "n/a", "0.500"]]
+    assert page.table_cells(frame)[1] == [["87%", "50%", "n/a", "0.500"]]

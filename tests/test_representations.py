@@ -8,9 +8,8 @@ import torch
 from conftest import LAYERS, SENTENCES, every_model, parts
 
 import lsn_lens as lsn
-from lsn_lens import models, plots
-from lsn_lens.evaluation import representations
-from lsn_lens.evaluation.representations import (
+from lsn_lens.analysis import representations
+from lsn_lens.analysis.representations import (
     Embeddings,
     language_dominance,
     language_similarity,
@@ -18,7 +17,9 @@ from lsn_lens.evaluation.representations import (
     sentence_embeddings,
     similarity_change,
 )
+from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.report import plots
 
 TEXTS = {"en": SENTENCES[:3], "de": (SENTENCES[1], SENTENCES[3], SENTENCES[2][:9]), "zh": SENTENCES[1:]}
 
@@ -78,7 +79,7 @@ def test_batches_change_nothing(size, load, monkeypatch):
 def test_an_intervention_in_force_shows(demo):
     texts = {"en": ["A river.", "The old bridge is closed."], "fr": ["Une rivière.", "Le vieux pont est fermé."]}
     before = sentence_embeddings(demo, texts, progress=False).values
-    units = torch.zeros(1, demo.cfg.n_layers, models.site_width(demo, "resid_post"), dtype=torch.bool)
+    units = torch.zeros(1, demo.cfg.n_layers, structure.site_width(demo, "resid_post"), dtype=torch.bool)
     units[0, 2, :50] = True
     with lsn.intervene(demo, NeuronSet(("fr",), {"resid": units})):
         during = sentence_embeddings(demo, texts, progress=False).values

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.resampling import (
+from lsn_lens.controls.resampling import (
     halves,
     load_shards,
     permuted,
@@ -18,7 +18,7 @@ from lsn_lens.evaluation.resampling import (
     shuffled_labels,
     subset,
 )
-from lsn_lens.methods import get_method
+from lsn_lens.methods.catalogue import get_method
 from lsn_lens.run import Run, write_shard
 
 UNITS = 30

@@ -6,9 +6,9 @@ import torch
 from conftest import BACKENDS
 
 import lsn_lens as lsn
-from lsn_lens.methods import DiffMean, LanguageDimensions
-from lsn_lens.methods.diffmean import directions
-from lsn_lens.statistics import Statistics
+from lsn_lens.methods.diffmean import DiffMean, directions
+from lsn_lens.methods.language_dimensions import LanguageDimensions
+from lsn_lens.statistics.sums import Statistics
 
 LABELS, LAYERS, UNITS, TOKENS = ("a", "b", "c"), 3, 20, 500
 

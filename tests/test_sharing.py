@@ -11,9 +11,9 @@ import torch
 from conftest import BACKENDS, SENTENCES, parts
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import sharing
+from lsn_lens.analysis import sharing
 from lsn_lens.methods.sharing import TYPES, Sharing, check_lengths
-from lsn_lens.statistics import Statistics
+from lsn_lens.statistics.sums import Statistics
 
 LABELS = ("en", "fr", "vi", "zh")
 

@@ -12,23 +12,19 @@ from scipy.stats import beta, kstest
 from test_resampling import synthetic_run, values_run
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.contrasts import contrast_of
-from lsn_lens.evaluation.permutations import Draws, max_t
-from lsn_lens.evaluation.resampling import load_shards, permuted, seeds, shuffled_labels, subset
-from lsn_lens.evaluation.significance import (
-    benjamini_hochberg,
-    contrast_test,
-    null_counts,
-    permutation_test,
-)
-from lsn_lens.evaluation.support import firing_interval, jeffreys, supported
-from lsn_lens.methods import Lap, Lape
+from lsn_lens.controls.contrasts import contrast_of
+from lsn_lens.controls.permutations import Permutations, max_t
+from lsn_lens.controls.resampling import load_shards, permuted, seeds, shuffled_labels, subset
+from lsn_lens.controls.significance import benjamini_hochberg, contrast_test, null_counts, permutation_test
+from lsn_lens.controls.support import firing_interval, jeffreys, supported
 from lsn_lens.methods.diffmean import DiffMean
+from lsn_lens.methods.lap import Lap
+from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronScores
 from lsn_lens.run import Run
 
 nulls = experiment("null_simulation")
-QUICK = Draws(999, 0, False, False)
+QUICK = Permutations(999, 0, False, False)
 
 
 class Contrast:
@@ -207,7 +203,7 @@ def counted_p_values(values, languages, paired):
 def test_a_languages_p_value_is_the_largest_of_its_contrasts_over_all_permutations(alike, paired):
     run = synthetic_run(np.random.default_rng(1), np.full((3, 1, 12), [[[0.34]], [[0.32]], [[0.3]]]), shards=5)
     values = {label: np.stack([each["mlp_pre.positive"][0] for each in run.shards[label]]) for label in "abc"}
-    tests = contrast_test(run, Lap(), lsn.score(run, Lap()), Draws(3999, 0, paired, False), alike)
+    tests = contrast_test(run, Lap(), lsn.score(run, Lap()), Permutations(3999, 0, paired, False), alike)
     for place, label in enumerate("abc"):
         others = [counted_p_values(values, (label, other), paired) for other in "abc" if other != label]
         exact = np.max(others, axis=0) if alike == 0 else np.minimum(1, 2 * np.min(others, axis=0))
@@ -232,7 +228,7 @@ def test_a_unit_where_one_language_differs_is_significant_for_no_other(method):
     for seed in range(3):
         run = one_language_high(np.random.default_rng(seed))
         scores = lsn.score(run, method)
-        tests = contrast_test(run, method, scores, Draws(999, seed, False, False))
+        tests = contrast_test(run, method, scores, Permutations(999, seed, False, False))
         eligible += int(scores.values["mlp"][1:, 0, :40].isfinite().sum())
         found, beyond = benjamini_hochberg(tests.p_values["mlp"])[:, 0], tests.family_wise["mlp"][:, 0] <= 0.05
         assert found[0, :40].all() and beyond[0, :40].all()
@@ -294,7 +290,7 @@ def test_units_alike_everywhere_are_not_significant_where_others_move_a_pooled_t
         rates[:, 0, :100] = 0.05
         rates[0, 0, :100] = 0.6
         run = synthetic_run(generator, rates, shards=8)
-        tests = contrast_test(run, method, lsn.score(run, method), Draws(59, seed, False, pool))
+        tests = contrast_test(run, method, lsn.score(run, method), Permutations(59, seed, False, pool))
         false.append((tests.unit_p_values["mlp"][0, 100:] <= 0.05).double().mean().item())
     assert np.mean(false) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
 

@@ -11,9 +11,8 @@ from conftest import BACKENDS
 from test_resampling import synthetic_run, values_run
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.document_losses import document_losses, rise_intervals
-from lsn_lens.evaluation.resampling import resampled, seeds, subset
-from lsn_lens.evaluation.stability import (
+from lsn_lens.controls.resampling import resampled, seeds, subset
+from lsn_lens.controls.stability import (
     across,
     bootstrap,
     expected_jaccard,
@@ -22,7 +21,9 @@ from lsn_lens.evaluation.stability import (
     stability_table,
     stable_set,
 )
-from lsn_lens.methods import Lap, Lape
+from lsn_lens.evaluation.by_document import document_losses, rise_intervals
+from lsn_lens.methods.lap import Lap
+from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronSet
 
 

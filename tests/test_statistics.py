@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lsn_lens.statistics import REDUCTIONS, ROWS, Statistic, Statistics, count_positive, merge, sum_squares, sum_values
+from lsn_lens.statistics.needs import REDUCTIONS, ROWS, Statistic, count_positive, sum_squares, sum_values
+from lsn_lens.statistics.sums import Statistics, merge
 
 SHAPES = [(0, 3), (1, 1), (7, 5), (ROWS - 1, 3), (ROWS, 2), (ROWS + 1, 4), (3 * ROWS + 17, 9), (2000, 31)]
 

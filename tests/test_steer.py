@@ -8,7 +8,7 @@ import pytest
 from conftest import experiment
 
 from lsn_lens.neurons import NeuronSet
-from lsn_lens.sections import steering as section
+from lsn_lens.report.sections import steering as section
 
 WAYS = {
     "average_precision", "plnd", "lape", "diffmean", "language_dimensions", "language_dimensions-released",
@@ -51,7 +51,7 @@ def drawn():
 def written(script, prepared, drawn):
     config, rest = prepared
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lsn_lens.report.save", lambda chart, path, **_: drawn.add(path.name))  # drawing is slow
+        patch.setattr("lsn_lens.report.page.save", lambda chart, path, **_: drawn.add(path.name))  # drawing is slow
         patch.setattr(script, "ways", some_of(script.ways, SOME))
         return script.report(config, *rest).parent
 

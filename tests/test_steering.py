@@ -9,33 +9,27 @@ import torch
 from conftest import BACKENDS, D_MLP, D_MODEL, LAYERS
 
 import lsn_lens as lsn
-from lsn_lens import plots
-from lsn_lens.actions import language_medians
 from lsn_lens.evaluation.perplexity import loss_table
-from lsn_lens.evaluation.steering import (
+from lsn_lens.generation.steering.deactivation import deactivate, deactivation_table, fallback_matrix
+from lsn_lens.generation.steering.tables import choose_doses, dose_response, steering_summary, steering_table
+from lsn_lens.generation.steering.trials import Trial, _clean, beside, prompts_from, run_trials
+from lsn_lens.generation.steering.ways import (
     Steering,
     arithmetics,
-    choose_doses,
-    deactivate,
-    deactivation_table,
     dimensions,
     direction,
-    dose_response,
-    fallback_matrix,
     forcing,
     instruction,
-    prompts_from,
     steer,
     steering_losses,
-    steering_summary,
-    steering_table,
 )
-from lsn_lens.evaluation.steering.trials import Trial, _clean, beside, run_trials
-from lsn_lens.evaluation.texts import identifier
-from lsn_lens.interventions import COLUMNS, Intervention
+from lsn_lens.generation.texts.identifiers import identifier
+from lsn_lens.interventions.intervening import COLUMNS, Intervention
+from lsn_lens.interventions.values import language_medians
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.report import plots
 from lsn_lens.sites import SITES
-from lsn_lens.statistics import Statistic
+from lsn_lens.statistics.needs import Statistic
 
 LANGUAGES = ("de", "en", "zh")
 TEXTS = {

@@ -12,12 +12,12 @@ from scipy.stats import binom
 from sklearn.metrics import accuracy_score
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.continuations import encode
-from lsn_lens.evaluation.tasks import accuracy, accuracy_change, evaluate_items
-from lsn_lens.evaluation.tasks.generated import evaluate_generated, last_number, rouge_l, token_f1, units
-from lsn_lens.evaluation.tasks.items import Item, load_items
-from lsn_lens.evaluation.tasks.presets import TASKS, load_task
-from lsn_lens.models import DEMO_MODEL
+from lsn_lens.generation.continuations import encode
+from lsn_lens.generation.tasks.generated import evaluate_generated, last_number, rouge_l, token_f1, units
+from lsn_lens.generation.tasks.items import Item, load_items
+from lsn_lens.generation.tasks.presets import TASKS, load_task
+from lsn_lens.generation.tasks.scoring import accuracy, accuracy_change, evaluate_items
+from lsn_lens.model.checkpoints import DEMO_MODEL
 
 PAIRS = [(each, backend) for each in ("llama", "gpt2", "bloom") for backend in BACKENDS] + [("gemma2", "bridge")]
 ITEMS = [

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lsn_lens as lsn
-from lsn_lens.evaluation.resampling import rearranged
-from lsn_lens.evaluation.survival import _survivors, same_script_survival, survival
-from lsn_lens.evaluation.text_controls import pieces, romanised, same_script, shuffled_words
-from lsn_lens.methods import Lape
+from lsn_lens.controls.changed_text import pieces, romanised, same_script, shuffled_words
+from lsn_lens.controls.redetection import _survivors, same_script_survival, survival
+from lsn_lens.controls.resampling import rearranged
+from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronSet
 
 TEXT = dict(zip(("en", "de", "fr", "zh"), SENTENCES, strict=True))

@@ -13,22 +13,13 @@ import pytest
 import torch
 from foreign import FOREIGN, pieces
 
-from lsn_lens.corpora import load_corpora
-from lsn_lens.evaluation import texts
-from lsn_lens.evaluation.texts import (
-    distinct,
-    fallbacks,
-    identifiers,
-    language_shares,
-    longest_run,
-    measure_texts,
-    pass_rates,
-    repetition,
-    strings,
-    text_summary,
-)
-from lsn_lens.evaluation.texts.identifiers import IDENTIFIERS, UND, identifier, identifier_accuracy
-from lsn_lens.evaluation.texts.languages import script_shares, scripts_of
+from lsn_lens.generation import texts
+from lsn_lens.generation.texts import identifiers, strings
+from lsn_lens.generation.texts.identifiers import IDENTIFIERS, UND, identifier, identifier_accuracy
+from lsn_lens.generation.texts.languages import script_shares, scripts_of
+from lsn_lens.generation.texts.measures import fallbacks, language_shares, measure_texts, pass_rates, text_summary
+from lsn_lens.generation.texts.strings import distinct, longest_run, repetition
+from lsn_lens.text.corpora import load_corpora
 
 LANGUAGES = ["en", "de", "fr", "es", "id", "vi", "zh", "ja"]
 SENTENCES = {

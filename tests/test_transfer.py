@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lsn_lens.evaluation.transfer import transfer_counts
-from lsn_lens.methods import Lape, Transfer
+from lsn_lens.analysis.transfer import transfer_counts
+from lsn_lens.methods.lape import Lape
+from lsn_lens.methods.transfer import Transfer
 from lsn_lens.run import Run
 
 LABELS, TOKENS, UNITS = ("new", "old", "other"), 1000, 400

@@ -12,16 +12,16 @@ import torch
 from conftest import SENTENCES
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import reliability, trust
-from lsn_lens.evaluation.off_target import off_target
-from lsn_lens.evaluation.reliability import Checks
-from lsn_lens.evaluation.resampling import permuted
-from lsn_lens.evaluation.significance import permutation_test
-from lsn_lens.evaluation.stability import bootstrap, leave_one_out
-from lsn_lens.methods import Lape
+from lsn_lens.comparison import checks, doubts
+from lsn_lens.comparison.checks import Checks
+from lsn_lens.controls.neutral import off_target
+from lsn_lens.controls.resampling import permuted
+from lsn_lens.controls.significance import permutation_test
+from lsn_lens.controls.stability import bootstrap, leave_one_out
+from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.report.sections.trust import TABLES, TITLE, trust_section
 from lsn_lens.run import DOCUMENTS, TOKENS, Run
-from lsn_lens.sections.trust import TABLES, TITLE, trust_section
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"
@@ -63,7 +63,7 @@ def planted():
 
 
 def test_a_planted_signal_is_told_from_shuffled_labels(planted):
-    row = planted.trust.iloc[0]
+    row = planted.doubts.iloc[0]
     assert row["null_p"] == 2 / 40  # the smallest that 39 permutations allow
     assert (row["beyond_null"], row["stable_share"]) == (1, 1)
     assert len(planted.found["lape"]) == LAYERS * OWN * len(LANGUAGES)
@@ -85,7 +85,7 @@ def test_units_that_fire_alike_everywhere_are_neither_told_nor_stable():
 
 
 def test_numbers_are_those_of_the_functions_behind_them(planted):
-    run, row = made_run(), planted.trust.iloc[0]
+    run, row = made_run(), planted.doubts.iloc[0]
     test, draws = (
         permutation_test(run, METHODS["lape"], permutations=39),
         bootstrap(run, METHODS["lape"], replicates=20),
@@ -144,7 +144,7 @@ def test_methods_that_are_not_drawn_are_said():
     two = {"a": Lape(rate=0.1), "b": Lape(rate=0.2)}
     found = compared(made_run(), Checks(0, 39, without_draws=("b",)), two)
     assert list(found.checks["nulls"]["method"]) == ["a"]
-    table = found.trust.set_index("method")
+    table = found.doubts.set_index("method")
     assert math.isnan(table["null_p"]["b"])
     assert table["not_done"]["a"] == ""
     assert table["not_done"]["b"].startswith("nulls: not asked for")
@@ -176,7 +176,7 @@ def test_checks_that_take_a_model_are_refused_without(check):
 
 def words(check, **columns):
     rows = pd.DataFrame({"language": ["en", "fr"], **columns}).assign(method="a")
-    return trust.in_words(trust.check_warnings({check: rows}, ["a", "b"]), "a")
+    return doubts.in_words(doubts.check_warnings({check: rows}, ["a", "b"]), "a")
 
 
 def text(survival, ceiling=0.8, note="", control="romanised"):
@@ -225,13 +225,13 @@ def test_an_effect_under_one_kind_of_ablation_only():
         for label, most in zip(LANGUAGES, each, strict=True)
     ]
     table = pd.DataFrame(rows)
-    said = trust.in_words(trust.check_warnings({"ablations": table}, ["a"]), "a")
+    said = doubts.in_words(doubts.check_warnings({"ablations": table}, ["a"]), "a")
     assert said == "hurt most only under one of 3 kinds of ablation: zero (en)"
     not_done = pd.DataFrame(columns=["method", "check", "reason"])
-    row = trust.trust_table({"ablations": table, "not done": not_done}, ["a"]).iloc[0]
+    row = doubts.trust_table({"ablations": table, "not done": not_done}, ["a"]).iloc[0]
     assert (row["hurt_most_every_kind"], row["hurt_most_some_kind"], row["above_random_every_kind"]) == (0, 2, 1)
     one = table.loc[table["ablation"].eq("zero")]
-    assert trust.check_warnings({"ablations": one}, ["a"]).empty
+    assert doubts.check_warnings({"ablations": one}, ["a"]).empty
 
 
 def test_the_worst_neutral_text_is_that_of_the_means():
@@ -239,7 +239,7 @@ def test_the_worst_neutral_text_is_that_of_the_means():
     random = {f"random_{name}": 0.5 for name in rises}
     repetition = {f"repetition_{state}": each for state, each in (("before", 0.1), ("after", 0.3), ("random", 0.2))}
     table = pd.DataFrame({"method": "a", "language": ["en", "fr"], **rises, **random, **repetition})
-    row = trust.SUMMARIES["off target"](table).loc["a"]
+    row = doubts.SUMMARIES["off target"](table).loc["a"]
     assert row["neutral_rise"] == pytest.approx(0.2)  # code; 0.3 in each language alone
     assert row["random_neutral_rise"] == 0.5
     assert (row["repetition_rise"], row["random_repetition_rise"]) == (pytest.approx(0.2), pytest.approx(0.1))
@@ -250,7 +250,7 @@ def test_survival_is_averaged_over_the_languages_that_it_tests():
         {"method": "a", "language": LANGUAGES, **text([0.2, 0.4, 1.0], [0.8, 1.0, 0.0], ["", "", "none change"])}
     )
     not_done = pd.DataFrame([("a", "off target", "no text")], columns=["method", "check", "reason"])
-    row = trust.trust_table({"survival": rows, "not done": not_done}, ["a", "b"]).set_index("method").loc["a"]
+    row = doubts.trust_table({"survival": rows, "not done": not_done}, ["a", "b"]).set_index("method").loc["a"]
     assert (row["romanised_survival"], row["romanised_ceiling"]) == (pytest.approx(0.3), pytest.approx(0.9))
     assert row["not_done"] == "off target: no text"
 
@@ -278,9 +278,9 @@ def checked(load):
 
 
 def test_with_a_model_every_check_has_its_columns(checked):
-    table = checked.trust.set_index("method")
+    table = checked.doubts.set_index("method")
     assert list(table.index) == ["lape"]
-    assert set(checked.checks) == {*trust.SUMMARIES, "not done"}
+    assert set(checked.checks) == {*doubts.SUMMARIES, "not done"}
     assert not table["not_done"].any()
     names = ("stable_share", "null_p", "romanised_survival", "shuffled_words_ceiling", "same_script_survival",
              "hurt_most_every_kind", "neutral_rise", "random_repetition_rise")  # fmt: skip
@@ -310,7 +310,7 @@ def test_the_page_says_what_was_and_what_was_not_done(checked, planted):
     numbers = {name: each for name, each in page.tables.items() if name in TABLES}
     assert list(numbers) == list(TABLES)
     shown = [column for each in numbers.values() for column in each.columns.drop("method")]
-    assert sorted(shown) == sorted(checked.trust.columns.drop(["method", "not_done"]))  # each in one table, none lost
+    assert sorted(shown) == sorted(checked.doubts.columns.drop(["method", "not_done"]))  # each in one table, none lost
     assert set(short.tables) == {*list(TABLES)[:2], "What it says, in words"}
     nothing = trust_section(compared(made_run(), Checks(0, 39, without_draws=("lape",))))
     assert list(nothing.tables["What it says, in words"]["checks"]) == ["not checked; not done: nulls"]
@@ -363,12 +363,12 @@ def test_twins_share_units_languages_and_action():
 
     found = {"a": units(0), "b": units(1), "c": units(0), "d": units(0), "e": units(0, ("en", "de", "zh"))}
     actions = {"a": lsn.zero, "b": lsn.zero, "c": lsn.zero, "d": lsn.scale(0.5), "e": lsn.zero}
-    assert reliability.twins(found, actions) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
+    assert checks.twins(found, actions) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
 
 
 def test_units_that_cannot_be_changed_are_said(planted):
     model_less = {"lape": planted.found["lape"]}
-    details = reliability.measure(made_run(), METHODS, model_less, Checks(0, 0, ablations=True), actions={})
+    details = checks.measure(made_run(), METHODS, model_less, Checks(0, 0, ablations=True), actions={})
     assert details["not done"].to_dict("records") == [
         {"method": "lape", "check": "ablations and off target", "reason": "no intervention writes to mlp"}
     ]

@@ -10,13 +10,13 @@ import torch
 from conftest import D_MLP, LAYERS, SENTENCES
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import reliability, verdict
-from lsn_lens.evaluation.ablations import ablation_sensitivity
-from lsn_lens.evaluation.certainty import certainty
-from lsn_lens.evaluation.equal_size import equal_sizes
-from lsn_lens.evaluation.held_out import HeldOut, Measured, held_out
-from lsn_lens.evaluation.reliability import Checks
-from lsn_lens.methods import Lape
+from lsn_lens.comparison.checks import Checks
+from lsn_lens.comparison.equal_size import equal_sizes
+from lsn_lens.controls.ablations import ablation_sensitivity
+from lsn_lens.controls.intervals import certainty
+from lsn_lens.evaluation import verdict
+from lsn_lens.evaluation.baseline import HeldOut, Measured, held_out
+from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
 

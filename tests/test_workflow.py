@@ -413,7 +413,7 @@ def script():
 
 def test_the_report(script, tmp_path, monkeypatch):
     drawn = set()
-    monkeypatch.setattr("lsn_lens.report.save", lambda chart, path, **_: drawn.add(path.stem))  # drawing is slow
+    monkeypatch.setattr("lsn_lens.report.page.save", lambda chart, path, **_: drawn.add(path.stem))  # drawing is slow
     config = script.Config(
         out=tmp_path, method="lap", languages=("en", "fr"), seeds=2, length=32, max_tokens=64, evaluation_tokens=64,
         search_tokens=64, device="cpu",

@@ -7,7 +7,7 @@ import torch
 from conftest import experiment
 
 import lsn_lens as lsn
-from lsn_lens.sections.working_language import bias, curves
+from lsn_lens.report.sections.working_language import bias, curves
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 import lsn_lens as lsn
-from lsn_lens import plots
+from lsn_lens.report import plots
 
 model = lsn.load_model("demo")
 pd.Series(

@@ -14,14 +14,17 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
-from lsn_lens import forward, models
 from lsn_lens.bars import tqdm
-from lsn_lens.batches import Layout, Plan, Tokens, separator_id, tokenize
-from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.entry import check_model
 from lsn_lens.evaluation.scored import Loss, nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
-from lsn_lens.interventions import Action, Intervention, action_for, hooks_of, intervention_hooks, zero
+from lsn_lens.interventions.actions import Action, action_for, zero
+from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
+from lsn_lens.model import forward, structure
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout, Plan
+from lsn_lens.text.tokens import Tokens, separator_id, tokenize
 
 Measure = Literal[
     "nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change",
@@ -31,7 +34,7 @@ NONE = "none"  # the row without intervention
 
 
 def perplexity_table(
-    model: models.Model,
+    model: Model,
     corpora: Mapping[str, LanguageCorpus],
     sets: NeuronSet | Mapping[str, NeuronSet],
     action: Action | Callable[[str], Action] = zero,
@@ -74,7 +77,7 @@ def perplexity_table(
     named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
     jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
     change = cache(partial(action_for, action))
-    width = cache(partial(models.site_width, model))
+    width = cache(partial(structure.site_width, model))
     for name, each, language in jobs:  # what cannot be done is said before anything is measured
         if language == NONE:
             raise ValueError(f"a language of the set {name!r} is called {NONE!r}, as the row without intervention is.")
@@ -107,7 +110,7 @@ def perplexity_table(
 
 
 def loss_table(
-    model: models.Model,
+    model: Model,
     corpora: Mapping[str, LanguageCorpus],
     interventions: Iterable[Intervention],
     *,
@@ -130,7 +133,7 @@ def loss_table(
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
         raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
-    width = cache(partial(models.site_width, model))
+    width = cache(partial(structure.site_width, model))
     for what in each:  # what cannot be done is said before anything is measured
         hooks_of(model, what, width)
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
@@ -151,7 +154,7 @@ def loss_table(
 
 
 def perplexity_matrix(
-    model: models.Model,
+    model: Model,
     corpora: Mapping[str, LanguageCorpus],
     found: NeuronSet,
     action: Action | Callable[[str], Action] = zero,
@@ -189,23 +192,21 @@ def _check_measure(measure: str) -> None:
         raise ValueError(f"measure={measure!r}: expected one of {list(get_args(Measure))}.")
 
 
-def _plan(
-    model: models.Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool
-) -> Plan:
+def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool) -> Plan:
     tokens: dict[str, Tokens] = {
         label: tokenize(
             label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
-            d_vocab=models.vocabulary_size(model), count_bytes=True, progress=progress,
+            d_vocab=structure.vocabulary_size(model), count_bytes=True, progress=progress,
         )
         for label, corpus in corpora.items()
     }  # fmt: skip
-    at_once = 512 if models.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
+    at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
     return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once)
 
 
 @torch.no_grad()
 def _losses(
-    model: models.Model,
+    model: Model,
     plan: Plan,
     hooks: list[tuple[str, Any]],
     labels: list[str],
@@ -213,7 +214,7 @@ def _losses(
     is_exact: Callable[[tuple[str, ...]], bool],
 ) -> dict[str, Loss]:
     """Summed negative log-probabilities (nats) of the languages named, and of how many tokens and bytes."""
-    device = models.device_of(model)
+    device = structure.device_of(model)
     separator = separator_id(model.tokenizer, plan.layout.separator)
     losses = dict.fromkeys(labels, Loss())
     names = tuple(name for name, _ in hooks)
@@ -235,7 +236,7 @@ def _losses(
     return losses
 
 
-def _warn(model: models.Model, plan: Plan, losses: Mapping[str, Loss]) -> None:
+def _warn(model: Model, plan: Plan, losses: Mapping[str, Loss]) -> None:
     for label, each in losses.items():
         if not each.tokens:
             warnings.warn(nothing_scored(label, plan), stacklevel=3)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens.batches import Batch, Plan
-from lsn_lens.token_bytes import UNKNOWN
+from lsn_lens.text.plan import Batch, Plan
+from lsn_lens.text.token_bytes import UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lsn_lens import models
-from lsn_lens.batches import Layout
-from lsn_lens.corpora import Documents, LanguageCorpus, Records
-from lsn_lens.entry import check_model
 from lsn_lens.evaluation.perplexity import NONE, perplexity_table
-from lsn_lens.interventions import Action, zero
+from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.plan import Layout
 
 STAGES = ("understand", "solve", "generate")
 STRUCTURES = {"attention": ("q", "k", "v", "z", "attn_out"), "FFN": ("mlp", "mlp_pre", "mlp_up", "mlp_out")}
@@ -90,7 +90,7 @@ def split_hold_out(
 
 
 def search_stages(
-    model: models.Model,
+    model: Model,
     corpora: Mapping[str, LanguageCorpus],
     found: NeuronSet,
     *,

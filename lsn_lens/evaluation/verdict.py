@@ -16,6 +16,7 @@ from scipy.stats import false_discovery_control
 LEVEL = 0.05  # of a p-value against random sets, and of an interval that excludes 0
 RANDOM_SETS = 39  # by default: the smallest p is then 1/40, half of LEVEL
 FEW_NEURONS = 10
+COLLAPSE = 3.0  # nats: the loss increase from which on the model is broken rather than changed
 UNITS = {"": "nll_change", "_bits_per_byte": "bits_per_byte_change"}  # ending of a column -> column of a loss table
 NO_NEURONS = "no neurons"
 FEW = f"fewer than {FEW_NEURONS} neurons"

@@ -7,29 +7,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lsn_lens import models
 from lsn_lens.bars import tqdm
-from lsn_lens.batches import Layout
-from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.entry import check_model
 from lsn_lens.evaluation import verdict
-from lsn_lens.evaluation.held_out import Choice, HeldOut, held_out
+from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
 from lsn_lens.evaluation.perplexity import NONE
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
-from lsn_lens.interventions import action_for, intervene, zero
+from lsn_lens.interventions.actions import action_for, zero
+from lsn_lens.interventions.intervening import intervene
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout
 
 COLUMNS = ["switch", "deactivated", "evaluated", "units", "before", "rise"]
 TEXT_COLUMNS = {"set": "switch", "intervened": "deactivated", "neurons": "units", "nll_change": "rise"}
 RISES = ["own_rise", "english_rise", "others_rise", "own_minus_english_rise", "others_minus_english_rise"]
 
-Measure = Callable[[models.Model], pd.Series]
+Measure = Callable[[Model], pd.Series]
 Rows = tuple[pd.DataFrame, Mapping[str, Any]]  # with `COLUMNS`, and a description of the text
 Pairs = Callable[[str], list[str]]  # from the deactivated language to those to measure
 
 
 def workflow_grid(
-    model: models.Model,
+    model: Model,
     measure: Mapping[str, LanguageCorpus] | Measure,
     found: NeuronSet,
     stages: Stages,
@@ -108,7 +109,7 @@ def _why_empty(own: NeuronSet, switch: str) -> str:
 
 
 def _measurer(
-    model: models.Model,
+    model: Model,
     measure: Mapping[str, LanguageCorpus] | Measure,
     action: Choice,
     layout: Layout | None,
@@ -129,7 +130,7 @@ def _on_text(text: HeldOut, action: Choice, progress: bool, sets: Mapping[str, N
 
 
 def _by_function(
-    model: models.Model,
+    model: Model,
     measure: Measure,
     action: Choice,
     progress: bool,

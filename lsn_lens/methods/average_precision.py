@@ -12,7 +12,8 @@ from torch import Tensor
 from lsn_lens.methods.base import best_first, check_languages, check_shares
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics import DocumentValues, Need, Statistic, Statistics
+from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
+from lsn_lens.statistics.sums import Statistics
 
 BASES = ("q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out")  # sites and bases at once
 VALUES = 1 << 22  # responses ranked at once, so that temporaries stay small
@@ -20,7 +21,7 @@ DECIMALS = 12  # precisions equal to this many decimals are ties: beyond it ther
 CONSTANT = 1e-6  # a spread below this share of the largest absolute value is the rounding of a mean
 
 
-def average_precision(responses: Sequence[Float[Tensor, "_ unit"]]) -> Float[Tensor, "language unit"]:
+def average_precisions(responses: Sequence[Float[Tensor, "_ unit"]]) -> Float[Tensor, "language unit"]:
     """Average precision of each unit as a sign of each language, against all other languages.
 
     Args:
@@ -193,7 +194,7 @@ class AveragePrecision:
             layers = []
             for layer in range(statistics.tokens.shape[1]):
                 responses = responses_of(statistics, basis, layer, self.skip_bos)
-                layers.append(average_precision(responses).masked_fill(_is_constant(responses), -torch.inf))
+                layers.append(average_precisions(responses).masked_fill(_is_constant(responses), -torch.inf))
             values[basis] = torch.stack(layers, dim=1)
         return NeuronScores(statistics.languages, values, repr(self))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.sites import WRITE_SITE
-from lsn_lens.statistics import Need, Statistics
+from lsn_lens.statistics.needs import Need
+from lsn_lens.statistics.sums import Statistics
 
 VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from lsn_lens.methods.base import check_languages, check_shares, order_statistic
 from lsn_lens.methods.lape import DECIMALS
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Histogram, Need, Statistic, Statistics
+from lsn_lens.statistics.needs import Histogram, Need, Statistic
+from lsn_lens.statistics.sums import Statistics
 
 Overlaps = Float[Tensor, "unit language language"]
 

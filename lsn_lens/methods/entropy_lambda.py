@@ -9,7 +9,8 @@ from torch import Tensor
 from lsn_lens.methods.base import best_first, check_languages, check_shares, order_statistic
 from lsn_lens.methods.lape import DECIMALS, entropy
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics.needs import Statistic
+from lsn_lens.statistics.sums import Statistics
 
 SEARCH = (0.0, 100.0)  # where the balance is looked for
 PRECISION = 1e-3

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens.experts import ExpertCounts
 from lsn_lens.methods.base import check_languages, check_shares, highest_each
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Need, Statistic, Statistics
+from lsn_lens.statistics.experts import ExpertCounts
+from lsn_lens.statistics.needs import Need, Statistic
+from lsn_lens.statistics.sums import Statistics
 
 Frequencies = Float[Tensor, "language layer expert"]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, highest_each
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import DocumentValues, Need, Statistic, Statistics
+from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
+from lsn_lens.statistics.sums import Statistics
 
 Variant = Literal["output", "released"]
 INPUT, LAST = DocumentValues("resid_pre", "mean"), DocumentValues("resid_mid", "mean")

@@ -6,7 +6,8 @@ import torch
 
 from lsn_lens.methods.base import check_languages, check_shares, highest_each
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics.needs import Statistic
+from lsn_lens.statistics.sums import Statistics
 
 
 @dataclass(frozen=True)

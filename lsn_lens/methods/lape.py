@@ -10,7 +10,8 @@ from torch import Tensor
 from lsn_lens.methods.base import best_first, check_at_least, check_languages, check_shares, order_statistic
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics.needs import Statistic
+from lsn_lens.statistics.sums import Statistics
 
 DECIMALS = 12  # entropies equal to this many decimals are ties: beyond it there is rounding error only
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens.importance import BASES, Importance, number_of
 from lsn_lens.methods.base import check_languages
 from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.statistics import Statistics
+from lsn_lens.statistics.importance import BASES, Importance, number_of
+from lsn_lens.statistics.sums import Statistics
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from lsn_lens.methods.base import check_languages, check_shares
 from lsn_lens.methods.lap import Lap
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics import DocumentValues, Statistics
+from lsn_lens.statistics.needs import DocumentValues
+from lsn_lens.statistics.sums import Statistics
 
 TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
 PRODUCT = DocumentValues("mlp_post", "last")  # what multiplies a row of the down projection

@@ -8,7 +8,8 @@ from lsn_lens.methods.base import check_languages, check_shares, order_statistic
 from lsn_lens.methods.lape import Lape, entropy, select_lowest_entropy
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics import Statistic, Statistics
+from lsn_lens.statistics.needs import Statistic
+from lsn_lens.statistics.sums import Statistics
 
 
 @dataclass(frozen=True)

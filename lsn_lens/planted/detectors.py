@@ -12,14 +12,17 @@ from scipy.stats import rankdata, t
 from sklearn.metrics import average_precision_score
 
 from lsn_lens.bars import tqdm
-from lsn_lens.batches import Layout
-from lsn_lens.collect import collect
-from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.methods import METHODS, ExpertFrequency, Method, Random, get_method
+from lsn_lens.collection.collecting import collect
+from lsn_lens.methods.base import Method
+from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.expert_frequency import ExpertFrequency
+from lsn_lens.methods.random import Random
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.planted.parts import PARTS
 from lsn_lens.planted.planting import Planted
 from lsn_lens.planted.roles import ROLES
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout
 
 TOP = 0.01  # share of all units of the part, for recall among them
 ORDINARY = "the model's own"

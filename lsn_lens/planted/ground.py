@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lsn_lens import loading, models
-from lsn_lens.checkpoints import source_of
-from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.model import loading, structure
+from lsn_lens.model.checkpoints import source_of
 from lsn_lens.planted.parts import Names, PartName, Room, projections, room_of
 from lsn_lens.planted.reading import Inputs, Text, inputs_of, read_text, token_scripts
 from lsn_lens.planted.weights import Projections
+from lsn_lens.text.documents import LanguageCorpus
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,8 @@ class Ground:
                 units are active below zero.
         """
         name, bridge = source_of(source), loading.load_model(source, backend="bridge", device="cpu")
-        names, activations = projections(bridge, part), models.activations(bridge) if part == "mlp" else []
-        if part == "mlp" and models.firing(bridge):
+        names, activations = projections(bridge, part), structure.activations(bridge) if part == "mlp" else []
+        if part == "mlp" and structure.firing(bridge):
             raise ValueError("units cannot be planted into the mlp of this model: they are active below zero, too.")
         hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)

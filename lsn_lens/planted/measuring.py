@@ -9,15 +9,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens import forward, models
 from lsn_lens.bars import tqdm
-from lsn_lens.entry import check_model
-from lsn_lens.interventions import intervention_hooks, zero
+from lsn_lens.collection.recorders.importance import heads_output, value_heads
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.intervening import intervention_hooks
+from lsn_lens.model import forward, structure
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.planted.parts import PARTS, Part, PartName
 from lsn_lens.planted.reading import Text, token_scripts
 from lsn_lens.planted.roles import MANY
-from lsn_lens.recorders.importance import heads_output, value_heads
 from lsn_lens.sites import SITES, flat
 
 EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
@@ -25,7 +27,7 @@ EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; 
 
 @torch.no_grad()
 def measure_roles(
-    model: models.Model,
+    model: Model,
     text: Text,
     units: pd.DataFrame,
     effect: float | int = 0.03,
@@ -119,23 +121,23 @@ def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
         )
 
 
-def _values(model: models.Model, text: Text, units: pd.DataFrame, part: Part, progress: bool) -> dict[str, Any]:
+def _values(model: Model, text: Text, units: pd.DataFrame, part: Part, progress: bool) -> dict[str, Any]:
     """Rates, means, loudness and what is written `[unit, language]`, and rates by script."""
     n_languages, n_layers = len(text.languages), model.cfg.n_layers
     layers = torch.tensor(units["layer"].to_numpy())
     index = torch.tensor(units["unit"].to_numpy())
     mine = [(layers == layer).nonzero()[:, 0] for layer in range(n_layers)]
-    scripts = token_scripts(model.tokenizer, models.vocabulary_size(model))
+    scripts = token_scripts(model.tokenizer, structure.vocabulary_size(model))
     names = sorted({each for each in scripts if each})
     number = torch.tensor([names.index(each) if each else len(names) for each in scripts])
     levels = torch.tensor(units["level"].to_numpy(), dtype=torch.float32)
-    width = models.site_width(model, part.value)
+    width = structure.site_width(model, part.value)
     fires = torch.zeros(len(units), n_languages, len(names) + 1)
     sums = torch.zeros(len(units), n_languages)
     sizes = torch.zeros(n_layers, n_languages, width)
     alive = torch.zeros(n_layers, width, dtype=torch.bool)
     counts = torch.zeros(n_languages, len(names) + 1)
-    device = models.device_of(model)
+    device = structure.device_of(model)
     seen: dict[tuple[str, int], Tensor] = {}
 
     def keep_acts(name: str, layer: int) -> Any:
@@ -207,7 +209,7 @@ def _beyond(acts: Float[Tensor, "token unit"], levels: Float[Tensor, "unit"]) ->
     return torch.where(levels < 0, acts < levels, acts > levels)
 
 
-def _output_norms(model: models.Model, layer: int, part: Part) -> Float[Tensor, "unit"]:
+def _output_norms(model: Model, layer: int, part: Part) -> Float[Tensor, "unit"]:
     """Of what each unit writes by; of a value, by all heads that read it."""
     if part.value == "mlp_post":
         return model.blocks[layer].mlp.W_out.detach().cpu().float().norm(dim=1)
@@ -232,10 +234,10 @@ def _by_script(
 
 
 def _rises(
-    model: models.Model, text: Text, units: pd.DataFrame, part: Part, alive: Bool[np.ndarray, "unit"], progress: bool
+    model: Model, text: Text, units: pd.DataFrame, part: Part, alive: Bool[np.ndarray, "unit"], progress: bool
 ) -> Float[np.ndarray, "unit language"]:
     """By how much each language's loss rises when one unit is zero; nothing where it is zero always."""
-    width = models.site_width(model, part.value)
+    width = structure.site_width(model, part.value)
     clean = _losses(model, text, [])
     rises = np.zeros((len(units), len(clean)))
     places = list(zip(units["layer"], units["unit"], strict=True))
@@ -247,10 +249,10 @@ def _rises(
     return rises
 
 
-def _losses(model: models.Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "language"]:
+def _losses(model: Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "language"]:
     """Mean loss of each language, nats a token."""
     totals, counts = np.zeros(len(text.languages)), np.zeros(len(text.languages))
-    device = models.device_of(model)
+    device = structure.device_of(model)
     with forward.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
         for ids, keep, languages in text.batches():
             logits = forward.logits(model, ids.to(device), keep.long().to(device)).float().cpu()

@@ -11,8 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lsn_lens import models
-from lsn_lens.anatomy import anatomy_of, by_output, place
+from lsn_lens.model import structure
+from lsn_lens.model.structure import Model
+from lsn_lens.model.weights import anatomy_of, by_output, place
 from lsn_lens.planted.roles import ATTENTION_ROLES, ROLES, Role
 from lsn_lens.sites import SITES
 
@@ -66,13 +67,13 @@ class Names(NamedTuple):
     keys: str | None = None
 
 
-def projections(bridge: models.Model, part: PartName) -> list[Names]:
+def projections(bridge: Model, part: PartName) -> list[Names]:
     """The names of each layer.
 
     Raises:
         ValueError: Projections that are kept in one matrix with others, or are not there.
     """
-    second = "mlp_up" if models.is_gated(bridge) else None
+    second = "mlp_up" if structure.is_gated(bridge) else None
     sites = ("mlp_pre", second, "mlp_post") if part == "mlp" else ("v", None, "z", "q", "k")
     anatomy = anatomy_of(bridge)
     rows = []
@@ -83,7 +84,7 @@ def projections(bridge: models.Model, part: PartName) -> list[Names]:
                 names.append(None)
                 continue
             name, _, order = place(anatomy, SITES[site].hook_name(layer), SITES[site].basis)
-            if not torch.equal(order, torch.arange(models.site_width(bridge, site))) or name in names:
+            if not torch.equal(order, torch.arange(structure.site_width(bridge, site))) or name in names:
                 raise ValueError(
                     f"units cannot be planted into the {part} of this model: {name} is not one projection by itself."
                 )

@@ -11,21 +11,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lsn_lens import loading, models
-from lsn_lens.corpora import LanguageCorpus
+from lsn_lens.model import loading
+from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
-from lsn_lens.planted.cells import (
-    Cell,
-    concepts_of,
-    place_cells,
-    script_shares,
-    usable_layers,
-)
+from lsn_lens.planted.cells import Cell, concepts_of, place_cells, script_shares, usable_layers
 from lsn_lens.planted.ground import Ground, mean_loss
 from lsn_lens.planted.measuring import RoleError, check_roles, measure_roles
 from lsn_lens.planted.parts import PARTS, PartName
 from lsn_lens.planted.roles import ROLES, Role
 from lsn_lens.planted.writing import Written, write_units
+from lsn_lens.text.documents import LanguageCorpus
 
 TABLE = "planted.json"
 
@@ -55,7 +50,7 @@ class Planted:
     measured: pd.DataFrame = field(repr=False)
     damage: pd.Series = field(repr=False)
 
-    def load(self, **options: Any) -> models.Model:
+    def load(self, **options: Any) -> Model:
         """`lsn.load_model` of the folder."""
         return loading.load_model(self.folder, **options)
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.batches import separator_id
-from lsn_lens.corpora import LanguageCorpus
-from lsn_lens.scripts import script_of
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.scripts import script_of
+from lsn_lens.text.tokens import separator_id
 
 ROWS = 16  # documents at once
 

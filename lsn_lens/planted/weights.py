@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lsn_lens.anatomy import by_output
+from lsn_lens.model.weights import by_output
 from lsn_lens.planted.directions import answer, at_rates, both_sides
 from lsn_lens.planted.roles import Role
 

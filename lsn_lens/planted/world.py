@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lsn_lens.bars import tqdm
-from lsn_lens.corpora import LanguageCorpus, load_corpora
+from lsn_lens.text.corpora import load_corpora
+from lsn_lens.text.documents import LanguageCorpus
 
 ALPHABETS = {
     "LATIN": range(0x61, 0x7B),

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lsn_lens.anatomy import by_output
 from lsn_lens.bars import tqdm
+from lsn_lens.model.weights import by_output
 from lsn_lens.planted.cells import ALWAYS, Cell, Concept, inside_and_known
 from lsn_lens.planted.directions import separate
 from lsn_lens.planted.ground import Ground, mean_loss

@@ -1,0 +1,16 @@
+from .lens.layers import check_lens as check_lens
+from .lens.layers import logit_lens as logit_lens
+from .lens.layers import working_language as working_language
+from .lens.probes import WordProbe as WordProbe
+from .lens.probes import first_tokens as first_tokens
+from .lens.probes import read_probes as read_probes
+from .lens.probes import word_probes as word_probes
+from .lens.vocabulary import TokenLanguages as TokenLanguages
+from .lens.vocabulary import token_languages as token_languages
+from .representations import Embeddings as Embeddings
+from .representations import language_dominance as language_dominance
+from .representations import language_similarity as language_similarity
+from .representations import pair_similarity as pair_similarity
+from .representations import sentence_embeddings as sentence_embeddings
+from .representations import similarity_change as similarity_change
+from .transfer import transfer_counts as transfer_counts

@@ -1,0 +1,1 @@
+"""The working language: which language's tokens each layer would write."""

@@ -1,0 +1,47 @@
+"""How many neurons each language has, checkpoint by checkpoint, by thresholds that stay the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens.methods.transfer import Transfer
+from lsn_lens.run import Run
+from lsn_lens.text.plan import corpus_hash
+
+
+def transfer_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) -> pd.DataFrame:
+    """Neurons of each language at each checkpoint.
+
+    Args:
+        runs: Checkpoint -> its run, all on the same text and languages.
+        reference: The checkpoint whose thresholds are used for all.
+        parameters: Of `Transfer`.
+
+    Returns:
+        One row a checkpoint, in order, and language: `frozen` (neurons by the reference's thresholds), `fixed_share`
+        (neurons by the checkpoint's own 1 %), and `frozen_total`, `fixed_share_total` (different neurons of all
+        languages; the latter cannot fall or rise, whatever the model learned).
+
+    Raises:
+        KeyError: No such checkpoint.
+        ValueError: Runs with different languages or different text.
+    """
+    if reference not in runs:
+        raise KeyError(f"no checkpoint {reference!r}; the checkpoints are {list(runs)}.")
+    languages = runs[reference].languages
+    texts = {name: corpus_hash(run.settings["text"]) for name, run in runs.items()}
+    odd = [name for name, run in runs.items() if run.languages != languages or texts[name] != texts[reference]]
+    if odd:
+        raise ValueError(f"{odd} have other languages or other text than {reference!r}: counts would not compare.")
+    method = Transfer(**parameters)
+    frozen = method.frozen(runs[reference].statistics)
+    rows = []
+    for checkpoint, run in runs.items():
+        sets = {each: m.select(m.score(run.statistics)) for each, m in (("frozen", frozen), ("fixed_share", method))}
+        owned = {name: found.counts().to_dict() for name, found in sets.items()}
+        for language in languages:
+            counts = {name: each[language] for name, each in owned.items()}
+            totals = {f"{name}_total": len(found) for name, found in sets.items()}
+            rows.append({"checkpoint": checkpoint, "language": language, **counts, **totals})
+    return pd.DataFrame(rows)

@@ -1,0 +1,178 @@
+"""One forward pass for all recorders: hooks, checks, and the gradient where one is needed."""
+
+import contextlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsn_lens.collection.recorders import make_recorder
+from lsn_lens.collection.recorders.base import Acts, Recorder, View
+from lsn_lens.model import forward, structure
+from lsn_lens.model.structure import Model
+from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, row_key
+from lsn_lens.statistics.needs import Need
+from lsn_lens.text.plan import Batch, Plan
+from lsn_lens.text.tokens import separator_id
+
+Tensors = dict[str, Tensor]
+Reader = tuple[str, Callable[[Tensor, int], Tensor], list[Recorder]]
+ENTRY = "blocks.0.hook_resid_pre"  # where the graph of a backward pass begins: weights need no gradient
+
+
+def _leaf(acts: Tensor, hook: Any) -> Tensor:
+    return acts.detach().requires_grad_()
+
+
+def way_of(model: Model, needs: list[Need], widths: Mapping[str, int]) -> dict[str, Any]:
+    """By which way the passes for these needs go, see `forward.how`."""
+    passing = Pass(model, needs, widths, {})
+    return forward.how(model, passing.is_lean, passing.every_name)
+
+
+class Pass:
+    """Hands what the hooks see to the recorders; one forward pass at a time, each hook exactly once."""
+
+    def __init__(self, model: Model, needs: list[Need], widths: Mapping[str, int], constants: Mapping[str, Tensor]):
+        self.model, self.layers, self.device = model, model.cfg.n_layers, structure.device_of(model)
+        self.recorders = [make_recorder(model, need, widths, constants) for need in needs]
+        self.gradient = any(need.gradient for need in needs)
+        if self.gradient and any(each.is_inference() for each in model.parameters()):
+            raise ValueError(
+                f"{type(model).__name__}: its weights were made inside torch.inference_mode(), so no gradient "
+                "can pass through them. Load the model outside of it."
+            )
+        self.fired: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.view: View | None = None
+        self.hooks = self._hooks()
+        self.names = [name for name, _ in self.hooks]
+        if self.gradient:
+            self.hooks = [(ENTRY, _leaf), *self.hooks]
+        self.every_name = [name for name, _ in self.hooks]
+        self.is_lean = forward.lean_is_exact(model, self.every_name)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new shard."""
+        for each in self.recorders:
+            each.reset()
+        self.tokens, self.lengths = torch.zeros(self.layers, dtype=torch.int64), list[Tensor]()
+
+    def sums_on_cpu(self) -> Tensors:
+        """The shard's sums."""
+        sums = {key: value.cpu() for each in self.recorders for key, value in each.sums.items()}
+        return {**sums, TOKENS: self.tokens, DOCUMENTS: torch.tensor(sum(map(len, self.lengths)))}
+
+    def rows_on_cpu(self) -> Tensors:
+        """The values of the shard's documents, layer by layer."""
+        if not self.lengths:
+            return {}
+        whole = {key: torch.cat(each) for recorder in self.recorders for key, each in recorder.rows.items()}
+        rows = {row_key(key, i): each[:, i].contiguous() for key, each in whole.items() for i in range(self.layers)}
+        return {**rows, row_key(LENGTH, 0): torch.cat(self.lengths)[:, None].float()}
+
+    def _hooks(self) -> list[tuple[str, Callable[..., None]]]:
+        """One hook for each hook point: several sites can read the same one."""
+        readers: dict[str, list[Reader]] = {}
+        for name in dict.fromkeys(site for each in self.recorders for site in each.sites):
+            site, read = structure.reader(self.model, name)
+            readers.setdefault(site.hook, []).append((name, read, [r for r in self.recorders if name in r.sites]))
+        return [
+            (f"blocks.{layer}.{hook}", self._hook(layer, f"blocks.{layer}.{hook}", each))
+            for hook, each in readers.items()
+            for layer in range(self.layers)
+        ]
+
+    def _hook(self, layer: int, name: str, readers: list[Reader]) -> Callable[..., None]:
+        def record(acts: Tensor, hook: Any) -> None:
+            view = self.view
+            if view is None:  # a forward pass of somebody else's
+                return
+            self.fired[name] += 1
+            with torch.no_grad():
+                for site, read, recorders in readers:
+                    seen = Acts(site, layer, read(acts.detach(), layer), acts, view)
+                    for each in recorders:
+                        started = time.perf_counter()
+                        each.see(seen)
+                        self.seconds[each.need.key] += time.perf_counter() - started
+
+        return record
+
+    @contextlib.contextmanager
+    def attached(self, plan: Plan) -> Iterator[Callable[[Batch], None]]:
+        """Hooks on the model; yields the function that runs one batch."""
+        separator = separator_id(self.model.tokenizer, plan.layout.separator)
+        by_document = plan.layout.kind == "documents"
+        with contextlib.ExitStack() as stack:
+            if self.is_lean:
+                stack.enter_context(forward.lean(self.model, self.every_name))
+            if self.gradient:
+                stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(self.gradient))
+            stack.enter_context(self.model.hooks(fwd_hooks=self.hooks))
+
+            def run_batch(batch: Batch) -> None:
+                started, before = time.perf_counter(), sum(self.seconds.values())
+                keep = batch.keep.to(self.device)
+                self.view = View(batch, keep, by_document and separator is not None)
+                self.fired.clear()
+                out = self._forward(batch, keep, separator)
+                wrong = {name: self.fired[name] for name in self.names if self.fired[name] != 1}
+                if wrong:
+                    raise RuntimeError(f"hooks must fire once a batch; these fired otherwise: {wrong}.")
+                for each in self.recorders:
+                    each.end(self.view)
+                self.view = None
+                self.tokens += int(batch.keep.sum())
+                if by_document:
+                    self.lengths.append(batch.keep.sum(1))
+                seen = out if not batch.padded else out[keep]
+                if not bool(seen.sum(dtype=torch.float32).isfinite()):  # NaN and infinity survive a sum
+                    self._name_the_place(batch, keep.long() if batch.padded else None, plan)
+                recording = sum(self.seconds.values()) - before
+                self.seconds["forward"] += time.perf_counter() - started - recording
+
+            yield run_batch
+
+    def _forward(self, batch: Batch, keep: Tensor, separator: int | None) -> Tensor:
+        """The last residual stream; under a gradient the logits, after the backward pass of the summed loss."""
+        ids, mask = batch.ids.to(self.device), keep.long() if batch.padded else None
+        if not self.gradient:
+            return forward.hidden_states(self.model, ids, mask)
+        logits = forward.logits(self.model, ids, mask)
+        targets = ids[:, 1:]
+        scored = keep[:, 1:] & (targets != (-1 if separator is None else separator))
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1][scored].float(), targets[scored], reduction="sum")
+        started, before = time.perf_counter(), sum(self.seconds.values())
+        loss.backward()
+        recording = sum(self.seconds.values()) - before
+        self.seconds["backward"] += time.perf_counter() - started - recording
+        return logits.detach()
+
+    def _name_the_place(self, batch: Batch, mask: Tensor | None, plan: Plan) -> None:
+        """Run a bad batch again and say where NaN or infinity comes up first."""
+        keep = batch.keep.to(self.device)
+        found: list[tuple[int, int]] = []
+
+        def look(layer: int) -> Callable[..., None]:
+            def hook(acts: Tensor, hook: Any) -> None:
+                bad = ~acts.isfinite().flatten(2).all(-1) & keep
+                if not found and bool(bad.any()):
+                    found.append((layer, int(bad.nonzero()[0, 0])))
+
+            return hook
+
+        with self.model.hooks(fwd_hooks=[(f"blocks.{i}.hook_resid_post", look(i)) for i in range(self.layers)]):
+            self.model(batch.ids.to(self.device), attention_mask=mask)
+        layer, row = found[0] if found else (self.layers - 1, 0)
+        name = structure.describe(self.model)["name"]
+        raise FloatingPointError(
+            f"NaN or infinity in {name}, layer {layer}, language {batch.language}, "
+            f"{plan.place(batch.language, batch.rows[row])}. Finished shards are kept. "
+            "Broken weights, or a dtype too small for this model (try torch.float32 or torch.bfloat16)."
+        )

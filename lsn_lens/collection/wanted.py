@@ -1,0 +1,202 @@
+"""What methods want of a model and a text, what of it cannot be had, and why: known before anything slow."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lsn_lens.collection.recorders import RECORDERS
+from lsn_lens.methods.base import ChecksText, Method
+from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.model import structure
+from lsn_lens.model.structure import Model
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.statistics.needs import Need, unique
+from lsn_lens.text.plan import Layout, Plan
+
+CONTROL = "random"  # the method that is a control of others
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Methods by name, with what each needs as far as the model gives it.
+
+    Attributes:
+        methods: Those that apply.
+        needs: Of each.
+        methods_left_out: Those that do not apply, and why.
+        bases_left_out: Key of a need -> basis that the model cannot give -> why.
+    """
+
+    methods: Mapping[str, Method] = field(default_factory=dict)
+    needs: Mapping[str, tuple[Need, ...]] = field(default_factory=dict)
+    methods_left_out: Mapping[str, str] = field(default_factory=dict)
+    bases_left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def without(self, refused: Mapping[str, str]) -> "Wanted":
+        """The same without some methods, and why."""
+        kept = {name: method for name, method in self.methods.items() if name not in refused}
+        return Wanted(
+            kept, {name: self.needs[name] for name in kept}, {**self.methods_left_out, **refused}, self.bases_left_out
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """For the settings of a run: `methods` and `bases` that were left out, and why."""
+        return {
+            "methods": dict(self.methods_left_out),
+            "bases": {key: dict(why) for key, why in self.bases_left_out.items()},
+        }
+
+
+class Fits:
+    """What a model can give of needs; widths of sites are measured once."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self._widths: dict[str, int | DoesNotApply] = {}
+        self._needs: dict[tuple[str, bool], tuple[Need | None, dict[str, str]]] = {}
+
+    def width(self, site: str) -> int:
+        """Units of a site.
+
+        Raises:
+            DoesNotApply: The model lacks it.
+        """
+        if site not in self._widths:
+            try:
+                self._widths[site] = structure.site_width(self.model, site)
+            except DoesNotApply as error:
+                self._widths[site] = error
+        width = self._widths[site]
+        if isinstance(width, DoesNotApply):
+            raise width
+        return width
+
+    def need(self, need: Need) -> tuple[Need | None, dict[str, str]]:
+        """A need as far as the model can give it, None if not at all; and why it cannot give the rest, by basis."""
+        place = (need.key, need.optional)
+        if place not in self._needs:
+            self._needs[place] = RECORDERS[type(need)].fit(self.model, need, self.width)
+        return self._needs[place]
+
+    def wanted(self, methods: Mapping[str, Method]) -> Wanted:
+        """What methods need of the model, those that do not apply left out."""
+        needs: dict[str, tuple[Need, ...]] = {}
+        refused: dict[str, str] = {}
+        bases: dict[str, dict[str, str]] = {}
+        for name, method in methods.items():
+            asked = method.statistics()
+            fitting = [(need, *self.need(need)) for need in asked]
+            missing = {basis: why for _, _, reasons in fitting for basis, why in reasons.items()}
+            had = tuple(fitted for _, fitted, _ in fitting if fitted is not None)
+            if any(fitted is None and not need.optional for need, fitted, _ in fitting) or (asked and not had):
+                refused[name] = "; ".join(dict.fromkeys(missing.values()))
+                continue
+            needs[name] = had
+            bases |= {need.key: reasons for need, _, reasons in fitting if reasons}
+        kept = {name: method for name, method in methods.items() if name in needs}
+        return Wanted(kept, needs, refused, bases)
+
+    def list(self, needs: Iterable[Need]) -> list[Need]:
+        """Needs without repeats and without those optional ones that the model cannot give.
+
+        Raises:
+            DoesNotApply: It cannot give one that is not optional.
+        """
+        kept = []
+        for need in unique(needs):
+            fitted, reasons = self.need(need)
+            if fitted is not None:
+                kept.append(fitted)
+            elif not need.optional:
+                raise DoesNotApply("; ".join(dict.fromkeys(reasons.values())))
+        return kept
+
+
+def every_method() -> dict[str, Method]:
+    """All methods with their defaults, but the control."""
+    return {name: make() for name, make in METHODS.items() if name != CONTROL}
+
+
+def named_methods(methods: Iterable[str | Method] | str | Method | None) -> dict[str, Method]:
+    """Methods by name; ready objects by what they print as. None is every method.
+
+    Raises:
+        ValueError: None, or something else.
+        KeyError: An unknown name.
+    """
+    if methods is None:
+        return every_method()
+    alone = isinstance(methods, str) or hasattr(methods, "statistics")
+    each: list[Any] = [methods] if alone else list(methods)  # type: ignore[arg-type]
+    if not each:
+        raise ValueError("no methods: name at least one.")
+    return {method if isinstance(method, str) else repr(method): get_method(method) for method in each}
+
+
+BLOCKS = "the layout cuts them into blocks"
+
+
+def refused_by_layout(wanted: Wanted, layout: Layout, why: str = BLOCKS) -> dict[str, str]:
+    """Methods of single documents, where the text comes in blocks, and why it does."""
+    if layout.kind != "blocks":
+        return {}
+    keys = {name: [need.key for need in needs if need.by_document] for name, needs in wanted.needs.items()}
+    return {name: _no_documents(each, why) for name, each in keys.items() if each}
+
+
+def check_layout(needs: Iterable[Need], layout: Layout, why: str = BLOCKS) -> None:
+    """Refuse statistics of single documents where documents are not rows.
+
+    Raises:
+        DoesNotApply: There are any.
+    """
+    by_document = [need.key for need in needs if need.by_document]
+    if by_document and layout.kind == "blocks":
+        raise DoesNotApply(_no_documents(by_document, why))
+
+
+def _no_documents(keys: list[str], why: str) -> str:
+    return (
+        f"it looks at single documents: {keys}, and documents cannot be had: {why.rstrip('.')}. Cut the documents and "
+        'give layout=Layout(kind="documents"), with length= where the model reads longer ones'
+    )
+
+
+def refused_by_text(wanted: Wanted, plan: Plan) -> dict[str, str]:
+    """Methods that the text is not made for, told from the numbers of tokens of its documents or blocks."""
+    if plan.layout.kind == "documents":
+        lengths = {label: np.diff(each.ends[: plan.rows[label]], prepend=0) for label, each in plan.tokens.items()}
+    else:
+        lengths = {label: np.full(plan.rows[label], plan.length) for label in plan.tokens}
+    unscored = [label for label, each in lengths.items() if each.max() < 2]
+    refused = {
+        name: f"it takes the gradient of the loss, and of {unscored} no token is scored: none has another before it"
+        for name, needs in wanted.needs.items()
+        if unscored and any(need.gradient for need in needs)
+    }
+    if plan.layout.kind != "documents":
+        return refused
+    for name, method in wanted.methods.items():
+        if isinstance(method, ChecksText):
+            try:
+                method.check_text(lengths)
+            except DoesNotApply as error:
+                refused[name] = str(error)
+    return refused
+
+
+def refuse(fits: Fits, refused: Mapping[str, str], layout: Layout, plan: Plan | None = None) -> None:
+    """Raise for methods that were asked for and do not apply; the message names those that do.
+
+    Raises:
+        DoesNotApply: There are any.
+    """
+    if not refused:
+        return
+    others = fits.wanted(every_method())
+    others = others.without(refused_by_layout(others, layout))
+    others = others if plan is None else others.without(refused_by_text(others, plan))
+    reasons = "; ".join(f"{name} does not apply: {why.rstrip('.')}" for name, why in refused.items())
+    raise DoesNotApply(f"{reasons}. The methods that apply are {list(others.methods)}.")

@@ -1,0 +1,125 @@
+"""Does a finding hold for every kind of ablation? Zero, means, other text's values and half as much, in one table."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from itertools import zip_longest
+
+import numpy as np
+import pandas as pd
+
+from lsn_lens.controls.matched import matched_draws
+from lsn_lens.evaluation import verdict
+from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
+from lsn_lens.interventions.actions import Action, scale, zero
+from lsn_lens.interventions.values import mean_ablation, other_mean_ablation, resample
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.run import Run
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout
+
+
+def kinds_of_ablation(
+    model: Model,
+    corpora: Mapping[str, LanguageCorpus],
+    run: Run,
+    found: NeuronSet,
+    *,
+    tokens: int = 256,
+    seed: int = 0,
+) -> dict[str, Choice]:
+    """The usual ways to take units out, by name.
+
+    "zero"; "mean" over all languages; "other mean", over the other languages; "resample": values of single tokens of
+    the other languages' `find` text, taken in turn (`tokens` of them); "half": half of what they are.
+
+    Raises:
+        DoesNotApply: The run has no means of a basis of the set.
+        ValueError: The others' text has fewer tokens.
+    """
+    check_model(model)
+    other = other_mean_ablation(run.statistics)
+    known = other(run.languages[0]).values
+    lacking = [basis for basis in found.masks if basis not in (known if isinstance(known, Mapping) else {})]
+    if lacking:
+        raise DoesNotApply(
+            f"the run has no means of {lacking}, to which units could be set: collect with a method that needs "
+            "them, or give ablation_sensitivity the actions to compare."
+        )
+
+    @cache
+    def other_tokens(language: str) -> Action:
+        documents = _in_turn(corpus.find for label, corpus in corpora.items() if label != language)
+        return resample(model, documents, list(found.masks), tokens=tokens, seed=seed, progress=False)
+
+    return {
+        "zero": zero,
+        "mean": mean_ablation(run.statistics),
+        "other mean": other,
+        "resample": other_tokens,
+        "half": scale(0.5),
+    }
+
+
+def ablation_sensitivity(
+    model: Model,
+    corpora: Mapping[str, LanguageCorpus],
+    run: Run,
+    found: NeuronSet,
+    *,
+    actions: Mapping[str, Choice] | None = None,
+    seeds: int = 5,
+    layout: Layout | None = None,
+    text: HeldOut | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The effect of a set under several kinds of ablation, beside other languages and the same random units.
+
+    Args:
+        model: The run's model.
+        corpora: Their held-out text is measured; the `find` text of others is resampled from.
+        run: For the means, and for how active units are.
+        found: The set.
+        actions: Kinds of ablation by name; `kinds_of_ablation` by default.
+        seeds: Random sets, matched as by `controls.matched_draws`; the same for each kind.
+        layout: How held-out text becomes batches; packed blocks by default.
+        text: The held-out text, where it is at hand from `held_out`; `layout` then says nothing.
+        progress: Show progress bars.
+
+    Returns:
+        One row for each kind and language: `ablation`, `language`, `neurons`, what `verdict.hurt` says (in nats per
+        token and in bits per byte), `random_rise` (mean over the random sets), `p` (`verdict.p_value`: at least
+        1 / (seeds + 1); NaN without neurons), `matched` (what random sets share), `seeds`.
+
+    Raises:
+        ValueError: No kinds, no seed, a set of one language on text of one, or as `kinds_of_ablation`.
+    """
+    check_model(model)
+    kinds = kinds_of_ablation(model, corpora, run, found) if actions is None else dict(actions)
+    if not kinds or seeds < 1 or len(corpora) < 2:
+        raise ValueError(
+            f"{len(kinds)} kinds of ablation, {seeds} seeds, text of {list(corpora)}: expected one or more kinds and "
+            "seeds, and text of two languages or more."
+        )
+    draws = matched_draws(found, seeds, run.statistics)
+    text = text or held_out(model, corpora, layout, progress=progress)
+    drawn = {str(seed): each for seed, each in draws.sets.items()}
+    rows = []
+    for name, action in kinds.items():
+        table = text.measure(found, action, progress=progress).table
+        random = text.measure(drawn, action, evaluate="own", progress=progress).table
+        for language, count in found.counts().items():
+            row = verdict.hurt(table.loc[table["intervened"].eq(language)], str(language))
+            beside = random.loc[random["intervened"].eq(language), "nll_change"].to_numpy(dtype=float)
+            p = verdict.p_value(row["own_rise"], beside) if count else np.nan
+            row |= {"random_rise": float(np.mean(beside)), "p": p, "matched": draws.matched, "seeds": seeds}
+            rows.append({"ablation": name, "language": language, "neurons": count, **row})
+    return pd.DataFrame(rows)
+
+
+def _in_turn(sources: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The first document of each source, then the second of each, and so on."""
+    for row in zip_longest(*sources):
+        yield from (document for document in row if document is not None)

@@ -1,0 +1,223 @@
+"""What an intervention on one language's units does to everything else: other languages, numbers, code, repetition."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lsn_lens.controls.matched import matched_draws
+from lsn_lens.evaluation import verdict
+from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
+from lsn_lens.evaluation.verdict import COLLAPSE
+from lsn_lens.generation.sampling import generate
+from lsn_lens.generation.texts.identifiers import UND, Identify
+from lsn_lens.generation.texts.measures import measure_texts
+from lsn_lens.generation.texts.strings import distinct
+from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.interventions.intervening import intervene
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.statistics.sums import Statistics
+from lsn_lens.text.corpora import load_corpora
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout
+
+NEUTRAL = Path(__file__).parents[1] / "demo" / "neutral.jsonl"
+BLOCK = 128  # tokens of a block of neutral text, so that little of it is left over
+BEFORE, AFTER, RANDOM = "before", "after", "random"
+
+
+@dataclass(frozen=True, eq=False)
+class OffTarget:
+    """What `off_target` measured.
+
+    Attributes:
+        table: One row a language whose units were changed: `language`, `neurons`; the rises of loss `own_rise` (what is
+            claimed), `worst_other` and its `worst_other_rise`, `mean_other_rise`, `<kind>_rise` for each kind of
+            neutral text, each in nats a token and with `_bits_per_byte` in bits a byte, and after `random_` the means
+            of the same over the random sets; `repetition` and `distinct_2` of what the model writes in the language,
+            with `_before` (unchanged), `_after` and `_random` (one random set); `own_language_` with the same endings,
+            where there is an identifier (share of the texts in the language); `collapse`: texts whose loss rises by
+            more than 3 nats, which breaks a model rather than changes it, "" if none.
+        losses: Every text by itself: `set` ("found", or the seed of a random set), `intervened`, `evaluated`, `kind`
+            ("own", "other", "neutral") and the columns of `perplexity_table`.
+        texts: What the model wrote: `asked` (the language of the prompt), `state` ("before", "after", "random") and the
+            columns of `measure_texts`.
+        matched: What the random sets share with the language's.
+    """
+
+    table: pd.DataFrame
+    losses: pd.DataFrame
+    texts: pd.DataFrame
+    matched: str
+
+
+def neutral_text() -> dict[str, LanguageCorpus]:
+    """Text of no language, written for this project: "numbers", "arithmetic" and "code" (Python), all to measure with.
+
+    A mapping of your own for `off_target` looks the same: `load_corpora({"logs": [...]}, hold_out=0.99)`.
+    """
+    rows = [json.loads(line) for line in NEUTRAL.read_text(encoding="utf-8").splitlines()]
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        texts.setdefault(row["kind"], []).append(row["text"])
+    loaded = load_corpora(texts, hold_out=0.0)  # all in `find`, which becomes the part to measure with
+    return {kind: LanguageCorpus(kind, each.hold_out, each.find) for kind, each in loaded.items()}
+
+
+def off_target(
+    model: Model,
+    corpora: Mapping[str, LanguageCorpus],
+    found: NeuronSet,
+    action: Choice = zero,
+    *,
+    statistics: Statistics | None = None,
+    seeds: int = 3,
+    neutral: Mapping[str, LanguageCorpus] | HeldOut | None = None,
+    identify: Identify | None = None,
+    prompts: int = 16,
+    words: int = 3,
+    tokens: int = 40,
+    layout: Layout | None = None,
+    text: HeldOut | None = None,
+    progress: bool = True,
+) -> OffTarget:
+    """Beside the effect that is claimed, everything else that changes, for the set and for random ones like it.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        corpora: Their held-out text is measured and its beginnings are continued.
+        found: The set; each language's units are changed by themselves.
+        action: What to do to the units, or a function from the intervened language to it.
+        statistics: Of the run, to match random sets by activity (`controls.matched_draws`).
+        seeds: Random sets.
+        neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default. Or, where it is
+            at hand, what `measured_neutral` makes of it.
+        identify: To see how many texts are in the language: `texts.identifier(languages)`.
+        prompts: Held-out documents of a language whose beginning is continued, the most probable token each time.
+        words: Their first words, or, where these are more than a third of the document (words that are not spaced),
+            its first third.
+        tokens: New ones of each text.
+        layout: How held-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
+        text: The languages' held-out text, where it is at hand from `held_out`; `layout` then says nothing.
+        progress: Show progress bars.
+
+    Returns:
+        Tables; see `OffTarget`.
+
+    Raises:
+        ValueError: Neutral text with the name of a language, no seed or prompt, or text of one language only.
+        KeyError: A language of the set without text.
+    """
+    check_model(model)
+    neutral = neutral_text() if neutral is None else neutral
+    kinds = list(neutral.clean if isinstance(neutral, HeldOut) else neutral)
+    _check(corpora, found, kinds, seeds, prompts)
+    draws = matched_draws(found, seeds, statistics)
+    named = {"found": found, **{str(seed): each for seed, each in draws.sets.items()}}
+    text = text or held_out(model, corpora, layout, progress=progress)
+    quiet = neutral if isinstance(neutral, HeldOut) else measured_neutral(model, neutral, progress=progress)
+    losses = _losses(text, quiet, named, action, progress)
+    blank = identify or (lambda texts: [(UND, 0.0)] * len(texts))
+    written = []
+    for language in found.languages:
+        starts = _beginnings(corpora[language].hold_out, prompts, words)
+        what = action if isinstance(action, Action) else action(language)
+        for state, units in ((BEFORE, None), (AFTER, found[language]), (RANDOM, draws.sets[0][language])):
+            frame = _write(model, starts, units, what, tokens)
+            frame.insert(0, "state", state)
+            frame.insert(0, "asked", language)
+            written.append(frame)
+    texts = measure_texts(pd.concat(written, ignore_index=True), blank)
+    rows = [_row(language, found, losses, texts, kinds, identify is not None) for language in found.languages]
+    return OffTarget(pd.DataFrame(rows), losses, texts, draws.matched)
+
+
+def measured_neutral(
+    model: Model, neutral: Mapping[str, LanguageCorpus] | None = None, *, progress: bool = True
+) -> HeldOut | None:
+    """Text of no language and the unchanged model's losses on it, for several calls of `off_target`; None without."""
+    neutral = neutral_text() if neutral is None else neutral
+    layout = Layout(length=min(BLOCK, model.cfg.n_ctx), equal=False)
+    return held_out(model, neutral, layout, progress=progress) if neutral else None
+
+
+def _check(
+    corpora: Mapping[str, LanguageCorpus], found: NeuronSet, neutral: Sequence[str], seeds: int, prompts: int
+) -> None:
+    missing = [label for label in found.languages if label not in corpora]
+    if missing:
+        raise KeyError(f"no text for the set's languages {missing}; the corpora have {list(corpora)}.")
+    same = sorted(set(neutral) & set(corpora))
+    if same or len(corpora) < 2 or min(seeds, prompts) < 1:
+        raise ValueError(
+            f"neutral text named as a language: {same}; text of {list(corpora)}; seeds={seeds}, prompts={prompts}: "
+            "expected names of their own, text of two languages or more, and at least one seed and prompt."
+        )
+
+
+def _losses(
+    text: HeldOut, neutral: HeldOut | None, sets: Mapping[str, NeuronSet], action: Choice, progress: bool
+) -> pd.DataFrame:
+    """All languages and, in a pass of its own as there is less of it, all neutral text, under each language's units."""
+    table = text.measure(sets, action, progress=progress).table
+    is_own = table["intervened"].eq(table["evaluated"])
+    table = table.assign(kind=np.where(is_own, "own", "other"))
+    if neutral is None:
+        return table
+    every = list(neutral.clean)
+    beside = neutral.measure(sets, action, evaluate=lambda _: every, progress=progress).table
+    return pd.concat([table, beside.assign(kind="neutral")], ignore_index=True)
+
+
+def _beginnings(documents: Iterable[str], prompts: int, words: int) -> list[str]:
+    starts = []
+    for document in islice(iter(documents), prompts):
+        start = " ".join(document.split()[:words])
+        starts.append(start if 3 * len(start) <= len(document) else document[: max(1, len(document) // 3)])
+    return starts
+
+
+def _write(model: Model, starts: Sequence[str], units: NeuronSet | None, action: Action, tokens: int) -> pd.DataFrame:
+    if units is None or not len(units):  # without units nothing changes
+        return generate(model, starts, tokens=tokens, progress=False)
+    with intervene(model, units, action):
+        return generate(model, starts, tokens=tokens, progress=False)
+
+
+def _row(
+    language: str, found: NeuronSet, losses: pd.DataFrame, texts: pd.DataFrame, neutral: list[str], identified: bool
+) -> dict[str, Any]:
+    changed = losses.loc[losses["intervened"].eq(language)]
+    row: dict[str, Any] = {"language": language, "neurons": len(found[language])}
+    own, drawn = changed.loc[changed["set"].eq("found")], changed.loc[changed["set"].ne("found")]
+    row |= _rises(own, neutral, language)
+    each = pd.DataFrame([_rises(part, neutral, language) for _, part in drawn.groupby("set")])
+    random = each.mean(numeric_only=True, skipna=False)
+    row |= random.add_prefix("random_").to_dict()
+    for state in (BEFORE, AFTER, RANDOM):
+        mine = texts.loc[texts["asked"].eq(language) & texts["state"].eq(state)]
+        row[f"repetition_{state}"] = float(mine["repetition"].mean())
+        row[f"distinct_2_{state}"] = distinct(mine["text"], 2)
+        if identified:
+            row[f"own_language_{state}"] = float(mine["language"].eq(language).mean())
+    broken = own.loc[own["nll_change"].gt(COLLAPSE) | ~np.isfinite(own["nll_change"]), "evaluated"]
+    return row | {"collapse": ", ".join(broken)}
+
+
+def _rises(rows: pd.DataFrame, neutral: list[str], language: str) -> dict[str, Any]:
+    """The rises of one set under one language's units, in each unit."""
+    said = verdict.hurt(rows.loc[rows["kind"].ne("neutral")], language)
+    names = ("own_rise", "worst_other", "worst_other_rise", "mean_other_rise")
+    by_text = rows.set_index("evaluated")
+    values: dict[str, Any] = {}
+    for ending, column in verdict.UNITS.items():
+        values |= {f"{name}{ending}": said[f"{name}{ending}"] for name in names}
+        values |= {f"{kind}_rise{ending}": float(by_text.at[kind, column]) for kind in neutral}
+    return values

@@ -1,0 +1,195 @@
+"""How much of a set is found again on changed text, or among the languages of one script."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+from torch import Tensor
+
+from lsn_lens.collection.collecting import collect
+from lsn_lens.controls.changed_text import CONTROLS, Control, Corpora, same_script
+from lsn_lens.controls.resampling import halves, load_shards, subset
+from lsn_lens.methods.base import Method
+from lsn_lens.methods.catalogue import get_method
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.run import Run
+from lsn_lens.text.plan import Layout
+
+FEW_CHANGED = 0.05  # share of a language's documents with other letters below which a control tests nothing
+
+
+def survival(
+    model: Model,
+    corpora: Corpora,
+    methods: Iterable[str] | Mapping[str, Method] = ("lape",),
+    controls: Mapping[str, Control] = CONTROLS,
+    *,
+    run: Run | None = None,
+    layout: Layout | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How much of each language's set is found again when the text is changed.
+
+    All languages are changed at once, and units found on the changed text in the same way: one pass for each control.
+    The natural bar (`ceiling`) is what other text of the same kind gives: two halves of the run. That is a low bar, as
+    each half is half as much text, and not an upper bound, as the changed text says the same things.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        corpora: Their `find` text is used.
+        methods: Names of `METHODS`, or method objects by names of your own.
+        controls: From corpora to corpora of the same languages, by name: romanised and shuffled words by default.
+        run: Of the same model and text with the methods' statistics, to save a pass.
+        layout: How text becomes batches. By default the run's (documents whole, as changed text can be longer), else as
+            in `collect`.
+        progress: Show progress bars.
+
+    Returns:
+        One row for each control, method and language: `control`, `method`, `language`, `before` and `after` (units
+        found), `both`, `survival` (`both` of `before`; NaN without units), `chance` (that of as many random units in
+        each layer), `ceiling` (of the first half's units, those that the second half gives again), `changed` (share of
+        the documents in which letters change or move), and `note`: "" or why the row tests nothing; leave such rows out
+        of a mean.
+
+    Raises:
+        ValueError: No methods or controls, a control that changes the languages or cannot be used on these, a run with
+            one shard of a language.
+    """
+    check_model(model)
+    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
+    if not chosen or not controls:
+        raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected one of each at least.")
+    altered = {name: control(corpora) for name, control in controls.items()}
+    wrong = {name: list(each) for name, each in altered.items() if list(each) != list(corpora)}
+    if wrong:
+        raise ValueError(f"controls gave the languages {wrong} for {list(corpora)}: expected the same.")
+    if run is None:
+        run = collect(model, corpora, chosen.values(), layout=layout, progress=progress)
+    layout = layout or _layout_of(run, model.cfg.n_ctx)
+    before, first, second = (_sets(each, chosen) for each in (run, *halves(run)))
+    tables = []
+    for control, text in altered.items():
+        after = _sets(collect(model, text, chosen.values(), layout=layout, progress=progress), chosen)
+        changed = {label: _share_changed(corpora[label].find, text[label].find) for label in corpora}
+        for name in chosen:
+            table = _survivors(before[name], after[name])
+            table["ceiling"] = list(_survivors(first[name], second[name])["survival"])
+            table["changed"] = [changed[label] for label in table["language"]]
+            table["note"] = [_note(changed[label]) for label in table["language"]]
+            table.insert(0, "method", name)
+            table.insert(0, "control", control)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def same_script_survival(
+    run: Run, corpora: Corpora, methods: Iterable[str] | Mapping[str, Method] = ("lape",)
+) -> pd.DataFrame:
+    """How much of each language's set is found again when the languages of other scripts are taken away.
+
+    No new pass: a run's sums of some of its languages. To take languages away changes a set whatever they are, so
+    `ceiling` is the mean over taking as many of the *same* script away instead, one after the other in a circle.
+
+    Args:
+        run: With the methods' statistics.
+        corpora: The run's text, to see the scripts.
+        methods: Names of `METHODS`, or method objects by names of your own.
+
+    Returns:
+        As `survival`, with `changed` the share of the other languages that are taken away. Languages that are alone in
+        their script, and those with too few of it to measure a ceiling, have a `note`.
+
+    Raises:
+        ValueError: The languages all have the same script, or all different ones.
+        KeyError: A language of the run without text.
+    """
+    missing = [label for label in run.languages if label not in corpora]
+    if missing:
+        raise KeyError(f"no text for the run's languages {missing}; the corpora have {list(corpora)}.")
+    groups = same_script({label: corpora[label] for label in run.languages})
+    if len(groups) < 2 or max(map(len, groups.values())) < 2:
+        raise DoesNotApply(
+            f"the scripts are {groups}: expected two or more, and one of them with two languages, so that some can be "
+            "taken away and some are left."
+        )
+    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
+    tables = []
+    for name, method in chosen.items():
+        small = load_shards(run, [method])
+        before = _detect(small, method)
+        parts = [_of_script(small, method, before, group) for group in groups.values()]
+        table = pd.concat(parts).set_index("language").loc[list(run.languages)].reset_index()
+        table.insert(0, "method", name)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "control", "same script")
+    return table
+
+
+def _sets(run: Run, methods: Mapping[str, Method]) -> dict[str, NeuronSet]:
+    return {name: _detect(run, method) for name, method in methods.items()}
+
+
+def _layout_of(run: Run, context: int) -> Layout:
+    """The run's layout; changed documents may be longer than its own."""
+    stored = Layout(**run.settings["text"]["layout"])
+    return replace(stored, length=context) if stored.kind == "documents" else stored
+
+
+def _note(changed: float) -> str:
+    return "" if changed >= FEW_CHANGED else f"letters change in {changed:.1%} of its documents only"
+
+
+def _survivors(before: NeuronSet, after: NeuronSet) -> pd.DataFrame:
+    """Survival of each language of `before`, all of which `after` has."""
+    rows = []
+    for label in before.languages:
+        one, two = before[label].masks, after[label].masks
+        both = sum(int((one[basis] & two[basis]).sum()) for basis in one)
+        sizes = [sum(int(each.sum()) for each in masks.values()) for masks in (one, two)]
+        expected = sum(float((_by_layer(one[b]) * _by_layer(two[b])).sum()) / one[b].shape[-1] for b in one)
+        share, chance = (each / sizes[0] if sizes[0] else np.nan for each in (both, expected))
+        row: dict[str, Any] = {"language": label, "before": sizes[0], "after": sizes[1], "both": both}
+        rows.append(row | {"survival": share, "chance": chance})
+    return pd.DataFrame(rows)
+
+
+def _by_layer(mask: Tensor) -> Int[Tensor, "layer"]:
+    return mask[0].sum(-1)
+
+
+def _detect(run: Run, method: Method) -> NeuronSet:
+    return method.select(method.score(run.statistics))
+
+
+def _of_script(run: Run, method: Method, before: NeuronSet, group: tuple[str, ...]) -> pd.DataFrame:
+    """Survival of a script's languages without all others."""
+    if len(group) < 2:
+        unknown = dict.fromkeys(("after", "both", "survival", "chance", "ceiling", "changed"), np.nan)
+        return _survivors(before[group], before[group]).assign(**unknown, note="the only language in its script")
+    away = len(run.languages) - len(group)
+    stayed: dict[str, list[float]] = {label: [] for label in group}
+    for start in range(len(group)) if away < len(group) else ():
+        gone = {group[(start + step) % len(group)] for step in range(away)}
+        found = _detect(subset(run, [label for label in run.languages if label not in gone]), method)
+        rest = [label for label in group if label not in gone]
+        for row in _survivors(before[rest], found).to_dict("records"):
+            stayed[row["language"]].append(row["survival"])
+    note = "" if away < len(group) else "no ceiling: too few languages of its script to take as many of them away"
+    return _survivors(before[group], _detect(subset(run, group), method)).assign(
+        ceiling=[float(np.mean(each)) if each else np.nan for each in stayed.values()],
+        changed=away / (len(run.languages) - 1),
+        note=note,
+    )
+
+
+def _share_changed(one: Iterable[str], two: Iterable[str]) -> float:
+    pairs = list(zip(one, two, strict=False))
+    letters = [["".join(filter(str.isalpha, text)) for text in pair] for pair in pairs]
+    return float(np.mean([a != b for a, b in letters])) if letters else 0.0

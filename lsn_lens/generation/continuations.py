@@ -1,0 +1,138 @@
+"""How probable a model finds continuations of a prompt: what items and the evaluation harness are scored with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lsn_lens.bars import tqdm
+from lsn_lens.model import structure
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
+from lsn_lens.text.prompts import front
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids to condition on, and those to score. `name` says in errors whose they are."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one continuation.
+
+    Attributes:
+        log_probability: Sum over its tokens, in nats.
+        greedy: Whether each of its tokens is the most probable one after those before it.
+        first: The most probable token after the context, whether or not the continuation begins with it.
+    """
+
+    log_probability: float
+    greedy: bool
+    first: int
+
+
+def encode(tokenizer: Any, prompt: str, texts: Sequence[str], *, separator: str = "bos", name: str = "") -> list[Pair]:
+    """Cut prompt and continuations into tokens, together, and say where the continuations begin.
+
+    A prompt that spells the separator itself, as chat templates do, gets no second one.
+    The context is the longest run of tokens with which the prompt alone and the prompt with each of the texts all
+    begin. What comes after is scored. So texts of one prompt are always compared after the same tokens; a space at
+    the end of a prompt that becomes part of the next token is scored with it, in each of the texts.
+
+    Raises:
+        ValueError: Nothing to condition on, or a text without tokens.
+    """
+    alone, *wholes = tokenizer([prompt, *(prompt + text for text in texts)], add_special_tokens=False)["input_ids"]
+    first = front(tokenizer, alone, separator)
+    shared = min(_common(alone, whole) for whole in wholes)
+    if not first and not shared:
+        raise ValueError(
+            f"{name}: no token to condition on. Give a longer prompt, or a separator that the text begins with."
+        )
+    empty = [text for text, whole in zip(texts, wholes, strict=True) if len(whole) <= shared]
+    if empty:
+        raise ValueError(f"{name}: {empty[0]!r} adds no token to the prompt, so it has no probability of its own.")
+    return [Pair([*first, *whole[:shared]], whole[shared:], name) for whole in wholes]
+
+
+def fit(pairs: Sequence[Pair], length: int, *, truncate: bool = False, keep: int = 0) -> tuple[list[Pair], int]:
+    """Let all pairs of a prompt fit into a context of `length` tokens; the last token of a text need not be read.
+
+    Args:
+        pairs: With the same context.
+        length: Of the model's context.
+        truncate: Drop tokens from the left of the prompt, the same for all pairs, where it is too long.
+        keep: Tokens in front that stay (the separator).
+
+    Returns:
+        The pairs, and how many tokens were dropped.
+
+    Raises:
+        ValueError: They do not fit, and `truncate` is not set, or would leave nothing to condition on.
+    """
+    longest = max(len(pair.context) + len(pair.continuation) for pair in pairs) - 1
+    over = max(0, longest - length)
+    context, name = pairs[0].context, pairs[0].name
+    if not over:
+        return list(pairs), 0
+    if not truncate:
+        raise ValueError(
+            f"{name}: prompt and text have {longest + 1} tokens, the context has {length}. Shorten the prompt, or set "
+            "truncate=True to drop its beginning."
+        )
+    kept = [*context[:keep], *context[keep + over :]]
+    if over > len(context) - keep or not kept:
+        raise ValueError(f"{name}: the text alone has more tokens than the context of {length}.")
+    return [replace(pair, context=kept) for pair in pairs], over
+
+
+@torch.no_grad()
+def score(model: Model, pairs: Sequence[Pair], *, batch_size: int = 16, progress: bool = True) -> list[Score]:
+    """Log-probabilities of continuations, teacher forced, in batches padded on the right, under the hooks in place.
+
+    Raises:
+        FloatingPointError: NaN or infinite logits, as an intervention may make.
+        ValueError: A batch size below 1.
+    """
+    check_model(model)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1.")
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].context) - len(pairs[i].continuation))
+    scores: dict[int, Score] = {}
+    with tqdm(total=len(pairs), desc="continuations", disable=not progress) as bar:
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            scores.update(zip(places, _scores(model, [pairs[place] for place in places]), strict=True))
+            bar.update(len(places))
+    return [scores[place] for place in range(len(pairs))]
+
+
+def _scores(model: Model, pairs: list[Pair]) -> list[Score]:
+    rows = [[*pair.context, *pair.continuation[:-1]] for pair in pairs]
+    longest = max(len(row) for row in rows)
+    device = structure.device_of(model)
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    logits = model(ids, attention_mask=mask, return_type="logits")
+    parts = (each[len(pair.context) - 1 : len(row)] for each, row, pair in zip(logits, rows, pairs, strict=True))
+    return [_score(part, pair) for part, pair in zip(parts, pairs, strict=True)]
+
+
+def _score(logits: torch.Tensor, pair: Pair) -> Score:
+    if not bool(logits.isfinite().all()):
+        raise FloatingPointError(f"{pair.name}: the model gives NaN or infinite logits.")
+    wanted = torch.tensor(pair.continuation, device=logits.device)
+    chances = logits.float().log_softmax(-1).gather(-1, wanted[:, None])
+    best = logits.argmax(-1)
+    return Score(float(chances.double().sum()), bool((best == wanted).all()), int(best[0]))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many items two sequences both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))  # noqa: B905

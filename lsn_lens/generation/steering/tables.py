@@ -1,0 +1,110 @@
+"""What steering did, in tables: beside no steering, beside random units, by dose, and in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lsn_lens.generation.steering.trials import beside, groups_by
+from lsn_lens.generation.steering.ways import NONE
+
+REPEATS, UNLIKELY = 0.1, 1.0  # beyond these, worse than without steering: a share; nats a token
+KEPT = ("n", "share", "low", "high", "random_share", "repetition", "text_nll", "none_text_nll")
+
+
+def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What each steering did, beside no steering and beside its random counterparts.
+
+    Args:
+        texts: From `steer`.
+        losses: From `steering_losses`; adds what it costs on real text.
+
+    Returns:
+        One row for each steering, dose, source and target: `units`, `n` texts; `share` of them in the target language
+        and its Wilson 95 % interval `low`, `high`; `none_share`, `random_share` (all seeds; NaN without any) of the
+        target language; `clear` (`low` is above both); `fallback` (the language most frequent among the other texts),
+        `und`; `repetition`, `text_nll` (nats a token under the unchanged model: is it text at all?) and both without
+        steering, `none_repetition`, `none_text_nll`; and with `losses` their columns.
+    """
+    plain = groups_by(texts.loc[texts["steering"] == NONE], "source")
+    keys = ["steering", "dose", "source", "target"]
+    drawn = groups_by(texts.loc[texts["seed"].notna()], keys)
+    rows = []
+    for key, group in groups_by(texts.loc[texts["seed"].isna() & texts["steering"].ne(NONE)], keys).items():
+        label = dict(zip(keys, key, strict=True))
+        row = beside(group, plain[label["source"]], drawn.get(key), label["target"])
+        clear = row["low"] > np.nanmax([row["none_share"], row["random_share"]])
+        rows.append({**label, **row, "clear": bool(clear)})
+    table = pd.DataFrame(rows)
+    return table if losses is None else table.merge(losses, on=["steering", "dose", "target"], how="left")
+
+
+def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each steering and dose from `steering_table`, the largest mean share first.
+
+    Returns:
+        `pairs` of source and target, `n` texts; means over the pairs of `share`, `none_share`, `random_share`; `clear`
+        (for how many pairs the share is clearly above both); means of `und`, `repetition`, `none_repetition`,
+        `text_nll`, `none_text_nll` and, where there, of the changes of losses; and `warning`, in words.
+    """
+    means = ["share", "none_share", "random_share", "und", "repetition", "none_repetition", "text_nll", "none_text_nll"]
+    means += [name for name in ("target_nll_change", "other_nll_change") if name in table]
+    groups: Any = table.groupby(["steering", "dose"], sort=False)
+    frame = groups[means].mean()
+    frame.insert(0, "units", groups["units"].mean().round().astype(int))
+    frame.insert(1, "pairs", groups["share"].count())
+    frame.insert(2, "n", groups["n"].sum())
+    frame.insert(6, "clear", groups["clear"].sum())
+    frame = frame.reset_index().sort_values("share", ascending=False, kind="stable", ignore_index=True)
+    return frame.assign(warning=[_warning(row) for row in frame.to_dict("records")])
+
+
+def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
+    """Texts from `steer`, all sources and targets together, by dose.
+
+    Returns:
+        One row for each steering and dose: `n`, `share` in the target language, Wilson's 95 % interval `low`, `high`
+        (texts taken as independent), `none_share`, `random_share`, `repetition`, `text_nll`, `none_text_nll` (as
+        `beside` has them; `none_share`: of texts without steering, the mean over targets of their share, a target's
+        own prompts left out, as nothing is steered to its own language).
+    """
+    hits = np.where(texts["language"] == texts["target"], "target", "other")
+    hit: Any = texts.assign(language=hits, found=texts["language"])
+    plain = hit.loc[hit["steering"] == NONE]
+    drawn = groups_by(hit.loc[hit["seed"].notna()], ["steering", "dose"])
+    rows = []
+    for key, group in groups_by(hit.loc[hit["seed"].isna() & hit["steering"].ne(NONE)], ["steering", "dose"]).items():
+        row = beside(group, plain, drawn.get(key), "target")
+        shares = [
+            float((plain.loc[plain["source"] != target, "found"] == target).mean())
+            for target in group["target"].unique()
+        ]
+        kept = {name: row[name] for name in KEPT}
+        rows.append({"steering": key[0], "dose": key[1], **kept, "none_share": float(np.mean(shares))})
+    return pd.DataFrame(rows)
+
+
+def choose_doses(doses: pd.DataFrame) -> dict[str, float]:
+    """For each steering in `dose_response` the dose with the largest share, of those whose texts are probable enough.
+
+    Probable enough: at most 1 nat a token less than texts without steering, to the unchanged model. Where no dose is,
+    the one with the most probable texts. Choose on other texts than those that are reported.
+    """
+    chosen = {}
+    for name, rows in groups_by(doses, "steering").items():
+        fine = rows.loc[rows["text_nll"] <= rows["none_text_nll"] + UNLIKELY]
+        best: Any = fine["share"].idxmax() if len(fine) else rows["text_nll"].idxmin()
+        chosen[name] = float(rows.at[best, "dose"])
+    return chosen
+
+
+def _warning(row: Mapping[Any, Any]) -> str:
+    reasons = {
+        "half of the pairs or more not clearly above no steering and random units": 2 * row["clear"] <= row["pairs"],
+        "no random counterpart": bool(np.isnan(row["random_share"])),
+        "the texts repeat themselves": row["repetition"] > row["none_repetition"] + REPEATS,
+        "the texts are improbable to the unchanged model": row["text_nll"] > row["none_text_nll"] + UNLIKELY,
+        "the target's own text becomes less probable": row.get("target_nll_change", 0) > 0,
+    }
+    return "; ".join(reason for reason, holds in reasons.items() if holds)

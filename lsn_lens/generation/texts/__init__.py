@@ -1,0 +1,1 @@
+"""Generated texts: which language they are in, and whether they are any good."""

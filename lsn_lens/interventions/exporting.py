@@ -1,0 +1,210 @@
+"""Write a Hugging Face checkpoint in which units are switched off for good."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.intervening import intervention_hooks
+from lsn_lens.model import loading, structure
+from lsn_lens.model.checkpoints import given, read_tokenizer, read_weights, source_of
+from lsn_lens.model.structure import Model
+from lsn_lens.model.weights import anatomy_of, by_output, place
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.sites import SITES, WRITE_SITE
+
+PROVENANCE = "lsn_lens.json"
+INSTEAD = "Leave these units out, or use lsn.intervene, which changes no weights."
+
+
+@torch.no_grad()
+def export(
+    source: str | Path,
+    neurons: NeuronSet,
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    **options: Any,
+) -> Path:
+    """Write a checkpoint that computes what the model computes under `intervene(model, neurons, zero)`.
+
+    The weights that make or read the units become zero, for all languages of the set. The architecture stays, so
+    plain transformers loads the folder. The logits are compared with those under the hooks before anything is
+    written. The model is loaded twice, one after the other.
+
+    Args:
+        source: `"demo"`, a local folder or a Hub id, as for `load_model`.
+        neurons: For example `found["fr"]`, on any basis but `resid`.
+        folder: Where to: new or empty.
+        revision: Branch, tag or commit of a Hub model.
+        dtype: Of the weights; by default the checkpoint's own.
+        options: As for `load_model`.
+
+    Returns:
+        The folder, with weights, configuration, tokenizer, a README and `lsn_lens.json` (what was switched off).
+
+    Raises:
+        FileExistsError: There is something in the folder.
+        ValueError: A set of another model or of other weights (see `NeuronSet.for_model`), units that no single weight
+            matrix makes, or logits that differ.
+        KeyError: A basis that cannot be intervened on.
+
+    Warns:
+        UserWarning: The set is empty, so the checkpoint is the model as it was.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
+    if not len(neurons):
+        warnings.warn("the set has no units: the checkpoint is the model as it was.", stacklevel=2)
+    name, options = source_of(source), given({**options, "revision": revision})
+    cuts, ids, expected, provenance = _under_hooks(source, neurons, dtype, options)
+    hf_model = read_weights(name, expected.dtype, options, attention=None)
+    hf_model = hf_model.to(ids.device).eval()
+    for cut in cuts:
+        cut.apply(hf_model)
+    difference = _distance(hf_model(ids).logits, expected)
+    allowed = structure.TOLERANCE.get(expected.dtype, structure.HALF_TOLERANCE)
+    if not difference <= allowed:
+        raise ValueError(
+            f"{source}: with edited weights, logits differ from those under the intervention by {difference:.2g} of "
+            f"their standard deviation, at most {allowed:g} is allowed. Nothing was written. {INSTEAD}"
+        )
+    tokenizer = read_tokenizer(name, options)
+    return _write(folder, hf_model, tokenizer, {**provenance, "logits_difference": difference})
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Inputs or outputs of one Hugging Face module, to be made zero."""
+
+    module: str
+    outputs: bool
+    index: Tensor
+
+    def apply(self, hf_model: nn.Module) -> None:
+        """Edit the weights in place."""
+        module: Any = hf_model.get_submodule(self.module)
+        index = self.index.to(module.weight.device)
+        by_output(module).index_fill_(0 if self.outputs else 1, index, 0)
+        if self.outputs and module.bias is not None:
+            module.bias.index_fill_(0, index, 0)
+
+
+def _distance(logits: Tensor, reference: Tensor) -> float:
+    """Largest difference, in standard deviations of the reference."""
+    return float((logits - reference).float().abs().max() / reference.float().std())
+
+
+def _under_hooks(
+    source: str | Path, neurons: NeuronSet, dtype: torch.dtype | str | None, options: Mapping[str, Any]
+) -> tuple[list[_Cut], Tensor, Tensor, dict[str, Any]]:
+    """What to edit, tokens, their logits under the intervention, and the provenance; the model is let go of."""
+    kind = "auto" if dtype is None and "torch_dtype" not in options else dtype
+    bridge = loading.load_model(source, backend="bridge", dtype=kind, **options)
+    hooks = intervention_hooks(bridge, neurons, zero)
+    ids = (
+        torch.linspace(0, structure.vocabulary_size(bridge) - 1, 32, device=structure.device_of(bridge))
+        .long()
+        .view(2, 16)
+    )
+    clean = bridge(ids, return_type="logits")
+    with bridge.hooks(fwd_hooks=hooks):
+        expected = bridge(ids, return_type="logits")
+    provenance = {**_provenance(bridge, neurons), "logits_change": _distance(expected, clean)}
+    return _cuts(bridge, neurons), ids, expected, provenance
+
+
+def _cuts(bridge: Model, neurons: NeuronSet) -> list[_Cut]:
+    """For each basis and layer with units: the inputs or outputs that they are."""
+    if "resid" in neurons.masks and neurons.masks["resid"].any():
+        raise ValueError(
+            "units of basis 'resid' cannot be exported: the residual stream is the sum of the embeddings and all "
+            f"layers so far, so no weights of one layer make it. {INSTEAD}"
+        )
+    anatomy, cuts = anatomy_of(bridge), []
+    for basis in neurons.masks:
+        units = neurons.units(basis)
+        for layer in units.any(1).nonzero()[:, 0].tolist():
+            module, outputs, order = place(anatomy, SITES[WRITE_SITE[basis]].hook_name(layer), basis)
+            if len(order) != units.shape[1]:
+                raise ValueError(
+                    f"basis {basis!r}, layer {layer}: {units.shape[1]} units, but {len(order)} "
+                    f"{'outputs' if outputs else 'inputs'} of {module}: which is which is not known. {INSTEAD}"
+                )
+            cuts.append(_Cut(module, outputs, order[units[layer]]))
+    return cuts
+
+
+def _provenance(bridge: Model, neurons: NeuronSet) -> dict[str, Any]:
+    return {
+        "lsn_lens": version("lsn-lens"),
+        "source": structure.describe(bridge),
+        "action": zero.name,
+        "method": neurons.method,
+        "notes": dict(neurons.notes),
+        "origin": dict(neurons.origin),
+        "units": {
+            basis: {
+                "of": mask[0].numel(),
+                "off": int(mask.any(0).sum()),
+                "by_language": dict(zip(neurons.languages, mask.sum((1, 2)).tolist(), strict=True)),
+            }
+            for basis, mask in neurons.masks.items()
+        },
+    }
+
+
+# the folder
+
+
+def _write(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str, Any]) -> Path:
+    """A whole checkpoint, or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    try:
+        hf_model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(_card(provenance), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        return partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _card(provenance: Mapping[str, Any]) -> str:
+    """What a reader of the folder needs to know."""
+    source = provenance["source"]
+    revision = f", revision {source['revision']}" if source["revision"] else ""
+    lines = [
+        f"- {each['off']:,} of {each['of']:,} units of basis `{basis}` (by language: "
+        + ", ".join(f"{language} {count:,}" for language, count in each["by_language"].items())
+        + ")"
+        for basis, each in provenance["units"].items()
+    ]
+    return "\n".join(
+        [
+            f"# {source['name']}, with units switched off",
+            "",
+            f"The weights of `{source['name']}`{revision}, in which these units were set to zero for good:",
+            "",
+            *lines,
+            "",
+            f"They were found by: {provenance['method'] or 'not said'}. Written by lsn_lens {provenance['lsn_lens']}; "
+            f"details are in `{PROVENANCE}`. No weights were trained. The licence is that of the original.",
+            "",
+        ]
+    )

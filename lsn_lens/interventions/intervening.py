@@ -1,0 +1,256 @@
+"""Switch units off, set or push them, as a context manager that leaves no trace."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lsn_lens.identity import Origin, check_same_model
+from lsn_lens.interventions.actions import Action, Columns, zero
+from lsn_lens.model import structure
+from lsn_lens.model.entry import check_model
+from lsn_lens.model.structure import Model
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.sites import SITES, WRITE_SITE, flat
+
+Hook = tuple[str, Callable[..., Any]]
+COLUMNS = "lsn_lens_columns"  # the attribute of a model that holds its `Columns`
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Changes made one after the other, under one name: later ones see what earlier ones made of a unit."""
+
+    name: str
+    steps: tuple[tuple[NeuronSet, Action], ...] = ()
+
+    def __post_init__(self) -> None:
+        for neurons, action in self.steps:
+            check_step(neurons, action)
+
+    def __len__(self) -> int:
+        """How many different units it changes."""
+        masks = [(basis, each.units(basis)) for each, _ in self.steps for basis in each.masks]
+        return len({(basis, *unit) for basis, mask in masks for unit in mask.nonzero().tolist()})
+
+    def __repr__(self) -> str:
+        return f"<Intervention {self.name!r}: {', '.join(f'{action} of {len(n):,}' for n, action in self.steps)}>"
+
+
+@contextlib.contextmanager
+def intervene(model: Model, neurons: NeuronSet | Intervention, action: Action | None = None) -> Iterator[Model]:
+    """Change the units of a set (of all its languages) in every forward pass inside the block.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; its weights are never touched.
+        neurons: For example `found["fr"]`; or an `Intervention`, which brings its own actions.
+        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`; `zero` if left out.
+            More than one change at a time: nest the blocks, or give an `Intervention`.
+
+    Yields:
+        The model. Its hooks are gone when the block ends, also by an exception.
+
+    Raises:
+        ValueError: The set, or the action's values, were found on another model or other weights (see
+            `NeuronSet.for_model`) or are of another shape, a value is NaN or infinite, an `Intervention` came with one
+            more action, or something else than a set and an action.
+        KeyError: A basis that cannot be written to, or without values.
+        FloatingPointError: From `lsn.generate` and others inside the block, with the intervention's name in front.
+
+    Warns:
+        UserWarning: There is nothing to change, so the model stays as it is.
+
+    Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
+    projection's input `mlp.hook_post`.
+    """
+    what = intervention_of(neurons, action)
+    check_model(model)
+    hooks = hooks_of(model, what)
+    if not hooks:
+        warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
+    with model.hooks(fwd_hooks=hooks), named(what):
+        yield model
+
+
+def intervention_of(neurons: object, action: object = None) -> Intervention:
+    """What `intervene` was given, as an `Intervention`.
+
+    Raises:
+        ValueError: Something else than a set and an action, or an `Intervention` alone.
+    """
+    if isinstance(neurons, Intervention):
+        if action is not None:
+            raise ValueError(
+                f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}."
+            )
+        return neurons
+    action = zero if action is None else action
+    check_step(neurons, action)
+    return Intervention(action.name, ((neurons, action),))  # type: ignore
+
+
+def check_step(neurons: object, action: object) -> None:
+    """Refuse, before anything runs, what is no set or no action.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    if not isinstance(neurons, NeuronSet):
+        raise ValueError(
+            f"got {type(neurons).__name__} as the units: expected a NeuronSet, such as found['fr'], or an Intervention."
+        )
+    if not isinstance(action, Action):
+        hint = " It is a function: call it with a language, as for other_mean_ablation." if callable(action) else ""
+        raise ValueError(
+            f"action={str(action)[:60]!r} is of type {type(action).__name__}: expected lsn.zero, lsn.set_to(...), "
+            f"lsn.scale(...), lsn.add(...) or an action from a run, such as lsn.mean_ablation(run.statistics).{hint}"
+        )
+
+
+def check_steps(model: Model, steps: Iterable[tuple[NeuronSet, Action]]) -> None:
+    """Refuse, before anything slow runs, what is no set or action, or is from another model.
+
+    Raises:
+        ValueError: Saying what was given, and whose it is.
+    """
+    origins: list[tuple[str, Origin]] = []
+    for neurons, action in steps:
+        check_step(neurons, action)
+        origins += [(f"the set {neurons.method!r}", neurons.origin), (f"action {action.name!r}", action.origin)]
+    check_same_model(model, origins)
+
+
+@contextlib.contextmanager
+def named(what: Intervention) -> Iterator[None]:
+    """Say under which intervention numbers stopped being finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"under {what.name!r}: {error}") from error
+
+
+def hooks_of(model: Model, what: Intervention, width: Callable[[str], int] | None = None) -> list[Hook]:
+    """All hooks of an intervention, in the order of its steps; `width` as for `intervention_hooks`."""
+    return [hook for neurons, action in what.steps for hook in intervention_hooks(model, neurons, action, width)]
+
+
+def intervention_hooks(
+    model: Model, neurons: NeuronSet, action: Action, width: Callable[[str], int] | None = None
+) -> list[Hook]:
+    """The hooks of `intervene`, for each layer with chosen units.
+
+    `width` gives a site's units where they are known already: finding out takes a forward pass.
+    """
+    check_steps(model, [(neurons, action)])
+    width = width or partial(structure.site_width, model)
+    hooks: list[Hook] = []
+    for basis in neurons.masks:
+        if basis not in WRITE_SITE:
+            raise KeyError(f"cannot intervene on basis {basis!r}; the bases are {list(WRITE_SITE)}.")
+        units = neurons.units(basis)
+        shape = (model.cfg.n_layers, width(WRITE_SITE[basis]))
+        if tuple(units.shape) != shape:
+            raise ValueError(
+                f"the set has {list(units.shape)} [layer, unit] on basis {basis!r}, the model {list(shape)}: "
+                "it was found on another model."
+            )
+        values = _values(action, basis, units)
+        make = _act_hooks if basis == "mlp" and action.mlp_site == "mlp_act" and structure.is_gated(model) else _hooks
+        for layer in units.any(1).nonzero()[:, 0].tolist():
+            value = values[layer][..., units[layer]] if isinstance(values, Tensor) else values
+            if not torch.as_tensor(value).isfinite().all():
+                raise ValueError(f"action {action.name!r}: values for {basis!r} in layer {layer} are not all finite.")
+            hooks += make(
+                model, basis, layer, units[layer].nonzero()[:, 0].to(structure.device_of(model)), value, action
+            )
+    return hooks
+
+
+def _values(action: Action, basis: str, units: Tensor) -> Any:
+    if not isinstance(action.values, Mapping):
+        return action.values
+    if basis not in action.values:
+        raise KeyError(f"action {action.name!r} has no values for basis {basis!r}; it has {list(action.values)}.")
+    values = action.values[basis]
+    if (values.shape[0], values.shape[-1]) != units.shape:
+        raise ValueError(f"values for {basis!r} have shape {list(values.shape)}, expected {list(units.shape)}.")
+    return values
+
+
+def _hooks(model: Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
+    """One hook, at the site where the basis is written."""
+    site = SITES[WRITE_SITE[basis]]
+
+    def write(acts: Tensor, hook: Any) -> Tensor:
+        new = acts.clone()  # an in-place edit would show in tensors that the caller holds
+        view = flat(new, site).view(*acts.shape[:2], -1)
+        before = view[..., index]
+        view[..., index] = _where_chosen(model, action, before, _changed(model, action, before, value))
+        return view.view(acts.shape)
+
+    return [(site.hook_name(layer), write)]
+
+
+def _act_hooks(model: Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
+    """On a gated MLP: read up, and write the changed act(gate) * up into the down projection's input.
+
+    act(gate) is taken to be that input over up, not act of the gate: so it is what earlier changes made of it.
+    """
+    read: list[Tensor] = []
+    bias = 0 if structure.is_bridge(model) else model.blocks[layer].mlp.b_in[index]  # which it adds after the product
+
+    def keep(acts: Tensor, hook: Any) -> None:
+        read[:] = [acts[..., index]]
+
+    def write(acts: Tensor, hook: Any) -> Tensor:
+        new, before, up = acts.clone(), acts[..., index], read.pop()
+        empty = up.abs() < torch.finfo(up.dtype).tiny  # no product tells the gate, nor does the gate matter
+        gate = torch.where(empty, 0, (before - bias) / up)
+        new[..., index] = _where_chosen(model, action, before, _changed(model, action, gate, value) * up + bias)
+        return new
+
+    return [(SITES["mlp_up"].hook_name(layer), keep), (SITES["mlp_post"].hook_name(layer), write)]
+
+
+def _changed(model: Model, action: Action, acts: Tensor, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        return action.change(acts, value)
+    value = value.to(acts.device, acts.dtype)
+    return action.change(acts, value if value.ndim == 1 else value[_positions(model, acts) % len(value)])
+
+
+def _where_chosen(model: Model, action: Action, before: Tensor, after: Tensor) -> Tensor:
+    """`after` at the tokens that the action is for, `before` elsewhere."""
+    if action.where == "all":
+        return after
+    if isinstance(action.where, slice):
+        start, stop, step = action.where.indices(model.cfg.n_ctx)
+        positions = _positions(model, before)
+        chosen = (positions >= start) & (positions < stop) & ((positions - start) % step == 0)
+    else:
+        columns = getattr(model, COLUMNS, None)
+        if columns is None:
+            raise RuntimeError(
+                f"action {action.name!r}: only lsn.generate tells the prompt from what follows. Generate with it, or "
+                "choose where='all' or a slice of positions."
+            )
+        place = columns.first + torch.arange(before.shape[1], device=before.device)
+        chosen = {
+            "prompt": place < columns.prompt,
+            "generated": place >= columns.prompt,
+            "last": place >= columns.prompt - 1,
+        }[action.where][None]
+    return torch.where(chosen[..., None], after, before)
+
+
+def _positions(model: Model, acts: Tensor) -> Int[Tensor, "row pos"]:
+    """Positions in the text; without `Columns` the pass is taken to begin with the text."""
+    columns = getattr(model, COLUMNS, None) or Columns(0, 0, torch.zeros(1, dtype=torch.long))
+    place = columns.first + torch.arange(acts.shape[1], device=acts.device)
+    return place - columns.pads[:, None].to(acts.device)

@@ -1,0 +1,132 @@
+"""Steps that a paper puts together."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from lsn_lens.interventions.actions import Action, MlpSite, Values, add, set_to, zero
+from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.values import _layer, _measured, _place, _pooled, language_means
+from lsn_lens.methods.diffmean import directions
+from lsn_lens.methods.language_dimensions import Variant, stream_means
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.statistics.sums import Statistics
+
+
+def language_arithmetics(
+    statistics: Statistics,
+    found: NeuronSet,
+    target: str,
+    source: str | None = None,
+    *,
+    mode: Literal["additive", "replacement", "difference"] = "additive",
+    strength: float | int = 1.0,
+    mlp_site: MlpSite = "mlp_post",
+) -> Intervention:
+    """Units of one language off, units of another on.
+
+    Args:
+        statistics: Of the run that the units were found in.
+        found: The units, by language.
+        target: Its units get `strength` times their mean over its text added ("additive"), are set to that
+            ("replacement"), or get the same multiple of this mean less the mean over the other languages added
+            ("difference").
+        source: Its units are set to zero first; None leaves them.
+        mode: See `target`.
+        strength: See `target`.
+        mlp_site: "mlp_post", or "mlp_act" for act(gate) alone; see `Action.on`.
+
+    Raises:
+        ValueError: Another mode.
+        KeyError: Another language.
+
+    Source: arXiv 2507.22608 and its released code.
+    """
+    makers: dict[str, Callable[[Values, str], Action]] = {"additive": add, "replacement": set_to, "difference": add}
+    if mode not in makers:
+        raise ValueError(f"mode={mode!r}: expected one of {list(makers)}.")
+    means = language_means(statistics, target, mlp_site)
+    if mode == "difference":
+        others = _pooled(statistics, target, mlp_site)
+        means = {basis: each - others[basis] for basis, each in means.items()}
+    on = makers[mode]({basis: strength * each for basis, each in means.items()}, f"{mode} {strength:g}")
+    on = _measured(statistics, on if mlp_site == "mlp_post" else on.on(mlp_site))
+    off = [(found[source], zero)] if source is not None else []
+    name = f"{source or ''}->{target} {mode} {strength:g}"
+    return Intervention(name, (*off, (found[target], on)))
+
+
+def diffmean_steering(
+    statistics: Statistics, target: str, source: str | None = None, *, layer: int, strength: float | int = 1.0
+) -> Intervention:
+    """Push the residual stream after one layer along the difference of means, from a source to a target language.
+
+    Args:
+        statistics: Of a run with "diffmean".
+        target: Where to.
+        source: Where from; None takes the mean of all other languages.
+        layer: After which; negative numbers count from the last.
+        strength: Multiples of the difference: 1 moves one mean onto the other.
+
+    Source: arXiv 2601.08331 and its released code, which adds alpha times the difference scaled to length 1; here
+    alpha is the strength times the difference's length, since lengths differ from model to model.
+    """
+    place = _place(statistics, target)
+    if source is None:
+        difference = directions(statistics)[place]
+    else:
+        means = statistics.mean("resid_post")
+        difference = means[place] - means[_place(statistics, source)]
+    name = f"{source or ''}->{target} diffmean {strength:g}"
+    push = _measured(statistics, add({"resid": strength * difference.float()}, name))
+    return Intervention(name, ((_layer(difference, layer), push),))
+
+
+def dimensions_steering(
+    statistics: Statistics,
+    found: NeuronSet,
+    target: str,
+    *,
+    strength: float | int = 1.0,
+    layer: int | None = None,
+    variant: Variant = "output",
+) -> Intervention:
+    """Overwrite a language's dimensions of the residual stream with a multiple of its mean.
+
+    Args:
+        statistics: Of the run that the dimensions were found in.
+        found: From "language_dimensions", in the same variant.
+        target: The language.
+        strength: Multiples of the mean.
+        layer: After which layer to write; negative counts from the last. By default the layer that the set is of.
+        variant: Of `LanguageDimensions`: where the means are taken, in the layer that the set is of.
+
+    Raises:
+        KeyError: No such language, or the run lacks the means.
+        ValueError: No such layer, or a set of several layers that are to go to one.
+
+    Source: arXiv 2510.07213 and its released code, which writes the *last* layer's means into a *middle* layer:
+    `variant="released"`, `strength=0.4` and `layer=18` of 32. To write into the layer that the means are from, by
+    default, is ours.
+    """
+    place, units = _place(statistics, target), found[target]
+    layers, name = statistics.tokens.shape[1], f"->{target} dimensions {strength:g}"
+    own = units.units("resid").any(1).nonzero()[:, 0].tolist()
+    if layer is not None:
+        if len(own) > 1:
+            raise ValueError(f"the set has dimensions of the layers {own}: expected one layer, to go to layer {layer}.")
+        if not -layers <= layer < layers:
+            raise ValueError(f"layer {layer}: the model has the layers 0 to {layers - 1}.")
+        name = f"{name} at layer {layer % layers}"
+    values = torch.zeros(units.masks["resid"].shape[1:])
+    masks = torch.zeros_like(units.masks["resid"])
+    for each in own:
+        at = each if layer is None else layer % layers
+        values[at] = strength * stream_means(statistics, each, variant)[place].float()
+        masks[:, at] = units.masks["resid"][:, each]
+    moved = (
+        units if layer is None else replace(units, masks={"resid": masks}, method=f"{units.method} at layer {layer}")
+    )
+    return Intervention(name, ((moved, _measured(statistics, set_to({"resid": values}, name))),))

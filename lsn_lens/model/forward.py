@@ -1,0 +1,272 @@
+"""Run a model without waste: Hugging Face's own modules where no hook is needed, no unembedding where no logits are."""
+
+import contextlib
+import importlib
+import inspect
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import Module
+
+from lsn_lens.model import hooks
+from lsn_lens.model.probing import device_of, is_bridge, vocabulary_size
+from lsn_lens.model.structure import TOLERANCE, Model
+
+ROTATED = ("attn.hook_rot_q", "attn.hook_rot_k")
+
+
+_run: WeakKeyDictionary[Module, tuple[int, frozenset[int]]] = WeakKeyDictionary()
+
+
+class _Swap:
+    """Hugging Face's own modules in the place of components that only add hooks which nobody needs.
+
+    In half precision a component stays if it computes by itself what it wraps: two ways to the same number round
+    differently there, and which hooks are needed must not decide between them.
+    """
+
+    def __init__(self, model: Model, hook_names: Iterable[str]):
+        self.model, self.config = model, model.original_model.config
+        self.blocks = set(map(id, model.blocks))
+        self.named = {id(model.hook_dict[name]) for name in hook_names}
+        runs = modules_run(model)  # in any case: some components put their hooks on in the first forward pass
+        self.runs = runs if is_half(model) else None
+        self.swapped: list[tuple[Module, str, Module]] = []
+
+    def apply(self) -> None:
+        """Swap all components but those with hooks that are named or in force."""
+        hf_model = self.model.original_model
+        self.implementation, self.attention_stays = self.config._attn_implementation, False
+        self.present = {id(module) for module in hooks.in_force(self.model)}
+        self.gone: list[Module] = []
+        if not hooks.is_everywhere():
+            self._visit(hf_model)
+        supported = self.runs is None and getattr(hf_model, "_supports_sdpa", False)
+        if self.swapped and supported and not self.attention_stays:
+            self.config._attn_implementation = "sdpa"
+
+    def undo(self) -> None:
+        """As it was."""
+        for module, name, child in reversed(self.swapped):
+            module._modules[name] = child
+        self.swapped.clear()
+        self.config._attn_implementation = self.implementation
+
+    def refresh(self) -> None:
+        """Put back what has got hooks since."""
+        if self.swapped and (hooks.is_everywhere() or any(map(hooks.put_on, self.gone))):
+            self.undo()
+            self.apply()
+
+    def _visit(self, module: Module) -> None:
+        wrapped = module._modules.get("_original_component")
+        if wrapped is not None:  # a bridge's component that stays reaches into its own parts: leave these
+            self._visit(wrapped)
+            return
+        for name, child in list(module._modules.items()):
+            if child is None:
+                continue
+            original = child._modules.get("_original_component")
+            if original is None or self._stays(child, original):
+                self.attention_stays |= "Attention" in type(child).__name__
+                self._visit(child)
+            else:
+                inside = set(original.modules())
+                self.gone += [each for each in child.modules() if each not in inside]
+                self.swapped.append((module, name, child))
+                module._modules[name] = original
+                self._visit(original)
+
+    def _stays(self, child: Module, original: Module) -> bool:
+        if id(child) in self.blocks:  # by which TransformerLens finds hook points and weights by name
+            return True
+        if self.runs is not None and id(original) not in self.runs:
+            return True
+        return any(self._is_needed(each) for each in child.modules())
+
+    def _is_needed(self, module: Module) -> bool:
+        if id(module) in self.named or id(module) in self.present:
+            return True
+        inside, near = hooks.held(module)
+        return bool(inside & (self.named | self.present) or near & self.present)
+
+
+@contextlib.contextmanager
+def lean(model: Model, hook_names: Iterable[str] = ()) -> Iterator[Model]:
+    """Let a bridge run Hugging Face's own modules wherever no hook is needed.
+
+    Needed are the hook points of `hook_names`, which will get hooks, and every module that has hooks of somebody's or a
+    replaced forward already, or gets them in between (seen at the next `hidden_states` or `logits`). Most other hooks
+    do not fire meanwhile. In float32, where no attention hook is needed, attention is computed by
+    `scaled_dot_product_attention`, and the output is the same up to rounding; in half precision it is the same bits.
+    A HookedTransformer is left as it is.
+    """
+    if not is_bridge(model):
+        yield model
+        return
+    with hooks.as_it_is(model):
+        swap = _Swap(model, hook_names)
+        try:
+            swap.apply()
+            hooks.swaps[model] = swap
+            yield model
+        finally:
+            hooks.swaps.pop(model, None)
+            swap.undo()
+
+
+@torch.no_grad()
+def modules_run(model: Model) -> frozenset[int]:
+    """Ids of a bridge's modules that take part in its forward pass: some of what it wraps it computes by itself."""
+    modules = [module for module in hooks.modules_of(model) if not hooks.is_point(module)]
+    count, known = _run.get(model, (0, frozenset[int]()))
+    if count == len(modules):
+        return known
+    seen: set[int] = set()
+    with hooks.set_aside(model), contextlib.ExitStack() as stack:
+        for module in modules:
+            handle = module.register_forward_pre_hook(lambda module, given: seen.add(id(module)))
+            stack.callback(handle.remove)
+        logits(model, _probe(model))
+    _run[model] = (len(modules), frozenset(seen))
+    return _run[model][1]
+
+
+@torch.no_grad()
+def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
+    """Whether the lean forward gives this model's own hidden states, tried on a few tokens without any hooks.
+
+    In half precision to the bit. The hook points of `hook_names`, and those with hooks in force, must fire as often.
+    """
+    if not is_bridge(model):
+        return False
+    points = {model.hook_dict[name] for name in hook_names}
+    points |= {module for module in hooks.in_force(model) if hooks.is_point(module)}
+    swap = _Swap(model, hook_names)
+    with hooks.as_it_is(model):
+        with hooks.set_aside(model):
+            full, fired = _probed(model, points)
+        try:
+            swap.apply()  # while it can be seen what is in force
+            with hooks.set_aside(model):
+                short, fired_lean = _probed(model, points)
+        finally:
+            swap.undo()
+    if fired != fired_lean:
+        return False
+    if is_half(model):
+        return torch.equal(full, short)
+    return bool((full - short).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * full.std())
+
+
+def _probed(model: Model, points: Collection[Any]) -> tuple[Tensor, Counter[Any]]:
+    """Hidden states of a few tokens, and how often each hook point fired."""
+    fired: Counter[Any] = Counter()
+    with contextlib.ExitStack() as stack:
+        for point in points:  # TransformerLens's own hooks, as some components fire a point only if it has one
+            point.add_hook(lambda acts, hook, point=point: fired.update([point]))
+            handle = point.fwd_hooks[-1]
+            stack.callback(point.fwd_hooks.remove, handle)
+            stack.callback(handle.hook.remove)
+        return hidden_states(model, _probe(model), None), fired
+
+
+def _probe(model: Model) -> Tensor:
+    return torch.arange(16, device=device_of(model)).view(2, 8) % vocabulary_size(model)
+
+
+def is_half(model: Model) -> bool:
+    """Whether the weights are of 16 bits or fewer."""
+    return next(model.parameters()).dtype not in TOLERANCE
+
+
+def how(model: Model, is_lean: bool, hook_names: Iterable[str]) -> dict[str, Any]:
+    """By which way a pass goes, as plain data: whose modules run, and which attention they compute."""
+    if not is_bridge(model):
+        return {"modules": "HookedTransformer", "attention": "eager"}
+    if not is_lean:
+        return {"modules": "bridge", "attention": model.original_model.config._attn_implementation}
+    with lean(model, hook_names):
+        return {"modules": "lean", "attention": model.original_model.config._attn_implementation}
+
+
+@contextlib.contextmanager
+def _ready(model: Model) -> Iterator[None]:
+    """What is on the model now is kept; and in half precision rotated queries and keys are of its dtype.
+
+    Of some architectures the bridge leaves them in float32, which Hugging Face's own attention casts back.
+    """
+    if model in hooks.swaps:
+        hooks.swaps[model].refresh()
+    dtype = next(model.parameters()).dtype
+    names = [f"blocks.{layer}.{each}" for layer in range(model.cfg.n_layers) for each in ROTATED]
+    points = [model.hook_dict[name] for name in names if name in model.hook_dict] if is_half(model) else []
+    with contextlib.ExitStack() as stack:
+        for point in dict.fromkeys(points):  # torch's hook, and the first: before anybody else's
+            handle = point.register_forward_hook(lambda module, given, made: made.to(dtype), prepend=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
+    """Run all blocks, but not the unembedding: the last residual stream (on a bridge after the final norm).
+
+    Usable inside `lean`. Padding must be on the right: Hugging Face's modules count positions from the left.
+    """
+    _check_right_padded(mask)
+    if not is_bridge(model):
+        return model(ids, attention_mask=mask, stop_at_layer=model.cfg.n_layers, return_type=None)
+    hf_model = model.original_model
+    with _ready(model):
+        body = getattr(hf_model, hf_model.base_model_prefix, None)
+        body = hf_model.get_decoder() if body is None else body
+        return body(ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch pos d_vocab"]:
+    """The model's logits; usable inside `lean`. Padding must be on the right."""
+    _check_right_padded(mask)
+    if not is_bridge(model):
+        return model(ids, attention_mask=mask, return_type="logits")
+    with _ready(model):
+        return model.original_model(ids, attention_mask=mask, use_cache=False).logits
+
+
+def step(
+    model: Model, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch columns"], cache: Any = None
+) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
+    """Read the next tokens of a batch that is padded on the left, with the keys and values of what went before.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; all hooks fire. Usable inside `lean`.
+        ids: The tokens to read.
+        mask: 1 for every token so far, these included, 0 for padding.
+        cache: What the step before returned; None to begin with.
+
+    Returns:
+        Their logits, and the cache for the next step.
+    """
+    if not is_bridge(model):
+        if cache is None:
+            classes: Any = importlib.import_module("transformer_lens")  # TransformerLens 3.9 only
+            cache = classes.TransformerLensKeyValueCache.init_cache(model.cfg, ids.device, len(ids))
+        return model(ids, attention_mask=mask[:, -ids.shape[1] :], past_kv_cache=cache, return_type="logits"), cache
+    hf_model = model.original_model
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    takes_positions = "position_ids" in inspect.signature(hf_model.forward).parameters  # else it counts by the mask
+    given = {"position_ids": positions} if takes_positions else {}
+    with _ready(model):
+        output = hf_model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+    if getattr(output, "past_key_values", None) is None:
+        raise ValueError(f"{type(hf_model).__name__} keeps no keys and values: give cache=False.")
+    return output.logits, output.past_key_values
+
+
+def _check_right_padded(mask: Tensor | None) -> None:
+    if mask is not None and not bool((mask[:, 1:] <= mask[:, :-1]).all()):
+        raise ValueError("the attention mask has padding before tokens; expected all padding on the right.")

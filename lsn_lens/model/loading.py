@@ -1,0 +1,222 @@
+"""Load a model through TransformerLens, unprocessed, and check it before anyone gets it."""
+
+import contextlib
+import copy
+import importlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lsn_lens.model.acceptance import check, reference_of
+from lsn_lens.model.checkpoints import (
+    DEMO_MODEL,
+    check_options,
+    check_tokenizer,
+    dtype_of,
+    given,
+    in_short,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    source_of,
+)
+from lsn_lens.model.sealing import sealed
+from lsn_lens.model.structure import Model
+
+log = logging.getLogger(__name__)
+
+
+def load_model(
+    name: str | Path,
+    *,
+    backend: Literal["auto", "hooked", "bridge"] = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> Model:
+    """Load a model and its tokenizer, unprocessed, and check it against Hugging Face's own logits.
+
+    Nothing is installed, and nothing but the model's own files is downloaded.
+
+    Args:
+        name: `"demo"` (the embedded model), a local folder, or a Hub id.
+        backend: "hooked" (HookedTransformer, TransformerLens 3.9), "bridge" (TransformerBridge), or "auto":
+            a HookedTransformer where the installed TransformerLens has one that can load this model
+            and passes the check, else a bridge.
+        device: Where to; a GPU if there is one, and under `torchrun` each process's own.
+        dtype: Of the weights, as `torch.bfloat16` or "bfloat16"; "auto" is the checkpoint's own. Float32 by default.
+        revision: Branch, tag or commit of a Hub model.
+        options: For `AutoModelForCausalLM.from_pretrained`. What says where files are and whether their code is
+            trusted (`trust_remote_code`, `subfolder`, `token`, `cache_dir`, `local_files_only` ...) holds for the
+            tokenizer and the configuration too.
+
+    Returns:
+        A HookedTransformer or a TransformerBridge, in evaluation mode.
+
+    Raises:
+        ValueError: A model that cannot be loaded, lacks weights or has NaN among them, is split over devices, is no
+            decoder, computes something else than Hugging Face's, or whose tokenizer has ids that the model lacks.
+    """
+    if backend not in ("auto", "hooked", "bridge"):
+        raise ValueError(f"backend={backend!r}: expected 'auto', 'hooked' or 'bridge'.")
+    check_options(options)
+    if device is not None and options.get("device_map") is not None:
+        raise ValueError(f"device={device} and device_map={options['device_map']!r} both say where: give device alone.")
+    kind, source, options = dtype_of(dtype, options), source_of(name), given({**options, "revision": revision})
+    read_config(source, options)
+    tokenizer = read_tokenizer(source, options)
+    hf_model = read_weights(source, kind, options)
+    check_tokenizer(source, tokenizer, len(hf_model.get_input_embeddings().weight))
+    if "device_map" not in options:
+        hf_model = hf_model.to(torch.device(device or default_device()))
+    hf_model = _with_finite_masks(hf_model.eval().requires_grad_(False))
+    reference = reference_of(hf_model, source)
+    if backend != "bridge":
+        try:
+            model = _hooked_transformer(source, hf_model, tokenizer)
+            check(model, reference)
+            return labelled(model, name, revision)
+        except Exception as error:  # whatever TransformerLens raises for a model it cannot convert
+            if backend == "hooked":
+                raise ValueError(f"{source!r} cannot be a HookedTransformer: {in_short(error)}") from error
+            if not isinstance(error, ImportError):
+                log.info("%s: no HookedTransformer (%s), using a TransformerBridge.", source, error)
+    model = _bridge(source, hf_model, tokenizer)
+    check(model, reference)
+    return labelled(model, name, revision)
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one; under `torchrun` the processes of a machine take turns over its GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank) % torch.cuda.device_count())
+
+
+def skeleton(config: Any, tokenizer: Any = None) -> Model:
+    """A TransformerBridge of a Hugging Face configuration without any weights: for sizes, in no memory.
+
+    Raises:
+        ValueError: TransformerLens cannot wrap it.
+    """
+    config, name = copy.deepcopy(config), f"a {config.model_type} configuration"
+    config._attn_implementation = "eager"
+    config.pad_token_id = None  # else some look for padding among the tokens, which have no values
+    with torch.device("meta"):
+        hf_model = AutoModelForCausalLM.from_config(config)
+    with _fused_without_weights():
+        model = _bridge(name, hf_model, tokenizer or AutoTokenizer.from_pretrained(DEMO_MODEL))
+    return labelled(model, name, None)
+
+
+def labelled(model: Model, name: str | Path, revision: str | None) -> Model:
+    """Note on a model where it came from."""
+    model.lsn_lens_source = {"name": Path(name).name if Path(name).exists() else str(name), "revision": revision}
+    return model
+
+
+def _bridge(source: str, hf_model: Any, tokenizer: Any) -> Model:
+    """A TransformerBridge around a Hugging Face model."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        with sealed(f"wrapping {source!r}"):
+            model = TransformerBridge.boot_transformers(
+                source, hf_model=hf_model, tokenizer=_for_transformer_lens(tokenizer), device=hf_model.device,
+                dtype=hf_model.dtype,
+            )  # fmt: skip
+    except Exception as error:  # whatever TransformerLens raises for a model it cannot wrap
+        raise ValueError(
+            f"{source!r} ({type(hf_model).__name__}) cannot be a TransformerBridge of TransformerLens "
+            f"{version('transformer-lens')}: {in_short(error)}"
+        ) from error
+    return _with_own_tokens(model.eval().requires_grad_(False), tokenizer)
+
+
+def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any) -> Model:
+    """A HookedTransformer from a Hugging Face model that TransformerLens need not know by name."""
+    # TransformerLens 3.9 only; 4 raises ImportError
+    loading_from_pretrained: Any = importlib.import_module("transformer_lens.loading_from_pretrained")
+    hooked_transformer: Any = importlib.import_module("transformer_lens").HookedTransformer
+    dtype, config = hf_model.dtype, hf_model.config.to_dict()
+    config.setdefault("n_ctx", config.get("n_positions"))
+    # The converter reads a folder, and guesses the architecture from names such as "llama" in its path.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), sealed(f"converting {source!r}"):
+        warnings.simplefilter("ignore", DeprecationWarning)
+        (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
+        cfg = loading_from_pretrained.get_pretrained_model_config(
+            folder, hf_cfg=config, device=str(hf_model.device), dtype=dtype, default_prepend_bos=False
+        )
+        _correct_heads(cfg, config.get("head_dim"))
+        state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
+        cfg.model_name = Path(source).name  # it would be the temporary folder's
+        model = hooked_transformer(cfg, _for_transformer_lens(tokenizer), move_to_device=False)
+        model.load_and_process_state_dict(
+            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        )
+    model.move_model_modules_to_device()
+    model.generation_config = getattr(hf_model, "generation_config", None)  # which tokens end a text
+    return _with_own_tokens(model.eval().requires_grad_(False), tokenizer)
+
+
+def _correct_heads(cfg: Any, d_head: int | None) -> None:
+    """A head may be wider than the residual stream over the number of heads, which the converter takes it for."""
+    if d_head and cfg.d_head != d_head:
+        cfg.rotary_dim = d_head if cfg.rotary_dim == cfg.d_head else cfg.rotary_dim
+        cfg.attn_scale = d_head**0.5 if cfg.attn_scale == cfg.d_head**0.5 else cfg.attn_scale
+        cfg.d_head = d_head
+
+
+def _for_transformer_lens(tokenizer: Any) -> Any:
+    """A copy that TransformerLens may add tokens to, and that it takes for one that begins texts.
+
+    One that does not, it would fetch anew by its name: of another revision, subfolder or cache than was asked for.
+    """
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs["add_bos_token"] = True
+    return copied
+
+
+def _with_own_tokens(model: Model, tokenizer: Any) -> Model:
+    """Where the tokenizer has no end token TransformerLens makes one up, which the model never learned."""
+    if tokenizer.eos_token_id is None:
+        is_property = hasattr(type(model), "tokenizer")  # to set it would add the same tokens again
+        setattr(model, "_tokenizer" if is_property else "tokenizer", tokenizer)
+    return model
+
+
+def _with_finite_masks(hf_model: Any) -> Any:
+    """In float64, the lowest number of a mask is -inf to attention, which takes its softmax in float32.
+
+    A token of padding, which sees nothing at all, would then be NaN, and so would all that reads it.
+    """
+    lowest = torch.finfo(torch.float32).min
+
+    def clamp(value: Any) -> Any:
+        is_mask = isinstance(value, Tensor) and value.ndim == 4 and value.dtype == torch.float64
+        return value.clamp_min(lowest) if is_mask else value
+
+    def clamp_all(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tuple(map(clamp, args)), {key: clamp(value) for key, value in kwargs.items()}
+
+    for module in hf_model.modules() if hf_model.dtype == torch.float64 else ():
+        module.register_forward_pre_hook(clamp_all, with_kwargs=True)
+    return hf_model
+
+
+def _fused_without_weights() -> contextlib.AbstractContextManager[Any]:
+    """Let TransformerLens cut fused projections that have no values: their sizes are all that is wanted."""
+    quantization: Any = importlib.import_module("transformer_lens.utilities.quantization")
+    return mock.patch.object(quantization, "unreadable_weight_reason", lambda weight: None)

@@ -1,0 +1,122 @@
+"""What a model is made of: its sites, by name, and whether its tensors are what they are called.
+
+A *model* is an unwrapped `HookedTransformer` (TransformerLens 3.9) or `TransformerBridge` (3.9 and 4.x).
+Weights are never processed: folding and centring change what several methods measure.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsn_lens.model.checkpoints import DEMO_MODEL
+from lsn_lens.model.mlps import (
+    Activation,
+    activations,
+    check_hooks,
+    check_mlps,
+    check_zero,
+    firing,
+    is_gated,
+    mlp_sites,
+    named,
+)
+from lsn_lens.model.probing import TOKENS, device_of, is_bridge, probe, probe_ids, vocabulary_size
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.sites import SITES, Site, flat, get_site
+
+__all__ = [
+    "DEMO_MODEL",
+    "HALF_TOLERANCE", "TOLERANCE", "Activation", "Model", "activations", "describe", "device_of", "firing", "has_site",
+    "is_bridge", "is_gated", "probe_ids", "reader", "site_width", "vocabulary_size",
+]  # fmt: skip
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-4}  # of the logits' standard deviation
+HALF_TOLERANCE = 0.1
+
+Model = Any
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Name, class, dtype and a hash of all weights, as plain data."""
+    digest = hashlib.sha256()
+    parameters = (model.original_model if is_bridge(model) else model).named_parameters()
+    for _, parameter in sorted(parameters, key=lambda pair: pair[0]):
+        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return {
+        **_source(model),
+        "class": type(model).__name__,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "layers": model.cfg.n_layers,
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def _source(model: Model) -> dict[str, Any]:
+    return getattr(model, "lsn_lens_source", {"name": str(model.cfg.model_name), "revision": None})
+
+
+def reader(model: Model, name: str) -> tuple[Site, Callable[[Tensor, int], Tensor]]:
+    """The site to hook for a named tensor, and what to apply to it in a layer: `[batch pos unit]` comes out."""
+    site = get_site(name)
+    if site.activated and not is_gated(model):
+        return SITES["mlp_post"], lambda acts, layer: acts
+    if site.activated:
+        functions = activations(model)
+        return site, lambda acts, layer: functions[layer](acts)
+    return site, lambda acts, layer: flat(acts, site)
+
+
+def has_site(model: Model, name: str) -> bool:
+    """Whether every layer has the site, and it is what its name says."""
+    try:
+        site_width(model, name)
+    except DoesNotApply:
+        return False
+    return True
+
+
+@torch.no_grad()
+def site_width(model: Model, name: str) -> int:
+    """Units of a site, measured with a few tokens in every layer.
+
+    Raises:
+        DoesNotApply: The model lacks the site in some layer, its layers differ, or the tensor is not what
+            the site's name says (as in mixtures of experts).
+    """
+    site, layers = get_site(name), range(model.cfg.n_layers)
+    read = dict.fromkeys([site.hook, *(SITES[each].hook for each in mlp_sites(model) if site.basis == "mlp")])
+    names = [f"blocks.{layer}.{hook}" for hook in read for layer in layers]
+    try:
+        check_hooks(model, names)
+        seen, logits = probe(model, names)
+        widths = {layer: _width(model, seen, site, layer) for layer in layers}
+        if len(set(widths.values())) != 1:
+            raise DoesNotApply(f"{named(model)} has layers of different widths: {widths}.")
+        if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
+            check_mlps(model, seen)
+            if site.name == "mlp_post":  # where units are written
+                check_zero(model, seen, logits)
+    except DoesNotApply as error:
+        raise DoesNotApply(f"site {name!r}: {error}") from error
+    return widths[0]
+
+
+def _width(model: Model, seen: dict[str, Tensor], site: Site, layer: int) -> int:
+    """Units of the site in a layer."""
+    hook = site.hook_name(layer)
+    if hook not in seen:
+        raise DoesNotApply(f"{named(model)}: {hook} shows nothing when the model runs.")
+    shape = list(seen[hook].shape)
+    heads = [model.cfg.n_heads] if site.heads else []
+    if site.basis in ("k", "v") and len(shape) == 4 and shape[2]:  # query heads may share them
+        heads = [shape[2]] if model.cfg.n_heads % shape[2] == 0 else heads
+    expected = [1, TOKENS, *heads]
+    if len(shape) != len(expected) + 1 or shape[:-1] != expected:
+        raise DoesNotApply(
+            f"{named(model)}: {hook} shows {shape} for a text of {TOKENS} tokens, expected "
+            f"{[*expected, 'd_head' if site.heads else 'unit']}: it is not what its name says."
+        )
+    return flat(seen[hook], site).shape[-1]

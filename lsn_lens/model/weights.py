@@ -1,0 +1,96 @@
+"""Which weights of a Hugging Face model make or read a unit: a bridge knows, whatever the architecture."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lsn_lens.model.structure import Model
+
+# what TransformerLens cuts a fused projection into, by the method of the bridge's component that does it
+SPLITS = {"split_qkv_matrix": ("q", "k", "v"), "split_gate_up_matrix": ("gate", "in")}
+LAST = ("o", "out")  # the projection whose output is that of its attention or MLP
+
+
+def by_output(module: Any) -> Tensor:
+    """The weight as `[output, input]`, a view: a Conv1D keeps it the other way round."""
+    return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A bridge beside the bare Hugging Face model that it wraps (without weights)."""
+
+    bridge: Model
+    bare: nn.Module
+    names: Mapping[int, str]  # id of a wrapped module -> its name in the bare model
+    owners: Mapping[int, tuple[Any, bool]]  # id of a hook point -> its component, and whether it shows outputs
+
+    def name(self, component: Any) -> str | None:
+        """What the bare model calls a component of the bridge; None for one that it does not have."""
+        return self.names.get(id(component.original_component))
+
+
+def anatomy_of(bridge: Model) -> Anatomy:
+    """Look at a bridge and at a bare model of the same configuration."""
+    with torch.device("meta"):
+        bare: Any = type(bridge.original_model)._from_config(copy.deepcopy(bridge.original_model.config))
+    known = {name for name, _ in bare.named_modules()}
+    wrapped = (
+        (name.replace("._original_component", ""), module)
+        for name, module in bridge.original_model.named_modules(remove_duplicate=False)
+    )
+    owners = {}
+    for component in bridge.modules():
+        for side, outputs in (("hook_in", False), ("hook_out", True)):
+            if hasattr(component, side):
+                owners[id(getattr(component, side))] = (component, outputs)
+    return Anatomy(bridge, bare, {id(module): name for name, module in wrapped if name in known}, owners)
+
+
+def place(anatomy: Anatomy, hook: str, basis: str) -> tuple[str, bool, Tensor]:
+    """The module that a hook point stands at, whether at its outputs, and which of them each unit is."""
+    component, outputs = anatomy.owners[id(anatomy.bridge.hook_dict[hook])]
+    if outputs:
+        parts: Mapping[str, Any] = getattr(component, "submodules", {})
+        component = next((parts[name] for name in LAST if name in parts), component)
+    name = anatomy.name(component)
+    module: Any = anatomy.bare.get_submodule(name) if name else None
+    if isinstance(module, nn.Linear | Conv1D):
+        return name or "", outputs, torch.arange(by_output(module).shape[0 if outputs else 1])
+    if outputs and name is None:
+        return _fused(anatomy, component, basis)
+    raise ValueError(
+        f"units of basis {basis!r}: {hook} is the output of a {type(module).__name__} ({name}), not of one weight "
+        "matrix, so no weights are theirs alone."
+    )
+
+
+def _fused(anatomy: Anatomy, part: Any, basis: str) -> tuple[str, bool, Tensor]:
+    """The same for a projection that the Hugging Face model keeps together with others in one matrix.
+
+    In which order is known to TransformerLens, for each architecture: given a copy whose weights are row numbers,
+    it cuts out rows that say where they were.
+    """
+    parent: Any = next(each for each in anatomy.bridge.modules() if part in getattr(each, "submodules", {}).values())
+    path = anatomy.name(parent)
+    split = next((each for each in SPLITS if hasattr(parent, each)), None)
+    if path is None or split is None:
+        raise ValueError(f"units of basis {basis!r}: TransformerLens does not say which weights make them.")
+    numbered: Any = copy.deepcopy(anatomy.bare.get_submodule(path)).float().to_empty(device="cpu")
+    rows: list[tuple[str, int]] = []
+    for name, module in numbered.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            weight = by_output(module)
+            weight.copy_(torch.arange(len(rows), len(rows) + len(weight))[:, None].expand_as(weight))
+            rows += [(name, row) for row in range(len(weight))]
+    place = next(name for name, each in parent.submodules.items() if each is part)
+    piece = getattr(parent, split)(numbered)[SPLITS[split].index(place)]
+    places = [rows[int(number)] for number in piece.weight[:, 0]]
+    name = places[0][0]
+    order = torch.tensor([row for each, row in places if each == name])
+    return f"{path}.{name}", True, order

@@ -1,0 +1,12 @@
+from .detectors import DetectorScores as DetectorScores
+from .detectors import score_detectors as score_detectors
+from .measuring import RoleError as RoleError
+from .measuring import measure_roles as measure_roles
+from .parts import PartName as PartName
+from .planting import Planted as Planted
+from .planting import load_planted as load_planted
+from .planting import plant as plant
+from .roles import ROLES as ROLES
+from .roles import Role as Role
+from .world import World as World
+from .world import make_world as make_world

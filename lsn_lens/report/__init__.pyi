@@ -1,0 +1,13 @@
+from . import plots as plots
+from .charts import save as save
+from .page import provenance as provenance
+from .page import save_tables as save_tables
+from .page import write_report as write_report
+from .plots import change_matrix as change_matrix
+from .plots import language_curves as language_curves
+from .plots import language_map as language_map
+from .plots import layer_counts as layer_counts
+from .plots import log_odds_map as log_odds_map
+from .plots import overlap as overlap
+from .text_view import activations_on_text as activations_on_text
+from .text_view import neuron_on_text as neuron_on_text

@@ -1,0 +1,210 @@
+"""Figures: each function turns a DataFrame into a `Chart`, which matplotlib and plotly can both draw."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from lsn_lens.report.charts import Chart, save
+from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
+
+HURT, OTHER, RANDOM = "#b5402a", "#8a9bb0", "#4a4f57"
+DIVERGING = ("#2c5f91", "#86aed0", "#f7f7f5", "#e39c80", "#b5402a")  # helped, unchanged, hurt
+CURVES = (
+    "#2c5f91", "#c98a1b", "#3c8d5a", "#b5402a", "#7a5aa6", "#3aa0a8", "#a3477f", "#6f7d3a", "#8c6242", "#4a4f57",
+)  # fmt: skip
+SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
+
+__all__ = [
+    "Chart", "agreement", "change_matrix", "control", "digits", "dose_curve", "expert_heatmap", "language_curves",
+    "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "robust_limit", "save",
+    "share_map", "similarity_curves", "switch_rises",
+]  # fmt: skip
+
+
+def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and language") -> Chart:
+    """From `NeuronSet.layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    counts = frame.T
+    limit = max(1.0, float(counts.to_numpy().max()))
+    cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")
+    return Chart(title, "layer", "language", (cells,), "How many neurons of each layer belong to each language.")
+
+
+def change_matrix(
+    matrix: pd.DataFrame,
+    title: str = "Change of the loss",
+    unit: str = "nats a token",
+    limit: float | None = None,
+) -> Chart:
+    """From `perplexity_matrix`: rows = neurons switched off of, columns = evaluated on; red = hurt, blue = helped.
+
+    The colours end at `limit`, by default `robust_limit`, so that one broken language does not wash out the rest; give
+    two matrices the same limit to compare them.
+    """
+    shown = matrix.drop(index="none", errors="ignore")
+    limit = limit or robust_limit(shown)
+    finite = shown.to_numpy(dtype=float)[np.isfinite(shown.to_numpy(dtype=float))]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    form = f"+z.{digits(limit)}f"
+    label = f"{unit}<br>from {low:{form}} to {high:{form}}"
+    cells = Heatmap(shown, (-limit, limit), DIVERGING, label, form)
+    caption = (
+        f"Each cell: what ablating the row's units does to the loss on the column's text ({unit}). "
+        f"Values go from {low:{form}} to {high:{form}}; the colours end at ±{limit:.{digits(limit)}f}, "
+        "so that one language with huge values does not wash out the others."
+    )
+    return Chart(title, "evaluated on", "units ablated of", (cells,), caption)
+
+
+def robust_limit(matrix: pd.DataFrame) -> float:
+    """Where a symmetric colour scale ends: what three quarters of the rows, or of the columns, stay below.
+
+    The largest |value| of each row, its upper quartile, the same for the columns, and the smaller of the two: one
+    row or one column of huge values changes neither. Positive, whatever the matrix.
+    """
+    sizes = matrix.abs().to_numpy(dtype=float)
+    sizes = np.where(np.isfinite(sizes), sizes, 0.0)
+    limits = [np.quantile(sizes.max(axis, initial=0.0), 0.75, method="lower") for axis in (0, 1) if sizes.size]
+    return float(min(limits, default=0.0)) or float(sizes.max(initial=0.0)) or 1.0
+
+
+def digits(limit: float) -> int:
+    """Decimals that show about two significant digits of numbers of this size."""
+    return min(8, max(0, 1 - math.floor(math.log10(limit))))
+
+
+def overlap(jaccard: pd.DataFrame, title: str = "Overlap between languages") -> Chart:
+    """From `NeuronSet.jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+    apart = jaccard.mask(np.eye(len(jaccard), dtype=bool))
+    highest = float(np.nan_to_num(apart.to_numpy(dtype=float)).max(initial=0.0))
+    cells = Heatmap(apart, (0.0, highest or 1.0), SEQUENTIAL, "Jaccard index", ".2f")
+    return Chart(
+        title, "", "", (cells,),
+        "Neurons that two languages share, as a fraction of all neurons of either (0: none, 1: the same set).",
+    )  # fmt: skip
+
+
+def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own language against random neurons") -> Chart:
+    """Own rise of each language beside the rises of its random controls, for one method and action.
+
+    Args:
+        summary: `Comparison.control_by_language` of one method, or rows of `effects.summarise`.
+        points: `Comparison.control_points` of it, or rows of `effects.control_points`.
+        title: Above the figure.
+    """
+    own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
+    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot a seed", RANDOM))
+    return Chart(
+        title, "language", "rise of its own loss, nats a token", marks,
+        "Bars: the language's own loss when its units are ablated. Dots: the same number of random units in the same "
+        "layers. A bar that does not clear its dots shows nothing.",
+    )  # fmt: skip
+
+
+def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Chart:
+    """Mean rise of the own language, the other languages, and under random units.
+
+    Args:
+        table: `Comparison.specificity` with the column `random_mean` of `Comparison.control`.
+        title: Above the figure.
+    """
+    rows = table.set_index("method")
+    series = (
+        ("own language", "own_rise", HURT),
+        ("other languages", "mean_other_rise", OTHER),
+        ("own language, random units (shorter text)", "random_mean", RANDOM),
+    )
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")
+
+
+def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stages and structures") -> Chart:
+    """From `workflow_summary`: for each switch, what turning units off does to whom."""
+    rows = summary.set_index("switch")
+    series = (
+        ("own language", "own_rise", HURT),
+        (english, "english_rise", DIVERGING[0]),
+        ("other languages", "others_rise", OTHER),
+        ("own language, random units", "random_own_rise", RANDOM),
+    )
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    caption = f"Means over the languages but {english}. Switches differ in how many units they hold."
+    return Chart(title, "units turned off", "mean rise of the loss, nats a token", marks, caption)
+
+
+def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
+    """From `Comparison.agreement`: 1 for equal sets, 0 for chance; empty where methods share no kind of unit."""
+    matrix = pd.DataFrame(np.nan, index=methods, columns=methods)
+    for row in table.to_dict("records"):
+        matrix.loc[row["method"], row["other"]] = matrix.loc[row["other"], row["method"]] = row["chance_corrected"]
+    cells = Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "shared units beyond chance", ".2f")
+    return Chart(title, "", "", (cells,), "Units that two methods share at equal size, corrected for chance.")
+
+
+def expert_heatmap(table: pd.DataFrame, language: str) -> Chart:
+    """From `evaluation.experts.frequencies`: rows = layers, columns = experts, the same colours for every language."""
+    cells = Heatmap(table.loc[language], (0.0, 1.0), SEQUENTIAL, "share of tokens", ".2f")
+    caption = "Share of the language's tokens that select each expert."
+    return Chart(f"{language}: how often experts are selected", "expert", "layer", (cells,), caption)
+
+
+def language_curves(table: pd.DataFrame, text: str, title: str = "") -> Chart:
+    """From `working_language`: on text of one language, each language's share over the layers."""
+    rows = table.loc[table["text"].eq(text)]
+    wide = rows.pivot(index="layer", columns="language", values="share")[list(rows["language"].unique())]
+    marks = [Line(wide[each], str(each), CURVES[place % len(CURVES)]) for place, each in enumerate(wide.columns)]
+    own = rows.loc[rows["language"].eq(text)].set_index("layer")
+    beside = (("text_share", "the text itself", OTHER), ("unigram_share", "random tokens", RANDOM))
+    if len(own):
+        marks += [Line(own[column], f"{text}: {name}", colour, dashed=True) for column, name, colour in beside]
+    return Chart(
+        title or f"{text}: the language of what each layer predicts", "layer (0: embedding)", "share", tuple(marks),
+        "Of the identified tokens among the most probable ones at each position, the share of each language. Dashed: "
+        "what the text's own tokens would give, and tokens drawn at random from text of all languages.",
+    )  # fmt: skip
+
+
+def language_map(matrix: pd.DataFrame, title: str, label: str = "share", rows: str = "language of the text") -> Chart:
+    """Rows = languages, columns = layers, values in [0, 1], the same colours for every matrix."""
+    return Chart(title, "layer (0: embedding)", rows, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, label, ".2f"),))
+
+
+def log_odds_map(matrix: pd.DataFrame, title: str, caption: str = "") -> Chart:
+    """From `word_probes`: rows = languages, columns = layers, red = the first word is the more probable one."""
+    limit = robust_limit(matrix)
+    cells = Heatmap(matrix, (-limit, limit), DIVERGING, "log-odds, nats", f"+z.{digits(limit)}f")
+    return Chart(title, "layer (0: embedding)", "language of the prompt", (cells,), caption)
+
+
+def similarity_curves(tables: Mapping[str, pd.DataFrame], measure: str = "similarity", title: str = "") -> Chart:
+    """From `language_similarity` under several conditions: one curve each over the layers, its control dashed."""
+    marks = []
+    for place, (name, table) in enumerate(tables.items()):
+        rows, colour = table.set_index("layer"), CURVES[place % len(CURVES)]
+        marks.append(Line(rows.loc[:, measure], name, colour))
+        if measure == "similarity":
+            marks.append(Line(rows.loc[:, "control"], f"{name}: other sentences", colour, dashed=True))
+    return Chart(
+        title or "Sentences and their translations", "layer (0: embedding)", measure.replace("_", " "), tuple(marks),
+        "Means over pairs of languages. Similarity: cosine of a sentence and its translation; dashed: of a sentence "
+        "and other sentences. Retrieval: share of sentences whose nearest of the other language is the translation.",
+    )  # fmt: skip
+
+
+def share_map(matrix: pd.DataFrame, title: str, x: str, y: str, label: str = "share of texts") -> Chart:
+    """Rows and columns as they are, shares in [0, 1]."""
+    return Chart(title, x, y, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, label, ".2f"),))
+
+
+def dose_curve(doses: pd.DataFrame, name: str) -> Chart:
+    """From `dose_response`, one steering: its share over the doses with its interval, beside random units and none."""
+    doses = doses.sort_values("dose")
+    rows: pd.DataFrame = doses.assign(dose=[f"{each:g}" for each in doses["dose"]]).set_index("dose")
+    marks = (
+        Line(rows.loc[:, "share"], name, HURT, band=rows.loc[:, ["low", "high"]]),
+        Line(rows.loc[:, "random_share"], "random counterpart", RANDOM, dashed=True),
+        Line(rows.loc[:, "none_share"], "no steering", OTHER, dashed=True),
+    )
+    caption = "Share of texts in the target language. The band is Wilson's 95 % interval over texts."
+    return Chart(f"{name}: dose and response", "dose", "share of texts in the target language", marks, caption)

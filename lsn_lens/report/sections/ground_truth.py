@@ -1,0 +1,159 @@
+"""The report of methods against planted units: what each section shows and says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens.planted.roles import ROLES
+from lsn_lens.report import plots
+from lsn_lens.report.page import Report, Section
+from lsn_lens.report.sections.parts import of, origin_section
+
+Tables = Mapping[str, pd.DataFrame]
+TITLES = {"mlp": "MLPs", "attention": "Attention"}
+CHOSEN = 0.5  # share of a role's units that a method chose, from which on it is said to find it
+HOW_TO_READ = (
+    "Units of known role were written into the model, and measured: each row of the first table says what they are. A "
+    "language needs the first four; all others are decoys. They are neurons of the MLPs or, in other plantings, values "
+    "of new attention heads, which attend evenly to all that came before.",
+    "Average precision: how far the method's scores rank the units that a language needs above all other planted ones "
+    "(1 is perfect; chance is that of a random order). Precision and recall are of the method's own set, at its "
+    "default settings, among planted units; top recall: of the highest 1 % of all units, the model's own included. "
+    "Intervals are 95 % t intervals over plantings.",
+    "The model's own units have no known role, so they are in no score but top recall; what share of them a method "
+    "chose is in the table of roles. A method is scored on the parts whose units it scores, and left out of others.",
+)
+
+
+def ground_truth_report(tables: Tables, skipped: Mapping[str, str], origin: Mapping[str, Any]) -> Report:
+    """The whole report.
+
+    Args:
+        tables: "methods", "by-language", "roles", "planted", "damage", "sensitivity", "refused".
+        skipped: Methods that were left out, and why.
+        origin: From `provenance`.
+    """
+    languages = list(dict.fromkeys(tables["by-language"]["language"]))
+    plantings = tables["by-language"]["planting"].nunique()
+    parts = list(dict.fromkeys(tables["methods"]["part"]))
+    return Report(
+        "Ground truth: which method finds what?",
+        f"{plantings} plantings into {origin['settings']['model']} ({', '.join(parts)}), {len(languages)} languages "
+        f"({', '.join(languages)}), {origin['started'][:10]}",
+        lead(tables),
+        facts(tables),
+        (
+            *(methods_section(tables, part) for part in parts),
+            Section("How to read this", (*HOW_TO_READ, *left_out(skipped)), {"Roles": roles_table()}),
+            *(roles_section(tables, part) for part in parts),
+            *(sensitivity_section(tables, part) for part in parts),
+            planted_section(tables),
+            origin_section(origin),
+        ),
+    )
+
+
+def roles_table() -> pd.DataFrame:
+    """What each role is."""
+    return pd.DataFrame(
+        [{"role": role.name, "a language needs it": "yes" if role.truth else "no", "what": role.says}
+         for role in ROLES.values()]
+    )  # fmt: skip
+
+
+def left_out(skipped: Mapping[str, str]) -> tuple[str, ...]:
+    """Which methods are not there, and why."""
+    return tuple(f"Left out: {name} ({why})." for name, why in skipped.items())
+
+
+def lead(tables: Tables) -> str:
+    """Who comes first, and what everybody misses or falls for, in each part."""
+    words = []
+    for part in dict.fromkeys(tables["methods"]["part"]):
+        best = of(tables["methods"], part=part).iloc[0]
+        words.append(
+            f"{TITLES[part]}: {best['method']} ranks the planted units best, average precision "
+            f"{best['average_precision']:.2f} ({best['average_precision_low']:.2f} to "
+            f"{best['average_precision_high']:.2f}; chance {best['chance']:.2f})."
+        )
+        roles = of(tables["roles"].loc[tables["roles"]["role"].isin(list(ROLES))], part=part)
+        for truth, said, column in ((True, "is found by", "own"), (False, "fools", "any")):
+            for role in dict.fromkeys(roles.loc[roles["truth"].eq(truth), "role"]):
+                mine = of(roles, role=role)
+                who = list(mine.loc[mine[column] >= CHOSEN, "method"])
+                words.append(f"{role} {said} {', '.join(who) or 'nobody'}.")
+    return " ".join(words)
+
+
+def facts(tables: Tables) -> dict[str, str]:
+    """The numbers in short."""
+    rows = pd.concat([of(tables["methods"], part=part).head(4) for part in dict.fromkeys(tables["methods"]["part"])])
+    return {
+        f"average precision, {row['method']} ({row['part']})": f"{row['average_precision']:.2f}"
+        for row in rows.to_dict("records")
+    }
+
+
+def methods_section(tables: Tables, part: str) -> Section:
+    """Methods side by side."""
+    methods, rows = of(tables["methods"], part=part), of(tables["by-language"], part=part)
+    means: Any = rows.groupby(["method", "language"], sort=False)["average_precision"].mean()
+    table = means.unstack().reindex(index=list(methods["method"]))
+    return Section(
+        f"{TITLES[part]}: methods against the truth",
+        ("Means over plantings and languages, best average precision first.",),
+        {"Scores": methods.drop(columns="part")},
+        {f"by-language-{part}": plots.share_map(table, "Average precision", x="language", y="", label="share")},
+    )
+
+
+def roles_section(tables: Tables, part: str) -> Section:
+    """Which roles each method chooses."""
+    roles, methods = of(tables["roles"], part=part), of(tables["methods"], part=part)
+    matrix = roles.pivot(index="method", columns="role", values="any")
+    matrix = matrix.reindex(index=list(methods["method"]), columns=list(dict.fromkeys(roles["role"])))
+    return Section(
+        f"{TITLES[part]}: what they choose",
+        (
+            "Share of the units of each role that a method's set holds for some language. The first four should be 1, "
+            "the others 0; what the model's own should be, nobody knows.",
+        ),
+        {"For the right language (own), for another (other), for any": roles.drop(columns="part")},
+        {f"roles-{part}": plots.share_map(matrix, "Share of units chosen", x="role", y="", label="share of units")},
+    )
+
+
+def sensitivity_section(tables: Tables, part: str) -> Section:
+    """Less text, fewer languages."""
+    table, methods = of(tables["sensitivity"], part=part), of(tables["methods"], part=part)
+    matrix = table.pivot(index="method", columns="text", values="average_precision")
+    matrix = matrix.reindex(index=list(methods["method"]), columns=list(dict.fromkeys(table["text"])))
+    return Section(
+        f"{TITLES[part]}: less text, fewer languages",
+        ("The first planting alone, with the methods run on part of the text, or on some of its languages.",),
+        {"Average precision and recall": table.drop(columns="part")},
+        {f"sensitivity-{part}": plots.share_map(matrix, "Average precision", x="text", y="", label="share")},
+    )
+
+
+def planted_section(tables: Tables) -> Section:
+    """What was measured of each role, and what planting did to the model."""
+    measured = ["own_rate", "other_rate", "own_value", "loudness", "writes", "own_rise", "other_rise"]
+    means: Any = tables["planted"].groupby(["part", "role"], sort=False)[measured].mean()
+    refused = tables["refused"]
+    left = [
+        f"Left out: {row['part']}, seed {row['seed']}. {row['why']}".replace("\n", " ")
+        for row in refused.to_dict("records")
+    ]
+    return Section(
+        "What was planted",
+        (
+            "Means over units and plantings, on held-out text: share of tokens that a unit fires on in its languages "
+            "(the lowest) and others (the highest), its mean activation on its own, the shares of the layer's units "
+            "that are quieter there and that write less, and by how much the loss of its languages (the lowest) and of "
+            "others (the highest) rises when it alone is switched off, in nats a token.",
+            *left,
+        ),
+        {"Measured": means.reset_index(), "Rise of the loss by planting, nats a token": tables["damage"]},
+    )

@@ -1,0 +1,54 @@
+"""What every report has: the text, where it comes from; and small things that sections need."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens.report.page import Section
+
+
+def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
+    """The text that was used, and how."""
+    used = origin["corpus"]["layout"]
+    rows = "rows of one document each" if used["kind"] == "documents" else f"blocks of {used['length']} tokens"
+    return Section(
+        "How it was measured",
+        (
+            f"Found on {rows}; what documents begin with: {used['separator']}. Measured on the held-out part of the "
+            "corpus, which the methods never saw.",
+        ),
+        {"Text that the units were found on": text},
+    )
+
+
+def origin_section(origin: Mapping[str, Any]) -> Section:
+    """Where it comes from, and how to get it again."""
+    model, versions = origin["model"], ", ".join(f"{name} {each}" for name, each in origin["versions"].items())
+    return Section(
+        "Provenance",
+        (
+            f"Model {model['name']} ({model['class']}, {model['dtype']}, {model['layers']} layers, revision "
+            f"{model['revision'] or 'not given'}), weights sha256 {model['weights_sha256'][:16]}…; "
+            f"text sha256 {origin['corpus']['sha256'][:16]}…",
+            f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
+            "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
+            "figures in figures/, the sets in neurons/ (read them with lsn_lens.NeuronSet.load).",
+        ),
+        code=shlex.join(origin["command"]),
+        data=origin,
+    )
+
+
+def of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """The rows with these values."""
+    for column, value in values.items():
+        table = table.loc[table[column].eq(value)]
+    return table
+
+
+def slug(text: str) -> str:
+    """For file names."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

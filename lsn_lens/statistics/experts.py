@@ -1,0 +1,160 @@
+"""Fine-grained experts: MLP neurons in groups of equal size by their weights, and which of them a token selects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.statistics.needs import Tensors, Widths
+
+REFINEMENTS = 5  # rounds of new centres and new balanced assignment after k-means
+
+Scores = Float[Tensor, "token expert"]
+
+
+@dataclass(frozen=True)
+class ExpertCounts:
+    """How often each expert is among those that a token selects; see `ExpertFrequency` for the parameters.
+
+    Keeps `<key>.selected` `[layer expert]` and `<key>.counted` `[layer]` (tokens), with the constant
+    `<key>.assignment` `[layer unit]`: the expert of each neuron.
+    """
+
+    size: int = 32
+    features: Literal["gate", "up", "concat"] = "gate"
+    score: Literal["l1", "pos", "l2", "contribution"] = "l1"
+    select: Literal["per_layer", "cross_layer", "threshold"] = "per_layer"
+    share: float = 0.2
+    relative: bool = False
+    skip_bos: bool = True
+    seed: int = 0
+    optional = by_document = gradient = False
+
+    @property
+    def key(self) -> str:
+        """Names all settings."""
+        flags = ("r" if self.relative else "") + ("" if self.skip_bos else "b")
+        return f"experts{self.size}-{self.features}-{self.seed}-{self.score}-{self.select}{self.share:g}{flags}"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The dense hidden state; act(gate) for the score "pos"."""
+        return ("mlp_act", "mlp_post") if self.score == "pos" else ("mlp_post",)
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """Counts of selections, and of tokens."""
+        experts = n_experts(widths["mlp_post"], self.size)
+        return {
+            f"{self.key}.selected": ((layers, experts), torch.int64),
+            f"{self.key}.counted": ((layers,), torch.int64),
+        }
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+
+def n_experts(d_mlp: int, size: int) -> int:
+    """Experts of a layer.
+
+    Raises:
+        DoesNotApply: The size does not divide the layer's neurons.
+    """
+    if size < 1 or d_mlp % size:
+        sizes = [each for each in range(1, d_mlp + 1) if d_mlp % each == 0]
+        raise DoesNotApply(f"experts of {size} neurons do not divide a layer of {d_mlp}; sizes that do: {sizes}.")
+    return d_mlp // size
+
+
+def balanced_clusters(features: Float[Tensor, "unit feature"], size: int, seed: int = 0) -> Int[Tensor, "unit"]:
+    """Clusters of exactly `size` units each, by the direction of their features.
+
+    k-means gives the centres; then the closest pairs of unit and centre are taken first, as long as the cluster has
+    room. A few rounds of new centres follow, of which the tightest is kept.
+
+    Source: balanced clustering of weights as in MoEfication, which Unraveling Babel builds on. That code solves the
+    balanced assignment exactly; the greedy one here takes seconds at 14,336 neurons.
+    """
+    rows = torch.nn.functional.normalize(features.double(), dim=1).numpy()
+    clusters = n_experts(len(rows), size)
+    centres = KMeans(clusters, n_init="auto", random_state=seed).fit(rows).cluster_centers_
+    best, tightest = np.zeros(len(rows), dtype=np.int64), np.inf
+    for _ in range(1 + REFINEMENTS):
+        distances = ((rows**2).sum(1)[:, None] - 2 * rows @ centres.T) + (centres**2).sum(1)[None]
+        assignment = _closest_pairs_first(distances, size)
+        spread = distances[np.arange(len(rows)), assignment].sum()
+        if spread < tightest:
+            best, tightest = assignment, spread
+        centres = np.stack([rows[assignment == each].mean(0) for each in range(clusters)])
+    return torch.from_numpy(best)
+
+
+def _closest_pairs_first(distances: np.ndarray, size: int) -> np.ndarray:
+    units, clusters = distances.shape
+    assignment, room, left = np.full(units, -1), np.full(clusters, size), units
+    for pair in distances.ravel().argsort(kind="stable"):
+        unit, cluster = divmod(int(pair), clusters)
+        if assignment[unit] < 0 and room[cluster]:
+            assignment[unit] = cluster
+            room[cluster] -= 1
+            left -= 1
+            if not left:
+                break
+    return assignment
+
+
+def expert_scores(
+    hidden: Float[Tensor, "token unit"], order: Int[Tensor, "unit"], size: int, score: str
+) -> Float[Tensor, "token expert"]:
+    """Scores from the hidden state (or act(gate) for "pos", or hidden times norms for "contribution").
+
+    Args:
+        hidden: Neurons in the order of the layer.
+        order: Neurons sorted by expert: an expert is then `size` neighbours.
+        size: Neurons of an expert.
+        score: See `ExpertFrequency`.
+    """
+    values = UNIT_SCORES[score](hidden.float())
+    return values[:, order].unflatten(1, (-1, size)).sum(2)
+
+
+UNIT_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": torch.abs,
+    "pos": torch.relu,
+    "l2": torch.square,  # its root would give the same order
+    "contribution": torch.abs,
+}
+
+
+def select_top(scores: Scores, count: int) -> Bool[Tensor, "token expert"]:
+    """The `count` highest of each row; ties go to the lower index."""
+    chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def select_mass(scores: Scores, share: float) -> Bool[Tensor, "token expert"]:
+    """The smallest set of each row that holds `share` of its sum."""
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    before = values.cumsum(1) - values
+    chosen = before < share * values.sum(1, keepdim=True)
+    return torch.zeros_like(chosen).scatter_(1, order, chosen)
+
+
+def select_experts(
+    scores: Float[Tensor, "layer token expert"], select: str, share: float, relative: bool = False
+) -> Bool[Tensor, "layer token expert"]:
+    """Which experts each token selects, in every layer."""
+    layers, tokens, experts = scores.shape
+    if select == "cross_layer":
+        scores = scores / scores.mean(2, keepdim=True).clamp_min(1e-30) if relative else scores
+        pool = scores.transpose(0, 1).flatten(1)
+        return select_top(pool, round(share * layers * experts)).view(tokens, layers, experts).transpose(0, 1)
+    if select == "threshold":
+        return select_mass(scores.flatten(0, 1), share).view(scores.shape)
+    return select_top(scores.flatten(0, 1), max(1, round(share * experts))).view(scores.shape)

@@ -1,0 +1,250 @@
+"""Exact, mergeable summaries of activations: named sums over tokens, and values of single documents.
+
+Sums (counts in integers, sums in float64) and extremes are all that merges, so that merging shards is addition and
+`merge(parts) == whole` holds to the bit in a fixed order. Means and probabilities are derived.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from lsn_lens.sites import SITES, WRITE_SITE
+
+ROWS = 512  # rows handled at once on a CPU, so that temporaries stay in the cache
+
+Rows = Float[Tensor, "token unit"]
+
+
+def count_positive(rows: Rows) -> Float[Tensor, "unit"]:
+    """How many tokens have a value above zero. Exact: float32 holds integers up to 2**24."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
+    step = ROWS if rows.device.type == "cpu" else max(1, len(rows))
+    buffer = torch.empty((min(step, len(rows)), rows.shape[1]), dtype=torch.float32, device=rows.device)
+    ones = torch.ones(len(buffer), dtype=torch.float32, device=rows.device)
+    for first in range(0, len(rows), step):
+        chunk = rows[first : first + step]
+        above = torch.gt(chunk, 0, out=buffer[: len(chunk)])
+        total += ones[: len(chunk)] @ above  # faster than a sum, and exact in any order
+    return total
+
+
+def sum_values(rows: Rows) -> Float[Tensor, "unit"]:
+    """Sum over tokens. Not a matrix product: its bits would depend on the number of threads."""
+    return rows.float().sum(0)
+
+
+def sum_squares(rows: Rows) -> Float[Tensor, "unit"]:
+    """Sum of squares over tokens."""
+    return rows.float().square().sum(0)
+
+
+def sum_absolute(rows: Rows) -> Float[Tensor, "unit"]:
+    """Sum of absolute values over tokens."""
+    return rows.float().abs().sum(0)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How one batch is summed over tokens, and the type the sums are kept in.
+
+    `gradient`: the rows are activation times gradient of the loss, not the activation.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+    gradient: bool = False
+
+
+REDUCTIONS: dict[str, Reduction] = {
+    "positive": Reduction(count_positive, torch.int64),
+    "sum": Reduction(sum_values, torch.float64),
+    "squares": Reduction(sum_squares, torch.float64),
+    "act_grad": Reduction(sum_absolute, torch.float64, gradient=True),
+}
+
+DOCUMENT_REDUCTIONS = ("mean", "last", "maximum")
+
+
+def check_need(site: str, reduction: str | None = None, reductions: Iterable[str] = ()) -> None:
+    """Refuse a site that there is not or that has no units, and a reduction that there is not.
+
+    Raises:
+        ValueError: The message lists those that there are.
+    """
+    sites = [name for name, each in SITES.items() if each.basis in WRITE_SITE]
+    if site not in sites:
+        raise ValueError(f"site={site!r}: expected a tensor with units, one of {sites}.")
+    if reduction is not None and reduction not in reductions:
+        raise ValueError(f"reduction={reduction!r}: expected one of {list(reductions)}.")
+
+
+Widths = Mapping[str, int]  # site -> units
+Tensors = dict[str, tuple[tuple[int, ...], torch.dtype]]  # key -> shape and type
+
+
+@runtime_checkable
+class Need(Protocol):
+    """What a method wants `collect` to keep: a frozen dataclass. Sizes are known before anything runs."""
+
+    @property
+    def key(self) -> str:
+        """Names it in files; two needs with the same key are the same."""
+        ...
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites whose widths its sizes depend on."""
+        ...
+
+    @property
+    def optional(self) -> bool:
+        """Left out, without an error, where the model lacks its sites."""
+        ...
+
+    @property
+    def by_document(self) -> bool:
+        """Needs one row a document, so the layout "documents"."""
+        ...
+
+    @property
+    def gradient(self) -> bool:
+        """Needs a backward pass."""
+        ...
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """The tensors of one shard; they merge by `merge`."""
+        ...
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """The tensors of one document, each `[layer unit]`: kept on disk, never merged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One sum over tokens: a reduction of the tensor at a site. `key` names it in files."""
+
+    site: str
+    reduction: str
+    optional: bool = field(default=False, compare=False)
+    by_document = False
+
+    def __post_init__(self) -> None:
+        check_need(self.site, self.reduction, REDUCTIONS)
+
+    @property
+    def key(self) -> str:
+        """For example `mlp_pre.positive`."""
+        return f"{self.site}.{self.reduction}"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Its site."""
+        return (self.site,)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the reduction is one of activation times gradient."""
+        return REDUCTIONS[self.reduction].gradient
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit]`."""
+        return {self.key: ((layers, widths[self.site]), REDUCTIONS[self.reduction].dtype)}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often each unit's value falls into each bin: `bins` of equal width, and one on either side for the rest.
+
+    The bins of a unit lie within `spread` standard deviations around its mean, both measured on the first tokens
+    of every language before the run (kept with the run as `<key>.low` and `<key>.width`), and not below `floor`.
+    """
+
+    site: str
+    bins: int = 64
+    spread: float = 4.0
+    floor: float | None = None
+    optional = by_document = gradient = False
+
+    def __post_init__(self) -> None:
+        check_need(self.site)
+        if self.bins < 1 or not self.spread > 0:
+            raise ValueError(f"bins={self.bins}, spread={self.spread}: expected at least one bin, and a width above 0.")
+
+    @property
+    def key(self) -> str:
+        """For example `mlp_act.histogram64`."""
+        limits = (
+            "" if self.spread == 4.0 else f"x{self.spread:g}",
+            "" if self.floor is None else f"from{self.floor:g}",
+        )
+        return f"{self.site}.histogram{self.bins}{''.join(limits)}"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Its site."""
+        return (self.site,)
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit bin]`, the tails first and last. 32 bits: no language of a run has 2**31 tokens."""
+        return {self.key: ((layers, widths[self.site], self.bins + 2), torch.int32)}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class DocumentValues:
+    """One value a document, layer and unit: the "mean", "last" (at the last token) or "maximum" over its tokens.
+
+    `skip_bos` leaves out the separator that a document begins with.
+    """
+
+    site: str
+    reduction: Literal["mean", "last", "maximum"] = "mean"
+    skip_bos: bool = False
+    optional: bool = field(default=False, compare=False)
+    by_document = True
+    gradient = False
+
+    def __post_init__(self) -> None:
+        check_need(self.site, self.reduction, DOCUMENT_REDUCTIONS)
+
+    @property
+    def key(self) -> str:
+        """For example `q.mean` or `q.mean.skip_bos`."""
+        return f"{self.site}.{self.reduction}" + (".skip_bos" if self.skip_bos else "")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Its site."""
+        return (self.site,)
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """None."""
+        return {}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit]`."""
+        return {self.key: ((layers, widths[self.site]), torch.float32)}
+
+
+def unique(needs: Iterable[Need]) -> list[Need]:
+    """Needs without repeats, in their order; one that is optional for one method and not for another is not."""
+    kept: dict[str, Need] = {}
+    for need in needs:
+        if need.key not in kept or kept[need.key].optional:
+            kept[need.key] = need
+    return list(kept.values())
+
+
+Sums = dict[str, Num[Tensor, "layer *unit"]]

@@ -1,0 +1,198 @@
+"""Where text comes from: the embedded text, folders of files, `datasets` objects, Hub presets."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lsn_lens.labels import check_label, label_list
+from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.readers import FORMS, PACKED, check_column, form_of, read_files
+
+DEMO_TEXT = Path(__file__).parents[1] / "demo" / "text"
+
+ENDINGS = f"{', '.join(FORMS)} (all but .parquet also packed: {', '.join(PACKED)})"
+LIKE_A_LABEL = re.compile(r"[A-Za-z]{2}([-_][A-Za-z0-9]{2,8})*|[a-z]{3}([-_][A-Za-z0-9]{2,8})+")
+
+PRESETS: dict[str, tuple[str, str]] = {
+    # name -> Hub data set, configuration with {code} for the data set's own language code
+    "wikipedia": ("wikimedia/wikipedia", "20231101.{code}"),
+    "fineweb2": ("HuggingFaceFW/fineweb-2", "{code}"),
+    "c4": ("allenai/c4", "{code}"),
+}
+PRESET_CODES: dict[str, dict[str, str]] = {
+    # BCP 47 label -> code, where the data set does not use the label itself
+    "wikipedia": {"zh-Hans": "zh"},
+    "fineweb2": {
+        "ar": "arb_Arab", "de": "deu_Latn", "es": "spa_Latn", "fr": "fra_Latn", "hi": "hin_Deva",
+        "id": "ind_Latn", "ja": "jpn_Jpan", "ru": "rus_Cyrl", "vi": "vie_Latn", "zh": "cmn_Hani",
+        "zh-Hans": "cmn_Hani",
+    },
+    "c4": {"he": "iw", "zh-Hans": "zh"},
+}  # fmt: skip
+
+
+def load_corpora(
+    source: str | Path | Mapping[str, Any],
+    languages: Iterable[str] | None = None,
+    *,
+    hold_out: float = 1 / 3,
+    column: str = "text",
+    files: str = "*",
+) -> dict[str, LanguageCorpus]:
+    """Load text for several languages.
+
+    Args:
+        source: `"demo"` (the embedded text); a folder of `<language>.txt`, `.jsonl`, `.ndjson`, `.json`, `.csv`,
+            `.tsv` or `.parquet` files, in capitals or not, all but the last also packed as `.gz`, `.bz2`, `.xz` or
+            `.zst` (a name's part before the first dot is the language; several files of one language are read one
+            after the other), or of two such folders `find` and `hold-out`; a preset name ("wikipedia", "fineweb2",
+            "c4": streamed from the Hub); or a mapping of language to a list of texts, a file, or a `datasets`
+            Dataset or IterableDataset.
+        languages: Which languages, and in which order, or one; all that the source has by default.
+        hold_out: Share of the documents kept for measuring, in [0, 1). Not used where the source
+            comes with the two parts.
+        column: The field with the text, in JSON, tables and data sets.
+        files: Glob pattern that picks files of a folder, for example `"*.train.jsonl.gz"`.
+
+    Returns:
+        Language label to `LanguageCorpus`, in the order asked for.
+
+    Raises:
+        KeyError: A language that the source lacks.
+        ValueError: A source, a share, a label or a column that cannot be used; a folder with files that look like
+            text of a language but cannot be read.
+        ConnectionError: A preset that cannot be reached.
+    """
+    if not 0 <= hold_out < 1:
+        raise ValueError(f"hold_out={hold_out}: expected a share in [0, 1).")
+    wanted = None if languages is None else label_list(languages)
+    if isinstance(source, Mapping):
+        if hasattr(source, "column_names"):
+            raise ValueError(
+                f"the source has the splits {list(source)}: give each language one split, as in "
+                "load_corpora({'en': data['train']}); where the splits are languages, load_corpora(dict(data))."
+            )
+        records = {label: _as_records(label, value, column) for label, value in source.items()}
+        return _split(_pick(records, wanted, "the mapping"), hold_out)
+    if source in PRESETS:
+        return _split(_preset(str(source), wanted, column), hold_out)
+    folder = DEMO_TEXT if source == "demo" else Path(source)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{str(source)!r} is neither a folder nor one of 'demo', {', '.join(map(repr, PRESETS))}. "
+            "A mapping of language to texts or data sets works too."
+        )
+    find, held = folder / "find", folder / "hold-out"
+    if find.is_dir() and held.is_dir():
+        first, second = (_pick(_folder(part, column, files, wanted), wanted, str(part)) for part in (find, held))
+        if set(first) != set(second):
+            raise ValueError(f"{find} and {held} hold different languages: {sorted(first)} and {sorted(second)}.")
+        return {
+            label: LanguageCorpus(label, Documents(each), Documents(second[label], other=each))
+            for label, each in first.items()
+        }
+    return _split(_pick(_folder(folder, column, files, wanted), wanted, str(folder)), hold_out)
+
+
+def _split(records: dict[str, Records], fraction: float) -> dict[str, LanguageCorpus]:
+    return {
+        label: LanguageCorpus(label, Documents(each, fraction), Documents(each, fraction, held_out=True))
+        for label, each in records.items()
+    }
+
+
+def _pick(records: dict[str, Records], wanted: list[str] | None, where: str) -> dict[str, Records]:
+    missing = [label for label in wanted or [] if label not in records]
+    if missing:
+        raise KeyError(f"{where} has no text for {missing}; it has {list(records)}.")
+    chosen = records if wanted is None else {label: records[label] for label in wanted}
+    return {check_label(label): each for label, each in chosen.items()}
+
+
+def _folder(folder: Path, column: str, files: str, wanted: list[str] | None) -> dict[str, Records]:
+    paths: dict[str, list[Path]] = {}
+    try:
+        found = sorted(folder.glob(files))
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"files={files!r} is not a pattern for names inside {folder}: {error}.") from error
+    unread: list[Path] = []
+    for path in (path for path in found if not path.name.startswith(".")):
+        if path.is_file() and form_of(path):
+            paths.setdefault(path.name.split(".")[0], []).append(path)
+        else:
+            unread.append(path)
+    _refuse_unread(unread, {*paths, *(wanted or [])}, wanted)
+    if not paths:
+        raise ValueError(f"{folder} has no files {files!r} ending in {ENDINGS}.")
+    return {label: _file_records(each, column) for label, each in paths.items()}
+
+
+def _refuse_unread(unread: list[Path], labels: set[str], wanted: list[str] | None) -> None:
+    """Refuse files and folders that look like text of a language and would be left out without a word."""
+    lost = []
+    for path in unread:
+        label = path.name.split(".")[0]
+        like = label in labels or (wanted is None and LIKE_A_LABEL.fullmatch(label) is not None)
+        if like and (path.is_file() or path.name == label):
+            lost.append(path.name)
+    if lost:
+        raise ValueError(
+            f"{unread[0].parent}: {lost} look like text of a language, but cannot be read. Files are read that end "
+            f"in {ENDINGS}. Write them in one of these forms, move them away, or say which files to read, for "
+            'example files="*.jsonl".'
+        )
+
+
+def _file_records(paths: list[Path], column: str) -> Records:
+    name = f"{paths[0].absolute().parent.name}/{'+'.join(path.name for path in paths)}"
+    return Records(name, partial(read_files, paths, column), is_finite=True)
+
+
+def _read_dataset(dataset: Iterable[dict[str, Any]], column: str, name: str) -> Iterator[Any]:
+    for row in dataset:
+        check_column(column, list(row), name)
+        yield row[column]
+
+
+def _dataset_records(name: str, dataset: Any, column: str) -> Records:
+    return Records(name, partial(_read_dataset, dataset, column, name), is_finite=hasattr(dataset, "__len__"))
+
+
+def _as_records(label: str, value: Any, column: str) -> Records:
+    if isinstance(value, str | Path):
+        path = Path(value)
+        if not (form_of(path) and path.is_file()):
+            raise ValueError(f"{label}: {str(value)[:100]!r} is not a file ending in {ENDINGS}. Texts go in a list.")
+        return _file_records([path], column)
+    if hasattr(value, "column_names"):
+        if isinstance(value, Mapping):
+            raise ValueError(f"{label}: pass one split of the data set, one of {list(value)}.")
+        return _dataset_records(f"datasets:{getattr(value, 'builder_name', None) or label}", value, column)
+    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes) and not hasattr(value, "columns"):
+        return Records(f"texts:{label}", partial(iter, tuple(value)), is_finite=True)
+    raise ValueError(f"{label}: expected a list of texts, a file or a data set, got {type(value).__name__}.")
+
+
+def _preset(name: str, wanted: list[str] | None, column: str) -> dict[str, Records]:
+    if not wanted:
+        raise ValueError(f"preset {name!r}: say which languages, for example languages=['en', 'fr'].")
+    from datasets import load_dataset  # slow to import, and needed here only
+
+    repository, configuration = PRESETS[name]
+    records: dict[str, Records] = {}
+    for label in wanted:
+        config = configuration.format(code=PRESET_CODES[name].get(label, label))
+        try:
+            dataset = load_dataset(repository, config, split="train", streaming=True)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"preset {name!r} needs {repository} ({config}) from the Hugging Face Hub, which cannot be reached. "
+                "Offline, pass a folder of files or a mapping instead."
+            ) from error
+        records[label] = _dataset_records(f"{repository}/{config}", dataset, column)
+    return records
+
+
+__all__ = ["DEMO_TEXT", "PRESETS", "Documents", "LanguageCorpus", "Records", "load_corpora"]

@@ -1,0 +1,271 @@
+"""Tokens to a deterministic plan of batches, cut into shards: runs of batches of one language each."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lsn_lens.files import whole_number
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.text.tokens import Tokens, separator_id, tokenize
+
+PAPER_FIND_TOKENS = 99_999_744  # a language, to find neurons (LAPE, released code)
+PAPER_EVALUATION_TOKENS = 1_048_576  # a language, to measure perplexity (LAPE, released code)
+LONGEST_ROW = 2048  # tokens of a row unless `length` says otherwise: logits and attention grow with it
+KINDS = ("blocks", "documents", "auto")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How text becomes batches.
+
+    Attributes:
+        kind: "blocks": the documents of a language follow each other in one stream, cut into whole
+            blocks of equal length, the rest dropped, no padding (as LAPE does). "documents": one row a
+            document, padded on the right; pads are not counted. "auto": documents where every document of every
+            language fits `length`, else blocks.
+        length: Tokens of a block, or the most that a document may have. By default the model's context, at most
+            2,048; for blocks also at most `batch_tokens`, halved down to 128 while that gives fewer blocks than
+            `shards`. The same on every device.
+        separator: What each document begins with: the tokenizer's "bos" (its "eos" where it has none), "eos",
+            or "none" (LAPE's released scripts add nothing). Blocks get nothing in front.
+        max_tokens: Cap for each language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within it;
+            documents are taken whole, until one reaches it.
+        equal: The same number of tokens (blocks) or documents for each language: what the smallest has.
+        batch_tokens: About how many tokens go through the model at once: as many rows as fit, at least one.
+        shards: Parts that each language's batches are cut into, where the text allows: what a resumed run
+            keeps, what processes share, what a bootstrap draws from.
+    """
+
+    kind: Literal["blocks", "documents", "auto"] = "blocks"
+    length: int | None = None
+    separator: Literal["bos", "eos", "none"] = "bos"
+    max_tokens: int | None = None
+    equal: bool = True
+    batch_tokens: int = 4096
+    shards: int = 16
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", KINDS), ("separator", ("bos", "eos", "none"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}.")
+        for name in ("length", "max_tokens", "batch_tokens", "shards"):
+            value = getattr(self, name)
+            if value is None and name in ("length", "max_tokens"):
+                continue
+            object.__setattr__(self, name, whole_number(value, name, least=1))
+
+
+def row_limit(layout: Layout, context: int | None) -> int:
+    """The most tokens that a row may have: `length`, or a default that does not depend on the text or the device.
+
+    Raises:
+        ValueError: A length beyond the model's context.
+    """
+    known = context if context is not None and context > 0 else None  # some models have no limit, or name none
+    if layout.length is None:
+        usual = LONGEST_ROW if known is None else min(known, LONGEST_ROW)
+        return min(usual, layout.batch_tokens) if layout.kind == "blocks" else usual
+    if known is not None and layout.length > known:
+        raise ValueError(f"length={layout.length} is beyond the model's context of {known} tokens.")
+    return layout.length
+
+
+def tokens_at_once(layout: Layout, context: int | None) -> int:
+    """The most tokens, pads included, that a plan of this layout puts through the model at once."""
+    row = row_limit(layout, context)
+    if layout.kind == "blocks" and layout.length is not None:
+        return max(layout.batch_tokens // row, 1) * row
+    return max(layout.batch_tokens, row)  # rows may turn out shorter
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows `first` to `last` (blocks or documents) of one language."""
+
+    language: str
+    index: int
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """For files: `fr-00003`."""
+        return f"{self.language}-{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids, which of them count, where the rows come from, and the bytes that tokens stand for where counted."""
+
+    ids: Int[Tensor, "batch pos"]
+    keep: Bool[Tensor, "batch pos"]
+    language: str
+    rows: range
+    padded: bool
+    byte_counts: Int[Tensor, "batch pos"] | None = None
+
+
+class Plan:
+    """Which batches there are, in which shards: a function of the tokens, the layout and the model's context alone.
+
+    Args:
+        tokens: From `tokenize`, by language.
+        layout: How they become rows; "auto" is settled here, and `layout` then says what it came to.
+        context: Of the model; None or 0 where it has no limit.
+        at_once: Fewer tokens at once than `layout.batch_tokens`. It changes how many rows go together, never a row.
+    """
+
+    def __init__(self, tokens: Mapping[str, Tokens], layout: Layout, context: int | None, at_once: int | None = None):
+        self.tokens, self.context = dict(tokens), context
+        self.too_long = self._too_long(row_limit(layout, context))
+        if layout.kind == "auto":
+            layout = replace(layout, kind="blocks" if self.too_long else "documents")
+        self.layout = layout
+        self.length = self._block() if layout.kind == "blocks" else self._longest()
+        available = {label: self._rows(each) for label, each in self.tokens.items()}
+        rows = dict.fromkeys(available, min(available.values())) if layout.equal else available
+        self.batch_rows = max(1, min(layout.batch_tokens, at_once or layout.batch_tokens) // self.length)
+        self.shards = []
+        for label, count in rows.items():
+            pieces = min(layout.shards, count)
+            edges = [count * piece // pieces for piece in range(pieces + 1)]
+            self.shards += [Shard(label, i, a, b) for i, (a, b) in enumerate(pairwise(edges))]
+        self.rows = rows
+
+    @cached_property
+    def _sizes(self) -> dict[str, np.ndarray]:
+        return {label: np.diff(each.ends, prepend=0) for label, each in self.tokens.items()}
+
+    def _too_long(self, limit: int) -> str:
+        """Why the documents cannot be rows of single documents; empty where they can."""
+        label, sizes = max(self._sizes.items(), key=lambda item: item[1].max())
+        if sizes.max() > limit:
+            return f"{label}: document {sizes.argmax()} has {sizes.max()} tokens, more than {limit}."
+        for label, each in self.tokens.items():
+            if each.is_cut:
+                return f"{label}: document {len(each.ends) - 1} is so long that max_tokens was reached within it."
+        return ""
+
+    def _longest(self) -> int:
+        if self.too_long:
+            more = "" if self.layout.length is not None else f"{self._more()} "
+            raise ValueError(f'{self.too_long} Cut the documents, or use the layout "blocks". {more}'.strip())
+        return int(max(each.max() for each in self._sizes.values()))
+
+    def _more(self) -> str:
+        """How longer documents can be had, where the model reads them."""
+        limit = row_limit(self.layout, self.context)
+        if self.context is not None and 0 < self.context <= limit:
+            return ""
+        context = f", up to its context of {self.context}" if self.context else ""
+        return f"The model can read more than {limit} tokens at once: ask for it by Layout(length=...){context}."
+
+    def _block(self) -> int:
+        length, layout = row_limit(self.layout, self.context), self.layout
+        if layout.length is None:
+            smallest = min(self._usable(each) for each in self.tokens.values())
+            while length > 128 and smallest // length < layout.shards:
+                length = max(128, length // 2)
+        return length
+
+    def _usable(self, tokens: Tokens) -> int:
+        return min(tokens.n_tokens, self.layout.max_tokens or tokens.n_tokens)
+
+    def _rows(self, tokens: Tokens) -> int:
+        if self.layout.kind == "documents":
+            return len(tokens.ends)
+        rows = self._usable(tokens) // self.length
+        if not rows:
+            raise DoesNotApply(
+                f"{tokens.language}: {self._usable(tokens)} tokens are less than one block of {self.length}. "
+                'Give more text, a smaller length, or use the layout "documents".'
+            )
+        return rows
+
+    def batches(self, shard: Shard) -> Iterator[Batch]:
+        """The batches of a shard, in order."""
+        for first in range(shard.first, shard.last, self.batch_rows):
+            rows = range(first, min(first + self.batch_rows, shard.last))
+            yield self._blocks(shard, rows) if self.layout.kind == "blocks" else self._documents(shard, rows)
+
+    def _blocks(self, shard: Shard, rows: range) -> Batch:
+        tokens, first, last = self.tokens[shard.language], rows[0] * self.length, (rows[-1] + 1) * self.length
+        ids = tokens.read(first, last).view(len(rows), self.length)
+        counts = tokens.read_byte_counts(first, last)
+        counts = None if counts is None else counts.view_as(ids)
+        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), shard.language, rows, False, counts)
+
+    def _documents(self, shard: Shard, rows: range) -> Batch:
+        tokens = self.tokens[shard.language]
+        edges = [int(tokens.ends[row - 1]) if row else 0 for row in range(rows[0], rows[-1] + 2)]
+        sizes = torch.tensor(np.diff(edges))
+        keep = torch.arange(int(sizes.max()))[None] < sizes[:, None]
+        ids = torch.zeros(keep.shape, dtype=torch.int64)
+        ids[keep] = tokens.read(edges[0], edges[-1])
+        counts = tokens.read_byte_counts(edges[0], edges[-1])
+        counts = None if counts is None else torch.zeros_like(ids).masked_scatter(keep, counts)
+        return Batch(ids, keep, shard.language, rows, not bool(keep.all()), counts)
+
+    def tokens_of(self, shard: Shard) -> int:
+        """Tokens that count in a shard."""
+        if self.layout.kind == "blocks":
+            return (shard.last - shard.first) * self.length
+        ends = self.tokens[shard.language].ends
+        return int(ends[shard.last - 1] - (ends[shard.first - 1] if shard.first else 0))
+
+    def place(self, language: str, row: int) -> str:
+        """Says which documents a row holds."""
+        if self.layout.kind == "documents":
+            return f"document {row}"
+        tokens = self.tokens[language]
+        first, last = (tokens.document_of(position) for position in (row * self.length, (row + 1) * self.length - 1))
+        return f"documents {first} to {last}" if last > first else f"document {first}"
+
+    def describe(self) -> dict[str, Any]:
+        """The plan's settings and the text it is made from, as plain data."""
+        return {
+            "layout": {**asdict(self.layout), "length": self.length},
+            "languages": {
+                label: {
+                    "tokens_used": sum(self.tokens_of(shard) for shard in self.shards if shard.language == label),
+                    "tokens": each.n_tokens,
+                    "documents": len(each.ends),
+                    "bytes": each.n_bytes,
+                    "skipped": dict(each.skipped),
+                    "noticed": dict(each.noticed),
+                    "sha256": each.sha256,
+                }
+                for label, each in self.tokens.items()
+            },
+        }
+
+
+def corpus_hash(description: Mapping[str, Any]) -> str:
+    """One hash for the text of a plan (from `Plan.describe`)."""
+    hashes = {label: each["sha256"] for label, each in description["languages"].items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+__all__ = [
+    "PAPER_EVALUATION_TOKENS",
+    "PAPER_FIND_TOKENS",
+    "Batch",
+    "Layout",
+    "Plan",
+    "Shard",
+    "Tokens",
+    "corpus_hash",
+    "row_limit",
+    "separator_id",
+    "tokenize",
+    "tokens_at_once",
+]

@@ -1,0 +1,76 @@
+"""Texts that are given to a model: what may be given, and which tokens they become."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lsn_lens.text.tokens import separator_id
+
+
+def texts_of(name: str, texts: Any) -> list[str]:
+    """The texts of a list, tuple, array, pandas Series or generator, in order.
+
+    Raises:
+        ValueError: One string, a mapping, a set (which has no order), or an element that is no text that can be
+            encoded; `name` says what they are in the message.
+    """
+    if isinstance(texts, str | bytes):
+        raise ValueError(f"{name}={texts!r} is one string: give a list of strings.")
+    if isinstance(texts, Mapping):
+        raise ValueError(
+            f"{name} is a mapping with the keys {list(texts)[:5]}: give a list of texts, for example "
+            "list(texts.values()) where each is one text, or call once for each key."
+        )
+    if isinstance(texts, set | frozenset):
+        raise ValueError(f"{name} is a set, which has no order: give a list of texts.")
+    if getattr(texts, "ndim", 1) != 1:
+        raise ValueError(f"{name} is a table of {getattr(texts, 'ndim', 0)} dimensions: give one column, as a list.")
+    try:
+        found = list(texts)
+    except TypeError as error:
+        raise ValueError(f"{name} is {type(texts).__name__}: give a list of texts.") from error
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}: number {number} (from 0) is {text!r}, no text. Leave it out, or give a text.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name}: number {number} (from 0) has {text[error.start]!r} at character {error.start}, half of a "
+                "surrogate pair, which cannot be encoded. It was cut or decoded wrongly: read it again, or drop it "
+                'with text.encode("utf-8", "ignore").decode().'
+            ) from error
+    return [str(text) for text in found]
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The tokens that are no text, as written: id -> what stands for it, for example `<s>`."""
+    found = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return found | dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
+
+
+def prompt_ids(tokenizer: Any, text: str, separator: str = "bos") -> list[int]:
+    """The tokens that a model reads for a prompt: the separator, and those of the text.
+
+    A separator that the text spells itself, as chat templates do, is not doubled. Tokenizers without a beginning token
+    get their end token in front, unless the text begins with a special token (such as `<|im_start|>`): such a template
+    says how texts begin.
+
+    Args:
+        tokenizer: Of the model.
+        text: The prompt.
+        separator: "bos" (the "eos" of tokenizers without one), "eos" or "none".
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*front(tokenizer, ids, separator), *ids]
+
+
+def front(tokenizer: Any, ids: list[int], separator: str = "bos") -> list[int]:
+    """What stands in front of a prompt's own tokens: the separator, or nothing where they begin with it."""
+    start = separator_id(tokenizer, separator)
+    if start is None or ids[:1] == [start]:
+        return []
+    stands_in = separator == "bos" and tokenizer.bos_token_id is None
+    unsaid = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}  # begin no template
+    if stands_in and ids and ids[0] in special_tokens(tokenizer).keys() - unsaid:
+        return []
+    return [start]

@@ -1,0 +1,181 @@
+"""Documents to tokens on disk.
+
+The tokens of each language go to a flat file once, so that counts and budgets are known before the
+first forward pass and memory does not grow with the text.
+"""
+
+import contextlib
+import errno
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lsn_lens.bars import tqdm
+from lsn_lens.labels import check_label
+from lsn_lens.text.encoding import encoded
+from lsn_lens.text.oddities import Oddities, warn_of
+from lsn_lens.text.token_bytes import TokenBytes
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One language's tokens on disk: ids one after the other, and where each document ends.
+
+    Attributes:
+        language: Its label.
+        path: The file with the ids.
+        ends: Where each document ends.
+        n_bytes: Of the text that was encoded.
+        sha256: A hash of the documents.
+        skipped: Records that were left out, by reason.
+        noticed: What is odd about the text: documents that are "repeated", not in Unicode's composed form ("not NFC")
+            or have lost characters ("U+FFFD"); "control" and "unknown" tokens.
+        is_cut: Whether the last document was left before its end, when `max_tokens` was reached.
+        bytes_path: Where they were counted, the file with the bytes of text that each token stands for (`token_bytes`).
+    """
+
+    language: str
+    path: Path
+    ends: Int[np.ndarray, "document"]
+    n_bytes: int
+    sha256: str
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    noticed: Mapping[str, int] = field(default_factory=dict)
+    is_cut: bool = False
+    bytes_path: Path | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """All tokens, separators included."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def read(self, first: int, last: int) -> Int[Tensor, "token"]:
+        """Ids `first` to `last`, read from the file."""
+        return _read(self.path, first, last)
+
+    def read_byte_counts(self, first: int, last: int) -> Int[Tensor, "token"] | None:
+        """Bytes of text that the tokens `first` to `last` stand for; None where they were not counted."""
+        return None if self.bytes_path is None else _read(self.bytes_path, first, last)
+
+    def document_of(self, position: int) -> int:
+        """The document that a token of the stream belongs to."""
+        return int(np.searchsorted(self.ends, position, side="right"))
+
+
+def _read(path: Path, first: int, last: int) -> Int[Tensor, "token"]:
+    numbers = np.fromfile(path, dtype=np.int32, count=last - first, offset=4 * first)
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def separator_id(tokenizer: Any, separator: str) -> int | None:
+    """The id that a document begins with; None for "none".
+
+    Raises:
+        ValueError: The tokenizer has no such token.
+    """
+    if separator == "none":
+        return None
+    ids = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    chosen = ids["eos"] if ids[separator] is None else ids[separator]
+    if chosen is None:
+        raise ValueError(f"the tokenizer has no {separator!r} token; use separator='none'.")
+    return chosen
+
+
+def tokenize(
+    language: str,
+    documents: Iterable[str],
+    tokenizer: Any,
+    folder: Path,
+    *,
+    separator: str = "bos",
+    max_tokens: int | None = None,
+    d_vocab: int | None = None,
+    count_bytes: bool = False,
+    progress: bool = True,
+) -> Tokens:
+    """Write a language's tokens to a file in `folder`, a few documents at a time; `count_bytes` of each, too.
+
+    A document that is much longer than `max_tokens` is not read to its end.
+
+    Raises:
+        ValueError: No text, a label that cannot be used, or a token id that the model does not have.
+        OSError: The disk is full.
+    """
+    check_label(language)
+    start = separator_id(tokenizer, separator)
+    ends, total, n_bytes, digest, is_cut = array("q"), 0, 0, hashlib.sha256(), False
+    odd, counter = Oddities(tokenizer), TokenBytes(tokenizer) if count_bytes else None
+    path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
+    bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
+    bytes_path = path.with_suffix(".bytes") if count_bytes else None
+    beside = contextlib.nullcontext() if bytes_path is None else _written(bytes_path, language)
+    with bar, _written(path, language) as file, beside as bytes_file:
+        for text, pieces in encoded(documents, tokenizer, with_offsets=count_bytes):
+            before, left = total, len(text)
+            for part, ids, offsets in pieces:
+                front = [] if start is None or left < len(text) else [start]
+                row = np.array(front + ids, dtype=np.int32)
+                _check_ids(row, d_vocab, language)
+                file.write(row.tobytes())
+                if counter is not None and bytes_file is not None:
+                    counts = np.append(np.zeros(len(front), dtype=np.int32), counter.of(part, ids, offsets))
+                    bytes_file.write(counts.astype(np.int32).tobytes())
+                odd.see(ids)
+                total, n_bytes, left = total + len(row), n_bytes + len(part.encode()), left - len(part)
+                bar.update(len(row))
+                if max_tokens is not None and total >= max_tokens:
+                    break
+            if total == before:
+                odd.without_tokens += 1
+                continue
+            odd.read(text)
+            whole = text.encode()
+            digest.update(len(whole).to_bytes(8, "little") + whole)
+            ends.append(total)
+            is_cut = left > 0
+            if max_tokens is not None and total >= max_tokens:
+                break
+    getattr(documents, "check", lambda: None)()  # a reading that was not finished checks nothing by itself
+    skipped = Counter(getattr(documents, "skipped", {})) + Counter({"no tokens": odd.without_tokens})
+    if not ends:
+        left_out = f" Records left out: {dict(skipped)}." if skipped else ""
+        raise ValueError(
+            f"{language}: no text. The source has no readable, non-empty document for this part.{left_out}"
+        )
+    noticed = odd.counts | {"repeated": getattr(documents, "repeated", 0)}
+    warn_of(language, noticed, skipped, total, len(ends))
+    ends = np.array(ends, dtype=np.int64)
+    return Tokens(language, path, ends, n_bytes, digest.hexdigest(), dict(skipped), noticed, is_cut, bytes_path)
+
+
+def _check_ids(row: np.ndarray, d_vocab: int | None, language: str) -> None:
+    if d_vocab is not None and len(row) and int(row.max()) >= d_vocab:
+        raise ValueError(
+            f"{language}: the tokenizer gives id {int(row.max())}, but the model knows {d_vocab} tokens. "
+            "Tokenizer and model do not belong together."
+        )
+
+
+@contextlib.contextmanager
+def _written(path: Path, language: str) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "wb") as file:
+            yield file
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"{error.strerror} while writing the tokens of {language}. Make room, or set TMPDIR to a folder with room",
+            str(path),
+        ) from error
