@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lsn_lens import methods
 from lsn_lens.controls import Permutations, benjamini_hochberg, contrast_of, contrast_test, load_shards
-from lsn_lens.methods import catalogue
 from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, Run, row_key
 from lsn_lens.statistics import worst_first_ranks
 
@@ -38,21 +38,21 @@ SHIFTS: dict[str, tuple[float, float, float, float]] = {
     "ladder": (2.0, 1.0, 0.0, -1.5),
 }
 METHODS: dict[str, Any] = {
-    "lape": catalogue.Lape(filter_share=0.5, bar_share=0.5),
-    "lap": catalogue.Lap(),
-    "lave": catalogue.Lave(filter_share=0.5, bar_share=0.5),
-    "transfer": catalogue.Transfer(filter_share=0.5, bar_share=0.5),
-    "entropy_lambda": catalogue.EntropyLambda(bar_share=0.5),
-    "act_grad": catalogue.ActGrad(filter_share=0.5, bar_share=0.5),
-    "dln": catalogue.Dln(share=1.0, bins=8),
-    "plnd": catalogue.Plnd(bases=("mlp",), top_mlp=0.9),
-    "expert_frequency": catalogue.ExpertFrequency(size=EXPERT, high=0.5),
-    "diffmean": catalogue.DiffMean(),
-    "language_dimensions": catalogue.LanguageDimensions(),
-    "average_precision, top": catalogue.AveragePrecision("top", bases=("mlp_pre",)),
-    "average_precision, bottom": catalogue.AveragePrecision("bottom", bases=("mlp_pre",)),
-    "average_precision, both": catalogue.AveragePrecision("both", bases=("mlp_pre",)),
-    "sharing": catalogue.Sharing(check_parallel=False),
+    "lape": methods.Lape(filter_share=0.5, bar_share=0.5),
+    "lap": methods.Lap(),
+    "lave": methods.Lave(filter_share=0.5, bar_share=0.5),
+    "transfer": methods.Transfer(filter_share=0.5, bar_share=0.5),
+    "entropy_lambda": methods.EntropyLambda(bar_share=0.5),
+    "act_grad": methods.ActGrad(filter_share=0.5, bar_share=0.5),
+    "dln": methods.Dln(share=1.0, bins=8),
+    "plnd": methods.Plnd(bases=("mlp",), top_mlp=0.9),
+    "expert_frequency": methods.ExpertFrequency(size=EXPERT, high=0.5),
+    "diffmean": methods.DiffMean(),
+    "language_dimensions": methods.LanguageDimensions(),
+    "average_precision, top": methods.AveragePrecision("top", bases=("mlp_pre",)),
+    "average_precision, bottom": methods.AveragePrecision("bottom", bases=("mlp_pre",)),
+    "average_precision, both": methods.AveragePrecision("both", bases=("mlp_pre",)),
+    "sharing": methods.Sharing(check_parallel=False),
 }
 
 

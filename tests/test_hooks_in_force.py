@@ -16,13 +16,13 @@ from conftest import ARCHITECTURES, BACKENDS, D_MLP, SENTENCES, VOCABULARY, tiny
 from tiny import redraw
 
 import lsn_lens as lsn
+from lsn_lens import analysis, generation
 from lsn_lens.analysis import experts, representations, sharing  # fmt: skip
-from lsn_lens.analysis import lens as lenses
 from lsn_lens.comparison import checks  # fmt: skip
 from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
 from lsn_lens.evaluation.stages import Stages
-from lsn_lens.generation import continuations, steering, tasks  # fmt: skip
+from lsn_lens.generation import continuations  # fmt: skip
 from lsn_lens.generation.steering.trials import Trial, prompts_from, run_trials
 from lsn_lens.methods.catalogue import METHODS
 from lsn_lens.model import forward, hooks
@@ -130,8 +130,8 @@ def given(bridge):
         units=pd.DataFrame(units),
         kinds=lsn.NeuronSet(("en", "fr"), kinds),
         text=read_text(bridge.tokenizer, corpora, "hold_out", 60, 64),
-        labels=lenses.token_languages(bridge.tokenizer, corpora, vocabulary=VOCABULARY),
-        items=tasks.load_items([{"prompt": "The river is", "choices": [" high", " closed"], "answer": 0}]),
+        labels=analysis.token_languages(bridge.tokenizer, corpora, vocabulary=VOCABULARY),
+        items=generation.load_items([{"prompt": "The river is", "choices": [" high", " closed"], "answer": 0}]),
     )
 
 
@@ -140,7 +140,7 @@ def name_language(texts):
 
 
 def wordy(name):
-    return steering.instruction({"en": "Yes. ", "fr": "Oui. "}, name=name)
+    return generation.instruction({"en": "Yes. ", "fr": "Oui. "}, name=name)
 
 
 def run_sums(model, given, methods=("lape", "diffmean", "entropy_lambda"), **settings):
@@ -150,7 +150,7 @@ def run_sums(model, given, methods=("lape", "diffmean", "entropy_lambda"), **set
 
 
 def lensed(model, given):
-    return torch.stack(lenses.logit_lens(model, IDS))[1:]  # layer 0, the embedding, is before all units
+    return torch.stack(analysis.logit_lens(model, IDS))[1:]  # layer 0, the embedding, is before all units
 
 
 def only(model, given):
@@ -183,7 +183,7 @@ ROWS = {
         g.run, ["lape"], model=m, corpora=g.corpora, action=lsn.zero, seeds=2, control_tokens=64,
         found={"lape": FOUND}, **CUT,
     ).losses,
-    "evaluation.continuations.score": lambda m, g: pd.DataFrame(
+    "generation.continuations.score": lambda m, g: pd.DataFrame(
         continuations.score(m, continuations.encode(m.tokenizer, "The river", [" is high", " is"]), **QUIET)
     ),
     "controls.matched.outlier_effects": lambda m, g: matched.outlier_effects(
@@ -199,9 +199,9 @@ ROWS = {
         m, g.corpora, CUT["layout"], **QUIET
     ).measure(FOUND, **QUIET).table,
     "analysis.lens.layers.logit_lens": lensed,
-    "analysis.lens.layers.working_language": lambda m, g: lenses.working_language(m, TEXTS, g.labels, **QUIET),
-    "analysis.lens.probes.word_probes": lambda m, g: lenses.word_probes(
-        m, [lenses.WordProbe({"en": "The river is"}, {"en": "high", "fr": "pont"})], **QUIET
+    "analysis.lens.layers.working_language": lambda m, g: analysis.working_language(m, TEXTS, g.labels, **QUIET),
+    "analysis.lens.probes.word_probes": lambda m, g: analysis.word_probes(
+        m, [analysis.WordProbe({"en": "The river is"}, {"en": "high", "fr": "pont"})], **QUIET
     ),
     "controls.neutral.measured_neutral": lambda m, g: neutral.measured_neutral(
         m, NEUTRAL, **QUIET
@@ -226,22 +226,22 @@ ROWS = {
     "evaluation.stages.search_stages": lambda m, g: stages.search_stages(
         m, g.corpora, g.kinds, understand=[1], generate=[1], **CUT
     )[1],
-    "generation.steering.deactivation.deactivate": lambda m, g: steering.deactivate(
+    "generation.steering.deactivation.deactivate": lambda m, g: generation.deactivate(
         m, {"a": FOUND}, PROMPTS, name_language, seeds=1, tokens=3, **QUIET
     ),
     "generation.steering.trials.run_trials": lambda m, g: run_trials(
         m, trial(), name_language, tokens=3, **QUIET
     ),
-    "generation.steering.ways.steer": lambda m, g: steering.steer(
+    "generation.steering.ways.steer": lambda m, g: generation.steer(
         m, [wordy("words")], PROMPTS, ["en", "fr"], name_language, samples=1, tokens=3, **QUIET
     ),
-    "generation.steering.ways.steering_losses": lambda m, g: steering.steering_losses(
-        m, g.corpora, [steering.Steering("off", lambda *_: trial()[0].intervention)], ["en", "fr"], **CUT
+    "generation.steering.ways.steering_losses": lambda m, g: generation.steering_losses(
+        m, g.corpora, [generation.Steering("off", lambda *_: trial()[0].intervention)], ["en", "fr"], **CUT
     ),
     "controls.redetection.survival": lambda m, g: redetection.survival(
         m, g.corpora, {"lape": METHODS["lape"](rate=0.2)}, {"same": dict}, **CUT
     ),
-    "generation.tasks.scoring.evaluate_items": lambda m, g: tasks.evaluate_items(m, g.items, **QUIET),
+    "generation.tasks.scoring.evaluate_items": lambda m, g: generation.evaluate_items(m, g.items, **QUIET),
     "evaluation.workflow.workflow_grid": lambda m, g: workflow.workflow_grid(
         m, g.corpora, g.kinds, Stages(1, 1), switches=list(workflow.SWITCHES)[:1], seeds=1, **CUT
     ),
@@ -261,7 +261,7 @@ BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes
         m, 1, torch.rand(2, D_MLP), torch.tensor([1, 2])
     ),
     "analysis.sharing.effective_score": lambda m, g: sharing.effective_score(g.run.statistics, m, 1),
-    "analysis.lens.layers.check_lens": lambda m, g: lenses.check_lens(m),
+    "analysis.lens.layers.check_lens": lambda m, g: analysis.check_lens(m),
 }
 ELSEWHERE = {
     "controls.causal.short_layout": "reads the context",

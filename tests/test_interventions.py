@@ -20,6 +20,7 @@ from jaxtyping import TypeCheckError
 
 import lsn_lens as lsn
 from lsn_lens.evaluation import perplexity
+from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
@@ -482,7 +483,7 @@ def test_the_users_own_hooks_stay_and_see_only_the_users_passes(backend, load):
             model(some_ids())
         assert len(calls) == 1
         calls.clear()
-        lsn.interventions.intervention_hooks(model, some_units(model), lsn.zero)
+        intervention_hooks(model, some_units(model), lsn.zero)
         assert not calls, "probing the model's width must not fire hooks of others"
         model(some_ids())
         assert len(calls) == 1

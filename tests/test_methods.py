@@ -8,12 +8,12 @@ from itertools import permutations
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
-from lsn_lens.catalogue.catalogue import METHODS, get_method
-from lsn_lens.catalogue.lap import Lap
-from lsn_lens.catalogue.lape import Lape
 
 import lsn_lens as lsn
-from lsn_lens import detect, score
+from lsn_lens import detect, methods, score
+from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.lap import Lap
+from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronScores
 from lsn_lens.sites import SITES
 from lsn_lens.statistics.needs import Need
@@ -169,7 +169,7 @@ def test_a_neuron_that_never_fires_is_never_chosen(name, run):
 @every_method
 def test_is_a_frozen_dataclass_rebuilt_from_its_repr(name):
     for method in (METHOD[name], METHODS[name]()):
-        assert eval(repr(method), vars(methods)) == method
+        assert eval(repr(method), {name: getattr(methods, name) for name in methods.__all__}) == method
         with pytest.raises(FrozenInstanceError):
             setattr(method, fields(method)[0].name, 1)
         hash(method)

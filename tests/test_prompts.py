@@ -10,14 +10,14 @@ import torch
 import transformers
 from conftest import BACKENDS, SENTENCES, VOCABULARY, tiny_model
 from jaxtyping import TypeCheckError
-from lsn_lens.sampling.endings import endings
-from lsn_lens.sampling.tasks.items import Item
-from lsn_lens.sampling.tasks.scoring import evaluate_items
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import lsn_lens as lsn
 from lsn_lens.files import whole_number
 from lsn_lens.generation import continuations, sampling
+from lsn_lens.generation.stopping import endings
+from lsn_lens.generation.tasks.items import Item
+from lsn_lens.generation.tasks.scoring import evaluate_items
 from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.text.prompts import prompt_ids, texts_of
 
@@ -188,7 +188,7 @@ def test_what_is_no_prompt_or_count(settings, words, load):
 
 def test_a_token_that_the_model_lacks(load, monkeypatch):
     model = load("llama")
-    monkeypatch.setattr(generation, "prompt_ids", lambda tokenizer, text, separator: [0, VOCABULARY + len(text)])
+    monkeypatch.setattr(sampling, "prompt_ids", lambda tokenizer, text, separator: [0, VOCABULARY + len(text)])
     with pytest.raises(
         ValueError, match=rf"prompt 0 has the token {VOCABULARY + 1}; the model knows {VOCABULARY} only"
     ):
@@ -269,7 +269,7 @@ def test_stop_strings_that_are_special_tokens(with_tokenizer, monkeypatch):
         forced = {2: tokenizer.convert_tokens_to_ids("Ċ"), 3: turn}
         return torch.full_like(chosen, forced[new]) if new in forced else chosen
 
-    monkeypatch.setattr(generation, "_choose", choose)
+    monkeypatch.setattr(sampling, "_choose", choose)
     plain = write(model, ["The river"])
     assert plain["ids"][0][3] == turn and len(plain["ids"][0]) == 8 and TURN not in plain["text"][0]
     stopped = write(model, ["The river"], stop=[TURN])

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lsn_lens.page.page import Report, Section
-from lsn_lens.page.sections import comparison as sections
 
 import lsn_lens as lsn
 from lsn_lens.comparison import doubts
 from lsn_lens.report import page, plots, text_view
+from lsn_lens.report.page import Report, Section
+from lsn_lens.report.sections import comparison as sections
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese
 HOSTILE = ["<script>alert(1)</script>", "a|b", 'x"onload="y', "日本語 & co"]
@@ -49,12 +49,12 @@ def folder(tmp_path_factory):
     )  # fmt: skip
     out = tmp_path_factory.mktemp("report")
     path = page.write_report(Report(HOSTILE[0], HOSTILE[2], HOSTILE[0], {"of": "7 of 8"}, (section,)), out)
-    assert path == out / "page.html"
+    assert path == out / "report.html"
     return out
 
 
 def test_the_page_asks_nothing_of_the_network(folder):
-    text = (folder / "page.html").read_text()
+    text = (folder / "report.html").read_text()
     page = Page(text)
     links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert links == ["#part-1"]
@@ -65,7 +65,7 @@ def test_the_page_asks_nothing_of_the_network(folder):
 
 
 def test_hostile_names_stay_text(folder):
-    text = (folder / "page.html").read_text()
+    text = (folder / "report.html").read_text()
     page = Page(text)
     assert page.tags.count("script") == 4  # plotly.js, the figure, the neurons on text, the colours of dark mode
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -76,14 +76,14 @@ def test_hostile_names_stay_text(folder):
 def test_everything_is_there(folder):
     assert (folder / "figures" / "change.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "figures" / "change.html").is_file()
-    page = (folder / "page.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "日本語 &amp; co" in page
     assert page.count("Plotly.newPlot(") >= 1
     assert "+0.123<" in page
 
 
 def test_markdown_says_the_same(folder):
-    text = (folder / "page.md").read_text()
+    text = (folder / "report.md").read_text()
     assert "![&lt;script&gt;alert(1)&lt;/script&gt;](figures/change.png)" in text
     assert "a\\|b" in text
     assert "<script>" not in text.split("```")[0]

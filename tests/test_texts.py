@@ -13,7 +13,7 @@ import pytest
 import torch
 from foreign import FOREIGN, pieces
 
-from lsn_lens.generation import texts
+from lsn_lens import generation
 from lsn_lens.generation.texts import identifiers, strings
 from lsn_lens.generation.texts.identifiers import IDENTIFIERS, UND, identifier, identifier_accuracy
 from lsn_lens.generation.texts.languages import script_shares, scripts_of
@@ -653,5 +653,5 @@ def test_unknown_targets(measured, identify):
 
 
 def test_everything_can_be_had_from_one_module():
-    assert all(hasattr(texts, name) for name in texts.__all__)
-    assert texts.identifier is identifiers.identifier
+    assert all(hasattr(generation, name) for name in generation.__all__)
+    assert generation.identifier is identifiers.identifier

@@ -165,7 +165,7 @@ def working_language(
     if len(labels.labels) != size:
         raise ValueError(
             f"labels are for {len(labels.labels)} token ids, the model has {size}: "
-            "token_languages(model.tokenizer, ..., vocabulary=lsn_lens.structure.vocabulary_size(model))."
+            "token_languages(model.tokenizer, ..., vocabulary=lsn_lens.model.structure.vocabulary_size(model))."
         )
     if not 1 <= top_k <= size:
         raise ValueError(f"top_k={top_k}: expected 1 to {size}, the size of the vocabulary.")

@@ -15,7 +15,7 @@ from lsn_lens.text.prompts import prompt_ids
 try:
     from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
     from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.structure.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
     from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
         get_rolling_token_windows,
         make_disjoint_window,
