@@ -8,6 +8,7 @@ import torch
 
 from lsn_lens import models
 from lsn_lens.bars import tqdm
+from lsn_lens.batches import row_ranges
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.prompts import front
 
@@ -102,11 +103,13 @@ def score(model: models.Model, pairs: Sequence[Pair], *, batch_size: int = 16, p
     check_model(model)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1.")
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].context) - len(pairs[i].continuation))
+    read = [len(pair.context) + len(pair.continuation) - 1 for pair in pairs]  # the last token is only predicted
+    order = sorted(range(len(pairs)), key=lambda i: -read[i])
+    ranges = row_ranges([read[place] for place in order], batch_size, models.position_border(model))
     scores: dict[int, Score] = {}
     with tqdm(total=len(pairs), desc="continuations", disable=not progress) as bar:
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
+        for some in ranges:
+            places = order[some.start : some.stop]
             scores.update(zip(places, _scores(model, [pairs[place] for place in places]), strict=True))
             bar.update(len(places))
     return [scores[place] for place in range(len(pairs))]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lsn_lens import models
 from lsn_lens.bars import tqdm
+from lsn_lens.batches import row_ranges
 from lsn_lens.entry import check_model
 from lsn_lens.evaluation.lens.layers import check_lens, logit_lens
 from lsn_lens.evaluation.prompts import prompt_ids
@@ -151,8 +152,8 @@ def word_probes(
     languages = list(dict.fromkeys(language for row in rows for language in row.first))
     measured = []
     with tqdm(total=len(rows), desc="word probes", unit="prompt", disable=not progress) as bar:
-        for first in range(0, len(rows), ROWS):
-            some = rows[first : first + ROWS]
+        for places in row_ranges([len(row.ids) for row in rows], ROWS, models.position_border(model)):
+            some = [rows[place] for place in places]
             measured.append(_measure(model, some, languages, top_k, norm))
             bar.update(len(some))
     table = _table(rows, languages, pairs, excluded, torch.cat(measured).numpy())
