@@ -22,6 +22,7 @@ from lsn_lens.collection import Pass
 from lsn_lens.collection.collecting import _constants, _tokenize, needs_of, widths_of
 from lsn_lens.methods import METHODS, get_method
 from lsn_lens.model import source_of
+from lsn_lens.model.structure import position_border
 from lsn_lens.text import Plan
 
 LAPE, SUMS, EVERYTHING, ALONE = "lape", "all but what is apart", "everything in one pass", "alone: "
@@ -61,7 +62,8 @@ def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str,
     corpora = lsn.load_corpora("demo", ["en", "fr"])
     layout = lsn.Layout(kind="documents", max_tokens=tokens // 2, shards=1)
     folder = tempfile.TemporaryDirectory()
-    plan = Plan(_tokenize(model, corpora, Path(folder.name), layout, progress=False), layout, model.cfg.n_ctx)
+    made = _tokenize(model, corpora, Path(folder.name), layout, progress=False)
+    plan = Plan(made, layout, model.cfg.n_ctx, border=position_border(model))
     batches = [batch for shard in plan.shards for batch in plan.batches(shard)]
 
     @torch.no_grad()

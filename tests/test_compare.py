@@ -462,7 +462,7 @@ def test_what_is_known_of_the_model_is_asked_once(planted, monkeypatch):
         asked["exact"].append(names)
         return exact(model, names)
 
-    monkeypatch.setattr(models, "site_width", counted_width)
+    monkeypatch.setattr(structure, "site_width", counted_width)
     monkeypatch.setattr(forward, "lean_is_exact", counted_exact)
     sets = {str(seed): chosen(PLANTED).random_like(seed) for seed in range(4)}
     table = lsn.perplexity_table(model, corpora, sets, evaluate="own", progress=False)

@@ -336,8 +336,11 @@ def test_no_text_is_in_both_parts_and_none_is_measured_twice(hold_out, source, s
 
 def test_equal_documents_are_said_to_be_no_hold_out(tmp_path):
     corpus = load_corpora({"en": ["one river"] * 6})["en"]
-    with pytest.warns(UserWarning, match="every text to measure with is also a text to find units with"):
+    with pytest.warns(UserWarning, match="every text to measure with is also a text to find units with.* All are kept"):
         assert list(corpus.hold_out) == ["one river"] * 2
+    assert corpus.hold_out.shared == 2 and corpus.hold_out.skipped == {}
+    with pytest.warns(UserWarning, match="nothing is held out"):
+        assert to_tokens(corpus.hold_out, tmp_path).noticed["also in the other part"] == 2
     with pytest.warns(UserWarning, match="3 of 4 documents are repetitions"):
         assert to_tokens(corpus.find, tmp_path).noticed["repeated"] == 3
 

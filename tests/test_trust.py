@@ -270,7 +270,7 @@ def checked(load):
     run = lsn.collect(model, corpora, ["lape"], layout=layout, progress=False)
     checks = Checks(20, 39, changed_text=True, ablations=True, off_target=True, seeds=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reliability, "off_target", partial(off_target, prompts=2, tokens=12))
+        patch.setattr(checks, "off_target", partial(off_target, prompts=2, tokens=12))
         return lsn.compare(
             run, {"lape": Lape()}, model=model, corpora=corpora, layout=lsn.Layout(max_tokens=64), seeds=2,
             control_tokens=64, trust=checks, progress=False,
@@ -333,7 +333,7 @@ def test_equal_sets_are_measured_once(load, monkeypatch):
         asked.append(given[3])
         return table
 
-    monkeypatch.setattr(reliability, "ablation_sensitivity", measured)
+    monkeypatch.setattr(checks, "ablation_sensitivity", measured)
 
     def compare(names):
         return lsn.compare(

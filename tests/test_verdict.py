@@ -309,7 +309,7 @@ def test_a_fault_in_a_check_is_no_check_that_was_not_done(ready, monkeypatch, er
     def broken(*_, **__):
         raise error("a typo of our own")
 
-    monkeypatch.setattr(reliability, "leave_one_out", broken)
+    monkeypatch.setattr(checks, "leave_one_out", broken)
     with pytest.raises(error, match="a typo of our own"):
         lsn.compare(run, ["lape"], trust=Checks(2, 0), progress=False)
 

@@ -1,7 +1,7 @@
 """Where in the model do sentences of different languages look alike? Similarity and dominance, by our definitions."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -91,10 +91,7 @@ def sentence_embeddings(
     lean = forward.lean(model, needed) if forward.lean_is_exact(model, needed) else contextlib.nullcontext()
     with lean, tqdm(total=len(ids) * len(kept), desc="embeddings", unit="sentence", disable=not progress) as bar:
         for place, rows in enumerate(ids.values()):
-            order = sorted(range(len(kept)), key=lambda i, rows=rows: len(rows[kept[i]]))
-            while order:
-                size = max(1, BATCH_TOKENS // len(rows[kept[order[-1]]]))
-                chosen, order = order[-size:], order[:-size]
+            for chosen in _batches([len(rows[number]) for number in kept], structure.position_border(model)):
                 values[place, chosen] = _pooled(model, [rows[kept[i]] for i in chosen], len(front), pooling)
                 bar.update(len(chosen))
     return Embeddings(tuple(ids), values, pooling, left_out)
@@ -106,6 +103,17 @@ def _ids(model: Model, label: str, texts: Sequence[str], front: list[int]) -> li
     if empty:
         raise ValueError(f"{label}: sentence {empty[0]} (from 0) has no tokens. Leave it out in every language.")
     return [front + row for row in rows]
+
+
+def _batches(lengths: Sequence[int], border: int | None) -> Iterator[list[int]]:
+    """Places of sentences to be read at once, the longest first, those beyond the border apart."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        longest = lengths[order[-1]]
+        least = border + 1 if border is not None and longest > border else 0
+        chosen = [place for place in order[-max(1, BATCH_TOKENS // longest) :] if lengths[place] >= least]
+        yield chosen
+        del order[-len(chosen) :]
 
 
 def _too_long(ids: Mapping[str, list[list[int]]], context: int, skip: bool) -> tuple[int, ...]:

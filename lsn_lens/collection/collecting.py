@@ -114,7 +114,7 @@ def collect(
             stack.enter_context(_locked(folder))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsn_lens-")))
         tokens = _tokenize(model, corpora, scratch, layout, progress and rank == 0)
-        plan = Plan(tokens, layout, context=model.cfg.n_ctx)
+        plan = Plan(tokens, layout, context=model.cfg.n_ctx, border=structure.position_border(model))
         refused = refused_by_layout(wanted, plan.layout, plan.too_long) | refused_by_text(wanted, plan)
         wanted = wanted.without(refused)
         if methods is not None or not wanted.methods:

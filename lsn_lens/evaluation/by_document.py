@@ -67,7 +67,8 @@ def document_losses(
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
-        plan = Plan(tokens, replace(layout, length=model.cfg.n_ctx), context=model.cfg.n_ctx)
+        border = structure.position_border(model)
+        plan = Plan(tokens, replace(layout, length=model.cfg.n_ctx), context=model.cfg.n_ctx, border=border)
         total = sum(map(plan.tokens_of, plan.shards))
         with tqdm(total=total, desc="losses", unit="tok", unit_scale=True, disable=not progress) as bar:
             for batch in (batch for shard in plan.shards for batch in plan.batches(shard)):

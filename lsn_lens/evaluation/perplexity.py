@@ -201,7 +201,8 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], folder: Path, lay
         for label, corpus in corpora.items()
     }  # fmt: skip
     at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
-    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once)
+    border = structure.position_border(model)
+    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
 
 
 @torch.no_grad()

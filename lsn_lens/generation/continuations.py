@@ -10,6 +10,7 @@ from lsn_lens.bars import tqdm
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
+from lsn_lens.text.plan import row_ranges
 from lsn_lens.text.prompts import front
 
 
@@ -103,11 +104,13 @@ def score(model: Model, pairs: Sequence[Pair], *, batch_size: int = 16, progress
     check_model(model)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1.")
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].context) - len(pairs[i].continuation))
+    read = [len(pair.context) + len(pair.continuation) - 1 for pair in pairs]  # the last token is only predicted
+    order = sorted(range(len(pairs)), key=lambda i: -read[i])
+    ranges = row_ranges([read[place] for place in order], batch_size, structure.position_border(model))
     scores: dict[int, Score] = {}
     with tqdm(total=len(pairs), desc="continuations", disable=not progress) as bar:
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
+        for some in ranges:
+            places = order[some.start : some.stop]
             scores.update(zip(places, _scores(model, [pairs[place] for place in places]), strict=True))
             bar.update(len(places))
     return [scores[place] for place in range(len(pairs))]

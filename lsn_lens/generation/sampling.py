@@ -112,7 +112,7 @@ def generate(
         )
     rows, ends = _rows(model, prompts, samples, tokens, separator, int(seed)), endings(model, stop)
     choose = partial(_choose, temperature=float(temperature), penalty=float(repetition_penalty))
-    border, texts = _border(model), []
+    border, texts = structure.position_border(model), []
     with tqdm(total=len(rows) * tokens, desc="generate", unit="tok", unit_scale=True, disable=not progress) as bar:
         for some in _batches(rows, batch, even=border is not None):
             ids, chances = _write(model, some, tokens, choose, ends.tokens, border, cache, bar)
@@ -177,15 +177,6 @@ def _rows(model: Model, prompts: list[str], samples: int, tokens: int, separator
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
             rows.append(_Row(number, sample, ids, torch.rand(tokens, generator=generator, dtype=torch.float64)))
     return rows
-
-
-def _border(model: Model) -> int | None:
-    """Tokens up to which a model uses other position codes than beyond; None for one that always uses the same."""
-    config = model.original_model.config.get_text_config() if structure.is_bridge(model) else None
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]  # one for all layers, or one a kind
-    borders = [x["original_max_position_embeddings"] for x in kinds if x.get("rope_type") == "longrope"]
-    return min(borders, default=None)
 
 
 def _batches(rows: list[_Row], size: int, even: bool) -> Iterator[list[_Row]]:

@@ -30,7 +30,7 @@ from lsn_lens.sites import SITES, Site, flat, get_site
 __all__ = [
     "DEMO_MODEL",
     "HALF_TOLERANCE", "TOLERANCE", "Activation", "Model", "activations", "describe", "device_of", "firing", "has_site",
-    "is_bridge", "is_gated", "probe_ids", "reader", "site_width", "vocabulary_size",
+    "is_bridge", "is_gated", "position_border", "probe_ids", "reader", "site_width", "vocabulary_size",
 ]  # fmt: skip
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-4}  # of the logits' standard deviation
@@ -56,6 +56,18 @@ def describe(model: Model) -> dict[str, Any]:
 
 def _source(model: Model) -> dict[str, Any]:
     return getattr(model, "lsn_lens_source", {"name": str(model.cfg.model_name), "revision": None})
+
+
+def position_border(model: Model) -> int | None:
+    """Tokens up to which a model uses other position codes than beyond; None for one that always uses the same.
+
+    Of a batch, the longest row decides on the codes of all ("longrope"). Those of "dynamic" change beyond the context.
+    """
+    config = model.original_model.config.get_text_config() if is_bridge(model) else None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]  # one for all layers, or one per kind
+    borders = [x["original_max_position_embeddings"] for x in kinds if x.get("rope_type") == "longrope"]
+    return min(borders, default=None)
 
 
 def reader(model: Model, name: str) -> tuple[Site, Callable[[Tensor, int], Tensor]]:

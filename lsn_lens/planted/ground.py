@@ -56,7 +56,7 @@ class Ground:
             raise ValueError("units cannot be planted into the mlp of this model: they are active below zero, too.")
         hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        context = int(bridge.cfg.n_ctx)
+        context = min(int(bridge.cfg.n_ctx), structure.position_border(bridge) or int(bridge.cfg.n_ctx))
         return cls(
             hf_model.eval(), tokenizer, part, names, room_of(hf_model, names[0], part), activations,
             read_text(tokenizer, corpora, "find", tokens, context),

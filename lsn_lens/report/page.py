@@ -118,7 +118,7 @@ def provenance(
     """What it takes to know where a result came from, as plain data.
 
     Args:
-        used: The settings of the run, or as there `model` (from `models.describe`) and `text`.
+        used: The settings of the run, or as there `model` (from `structure.describe`) and `text`.
         measured: The text that losses were measured on, from `perplexity_table`'s `attrs["text"]`.
         settings: Of the experiment.
         started: When it began, with a time zone.

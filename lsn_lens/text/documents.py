@@ -11,7 +11,7 @@ from typing import Any
 from lsn_lens.text.readers import BROKEN_TEXT, HAS_NUL, SAMPLE, Unreadable, refuse_broken
 
 BROKEN_SHARE = 0.01  # of records that are not UTF-8, from which on what is left would be a biased sample
-IN_BOTH, REPEATED = "also in the other part", "repeated"
+IN_BOTH, REPEATED, KEPT = "also in the other part", "repeated", "kept, also in the other part"
 
 
 @dataclass
@@ -147,10 +147,14 @@ class Documents:
         if find and self._has_no_text_but(find):
             warnings.warn(
                 f"{self.records.name}: every text to measure with is also a text to find units with, so nothing is "
-                "held out and effects are measured on the text that units were found on. Give more, different texts.",
+                "held out. All are kept, and effects are measured on the text that units were found on. Give more, "
+                "different texts.",
                 stacklevel=2,
             )
-            yield from (text for place, text in enumerate(self.records) if text and self._is_mine(place))
+            for place, text in enumerate(self.records):
+                if text and self._is_mine(place):
+                    self._left_out[KEPT] += 1
+                    yield text
             return
         for position, (text, number) in enumerate(self.records.hashed()):
             if text is None:
@@ -198,6 +202,11 @@ class Documents:
     def repeated(self) -> int:
         """Documents of this part that repeat another one of it, and were kept, at its latest reading."""
         return 0 if self.held_out or self.other is not None else self._left_out[REPEATED]
+
+    @property
+    def shared(self) -> int:
+        """Documents of this part that the part to find with has too, and were kept, at its latest reading."""
+        return self._left_out[KEPT]
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -114,18 +114,34 @@ class Batch:
     byte_counts: Int[Tensor, "batch pos"] | None = None
 
 
+def row_ranges(sizes: Sequence[int] | np.ndarray, most: int, border: int | None = None) -> Iterator[range]:
+    """Neighbouring rows, `most` of them at once; those of up to `border` tokens apart from longer ones."""
+    beyond = np.asarray(sizes) > (np.inf if border is None else border)
+    turns = (np.flatnonzero(np.diff(beyond)) + 1).tolist()
+    for first, last in pairwise([0, *turns, len(beyond)]):
+        yield from (range(start, min(start + most, last)) for start in range(first, last, most))
+
+
 class Plan:
-    """Which batches there are, in which shards: a function of the tokens, the layout and the model's context alone.
+    """Which batches there are, in which shards: a function of the tokens, the layout and the model alone.
 
     Args:
         tokens: From `tokenize`, by language.
         layout: How they become rows; "auto" is settled here, and `layout` then says what it came to.
         context: Of the model; None or 0 where it has no limit.
         at_once: Fewer tokens at once than `layout.batch_tokens`. It changes how many rows go together, never a row.
+        border: Rows of more tokens are batched apart from others; see `structure.position_border`.
     """
 
-    def __init__(self, tokens: Mapping[str, Tokens], layout: Layout, context: int | None, at_once: int | None = None):
-        self.tokens, self.context = dict(tokens), context
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        layout: Layout,
+        context: int | None,
+        at_once: int | None = None,
+        border: int | None = None,
+    ):
+        self.tokens, self.context, self.border = dict(tokens), context, border
         self.too_long = self._too_long(row_limit(layout, context))
         if layout.kind == "auto":
             layout = replace(layout, kind="blocks" if self.too_long else "documents")
@@ -193,9 +209,12 @@ class Plan:
 
     def batches(self, shard: Shard) -> Iterator[Batch]:
         """The batches of a shard, in order."""
-        for first in range(shard.first, shard.last, self.batch_rows):
-            rows = range(first, min(first + self.batch_rows, shard.last))
-            yield self._blocks(shard, rows) if self.layout.kind == "blocks" else self._documents(shard, rows)
+        if self.layout.kind == "blocks":
+            sizes, make = np.full(shard.last - shard.first, self.length), self._blocks
+        else:
+            sizes, make = self._sizes[shard.language][shard.first : shard.last], self._documents
+        for rows in row_ranges(sizes, self.batch_rows, self.border):
+            yield make(shard, range(shard.first + rows.start, shard.first + rows.stop))
 
     def _blocks(self, shard: Shard, rows: range) -> Batch:
         tokens, first, last = self.tokens[shard.language], rows[0] * self.length, (rows[-1] + 1) * self.length
@@ -232,7 +251,9 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """The plan's settings and the text it is made from, as plain data."""
+        is_split = self.layout.kind == "documents" and self.border is not None and self.border < self.length
         return {
+            **({"border": self.border} if is_split else {}),
             "layout": {**asdict(self.layout), "length": self.length},
             "languages": {
                 label: {
@@ -265,6 +286,7 @@ __all__ = [
     "Tokens",
     "corpus_hash",
     "row_limit",
+    "row_ranges",
     "separator_id",
     "tokenize",
     "tokens_at_once",

@@ -37,8 +37,9 @@ class Tokens:
         n_bytes: Of the text that was encoded.
         sha256: A hash of the documents.
         skipped: Records that were left out, by reason.
-        noticed: What is odd about the text: documents that are "repeated", not in Unicode's composed form ("not NFC")
-            or have lost characters ("U+FFFD"); "control" and "unknown" tokens.
+        noticed: What is odd about the text: documents that are "repeated", not in Unicode's composed form ("not NFC"),
+            have lost characters ("U+FFFD") or, where nothing could be held out, are "also in the other part"; "control"
+            and "unknown" tokens.
         is_cut: Whether the last document was left before its end, when `max_tokens` was reached.
         bytes_path: Where they were counted, the file with the bytes of text that each token stands for (`token_bytes`).
     """
@@ -153,6 +154,8 @@ def tokenize(
             f"{language}: no text. The source has no readable, non-empty document for this part.{left_out}"
         )
     noticed = odd.counts | {"repeated": getattr(documents, "repeated", 0)}
+    shared = getattr(documents, "shared", 0)
+    noticed |= {"also in the other part": shared} if shared else {}
     warn_of(language, noticed, skipped, total, len(ends))
     ends = np.array(ends, dtype=np.int64)
     return Tokens(language, path, ends, n_bytes, digest.hexdigest(), dict(skipped), noticed, is_cut, bytes_path)

@@ -204,7 +204,8 @@ def _plan(
     if not tokens:
         raise ValueError("no texts: expected at least one language.")
     at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more leave the cache
-    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once)
+    border = structure.position_border(model)
+    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
 
 
 def _measure(

@@ -18,6 +18,7 @@ from lsn_lens.bars import tqdm
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
+from lsn_lens.text.plan import row_ranges
 from lsn_lens.text.prompts import prompt_ids
 
 DEMO_PROBES = Path(__file__).parents[2] / "demo" / "probes.jsonl"
@@ -154,8 +155,8 @@ def word_probes(
     languages = list(dict.fromkeys(language for row in rows for language in row.first))
     measured = []
     with tqdm(total=len(rows), desc="word probes", unit="prompt", disable=not progress) as bar:
-        for first in range(0, len(rows), ROWS):
-            some = rows[first : first + ROWS]
+        for places in row_ranges([len(row.ids) for row in rows], ROWS, structure.position_border(model)):
+            some = [rows[place] for place in places]
             measured.append(_measure(model, some, languages, top_k, norm))
             bar.update(len(some))
     table = _table(rows, languages, pairs, excluded, torch.cat(measured).numpy())

@@ -51,6 +51,10 @@ class Importances(Recorder):
             )
         if {"q", "k"} & set(need.bases):
             made |= read_attention(model, plan.length)
+            if plan.border is not None and plan.border < plan.length:
+                short = read_attention(model, plan.border)
+                made |= {f"short.{name}": value for name, value in short.items()}
+                made["border"] = torch.tensor(plan.border)
         return {f"{need.key}.{name}": value.cpu() for name, value in made.items()}
 
     @property
@@ -131,7 +135,7 @@ class Importances(Recorder):
         """Units of q and k."""
         pattern, groups = own["pattern"], own["k"].shape[1]
         q, k = own["q"], own["k"].repeat_interleave(len(pattern) // groups, dim=1)
-        pairs = dict(zip("qk", maths.delta_factors(q, k, self._rotation(layer), self.need.rotary), strict=True))
+        pairs = dict(zip("qk", maths.delta_factors(q, k, self._rotation(layer, len(q)), self.need.rotary), strict=True))
         released = self.need.variant == "released"  # adds Delta to the scores without their scale
         scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
         tokens, known = max(1, len(q) - first), dict[int, Tensor]()  # q and k after the rotation are one pair
@@ -146,9 +150,12 @@ class Importances(Recorder):
             values = squares / tokens if released else (squares / tokens).sqrt()
             self._add(basis, layer, values[None], None if is_exact is None else is_exact[None])
 
-    def _rotation(self, layer: int) -> Rotation:
-        table = self.constants[f"{self.need.key}.table"][layer]
-        return Rotation(*(self.constants[f"{self.need.key}.{name}"][table] for name in ("cos", "turn", "partner")))
+    def _rotation(self, layer: int, length: int) -> Rotation:
+        """Of a document of this length: some models code the positions of long ones in another way."""
+        border = self.constants.get(f"{self.need.key}.border")
+        part = self.need.key if border is None or length > border else f"{self.need.key}.short"
+        table = self.constants[f"{part}.table"][layer]
+        return Rotation(*(self.constants[f"{part}.{name}"][table] for name in ("cos", "turn", "partner")))
 
     def _add(self, basis: str, layer: int, values: Tensor, is_exact: Tensor | None = None) -> None:
         """Take in the importances of documents, `[document unit]`."""
