@@ -23,23 +23,29 @@ import pandas as pd
 import pytest
 
 import lsn_lens as lsn
-from lsn_lens.actions import language_medians
-from lsn_lens.evaluation import experts, sharing
-from lsn_lens.evaluation.controls import outliers
-from lsn_lens.evaluation.document_losses import document_losses, rise_intervals
-from lsn_lens.evaluation.effects import control_name, summarise
-from lsn_lens.evaluation.lens import read_probes, token_languages, word_probes, working_language
-from lsn_lens.evaluation.lens.word_probes import WordProbe
-from lsn_lens.evaluation.reliability import Checks
-from lsn_lens.evaluation.representations import (
+from lsn_lens.analysis import (
+    WordProbe,
+    experts,
     language_dominance,
     pair_similarity,
+    read_probes,
     sentence_embeddings,
+    sharing,
     similarity_change,
+    token_languages,
+    word_probes,
+    working_language,
 )
-from lsn_lens.evaluation.resampling import subset
+from lsn_lens.comparison.checks import Checks
+from lsn_lens.controls import subset
+from lsn_lens.controls.matched import outliers
+from lsn_lens.evaluation.by_document import document_losses, rise_intervals
+from lsn_lens.evaluation.effects import control_name, summarise
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out, switch_sets
-from lsn_lens.evaluation.steering import (
+from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
+from lsn_lens.generation import (
+    accuracy,
+    accuracy_change,
     arithmetics,
     choose_doses,
     deactivate,
@@ -47,19 +53,20 @@ from lsn_lens.evaluation.steering import (
     dimensions,
     direction,
     dose_response,
+    evaluate_generated,
+    evaluate_items,
     fallback_matrix,
     forcing,
+    identifier,
     instruction,
+    load_items,
     prompts_from,
     steer,
     steering_losses,
     steering_summary,
     steering_table,
 )
-from lsn_lens.evaluation.tasks import accuracy, accuracy_change, evaluate_items, load_items
-from lsn_lens.evaluation.tasks.generated import evaluate_generated
-from lsn_lens.evaluation.texts import identifier
-from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
+from lsn_lens.interventions.values import language_medians
 
 # From pinned names to today's.
 TABLES: dict[str, str] = {}  # "compare.losses": "compare.held_out"
