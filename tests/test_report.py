@@ -112,7 +112,7 @@ def test_digits_of_tables():
 def test_the_lead_is_what_the_numbers_say():
     text = sections.lead(row())
     assert text == (
-        "lape passes for 7 of 8 (on other documents 5 to 8) languages: ablating the units that it finds hurts that "
+        "lape passes for 7 of 8 languages (on other documents 5 to 8): ablating the units that it finds hurts that "
         "language surely more than any other, and more than random sets of as many units in the same layers do. On "
         "average the loss of the own language changes by +0.0500 nats per token, that is +0.0400 next to the other "
         "language that is hurt most."

@@ -132,7 +132,7 @@ NULLS = Check(
         "Shuffled labels: the labels of shards are permuted across languages, so that there is nothing to find. "
         "Many rules choose as many units there, so scores count too. null p: how often permuted labels give as "
         "many units, or units that score as far out on average (the smaller share, doubled); beyond null: share "
-        "of the set's units at which their language stands out from every other language, more than any does at "
+        "of the set's memberships at which their language stands out from every other language, more than any does at "
         "any unit when the labels of the two are permuted. What is told from shuffled labels is a difference "
         "between texts, not yet a unit of a language."
     ),

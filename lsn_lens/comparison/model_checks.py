@@ -75,7 +75,7 @@ SURVIVAL = Check(
         "Changed text: units are found again on text in plain Latin letters, on words in random order, and "
         "without the languages of other scripts. Survival: share of the set that is found again, over the "
         "languages that the change tests. The ceiling is what other text of the same kind gives (for scripts: "
-        "taking as many languages of the same script away). Units that hang on the order of words can be a "
+        "taking as many languages of the same script away). Units that depend on the order of words can be a "
         "language's all the same: no warning comes from that."
     ),
     figures=_survival_figures,

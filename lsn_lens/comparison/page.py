@@ -127,11 +127,13 @@ def neurons_on_text(comparison: Tables) -> str:
 
 def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
     """What the first row of a ranking says, in words, also where it is little; `warnings`: those of all methods."""
+    interval = _interval(row, "shown")
     found = (
-        f"{row['method']} passes for {_of(row, 'shown')} languages: ablating the units that it finds hurts that "
-        "language surely more than any other, and more than random sets of as many units in the same layers do. On "
-        f"average the loss of the own language changes by {row['own_rise']:+z.4f} nats per token, that is "
-        f"{row['own_minus_worst_other']:+z.4f} next to the other language that is hurt most."
+        f"{row['method']} passes for {row['shown']} of {row['languages']} languages{interval and f' ({interval})'}: "
+        "ablating the units that it finds hurts that language surely more than any other, and more than random sets of "
+        f"as many units in the same layers do. On average the loss of the own language changes by "
+        f"{row['own_rise']:+z.4f} nats per token, that is {row['own_minus_worst_other']:+z.4f} next to the other "
+        "language that is hurt most."
     )
     weak = 2 * row["shown"] <= row["languages"]
     found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
@@ -141,11 +143,10 @@ def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
 SIZES = "more or fewer units, or others, and effects follow that: their order here is not a ranking of methods"
 
 
-def _of(row: Mapping[Hashable, Any], name: str) -> str:
-    """A count of languages with its interval."""
-    bounds = [row[f"{name}_{end}"] for end in ("low", "high")]
-    words = "" if pd.isna(bounds[0]) else f" (on other documents {bounds[0]:.0f} to {bounds[1]:.0f})"
-    return f"{row[name]} of {row['languages']}{words}"
+def _interval(row: Mapping[Hashable, Any], name: str) -> str:
+    """Between which numbers a count of languages would lie on other documents."""
+    low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
+    return "" if pd.isna(low) else f"on other documents {low:.0f} to {high:.0f}"
 
 
 def facts(comparison: Tables) -> dict[str, str]:
@@ -156,9 +157,12 @@ def facts(comparison: Tables) -> dict[str, str]:
     if "shown" not in ranking:
         units = ranking["units"]
         return {"methods": str(len(ranking)), "different units": f"{units.min():,} to {units.max():,}", **left_out}
+    counts = {}
+    for name, words in (("shown", "languages that pass"), ("own_hurt_most", "languages hurt most, as measured")):
+        about = ", ".join(filter(None, (row["method"], _interval(row, name))))
+        counts[f"{words} ({about})"] = f"{row[name]} of {row['languages']}"
     return {
-        f"languages that pass ({row['method']})": _of(row, "shown"),
-        f"languages hurt most, as measured ({row['method']})": _of(row, "own_hurt_most"),
+        **counts,
         "mean own rise, nats per token": f"{row['own_rise']:+z.4f}",
         "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
         "methods that pass for none": str(sum(ranking["shown"] == 0)),

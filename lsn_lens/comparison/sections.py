@@ -24,9 +24,10 @@ def ranking_section(comparison: Tables, note: str) -> Section:
     """All methods at a glance."""
     left_out = {"What was left out": comparison.skipped} if len(comparison.skipped) else {}
     every = doubts.in_words(comparison.warnings, doubts.EVERY)
+    numbers, words = comparison.ranking.drop(columns="warnings"), comparison.ranking.loc[:, ["method", "warnings"]]
     remarks = [*([f"For all methods: {every}."] if every else []), UNITS_ARE, *([note] if note else [])]
     if "effects" not in comparison:
-        return Section("Methods side by side", tuple(remarks), {"Main numbers": comparison.ranking, **left_out})
+        return Section("Methods side by side", tuple(remarks), {"Main numbers": numbers, WORDS: words, **left_out})
     return Section(
         "Methods side by side",
         (
@@ -37,11 +38,12 @@ def ranking_section(comparison: Tables, note: str) -> Section:
             "named; how large an effect is does not count, since larger sets have larger effects.",
             *remarks,
         ),
-        {"Main numbers; rises of the loss in nats per token, means over languages": comparison.ranking, **left_out},
+        {"Main numbers; rises of the loss in nats per token, means over languages": numbers, WORDS: words, **left_out},
         {"methods": first_figure(comparison)},
     )
 
 
+WORDS = "Why not to trust them"
 UNITS_ARE = (
     "Units are different ones here; in tables of effects they are memberships, where a unit of two languages counts "
     "twice."
