@@ -17,7 +17,8 @@ from lsn_lens.controls.redetection import same_script_survival, survival
 from lsn_lens.controls.resampling import load_shards
 from lsn_lens.controls.significance import LEVEL, permutation_test
 from lsn_lens.controls.stability import bootstrap, leave_one_out, stability_table
-from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
+from lsn_lens.evaluation.baseline import HeldOut, held_out
+from lsn_lens.evaluation.jobs import Choice
 from lsn_lens.methods.base import Method
 from lsn_lens.methods.sharing import Sharing
 from lsn_lens.model.entry import check_model
@@ -116,7 +117,7 @@ def measure(
         corpora: The run's text.
         actions: What to do to each method's units; methods without one are not ablated.
         layout: How held-out text becomes batches.
-        text: The held-out text, where it is at hand from `held_out`; `layout` then says nothing.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show progress bars.
 
     Returns:
@@ -139,7 +140,7 @@ def measure(
     first = twins(found, actions or {})
     measured: dict[str, Any] = {}
     if model is not None and corpora is not None and checks.of_set:
-        measured["text"] = text or held_out(model, corpora, layout, progress=progress)
+        measured["text"] = held_out(model, corpora, layout, text=text, progress=progress)
         measured["neutral"] = measured_neutral(model, progress=progress) if checks.off_target else None
     for name in tqdm(methods, desc="how far to trust", disable=not progress):
         todo: dict[str, Callable[[], pd.DataFrame]] = {}

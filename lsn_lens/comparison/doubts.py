@@ -159,7 +159,7 @@ def _of_losses(changed: pd.DataFrame, uniform: float) -> Doubts:
 
 def _of_effects(effects: pd.DataFrame) -> Doubts:
     """What `verdict.doubts` says of the rows, but for the number of neurons, which is said of the set."""
-    reasons = verdict.by_reason(effects.loc[effects["neurons"] > 0].to_dict("records"))
+    reasons = verdict.by_reason(effects.loc[effects["units"] > 0].to_dict("records"))
     yield from ((words, where) for words, where in reasons.items() if words != verdict.FEW)
 
 
@@ -200,7 +200,7 @@ def _of_ablations(table: pd.DataFrame) -> Doubts:
 
 def _of_off_target(table: pd.DataFrame) -> Doubts:
     worst = table[[f"{kind}_rise" for kind in NEUTRAL]].max(axis=1)
-    where = _labels(table, (table["neurons"] > 0) & ~(worst <= 0) & ~(table["own_rise"] > worst), "language")
+    where = _labels(table, (table["units"] > 0) & ~(worst <= 0) & ~(table["own_rise"] > worst), "language")
     if where:
         yield "numbers, arithmetic or code are hurt as much as the own language", where
     broken = _labels(table, table["collapse"].ne(""), "language")
