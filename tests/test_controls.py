@@ -335,7 +335,7 @@ def test_each_kind_of_ablation_is_what_one_intervention_at_a_time_gives(ready):
         seed: lsn.perplexity_matrix(model, corpora, each, layout=SHORT, progress=False).loc["de", "de"]
         for seed, each in matched_draws(found, 2, run.statistics).sets.items()
     })  # fmt: skip
-    assert rows.loc[("zero", "de"), "random_rise"] == pytest.approx(zeroed.mean(), rel=1e-3)
+    assert rows.loc[("zero", "de"), "random_mean"] == pytest.approx(zeroed.mean(), rel=1e-3)
     assert rows.loc[("zero", "de"), "p"] == (1 + (zeroed >= rows.loc[("zero", "de"), "own_rise"]).sum()) / 3
 
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import perplexity
+from lsn_lens.evaluation import baseline, perplexity, scored
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan
@@ -305,7 +305,7 @@ def test_nothing_scored_is_no_perfect_model(layout, load):
     model, corpora = load("llama"), corpora_of({"en": list("abc"), "fr": list("xyz")})
     with pytest.warns(UserWarning, match=r"en: no token is scored.*NaN.*first token"):
         table = lsn.perplexity_table(model, corpora, all_units(), layout=layout, progress=False)
-    measured = table.drop(columns=["set", "action", "intervened", "evaluated", "neurons", "tokens", "bytes"])
+    measured = table.drop(columns=["set", "action", "intervened", "evaluated", "units", "tokens", "bytes"])
     assert measured.isna().all(axis=None) and (table["tokens"] == 0).all()
     with pytest.warns(UserWarning, match="fr: no token is scored"):
         matrix = lsn.perplexity_matrix(model, corpora, all_units(("en", "fr")), layout=layout, progress=False)
@@ -330,13 +330,14 @@ def test_documents_of_which_nothing_is_scored(load):
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """Fails where a loss is computed."""
+    """Fails where text is tokenised or a loss is computed."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: types are not checked before
 
     def measured(*args, **kwargs):
-        raise AssertionError("a loss was computed before the refusal")
+        raise AssertionError("text was read or measured before the refusal")
 
-    monkeypatch.setattr(perplexity, "token_losses", measured)
+    monkeypatch.setattr(scored, "token_losses", measured)
+    monkeypatch.setattr(baseline, "tokenize", measured)
     return SimpleNamespace(corpora=corpora_of({"en": [SENTENCES[0]], "de": [SENTENCES[1]]}))
 
 

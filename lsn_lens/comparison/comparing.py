@@ -12,7 +12,6 @@ from lsn_lens.comparison import doubts, sizes
 from lsn_lens.comparison.checking import Checks, Subject
 from lsn_lens.comparison.checks import CHECKS, asked
 from lsn_lens.comparison.losses import effect_tables
-from lsn_lens.comparison.model_checks import COUNT
 from lsn_lens.comparison.order import ranking
 from lsn_lens.comparison.overlaps import agreement, average_agreement
 from lsn_lens.comparison.result import Comparison
@@ -20,8 +19,9 @@ from lsn_lens.comparison.tables import TAKEN, TRUST
 from lsn_lens.comparison.trust import doubts_of, measure, trust_table
 from lsn_lens.controls import causal
 from lsn_lens.evaluation import verdict
-from lsn_lens.evaluation.baseline import Choice, held_out
+from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.effects import CONTROL
+from lsn_lens.evaluation.jobs import Choice
 from lsn_lens.interventions.actions import check_action
 from lsn_lens.methods.base import Method, scores_of, units_of
 from lsn_lens.methods.catalogue import METHODS, get_method
@@ -166,8 +166,7 @@ def _judged(
         None if subject.model is None else structure.vocabulary_size(subject.model), doubts_of(checked, names, rows),
     )  # fmt: skip
     order = ranking(tables, warnings, [name for row in rows for name in row.ranked])
-    every = {"ranking": order, **tables, "warnings": warnings, **checked}
-    return {name: table.rename(columns=COUNT) for name, table in every.items()}
+    return {"ranking": order, **tables, "warnings": warnings, **checked}
 
 
 def _methods(

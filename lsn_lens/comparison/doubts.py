@@ -133,7 +133,7 @@ def _of_losses(changed: pd.DataFrame, uniform: float) -> Doubts:
 
 def _of_effects(effects: pd.DataFrame) -> Doubts:
     """What `verdict.doubts` says of the rows, but for the number of neurons, which is said of the set."""
-    reasons = verdict.by_reason(effects.loc[effects["neurons"] > 0].to_dict("records"))
+    reasons = verdict.by_reason(effects.loc[effects["units"] > 0].to_dict("records"))
     yield from ((words, where) for words, where in reasons.items() if words != verdict.FEW)
 
 

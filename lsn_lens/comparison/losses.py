@@ -9,7 +9,8 @@ from lsn_lens.comparison.equal_size import measure_equal_size
 from lsn_lens.comparison.trust import twins, with_twins
 from lsn_lens.controls import causal
 from lsn_lens.controls.intervals import certainty
-from lsn_lens.evaluation.baseline import Choice, HeldOut
+from lsn_lens.evaluation.baseline import HeldOut
+from lsn_lens.evaluation.jobs import Choice
 from lsn_lens.neurons import NeuronScores, NeuronSet
 from lsn_lens.statistics.sums import Statistics
 
@@ -37,7 +38,7 @@ def effect_tables(
         progress: Show progress bars.
 
     Returns:
-        The tables of a `Comparison` that take a model, by name; the number of units is still called "neurons".
+        The tables of a `Comparison` that take a model, by name.
     """
     first = twins(found, actions)
     once = {name: action for name, action in actions.items() if first[name] == name}

@@ -19,7 +19,6 @@ LOST = {
 }
 NEUTRAL = ("numbers", "arithmetic", "code")
 CHANGED = ("romanised", "shuffled_words", "same_script")  # as columns begin
-COUNT = {"neurons": "units"}  # what the controls call the number of units
 
 
 def _survival(subject: Subject) -> pd.DataFrame:
@@ -84,9 +83,7 @@ SURVIVAL = Check(
 
 def _ablations(subject: Subject) -> pd.DataFrame:
     beside: Any = {"seeds": subject.options.seeds, "text": subject.text, "progress": False}
-    return ablation_sensitivity(subject.model, subject.corpora, subject.run, subject.units, **beside).rename(
-        columns=COUNT
-    )
+    return ablation_sensitivity(subject.model, subject.corpora, subject.run, subject.units, **beside)
 
 
 def _kinds(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +135,7 @@ def _off_target(subject: Subject) -> pd.DataFrame:
     measured = off_target(
         model, subject.corpora, subject.units, subject.action, statistics=subject.run.statistics, **beside
     )
-    return measured.table.rename(columns=COUNT)
+    return measured.table
 
 
 def _elsewhere(table: pd.DataFrame) -> pd.DataFrame:

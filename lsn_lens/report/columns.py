@@ -44,7 +44,6 @@ COMMON: Mapping[str, Column] = {
     "random_sd": Column("random, sd", "nats"),
     "share_above_random": Column("above random", "share"),
     "rate": Column(kind="rate"),
-    "neurons": Column("units"),
 }
 SIGNED = ("_rise", "_rise_bits_per_byte", "_rise_perplexity")
 
