@@ -397,7 +397,7 @@ def test_effects_and_specificity_are_those_of_the_losses(planted, compared):
     assert list(table.index) == ["lave", "lape"]
     assert table["own_rise"]["lave"] == pytest.approx((own + matrix.loc["en", "en"]) / 2, rel=1e-4)
     # both languages have the same units, so only one of them can be hurt most by its own in one unit
-    assert table["neurons"]["lave"] == 2 * LAYERS * len(PLANTED)
+    assert table["units"]["lave"] == 2 * LAYERS * len(PLANTED)
     rows = compared.effects_by_language.set_index(["method", "language"]).loc["lave"]
     other = {"en": "de", "de": "en"}
     for language in TEXT:
@@ -488,10 +488,10 @@ def known_tables(rise=0.2, clean=2.0, worst=0.1, p=0.025, q=0.05, tokens=5000, s
         ]
     )
     losses.attrs["text"] = {"languages": {label: {"tokens_used": tokens} for label in languages}}
-    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "neurons": 20, "p": p, "q": q})
+    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "units": 20, "p": p, "q": q})
     effects = effects.assign(own_rise=rise, worst_other_rise=worst, hurt_most_in=most, own_hurt_most=most == "both")
     effects = effects.assign(**(SURE | sure))
-    control = effects[["method", "language", "neurons", "p", "q"]].assign(seeds=seeds)
+    control = effects[["method", "language", "units", "p", "q"]].assign(seeds=seeds)
     found = NeuronSet(languages, {"mlp": torch.zeros(2, 1, 60, dtype=torch.bool)})
     found.masks["mlp"][0, 0, :20], found.masks["mlp"][1, 0, 20:40] = True, True
     return {"a": found}, losses, effects, control, 100

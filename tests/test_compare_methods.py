@@ -76,7 +76,7 @@ def test_the_numbers_fit_together(written):
     assert set(losses["set"]) == {"", "lape", "lap"}
     assert len(losses) == 3 + 9 + 9  # none, and each method's sets on all languages
     found = lsn.NeuronSet.load(written / "neurons" / "lape.safetensors")
-    assert mine.loc["lape", "neurons"].to_dict() == found.counts().to_dict()
+    assert mine.loc["lape", "units"].to_dict() == found.counts().to_dict()
     assert found.counts().min() >= 2
     assert len(tables["neurons-lape"]) == found.counts().sum()
     own = losses[(losses["set"] == "lape") & (losses["intervened"] == "fr") & (losses["evaluated"] == "fr")]

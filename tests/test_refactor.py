@@ -23,23 +23,23 @@ import pandas as pd
 import pytest
 
 import lsn_lens as lsn
-from lsn_lens.actions import language_medians
-from lsn_lens.evaluation import experts, sharing
-from lsn_lens.evaluation.controls import outliers
-from lsn_lens.evaluation.document_losses import document_losses, rise_intervals
-from lsn_lens.evaluation.effects import control_name, summarise
-from lsn_lens.evaluation.lens import read_probes, token_languages, word_probes, working_language
-from lsn_lens.evaluation.lens.word_probes import WordProbe
-from lsn_lens.evaluation.reliability import Checks
-from lsn_lens.evaluation.representations import (
+from lsn_lens.analysis import WordProbe, experts, read_probes, sharing, token_languages, word_probes, working_language
+from lsn_lens.analysis.representations import (
     language_dominance,
     pair_similarity,
     sentence_embeddings,
     similarity_change,
 )
-from lsn_lens.evaluation.resampling import subset
+from lsn_lens.comparison.checks import Checks
+from lsn_lens.controls.matched import outliers
+from lsn_lens.controls.resampling import subset
+from lsn_lens.evaluation.by_document import document_losses, rise_intervals
+from lsn_lens.evaluation.effects import control_name, summarise
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out, switch_sets
-from lsn_lens.evaluation.steering import (
+from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
+from lsn_lens.generation import (
+    accuracy,
+    accuracy_change,
     arithmetics,
     choose_doses,
     deactivate,
@@ -47,26 +47,32 @@ from lsn_lens.evaluation.steering import (
     dimensions,
     direction,
     dose_response,
+    evaluate_items,
     fallback_matrix,
     forcing,
+    identifier,
     instruction,
+    load_items,
     prompts_from,
     steer,
     steering_losses,
     steering_summary,
     steering_table,
 )
-from lsn_lens.evaluation.tasks import accuracy, accuracy_change, evaluate_items, load_items
-from lsn_lens.evaluation.tasks.generated import evaluate_generated
-from lsn_lens.evaluation.texts import identifier
-from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
+from lsn_lens.generation.tasks.generated import evaluate_generated
+from lsn_lens.interventions.values import language_medians
 
 # From pinned names to today's.
 TABLES: dict[str, str] = {}  # "compare.losses": "compare.held_out"
-COLUMNS: dict[str, str] = {}  # "neurons": "units", or in one table only "compare.sizes / neurons": "units"
+COLUMNS: dict[str, str] = {  # "neurons": "units", or in one table only "compare.sizes / neurons": "units"
+    "neurons": "units",
+    "compare.ablations / random_rise": "random_mean",
+}
 WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other mean"
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
-GONE: set[str] = set()  # columns, of all tables or "table / column", that there are no more
+GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
+    *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),
+}
 
 # Columns that name a row, by their pinned names, unless they have fractions; rows that share all of them are counted.
 KEYS = (

@@ -183,9 +183,9 @@ def text(survival, ceiling=0.8, note="", control="romanised"):
     return {"control": control, "survival": survival, "ceiling": ceiling, "note": note, "before": 10}
 
 
-def off(own=0.5, code=0.1, collapse="", neurons=10):
+def off(own=0.5, code=0.1, collapse="", units=10):
     rises = {"own_rise": own, "numbers_rise": 0.0, "arithmetic_rise": 0.0, "code_rise": code}
-    return {**rises, "collapse": collapse, "neurons": neurons}
+    return {**rises, "collapse": collapse, "units": units}
 
 
 ROMANISED, SIDE = "does not survive romanisation", "numbers, arithmetic or code are hurt as much as the own language"
@@ -207,7 +207,7 @@ ROMANISED, SIDE = "does not survive romanisation", "numbers, arithmetic or code 
          "does not survive without the languages of other scripts (en)"),
         ("off target", off(), ""),
         ("off target", off(code=[0.5, 0.4]), f"{SIDE} (en)"),
-        ("off target", off(own=[-0.1, 0.0], code=0.1, neurons=[10, 0]), f"{SIDE} (en)"),
+        ("off target", off(own=[-0.1, 0.0], code=0.1, units=[10, 0]), f"{SIDE} (en)"),
         ("off target", off(own=-0.2, code=-0.1) | {"numbers_rise": -0.1, "arithmetic_rise": -0.1}, ""),
         ("off target", off(collapse=["", "code"]), "collapse off target: a text's loss rises by more than 3 nats (fr)"),
     ],

@@ -32,7 +32,7 @@ HEADINGS = {
     "mean_other_rise": "mean rise of others", "random_mean": "random, mean", "random_sd": "random, sd",
     "own_hurt_most": "own hurt most", "own_hurt_most_low": "hurt most, low", "own_hurt_most_high": "high",
     "hurt_most_in": "hurt most in", "hurt_most_share": "of replicates", "surely_hurt_most": "surely",
-    "share_above_random": "above random", "neurons": "units", "shown": "languages that pass",
+    "share_above_random": "above random", "shown": "languages that pass",
     "shown_low": "pass, low", "shown_high": "high", "own_rise_low": "own rise, low", "own_rise_high": "high",
     "difference_low": "difference, low", "difference_high": "high",
 }  # fmt: skip

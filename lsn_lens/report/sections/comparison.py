@@ -243,7 +243,7 @@ def method_section(name: str, comparison: Comparison) -> Section:
             of(frame, method=name).drop(columns=["method", "action"])
             for frame in (measured(comparison, "effects_by_language"), measured(comparison, "control_by_language"))
         )
-        control = control.drop(columns=["neurons", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
+        control = control.drop(columns=["units", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
         nats, bits = (rows[[name for name in rows if _is_of(str(name), unit)]] for unit in UNITS)
         tables[f"Set to: {action}. Rises of the loss in nats per token"] = nats
         tables["The same in bits per byte"] = bits
@@ -268,8 +268,8 @@ UNITS = ("nats", "bits")
 
 
 def _is_of(column: str, unit: str) -> bool:
-    """Whether a column belongs into the table of a unit; those of neither stand in the first."""
-    if column in SAID:
+    """Whether a column belongs into the table of a unit; those of neither stand in the first, relative ones nowhere."""
+    if column in SAID or column.endswith("_relative"):
         return False
     return ("bits_per_byte" in column) == (unit == "bits") or (unit == "bits" and column == "language")
 
