@@ -522,10 +522,10 @@ def known_tables(rise=0.2, clean=2.0, worst=0.1, p=0.025, q=0.05, tokens=5000, s
         ]
     )
     losses.attrs["text"] = {"languages": {label: {"tokens_used": tokens} for label in languages}}
-    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "neurons": 20, "p": p, "q": q})
+    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "units": 20, "p": p, "q": q})
     effects = effects.assign(own_rise=rise, worst_other_rise=worst, hurt_most_in=most, own_hurt_most=most == "both")
     effects = effects.assign(**(SURE | sure))
-    control = effects[["method", "language", "neurons", "p", "q"]].assign(seeds=seeds)
+    control = effects[["method", "language", "units", "p", "q"]].assign(seeds=seeds)
     found = NeuronSet(languages, {"mlp": torch.zeros(2, 1, 60, dtype=torch.bool)})
     found.masks["mlp"][0, 0, :20], found.masks["mlp"][1, 0, 20:40] = True, True
     return {"a": found}, losses, effects, control, 100

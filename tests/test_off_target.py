@@ -118,7 +118,7 @@ def test_a_language_without_units_changes_nothing(ready):
     model, corpora, _, found, settings, _ = ready
     nobody = NeuronSet(("en",), {"mlp": torch.zeros_like(found.masks["mlp"][:1])})
     row = off_target(model, corpora, nobody, **settings).table.iloc[0]
-    assert row["neurons"] == row["own_rise"] == row["worst_other_rise"] == row["numbers_rise"] == 0
+    assert row["units"] == row["own_rise"] == row["worst_other_rise"] == row["numbers_rise"] == 0
     assert row["distinct_2_before"] == row["distinct_2_after"]
 
 

@@ -23,22 +23,16 @@ import pandas as pd
 import pytest
 
 import lsn_lens as lsn
-from lsn_lens.analysis import (
-    WordProbe,
-    experts,
+from lsn_lens.analysis import WordProbe, experts, read_probes, sharing, token_languages, word_probes, working_language
+from lsn_lens.analysis.representations import (
     language_dominance,
     pair_similarity,
-    read_probes,
     sentence_embeddings,
-    sharing,
     similarity_change,
-    token_languages,
-    word_probes,
-    working_language,
 )
 from lsn_lens.comparison.checks import Checks
-from lsn_lens.controls import subset
 from lsn_lens.controls.matched import outliers
+from lsn_lens.controls.resampling import subset
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
 from lsn_lens.evaluation.effects import control_name, summarise
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out, switch_sets
@@ -53,7 +47,6 @@ from lsn_lens.generation import (
     dimensions,
     direction,
     dose_response,
-    evaluate_generated,
     evaluate_items,
     fallback_matrix,
     forcing,
@@ -66,14 +59,20 @@ from lsn_lens.generation import (
     steering_summary,
     steering_table,
 )
+from lsn_lens.generation.tasks.generated import evaluate_generated
 from lsn_lens.interventions.values import language_medians
 
 # From pinned names to today's.
 TABLES: dict[str, str] = {}  # "compare.losses": "compare.held_out"
-COLUMNS: dict[str, str] = {}  # "neurons": "units", or in one table only "compare.sizes / neurons": "units"
+COLUMNS: dict[str, str] = {  # "neurons": "units", or in one table only "compare.sizes / neurons": "units"
+    "neurons": "units",
+    "compare.ablations / random_rise": "random_mean",
+}
 WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other mean"
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
-GONE: set[str] = set()  # columns, of all tables or "table / column", that there are no more
+GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
+    *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),
+}
 
 # Columns that name a row, by their pinned names, unless they have fractions; rows that share all of them are counted.
 KEYS = (

@@ -94,7 +94,7 @@ def test_digits_of_tables():
     frame = pd.DataFrame(
         {
             "own_rise": [0.01234, -0.00004, np.nan],
-            "neurons": [12345, 1, 0],
+            "units": [12345, 1, 0],
             "ratio": [12.34, 1.0, np.nan],
             "share_above_random": [1.0, 0.8, 0.0],
             "rate": [0.0187, 0.01, 0.01],

@@ -195,7 +195,7 @@ UNITS = ("nats", "bits")
 
 
 def _is_of(column: str, unit: str) -> bool:
-    """Whether a column belongs into the table of a unit; those of neither stand in the first."""
-    if column in SAID:
+    """Whether a column belongs into the table of a unit; those of neither stand in the first, relative ones nowhere."""
+    if column in SAID or column.endswith("_relative"):
         return False
     return ("bits_per_byte" in column) == (unit == "bits") or (unit == "bits" and column == "language")

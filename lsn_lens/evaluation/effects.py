@@ -1,6 +1,7 @@
 """What a `perplexity_table` says: one row a method and language, and its random controls."""
 
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -63,7 +64,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(method=methods, seed=pd.array(seeds, dtype="Int64"))
 
 
-def _language_row(action: str, method: str, language: str, found: pd.DataFrame) -> dict[str, object]:
+def _language_row(action: str, method: str, language: str, found: pd.DataFrame) -> dict[str, Any]:
     same = found.loc[found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)]
     if same["evaluated"].duplicated().any():
         raise ValueError(

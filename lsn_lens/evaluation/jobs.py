@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Literal
 
 from lsn_lens.evaluation.scored import Hooks
 from lsn_lens.interventions.actions import Action, action_for, zero
@@ -52,10 +52,11 @@ def jobs_of(
     Raises: as `perplexity_table`.
     """
     languages = tuple(languages)
-    if evaluate not in ("all", "own") and not callable(evaluate):
+    if not callable(evaluate) and evaluate not in ("all", "own"):
         raise ValueError(f"evaluate={evaluate!r}: expected 'all', 'own' or a function of the intervened language.")
-    choices: dict[Any, Callable[[str], Iterable[str]]] = {"all": lambda _: languages, "own": lambda own: [own]}
-    choose, change = choices.get(evaluate, evaluate), cache(partial(action_for, action))
+    choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: languages, "own": lambda own: [own]}
+    choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
+    change = cache(partial(action_for, action))
     width = cache(partial(structure.site_width, model))
     jobs = []
     for name, each in ({"": sets} if isinstance(sets, NeuronSet) else dict(sets)).items():
