@@ -80,11 +80,8 @@ KEYS = (
     "steering", "intervention", "dose", "source", "target", "intervened", "evaluated", "text", "left_out", "language",
     "other", "script", "kind", "type", "basis", "layer", "unit", "document", "id", "seed",
 )  # fmt: skip
-CLOCK = {
-    "seconds",
-    "seconds_in_pass",
-    "seconds_scoring",
-}  # columns that are not pinned, nor is the order of their table
+CLOCK = ("seconds", "seconds_in_pass", "seconds_scoring")  # columns that are not pinned
+BY_CLOCK = ("cost",)  # tables whose order is not
 CLOSE = 1e-5  # relative or absolute: a HookedTransformer and a bridge, more threads and other batches round differently
 UNSURE = {  # where rounding is multiplied: differences of large numbers, quotients of small ones, ranks of near ties
     "perplexity_change": 1e-4,
@@ -378,7 +375,7 @@ def measured(section: str) -> dict[str, object]:
         records = table.to_dict("records")
         rows = [BETWEEN.join(f"{key}={plain(record[key])}" for key in keys) or "row" for record in records]
         cells[f"{title} / all / rows"] = len(rows)
-        if len(rows) <= SHORT and not CLOCK & set(table):
+        if len(rows) <= SHORT and name not in BY_CLOCK:
             cells[f"{title} / all / order"] = "; ".join(
                 " ".join(str(plain(each[key])) for key in keys) for each in records
             )
