@@ -14,6 +14,7 @@ from lsn_lens.methods.average_precision import (
     BASES,
     AveragePrecision,
     average_precision_bounds,
+    average_precisions,
     positive_median,
 )
 from lsn_lens.neurons import NeuronScores

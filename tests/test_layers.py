@@ -111,6 +111,18 @@ def test_the_rule_itself(module, line, expected):
     assert violations(module, ast.parse(line)) == expected
 
 
+SHARED = {"base", "selection", "catalogue", "detecting"}  # no methods, but what all of them use or are named in
+MATCHED = {"random": ["methods/lape"]}  # the control matches another method, LAPE by default
+
+
+@pytest.mark.parametrize("method", [each for each in modules() if each.startswith("methods/")])
+def test_no_method_imports_another(method):
+    name = method.removeprefix("methods/")
+    others = [each for each in imports(tree(method)) if each.startswith("methods/")]
+    others = sorted({each for each in others if each.removeprefix("methods/") not in SHARED})
+    assert name in SHARED or others == MATCHED.get(name, [])
+
+
 @pytest.mark.parametrize("room", sorted(each.parent.name for each in PACKAGE.glob("*/__init__.py")))
 def test_no_public_name_hides_a_module(room):
     public = ast.parse((PACKAGE / room / "__init__.pyi").read_text(encoding="utf-8"))
