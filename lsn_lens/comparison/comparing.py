@@ -17,7 +17,7 @@ from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
 from lsn_lens.evaluation.effects import CONTROL
-from lsn_lens.interventions.actions import check_action
+from lsn_lens.interventions.words import action_of
 from lsn_lens.methods.base import Method, scores_of, units_of
 from lsn_lens.methods.catalogue import METHODS, get_method
 from lsn_lens.model import structure
@@ -165,8 +165,9 @@ def compare(
             statistics the run has; `skipped` lists the others with the reason.
         model: The run's model, for the effects of ablation; with `corpora`.
         corpora: Their held-out text is measured.
-        action: What to do to the units, or a function from the ablated language to it. By default the other
-            languages' mean where the run has the means of all bases of a set, else zero.
+        action: What to do to the units, or a function from the ablated language to it; or "zero", "mean" or
+            "other mean". By default the other languages' mean where the run has the means of all bases of a set, else
+            zero.
         seeds: Random sets for each method and language. 39 give p-values down to 1/40; below 19 none reaches 0.05.
         more_seeds: Further ones for each language whose rise none of the first reaches: correcting for many methods
             and languages takes smaller p-values. By default twice as many and two: with 39, down to 1/120.
@@ -186,8 +187,7 @@ def compare(
     """
     if trust is not None and not isinstance(trust, checks.Checks):
         raise ValueError(f"trust={trust!r}: expected Checks(...) of lsn_lens.comparison.checks, or None.")
-    if action is not None and not callable(action):
-        check_action(action)
+    action = None if action is None else action_of(action, run.statistics)
     if model is not None:
         check_model(model)
     if (model is None) != (corpora is None):

@@ -20,6 +20,7 @@ from lsn_lens.evaluation.perplexity import NONE, _plan, perplexity_table
 from lsn_lens.evaluation.scored import perplexity_of, scored_tokens, token_losses
 from lsn_lens.interventions.actions import Action, zero
 from lsn_lens.interventions.intervening import intervention_hooks
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
@@ -29,7 +30,6 @@ from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Batch, Layout, Plan
 from lsn_lens.text.tokens import separator_id
 
-Choice = Action | Callable[[str], Action]
 Hooks = list[tuple[str, Any]]
 PerDocument = Float[np.ndarray, "_"]  # one value for each document of a language, each language with its own number
 Losses = dict[str, PerDocument]  # by language, nats summed over a document's scored tokens
@@ -106,9 +106,7 @@ class HeldOut:
         unknown = sorted({label for labels in shown for label in labels} - set(self.clean))
         if unknown:
             raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(self.clean)}.")
-        change = {
-            each: action if isinstance(action, Action) else action(each) for each in {job.language for job in jobs}
-        }
+        change = {each: action_for(action, each) for each in {job.language for job in jobs}}
         losses = self._under(jobs, shown, change, progress)
         clean: dict[Any, dict[str, Any]] = self.unchanged.set_index("evaluated").to_dict("index")
         rates = self.bits_per_nat

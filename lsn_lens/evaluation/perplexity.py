@@ -16,8 +16,9 @@ import torch
 
 from lsn_lens.bars import tqdm
 from lsn_lens.evaluation.scored import Loss, nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
-from lsn_lens.interventions.actions import Action, action_for, zero
+from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -37,7 +38,7 @@ def perplexity_table(
     model: Model,
     corpora: Mapping[str, LanguageCorpus],
     sets: NeuronSet | Mapping[str, NeuronSet],
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
     evaluate: Literal["all", "own"] | Callable[[str], Iterable[str]] = "all",
     layout: Layout | None = None,
@@ -49,7 +50,7 @@ def perplexity_table(
         model: A HookedTransformer or TransformerBridge.
         corpora: Text to measure on.
         sets: One set, or several by name: measured one after the other on the same text.
-        action: What to do to the units, or a function from the intervened language to it.
+        action: What to do to the units, or a function from the intervened language to it; "zero" is a word for it.
         evaluate: Measure every language, only the one whose units are changed (for many random controls), or those
             that a function of it names.
         layout: How text becomes batches; packed blocks by default. Cap it at `PAPER_EVALUATION_TOKENS` as LAPE does.
@@ -157,7 +158,7 @@ def perplexity_matrix(
     model: Model,
     corpora: Mapping[str, LanguageCorpus],
     found: NeuronSet,
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
     measure: Measure = "nll_change",
     layout: Layout | None = None,
