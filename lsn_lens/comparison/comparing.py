@@ -2,7 +2,7 @@
 
 import html
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
 from lsn_lens.evaluation.effects import CONTROL
 from lsn_lens.interventions.words import action_of
 from lsn_lens.methods.base import Method, scores_of, units_of
-from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.catalogue import METHODS, Methods, named
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -136,7 +136,7 @@ class Comparison:
 
 def compare(
     run: Run,
-    methods: Iterable[str] | Mapping[str, Method] | None = None,
+    methods: Methods | None = None,
     *,
     model: Model | None = None,
     corpora: Mapping[str, LanguageCorpus] | None = None,
@@ -161,7 +161,7 @@ def compare(
 
     Args:
         run: From `collect` or `load_run`.
-        methods: Names of `METHODS`, or method objects by names of your own. By default all but "random" whose
+        methods: Names of `METHODS`, method objects, or either by names of your own. By default all but "random" whose
             statistics the run has; `skipped` lists the others with the reason.
         model: The run's model, for the effects of ablation; with `corpora`.
         corpora: Their held-out text is measured.
@@ -236,17 +236,12 @@ def compare(
 
 def _methods(
     run: Run,
-    methods: Iterable[str] | Mapping[str, Method] | None,
+    methods: Methods | None,
     parameters: Mapping[str, Mapping[str, Any]],
     found: Mapping[str, NeuronSet],
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods to compare, and why others are left out."""
-    if isinstance(methods, Mapping):
-        chosen = {name: get_method(method, **parameters.get(name, {})) for name, method in methods.items()}
-    else:
-        names = [methods] if isinstance(methods, str) else methods
-        names = [name for name in METHODS if name not in LEFT_OUT] if names is None else list(names)
-        chosen = {name: get_method(name, **parameters.get(name, {})) for name in names}
+    chosen = named([name for name in METHODS if name not in LEFT_OUT] if methods is None else methods, parameters)
     strange = [name for name in {**parameters, **found} if name not in chosen]
     if strange:
         raise ValueError(f"parameters or sets for {strange}, but the methods are {list(chosen)}.")
