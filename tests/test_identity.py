@@ -16,7 +16,8 @@ import lsn_lens as lsn
 from lsn_lens.generation.steering.trials import Trial, run_trials
 from lsn_lens.identity import ENTRIES, fingerprint, joined
 from lsn_lens.model.loading import skeleton
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.scores import NeuronScores
 
 TEXTS = {"en": [SENTENCES[0]] * 3, "de": [SENTENCES[1]] * 3}
 OTHER = r"found on another model, or on other weights.*\.for_model\(model\)"

@@ -16,7 +16,7 @@ from lsn_lens import detect, methods, score
 from lsn_lens.methods.catalogue import METHODS, get_method, named
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores
+from lsn_lens.scores import NeuronScores
 from lsn_lens.sites import SITES
 from lsn_lens.statistics.needs import Need, Statistic
 

@@ -17,8 +17,9 @@ from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import HeldOut, Measured, held_out
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.scores import NeuronScores
 
 LANGUAGES = ("en", "de", "zh")
 TEXT = dict(zip(LANGUAGES, (SENTENCES[0], SENTENCES[1], SENTENCES[3]), strict=True))

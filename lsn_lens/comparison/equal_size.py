@@ -9,7 +9,8 @@ from lsn_lens.controls.causal import effects_by_language, measure_effects, speci
 from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation.baseline import Choice, HeldOut
 from lsn_lens.evaluation.verdict import FEW_NEURONS
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.scores import NeuronScores
 
 COLUMNS = ["method", "bases", "units"]
 

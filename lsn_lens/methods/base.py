@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.scores import NeuronScores
 from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Need
 from lsn_lens.statistics.sums import Statistics
