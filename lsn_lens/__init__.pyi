@@ -43,12 +43,12 @@ from .methods.catalogue import METHODS as METHODS
 from .methods.detecting import detect as detect
 from .methods.detecting import score as score
 from .model.loading import load_model as load_model
-from .neurons import NeuronScores as NeuronScores
 from .neurons import NeuronSet as NeuronSet
 from .refusal import DoesNotApply as DoesNotApply
 from .report import plots as plots
 from .run import Run as Run
 from .run import load_run as load_run
+from .scores import NeuronScores as NeuronScores
 from .statistics.sums import Statistics as Statistics
 from .text.corpora import load_corpora as load_corpora
 from .text.documents import LanguageCorpus as LanguageCorpus

@@ -385,7 +385,7 @@ def test_numbers_that_are_not_finite_stop_it(model, steerings):
 
 def test_no_hooks_are_left(model, texts, steerings):
     assert hooks_on(model) == 0 and len(texts)
-    assert not hasattr(model, COLUMNS)
+    assert COLUMNS.get() is None
 
 
 def test_an_empty_set_says_that_it_does_nothing(model, statistics, texts):

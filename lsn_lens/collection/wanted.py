@@ -8,7 +8,7 @@ import numpy as np
 
 from lsn_lens.collection.recorders import RECORDERS
 from lsn_lens.methods.base import ChecksText, Method
-from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.catalogue import METHODS, named
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
 from lsn_lens.refusal import DoesNotApply
@@ -128,11 +128,9 @@ def named_methods(methods: Iterable[str | Method] | str | Method | None) -> dict
     """
     if methods is None:
         return every_method()
-    alone = isinstance(methods, str) or hasattr(methods, "statistics")
-    each: list[Any] = [methods] if alone else list(methods)  # type: ignore[arg-type]
-    if not each:
-        raise ValueError("no methods: name at least one.")
-    return {method if isinstance(method, str) else repr(method): get_method(method) for method in each}
+    if chosen := named(methods):
+        return chosen
+    raise ValueError("no methods: name at least one.")
 
 
 BLOCKS = "the layout cuts them into blocks"

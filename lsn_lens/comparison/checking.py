@@ -11,7 +11,7 @@ import pandas as pd
 from lsn_lens.controls.resampling import load_shards
 from lsn_lens.controls.significance import LEVEL
 from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.evaluation.jobs import Choice
+from lsn_lens.interventions.words import Choice
 from lsn_lens.methods.base import Method
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply

@@ -19,8 +19,7 @@ from torch import Tensor
 from lsn_lens.bars import tqdm
 from lsn_lens.files import whole_number
 from lsn_lens.generation.stopping import Endings, endings
-from lsn_lens.interventions.actions import Columns
-from lsn_lens.interventions.intervening import COLUMNS, Intervention, hooks_of, named
+from lsn_lens.interventions.intervening import COLUMNS, Columns, Intervention, hooks_of, named
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -209,7 +208,7 @@ def _write(
     for number in range(tokens):
         anew = not cache or not number or ids.shape[1] - 1 == border  # what is kept has the codes of a shorter text
         first = 0 if anew else ids.shape[1] - 1
-        with _columns(model, Columns(first, longest, pads)):
+        with _columns(Columns(first, longest, pads)):
             if cache:
                 logits, kept = forward.step(model, ids[:, first:], mask, None if anew else kept)
             else:
@@ -232,13 +231,13 @@ def _write(
 
 
 @contextlib.contextmanager
-def _columns(model: Model, columns: Columns) -> Iterator[None]:
+def _columns(columns: Columns) -> Iterator[None]:
     """Tell hooks where the pass stands."""
-    setattr(model, COLUMNS, columns)
+    token = COLUMNS.set(columns)
     try:
         yield
     finally:
-        delattr(model, COLUMNS)
+        COLUMNS.reset(token)
 
 
 def _choose(
