@@ -21,7 +21,8 @@ from lsn_lens.controls.stability import bootstrap, leave_one_out
 from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.report.sections.trust import TABLES, TITLE, trust_section
-from lsn_lens.run import DOCUMENTS, TOKENS, Run
+from lsn_lens.run import Run
+from lsn_lens.shards import DOCUMENTS, TOKENS
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"

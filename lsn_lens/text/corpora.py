@@ -96,6 +96,13 @@ def load_corpora(
     return _split(_pick(_folder(folder, column, files, wanted), wanted, str(folder)), hold_out)
 
 
+def as_corpora(given: Any) -> dict[str, LanguageCorpus]:
+    """Corpora as they are, or made by `load_corpora` of whatever it takes."""
+    if isinstance(given, Mapping) and all(isinstance(each, LanguageCorpus) for each in given.values()):
+        return dict(given)
+    return load_corpora(given)
+
+
 def _split(records: dict[str, Records], fraction: float) -> dict[str, LanguageCorpus]:
     return {
         label: LanguageCorpus(label, Documents(each, fraction), Documents(each, fraction, held_out=True))
