@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import jaxtyping
 import pytest
 import torch
 import transformers
@@ -74,7 +75,7 @@ def test_adapters_are_merged_into_a_copy(hugging_face, adapt):
     assert all(map(torch.equal, adapted.state_dict().values(), before.state_dict().values()))
 
 
-def test_what_cannot_be_taken_is_said_in_short(hugging_face, tiny_model_folder):
+def test_what_cannot_be_taken_is_said_in_short(hugging_face, tiny_model_folder, monkeypatch):
     model, tokenizer = hugging_face("llama"), tiny_tokenizer()
     prompted = copy.deepcopy(model)
     prompted.peft_config = {"default": SimpleNamespace(peft_type="PROMPT_TUNING")}
@@ -101,6 +102,7 @@ def test_what_cannot_be_taken_is_said_in_short(hugging_face, tiny_model_folder):
         with pytest.raises(ValueError, match=said) as caught:
             lsn.load_model(*arguments, **options)
         assert len(str(caught.value)) < 320
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked before
     with pytest.raises(ValueError, match=r"export takes the name or folder.*LlamaForCausalLM"):
         lsn.export(model, lsn.NeuronSet(("en",), {"mlp": torch.zeros(1, 2, 48, dtype=torch.bool)}), tiny_model_folder)
 

@@ -225,7 +225,7 @@ def _for_transformer_lens(tokenizer: Any) -> Any:
     One that does not, it would fetch anew by its name: of another revision, subfolder or cache than was asked for.
     """
     copied = copy.deepcopy(tokenizer)
-    copied.init_kwargs["add_bos_token"] = True
+    copied.init_kwargs |= {"add_bos_token": True, "name_or_path": copied.name_or_path}  # one made in memory has none
     return copied
 
 
