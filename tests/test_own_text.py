@@ -1,5 +1,7 @@
 """Text as people have it: long tables, lists, data sets; and what a notebook shows of it."""
 
+from typing import Any
+
 import pandas as pd
 import pytest
 from datasets import Dataset
@@ -10,7 +12,7 @@ from lsn_lens.text.corpora import as_corpora
 ROWS = [(("en", "fr")[i % 2], f"text {i}") for i in range(12)]
 FRAME = pd.DataFrame(ROWS, columns=["lang", "content"])
 TEXTS = {label: [text for own, text in ROWS if own == label] for label in ("en", "fr")}
-OPTIONS = {"language_column": "lang", "column": "content"}
+OPTIONS: dict[str, Any] = {"language_column": "lang", "column": "content"}
 
 
 def both(corpora):

@@ -77,6 +77,8 @@ def balanced_clusters(features: Float[Tensor, "unit feature"], size: int, seed: 
     """
     rows = torch.nn.functional.normalize(features.double(), dim=1).numpy()
     clusters = n_experts(len(rows), size)
+    from sklearn.cluster import KMeans  # slow to import, and needed here only
+
     centres = KMeans(clusters, n_init="auto", random_state=seed).fit(rows).cluster_centers_
     best, tightest = np.zeros(len(rows), dtype=np.int64), np.inf
     for _ in range(1 + REFINEMENTS):
