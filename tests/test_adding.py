@@ -34,7 +34,7 @@ def tensors_of(run):
     tensors: dict[tuple, torch.Tensor] = {("constants", key): value for key, value in run.constants.items()}
     for kind, label, parts in shards:
         for place, part in enumerate(parts):
-            whole = read_shard(part) if hasattr(part, "is_file") else dict(part)
+            whole = dict(read_shard(part) or {}) if hasattr(part, "is_file") else dict(part)
             tensors |= {(kind, label, place, key): value for key, value in whole.items()}
     return tensors
 
