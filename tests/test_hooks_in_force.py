@@ -269,13 +269,14 @@ ELSEWHERE = {
     "model.loading.labelled": "sets a name",
     "collection.wanted.Fits": "sizes, by a probe without hooks",
     "interventions.intervening.check_steps": "compares fingerprints",
-    "collection.collecting.needs_of": "asks which hook points there are",
-    "collection.collecting.widths_of": "sizes, by a probe without hooks",
+    "collection.wanted.needs_of": "asks which hook points there are",
+    "collection.wanted.widths_of": "sizes, by a probe without hooks",
     "analysis.lens.layers.unembedded": "the head, inside a hook of logit_lens",
     "generation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
     "interventions.intervening.hooks_of": "makes hooks and runs nothing",
     "interventions.intervening.intervention_hooks": "the same",
     "collection.planning.plan_run": "sizes, also of models without weights",
+    "collection.planning.plan_of": "reads the tokenizer and the context",
     "model.entry.check_model": "the check itself",
 }
 INNER = (
@@ -601,7 +602,7 @@ def test_a_run_is_not_resumed_under_other_hooks(model, given, tmp_path):
         run = collect()
         assert list(run.settings["hooks"]) == ["blocks.0.mlp.hook_post"]
         collect()  # the same again
-    with pytest.raises(ValueError, match=r"holds a run with other settings: hooks.blocks.0.mlp.hook_post was \["):
+    with pytest.raises(ValueError, match=r"other settings: other hooks are on blocks\.0\.mlp\.hook_post\."):
         collect()
     with lsn.intervene(model, OUTER, lsn.scale(0.5)), pytest.raises(ValueError, match="other settings"):
         collect()

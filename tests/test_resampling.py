@@ -19,7 +19,8 @@ from lsn_lens.controls.resampling import (
     subset,
 )
 from lsn_lens.methods.catalogue import get_method
-from lsn_lens.run import Run, write_shard
+from lsn_lens.run import Run
+from lsn_lens.shards import write_shard
 
 UNITS = 30
 

@@ -24,8 +24,9 @@ from lsn_lens.controls.stability import bootstrap, leave_one_out
 from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.report import Bars, Chart, Column, Section, write_report
-from lsn_lens.run import DOCUMENTS, TOKENS, Run
+from lsn_lens.run import Run
 from lsn_lens.scores import NeuronScores
+from lsn_lens.shards import DOCUMENTS, TOKENS
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import rankdata, t
-from sklearn.metrics import average_precision_score
 
 from lsn_lens.bars import tqdm
 from lsn_lens.collection.collecting import collect
@@ -158,6 +157,8 @@ def _chosen(found: NeuronSet, shape: tuple[int, int], bases: Sequence[str], lang
 
 
 def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
+    from sklearn.metrics import average_precision_score  # slow to import, and needed here only
+
     index = tuple(torch.tensor(planted.units[name].to_numpy()) for name in ("layer", "unit"))
     rows, units = [], planted.units.to_dict("records")
     for place, label in enumerate(scores.languages):
