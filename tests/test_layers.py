@@ -19,7 +19,6 @@ LONG_FUNCTIONS = {
     "collection/collecting.collect": 48,
     "comparison/checks.measure": 43,
     "comparison/comparing.compare": 48,
-    "planted/measuring._values": 58,
     "text/tokens.tokenize": 47,
 }
 
