@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lsn_lens.bars import tqdm
 from lsn_lens.collection.recorders.importance import heads_output, value_heads
-from lsn_lens.evaluation.scored import token_losses
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import forward, structure
@@ -176,12 +175,12 @@ def _sums(
             counted = keep & (torch.arange(keep.shape[1]) >= text.first)
             cells = rows[:, None].expand_as(keep)[counted] * scripts + number[ids[counted]]
             where = torch.nn.functional.one_hot(cells, languages * scripts).float()
-            by_language = where.view(len(where), languages, -1).sum(2)
+            by_language = where.view(len(where), languages, scripts).sum(2)
             sums.counts.add_(where.sum(0).view_as(sums.counts))
             for layer, some in enumerate(mine):
                 pre, post = (seen[name, layer][counted] for name in (part.fires, part.value))
                 fired = _beyond(pre[:, index[some]], levels[some]).float().T @ where
-                sums.fires[some] += fired.view(len(some), languages, -1)
+                sums.fires[some] += fired.view(len(some), languages, scripts)
                 sums.values[some] += post[:, index[some]].T @ by_language
                 sums.sizes[layer] += by_language.T @ post.abs()
                 sums.alive[layer] |= seen[part.value, layer][keep].any(0)
@@ -275,7 +274,7 @@ def _losses(model: Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "la
         for ids, keep, languages in text.batches():
             logits = forward.logits(model, ids.to(device), keep.long().to(device)).float().cpu()
             targets = ids[:, 1:].masked_fill(~keep[:, 1:], -100)
-            losses = token_losses(logits[:, :-1], targets)
+            losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
             np.add.at(totals, languages.numpy(), losses.sum(1).double().numpy())
             np.add.at(counts, languages.numpy(), (targets >= 0).sum(1).numpy())
     return totals / counts
