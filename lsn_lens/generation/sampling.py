@@ -147,15 +147,22 @@ def generate_each(
     width = remember(partial(structure.site_width, model))
     frames = []
     for each in tqdm(every, desc="interventions", disable=not progress):
-        hooks = hooks_of(model, each, width)
-        if each.steps and not hooks:
-            warnings.warn(f"{each.name!r} has no units: the model stays as it is.", stacklevel=2)
-        with model.hooks(fwd_hooks=hooks), named(each):
+        with under(model, each, width):
             frame = generate(model, prompts, progress=False, **settings)
         frame.insert(0, "intervention", each.name)
         frame.insert(1, "units", len(each))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+@contextlib.contextmanager
+def under(model: Model, what: Intervention, width: Callable[[str], int], level: int = 4) -> Iterator[None]:
+    """The model under an intervention, which errors name; one that has no units is warned of, `level` calls up."""
+    hooks = hooks_of(model, what, width)
+    if what.steps and not hooks:
+        warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=level)
+    with model.hooks(fwd_hooks=hooks), named(what):
+        yield
 
 
 def _rows(model: Model, prompts: list[str], samples: int, tokens: int, separator: str, seed: int) -> list[_Row]:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.planted.roles import ROLES
+from lsn_lens.planted.study import GroundTruthStudy
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section
@@ -26,14 +27,9 @@ HOW_TO_READ = (
 )
 
 
-def ground_truth_report(tables: Tables, skipped: Mapping[str, str], origin: Mapping[str, Any]) -> Report:
-    """The whole report.
-
-    Args:
-        tables: "methods", "by-language", "roles", "planted", "damage", "sensitivity", "refused".
-        skipped: Methods that were left out, and why.
-        origin: From `provenance`.
-    """
+def page(study: GroundTruthStudy, origin: Mapping[str, Any]) -> Report:
+    """The whole report, with `origin` from `provenance`."""
+    tables = study.tables
     languages = list(dict.fromkeys(tables["by-language"]["language"]))
     plantings = tables["by-language"]["planting"].nunique()
     parts = list(dict.fromkeys(tables["methods"]["part"]))
@@ -45,7 +41,7 @@ def ground_truth_report(tables: Tables, skipped: Mapping[str, str], origin: Mapp
         facts(tables),
         (
             *(methods_section(tables, part) for part in parts),
-            Section("How to read this", (*HOW_TO_READ, *left_out(skipped)), {"Roles": roles_table()}),
+            Section("How to read this", (*HOW_TO_READ, *left_out(study.skipped)), {"Roles": roles_table()}),
             *(roles_section(tables, part) for part in parts),
             *(sensitivity_section(tables, part) for part in parts),
             planted_section(tables),
