@@ -147,6 +147,6 @@ def ratio(times: list[float], base: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    from lsn_lens.report.experiment import run_cli
+    from lsn_lens.studies.experiment import run_cli
 
     run_cli(benchmark)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lsn_lens as lsn
-from lsn_lens.report.experiment import Settings, asked, load_model, load_text, main, run_cli, save
+from lsn_lens.studies.experiment import Settings, asked, load_model, load_text, main, run_cli
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 writes a folder: report.html (open it in a browser), report.md, tables/, figures/, provenance.json, and planted/ with
 the checkpoints, which a second call uses again. `--config file.yaml` reads settings, `--print_config` shows them. In a
-notebook: `lsn_lens.planted.ground_truth_study`.
+notebook: `lsn_lens.studies.ground_truth_study`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lsn_lens as lsn
-from lsn_lens.planted.settings import GroundTruthSettings
-from lsn_lens.report.experiment import Text, asked, load_text, main, run_cli
+from lsn_lens.studies.experiment import Text, asked, load_text, main, run_cli
+from lsn_lens.studies.settings.ground_truth import GroundTruthSettings
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Config(GroundTruthSettings, Text):
 def prepare(config: Config) -> tuple[Any, ...]:
     """Load and plant: corpora."""
     corpora = load_text(config)
-    lsn.planted.plant_parts(config.model, corpora, config.out / "planted", config)
+    lsn.studies.plant_parts(config.model, corpora, config.out / "planted", config)
     return (corpora,)
 
 
 def report(config: Config, corpora: Any) -> Path:
     """Score the methods; what was planted is opened again."""
-    study = lsn.planted.ground_truth_study(config.model, corpora, config.out / "planted", config)
+    study = lsn.studies.ground_truth_study(config.model, corpora, config.out / "planted", config)
     return study.report(config.out, **asked(config))
 
 

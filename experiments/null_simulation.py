@@ -199,6 +199,6 @@ def null_simulation(
 
 
 if __name__ == "__main__":
-    from lsn_lens.report.experiment import run_cli
+    from lsn_lens.studies.experiment import run_cli
 
     run_cli(null_simulation)

@@ -4,7 +4,7 @@
 
 writes a folder: report.html (open it in a browser), report.md, tables/, figures/, neurons/, provenance.json, and run/
 with the collected statistics, from which an interrupted run goes on. `--config file.yaml` reads settings,
-`--print_config` shows them. In a notebook: `lsn_lens.generation.steering_study`.
+`--print_config` shows them. In a notebook: `lsn_lens.studies.steering_study`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lsn_lens as lsn
-from lsn_lens.generation.steering.settings import SteeringSettings
-from lsn_lens.report.experiment import Settings, asked, load_model, load_text, main, run_cli
+from lsn_lens.studies.experiment import Settings, asked, load_model, load_text, main, run_cli
+from lsn_lens.studies.settings.steering import SteeringSettings
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Config(SteeringSettings, Settings):
 def prepare(config: Config) -> tuple[Any, ...]:
     """Load and collect: model, corpora, run."""
     model, corpora = load_model(config), load_text(config)
-    return model, corpora, lsn.generation.steering_run(model, corpora, config, config.out / "run")
+    return model, corpora, lsn.studies.steering_run(model, corpora, config, config.out / "run")
 
 
 def report(config: Config, model: Any, corpora: Any, run: Any) -> Path:
     """Steer."""
-    study = lsn.generation.steering_study(model, corpora, config, run)
+    study = lsn.studies.steering_study(model, corpora, config, run)
     return study.report(config.out, **asked(config))
 
 

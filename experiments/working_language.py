@@ -4,7 +4,7 @@
 
 writes a folder: report.html (open it in a browser), report.md, tables/, figures/ and provenance.json. With `--neurons
 found.safetensors` (a saved NeuronSet) the layers are read again while each language's units are zero. `--config
-file.yaml` reads settings, `--print_config` shows them. In a notebook: `lsn_lens.analysis.working_language_study`.
+file.yaml` reads settings, `--print_config` shows them. In a notebook: `lsn_lens.studies.working_language_study`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lsn_lens as lsn
-from lsn_lens.analysis.lens.settings import WorkingLanguageSettings
-from lsn_lens.report.experiment import Settings, asked, load_model, load_text, main, run_cli
+from lsn_lens.studies.experiment import Settings, asked, load_model, load_text, main, run_cli
+from lsn_lens.studies.settings.working_language import WorkingLanguageSettings
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def prepare(config: Config) -> tuple[Any, ...]:
     if found is not None and not set(found.languages) & set(corpora):
         raise ValueError(f"{config.neurons} is for {list(found.languages)}, the corpus has {list(corpora)}.")
     model = load_model(config)
-    return model, corpora, lsn.analysis.working_language_labels(model, corpora, config), probes, found
+    return model, corpora, lsn.studies.working_language_labels(model, corpora, config), probes, found
 
 
 def report(config: Config, model: Any, corpora: Any, labels: Any, probes: Any, found: Any) -> Path:
     """Read the layers."""
-    study = lsn.analysis.working_language_study(model, corpora, config, labels, probes=probes, found=found)
+    study = lsn.studies.working_language_study(model, corpora, config, labels, probes=probes, found=found)
     return study.report(config.out, **asked(config))
 
 

@@ -10,6 +10,7 @@ from . import model as model
 from . import planted as planted
 from . import report as report
 from . import statistics as statistics
+from . import studies as studies
 from . import text as text
 from .collection.collecting import collect as collect
 from .collection.planning import plan_run as plan_run

@@ -3,7 +3,7 @@
 import pytest
 from conftest import experiment
 
-from lsn_lens.report.experiment import run_cli
+from lsn_lens.studies.experiment import run_cli
 
 SCRIPTS = ("compare_methods", "ground_truth", "steer", "workflow", "working_language")
 

@@ -11,7 +11,7 @@ import lsn_lens as lsn
 from lsn_lens.planted import study
 from lsn_lens.planted.roles import ROLES
 from lsn_lens.planted.world import make_world
-from lsn_lens.report.sections import ground_truth as section
+from lsn_lens.studies.pages import ground_truth as section
 
 PLANTED = ("specific", "loud", "silent")
 
@@ -80,10 +80,10 @@ def test_plantings_are_used_again_and_other_settings_refused(script, config, wri
 
 def test_the_study_in_a_notebook(config, written):
     corpora = lsn.load_corpora(config.corpus)
-    settings = lsn.planted.GroundTruthSettings(
+    settings = lsn.studies.GroundTruthSettings(
         methods=config.methods, roles=PLANTED, plantings=1, tokens=1000, less_text=(500,), fewer_languages=(2,)
     )
-    found = lsn.planted.ground_truth_study(config.model, corpora, config.out / "planted", settings, progress=False)
+    found = lsn.studies.ground_truth_study(config.model, corpora, config.out / "planted", settings, progress=False)
     for name in ("methods", "sensitivity", "planted"):
         before = pd.read_parquet(written / "tables" / f"{name}.parquet")
         pd.testing.assert_frame_equal(found[name], before, check_dtype=False)

@@ -11,7 +11,7 @@ import lsn_lens as lsn
 from lsn_lens.generation.groups import share_difference
 from lsn_lens.generation.steering import study
 from lsn_lens.neurons import NeuronSet
-from lsn_lens.report.sections import steering as section
+from lsn_lens.studies.pages import steering as section
 
 WAYS = {
     "average_precision", "plnd", "lape", "diffmean", "language_dimensions", "language_dimensions-released",
@@ -139,9 +139,9 @@ def test_the_study_in_a_notebook_gives_the_same_tables(prepared, tables, monkeyp
     some = ["plnd"]  # the others would take long
     monkeypatch.setattr(study, "ways", some_of(study.ways, some))
     monkeypatch.setattr(study, "deactivate", lambda *_, **__: tables["texts-deactivation"])
-    names = [each.name for each in dataclasses.fields(lsn.generation.SteeringSettings)]
-    settings = lsn.generation.SteeringSettings(**{name: getattr(config, name) for name in names})
-    found = lsn.generation.steering_study(model, corpora, settings, progress=False)
+    names = [each.name for each in dataclasses.fields(lsn.studies.SteeringSettings)]
+    settings = lsn.studies.SteeringSettings(**{name: getattr(config, name) for name in names})
+    found = lsn.studies.steering_study(model, corpora, settings, progress=False)
     assert found.settings["counts"] == (100,) and set(found.found) == {"average_precision-100", *WAYS} - {
         "average_precision", "diffmean"
     }  # fmt: skip

@@ -452,11 +452,11 @@ def test_settings_that_cannot_work(script, tmp_path, wrong, message):
 def test_the_study_in_a_notebook():
     model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["en", "fr"])
     asked = {"method": "lap", "seeds": 2, "length": 32, "max_tokens": 64, "evaluation_tokens": 64}
-    settings = lsn.evaluation.WorkflowSettings(understand=2, generate=1, **asked)
-    study = lsn.evaluation.workflow_study(model, corpora, settings, progress=False)
+    settings = lsn.studies.WorkflowSettings(understand=2, generate=1, **asked)
+    study = lsn.studies.workflow_study(model, corpora, settings, progress=False)
     assert set(study.tables) == {"grid", "effects", "summary", "neurons", "text"}
     assert study.stages == lsn.evaluation.Stages(2, 1) and study.settings["seeds"] == 2
-    assert study.units == lsn.detect(lsn.evaluation.workflow_run(model, corpora, settings, progress=False), "lap")
+    assert study.units == lsn.detect(lsn.studies.workflow_run(model, corpora, settings, progress=False), "lap")
     pd.testing.assert_frame_equal(study["summary"], workflow_summary(workflow_effects(study["grid"])))
     with pytest.raises(KeyError, match=r"no table 'stages'; there are \['grid'"):
         study["stages"]

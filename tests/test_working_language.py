@@ -7,7 +7,7 @@ import torch
 from conftest import experiment, refused
 
 import lsn_lens as lsn
-from lsn_lens.report.sections.working_language import bias, curves
+from lsn_lens.studies.pages.working_language import bias, curves
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_without_probes_and_neurons(script, tmp_path):
         norm=False,
     )
     model, corpora, labels, *_ = script.prepare(config)
-    study = lsn.analysis.working_language_study(model, corpora, config, labels, progress=False)
+    study = lsn.studies.working_language_study(model, corpora, config, labels, progress=False)
     assert set(study.tables) == {"layers", "coverage", "confusion", "chance", "scripts"}
     assert study["layers"].attrs["norm"] is False
     titles = [section.title for section in (curves(study), bias(study))]
@@ -109,10 +109,10 @@ def test_wrong_settings_end_in_one_line(script, tmp_path, wrong, message):
 
 def test_the_study_in_a_notebook(written):
     model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["fr", "en", "ja"])
-    settings = lsn.analysis.WorkingLanguageSettings(max_tokens=1500, evaluation_tokens=60)
-    study = lsn.analysis.working_language_study(model, corpora, settings, progress=False)
+    settings = lsn.studies.WorkingLanguageSettings(max_tokens=1500, evaluation_tokens=60)
+    study = lsn.studies.working_language_study(model, corpora, settings, progress=False)
     before = pd.read_parquet(written / "tables" / "layers.parquet")
     pd.testing.assert_frame_equal(study["layers"], before, check_dtype=False)
     german = lsn.NeuronSet(("de",), {"mlp": torch.ones(1, 6, 768, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"the units are for \['de'\], the corpora have \['fr', 'en', 'ja'\]"):
-        lsn.analysis.working_language_study(model, corpora, settings, found=german)
+        lsn.studies.working_language_study(model, corpora, settings, found=german)

@@ -5,10 +5,6 @@ from .lens.probes import WordProbe as WordProbe
 from .lens.probes import first_tokens as first_tokens
 from .lens.probes import read_probes as read_probes
 from .lens.probes import word_probes as word_probes
-from .lens.settings import WorkingLanguageSettings as WorkingLanguageSettings
-from .lens.study import WorkingLanguageStudy as WorkingLanguageStudy
-from .lens.study import working_language_labels as working_language_labels
-from .lens.study import working_language_study as working_language_study
 from .lens.vocabulary import TokenLanguages as TokenLanguages
 from .lens.vocabulary import token_languages as token_languages
 from .representations import Embeddings as Embeddings

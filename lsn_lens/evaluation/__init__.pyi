@@ -7,14 +7,10 @@ from .by_document import rise_intervals as rise_intervals
 from .perplexity import loss_table as loss_table
 from .perplexity import perplexity_matrix as perplexity_matrix
 from .perplexity import perplexity_table as perplexity_table
-from .settings import WorkflowSettings as WorkflowSettings
 from .stages import Stages as Stages
 from .stages import search_stages as search_stages
 from .stages import split_hold_out as split_hold_out
 from .stages import switch_sets as switch_sets
-from .study import WorkflowStudy as WorkflowStudy
-from .study import workflow_run as workflow_run
-from .study import workflow_study as workflow_study
 from .verdict import adjusted as adjusted
 from .verdict import own_and_others as own_and_others
 from .verdict import p_value as p_value

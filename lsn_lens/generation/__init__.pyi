@@ -3,10 +3,6 @@ from .sampling import generate_each as generate_each
 from .steering.deactivation import deactivate as deactivate
 from .steering.deactivation import deactivation_table as deactivation_table
 from .steering.deactivation import fallback_matrix as fallback_matrix
-from .steering.settings import SteeringSettings as SteeringSettings
-from .steering.study import SteeringStudy as SteeringStudy
-from .steering.study import steering_run as steering_run
-from .steering.study import steering_study as steering_study
 from .steering.tables import choose_doses as choose_doses
 from .steering.tables import dose_response as dose_response
 from .steering.tables import steering_summary as steering_summary

@@ -8,9 +8,5 @@ from .planting import load_planted as load_planted
 from .planting import plant as plant
 from .roles import ROLES as ROLES
 from .roles import Role as Role
-from .settings import GroundTruthSettings as GroundTruthSettings
-from .study import GroundTruthStudy as GroundTruthStudy
-from .study import ground_truth_study as ground_truth_study
-from .study import plant_parts as plant_parts
 from .world import World as World
 from .world import make_world as make_world

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.planted.roles import ROLES
-from lsn_lens.planted.study import GroundTruthStudy
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section
@@ -27,7 +26,7 @@ HOW_TO_READ = (
 )
 
 
-def page(study: GroundTruthStudy, origin: Mapping[str, Any]) -> Report:
+def page(study: Any, origin: Mapping[str, Any]) -> Report:
     """The whole report, with `origin` from `provenance`."""
     tables = study.tables
     languages = list(dict.fromkeys(tables["by-language"]["language"]))

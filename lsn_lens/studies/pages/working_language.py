@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from lsn_lens.analysis.lens.study import WorkingLanguageStudy, own
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import origin_section
@@ -23,7 +22,12 @@ def by_layer(table: pd.DataFrame, value: str, rows: str = "text") -> pd.DataFram
     return matrix.loc[table[rows].unique(), sorted(matrix.columns)]
 
 
-def page(study: WorkingLanguageStudy, origin: Mapping[str, Any]) -> Report:
+def own(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each text's own language."""
+    return table.loc[table["text"].eq(table["language"])]
+
+
+def page(study: Any, origin: Mapping[str, Any]) -> Report:
     """What the layers say, and how far that can be trusted, with `origin` from `provenance`."""
     languages, layers, tables = study.labels.languages, study["layers"], study.tables
     asked = study.settings["pivot"]
@@ -64,7 +68,7 @@ def page(study: WorkingLanguageStudy, origin: Mapping[str, Any]) -> Report:
     )
 
 
-def overview(study: WorkingLanguageStudy, pivot: str, named: pd.DataFrame, most: str) -> Section:
+def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
     """All languages at a glance."""
     layers = study["layers"]
     pivots = layers.loc[layers["language"].eq(pivot)]
@@ -93,7 +97,7 @@ def overview(study: WorkingLanguageStudy, pivot: str, named: pd.DataFrame, most:
     )
 
 
-def curves(study: WorkingLanguageStudy) -> Section:
+def curves(study: Any) -> Section:
     """One figure a text language."""
     layers = study["layers"]
     return Section(
@@ -103,7 +107,7 @@ def curves(study: WorkingLanguageStudy) -> Section:
     )
 
 
-def bias(study: WorkingLanguageStudy) -> Section:
+def bias(study: Any) -> Section:
     """How good the labels are."""
     settings = study.labels.text
     return Section(

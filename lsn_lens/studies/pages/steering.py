@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.generation.steering.deactivation import fallback_matrix
-from lsn_lens.generation.steering.study import SteeringStudy
 from lsn_lens.generation.steering.tables import beats
 from lsn_lens.generation.steering.ways import NONE, NOTHING
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section, slug, text_section
+from lsn_lens.studies.study import Study
 
 Tables = Mapping[str, pd.DataFrame]
 DIRECTIONS = ("diffmean", "language_dimensions")  # in the residual stream; the others are neurons, or words
@@ -30,7 +30,7 @@ HOW_TO_READ = (
 )
 
 
-def page(study: SteeringStudy, origin: Mapping[str, Any]) -> Report:
+def page(study: Study, origin: Mapping[str, Any]) -> Report:
     """The whole report, with `origin` from `provenance`."""
     config, tables = origin["settings"], study.tables
     languages = list(dict.fromkeys(tables["steering"]["target"]))

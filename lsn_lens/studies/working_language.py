@@ -9,7 +9,6 @@ import pandas as pd
 
 from lsn_lens.analysis.lens.layers import check_lens, working_language
 from lsn_lens.analysis.lens.probes import WordProbe, word_probes
-from lsn_lens.analysis.lens.settings import WorkingLanguageSettings
 from lsn_lens.analysis.lens.vocabulary import TokenLanguages, token_languages
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import intervene
@@ -17,7 +16,11 @@ from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
-from lsn_lens.study import Study, now, plain
+from lsn_lens.report.page import Report
+from lsn_lens.studies.pages.working_language import own
+from lsn_lens.studies.pages.working_language import page as working_language_page
+from lsn_lens.studies.settings.working_language import WorkingLanguageSettings
+from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -37,13 +40,8 @@ class WorkingLanguageStudy(Study):
         labels: Whose each token is.
     """
 
-    section: ClassVar[str] = "working_language"
+    page: ClassVar[Callable[..., Report]] = staticmethod(working_language_page)
     labels: TokenLanguages
-
-
-def own(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each text's own language."""
-    return table.loc[table["text"].eq(table["language"])]
 
 
 def working_language_labels(

@@ -3,13 +3,11 @@
 Nothing slow is imported before it is used, so that `--help` answers at once.
 """
 
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +16,6 @@ from jsonargparse import auto_cli, set_loader
 
 if TYPE_CHECKING:
     from lsn_lens.model.structure import Model
-    from lsn_lens.report.page import Report
-    from lsn_lens.study import Study
     from lsn_lens.text.documents import LanguageCorpus
 
 STARTED = datetime.now(UTC)
@@ -112,31 +108,9 @@ def load_text(settings: Text) -> "dict[str, LanguageCorpus]":
 
 def asked(settings: Any) -> dict[str, Any]:
     """What `Study.report` writes into the provenance of a script: its settings, and when it began."""
-    from lsn_lens.study import plain
+    from lsn_lens.studies.study import plain
 
     return {"settings": plain(settings), "started": STARTED}
-
-
-def save(
-    study: "Study",
-    folder: Path | str,
-    page: "Callable[[Study, dict[str, Any]], Report] | None" = None,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    started: datetime | None = None,
-) -> Path:
-    """Write a study's tables, sets, provenance and page (by default that of its section); see `Study.report`."""
-    from lsn_lens.files import write_bytes
-    from lsn_lens.report.page import provenance, save_tables, write_report
-
-    folder = Path(folder)
-    write = page or import_module(f"lsn_lens.report.sections.{study.section}").page
-    save_tables(study.tables, folder / "tables")
-    for name, found in study.found.items():
-        found.save(folder / "neurons" / f"{name}.safetensors")
-    origin = provenance(study.used, study.measured, settings or study.settings, started or study.started)
-    write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
-    return write_report(write(study, origin), folder)
 
 
 def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], report: Callable[..., Path]) -> str:

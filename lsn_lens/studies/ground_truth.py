@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +16,10 @@ from lsn_lens.planted.measuring import RoleError
 from lsn_lens.planted.parts import PartName
 from lsn_lens.planted.planting import Planted, load_planted, plant
 from lsn_lens.planted.roles import ROLES
-from lsn_lens.planted.settings import GroundTruthSettings
-from lsn_lens.study import Study, now, plain
+from lsn_lens.report.page import Report
+from lsn_lens.studies.pages.ground_truth import page as ground_truth_page
+from lsn_lens.studies.settings.ground_truth import GroundTruthSettings
+from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -38,7 +40,7 @@ class GroundTruthStudy(Study):
         skipped: Methods that were left out, and why.
     """
 
-    section: ClassVar[str] = "ground_truth"
+    page: ClassVar[Callable[..., Report]] = staticmethod(ground_truth_page)
     plantings: tuple[Planted, ...]
     skipped: Mapping[str, str]
 

@@ -1,12 +1,11 @@
 """The study of the multilingual workflow: find units, choose stages, turn one switch off at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lsn_lens.collection.collecting import collect
-from lsn_lens.evaluation.settings import WorkflowSettings
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
 from lsn_lens.interventions.actions import zero
@@ -15,8 +14,11 @@ from lsn_lens.methods.detecting import detect
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.report.page import Report
 from lsn_lens.run import Run
-from lsn_lens.study import Study, now, plain
+from lsn_lens.studies.pages.workflow import page as workflow_page
+from lsn_lens.studies.settings.workflow import WorkflowSettings
+from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -37,7 +39,7 @@ class WorkflowStudy(Study):
         units: What was turned off.
     """
 
-    section: ClassVar[str] = "workflow"
+    page: ClassVar[Callable[..., Report]] = staticmethod(workflow_page)
     stages: Stages
     units: NeuronSet
 

@@ -7,7 +7,6 @@ import pandas as pd
 
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.stages import Stages
-from lsn_lens.evaluation.study import WorkflowStudy
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
@@ -32,7 +31,7 @@ HOW_TO_READ = (
 )
 
 
-def page(study: WorkflowStudy, origin: Mapping[str, Any]) -> Report:
+def page(study: Any, origin: Mapping[str, Any]) -> Report:
     """The whole report, with `origin` from `provenance`."""
     tables, config, found = study.tables, origin["settings"], study.units
     summary = tables["summary"].to_dict("records")

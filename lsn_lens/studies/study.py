@@ -1,15 +1,17 @@
 """What a study gives back: its tables, and what it takes to know where they come from."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 
+from lsn_lens.files import write_bytes
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.report.page import Report, provenance, save_tables, write_report
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,7 +27,7 @@ class Study:
         started: When the study began.
     """
 
-    section: ClassVar[str]  # the module of lsn_lens.report.sections that writes its page
+    page: ClassVar[Callable[..., Report]]  # writes the page, from the study and its provenance
     tables: Mapping[str, pd.DataFrame] = field(repr=False)
     settings: Mapping[str, Any]
     used: Mapping[str, Any] = field(repr=False)
@@ -38,17 +40,26 @@ class Study:
             raise KeyError(f"no table {name!r}; there are {list(self.tables)}.")
         return self.tables[name]
 
-    def report(self, folder: Path | str, **origin: Any) -> Path:
+    def report(
+        self, folder: Path | str, *, settings: Mapping[str, Any] | None = None, started: datetime | None = None
+    ) -> Path:
         """Write report.html, report.md, provenance.json, tables/, figures/ and neurons/ into a folder.
 
         Args:
             folder: Made where it is not there.
-            origin: `settings` and `started` that stand in the provenance in place of the study's own.
+            settings: Stand in the provenance in place of the study's own.
+            started: The same.
 
         Returns:
             The path of report.html.
         """
-        return import_module("lsn_lens.report.experiment").save(self, folder, **origin)  # pages know studies
+        folder = Path(folder)
+        save_tables(self.tables, folder / "tables")
+        for name, found in self.found.items():
+            found.save(folder / "neurons" / f"{name}.safetensors")
+        origin = provenance(self.used, self.measured, settings or self.settings, started or self.started)
+        write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
+        return write_report(type(self).page(self, origin), folder)
 
 
 def now() -> datetime:

@@ -1,6 +1,6 @@
 """The study of steering: every way at every dose, its random counterparts, a prompt, and languages switched off."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from lsn_lens.collection.collecting import collect
 from lsn_lens.evaluation.perplexity import loss_table
 from lsn_lens.generation.steering.deactivation import deactivate, deactivation_table
-from lsn_lens.generation.steering.settings import SteeringSettings
 from lsn_lens.generation.steering.tables import choose_doses, dose_response, steering_summary, steering_table
 from lsn_lens.generation.steering.trials import prompts_from
 from lsn_lens.generation.steering.ways import (
@@ -29,8 +28,11 @@ from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
+from lsn_lens.report.page import Report
 from lsn_lens.run import Run
-from lsn_lens.study import Study, now, plain
+from lsn_lens.studies.pages.steering import page as steering_page
+from lsn_lens.studies.settings.steering import SteeringSettings
+from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -49,7 +51,7 @@ class SteeringStudy(Study):
     "texts-deactivation", and "text" (`Run.to_frame`).
     """
 
-    section: ClassVar[str] = "steering"
+    page: ClassVar[Callable[..., Report]] = staticmethod(steering_page)
 
 
 def steering_run(
