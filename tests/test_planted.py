@@ -904,3 +904,12 @@ def test_a_token_of_two_scripts_or_of_a_part_of_a_letter_has_none():
     tokens = Tokenizer(["ab", "\u03b1\u03b2", "a\u03b1", "12", "\ufffda", " c."])
     assert token_scripts(tokens, 8) == ["LATIN", "GREEK", None, None, None, "LATIN", None, None]
     assert token_scripts(tokens, 1) == ["LATIN"]
+
+
+def test_units_in_one_layer_alone_are_measured():
+    model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["en", "ja"])
+    text = read_text(model.tokenizer, corpora, "hold_out", 200, 128)
+    unit = {"layer": 2, "unit": 7, "role": "specific", "concept": "ja", "languages": ("ja",), "script": "HIRAGANA",
+            "truth": True, "sign": 1, "level": 0.0}  # fmt: skip
+    (row,) = measure_roles(model, text, pd.DataFrame([unit]), progress=False).to_dict("records")
+    assert (row["layer"], row["unit"]) == (2, 7) and 0 < row["own_rate"] < 1 and row["writes"] == 1
