@@ -36,7 +36,7 @@ from lsn_lens.analysis import (
     word_probes,
     working_language,
 )
-from lsn_lens.comparison.checks import Checks
+from lsn_lens.comparison import Checks
 from lsn_lens.controls import subset
 from lsn_lens.controls.matched import outliers
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
@@ -70,10 +70,23 @@ from lsn_lens.interventions.values import language_medians
 
 # From pinned names to today's.
 TABLES: dict[str, str] = {}  # "compare.losses": "compare.held_out"
-COLUMNS: dict[str, str] = {}  # "neurons": "units", or in one table only "compare.sizes / neurons": "units"
+COUNTED = (
+    "effects", "effects_by_language", "specificity", "control", "control_by_language", "losses", "ablations",
+    "off_target",
+)  # fmt: skip
+# "neurons": "units", or in one table only "compare.sizes / neurons": "units"
+COLUMNS: dict[str, str] = {
+    f"{section}.{table} / neurons": "units" for section in ("compare", "off_target") for table in COUNTED
+}
 WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other mean"
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
-GONE: set[str] = set()  # columns, of all tables or "table / column", that there are no more
+# columns, of all tables or "table / column", that there are no more; words on what was not done are grouped by reason
+GONE: set[str] = {
+    "compare.trust / not_done",
+    "compare.not_done / order",
+    "off_target.trust / not_done",
+    "off_target.not_done",
+}
 
 # Columns that name a row, by their pinned names, unless they have fractions; rows that share all of them are counted.
 KEYS = (
@@ -160,7 +173,7 @@ def compared() -> Tables:
         run(), ["lape", "lave", "diffmean"], model=model(), corpora=corpora(), seeds=2, more_seeds=2,
         control_tokens=64, layout=MEASURE, trust=checks, **QUIET,
     )  # fmt: skip
-    return comparison.tables()
+    return dict(comparison)
 
 
 def compared_off_target() -> Tables:
@@ -173,7 +186,7 @@ def compared_off_target() -> Tables:
         seeds=2, more_seeds=0, control_tokens=64, layout=MEASURE, found={"again": lsn.detect(two, "lape")},
         trust=checks, **QUIET,
     )  # fmt: skip
-    tables = comparison.tables()
+    tables = dict(comparison)
     return {name: tables[name] for name in ("ranking", "control", "warnings", "trust", "off_target", "not_done")}
 
 
@@ -181,7 +194,7 @@ def compared_without_model() -> Tables:
     """All methods that packed blocks allow."""
     layout = lsn.Layout(kind="blocks", length=64, max_tokens=320)
     blocks = lsn.collect(model(), corpora(), None, layout=layout, **QUIET)
-    tables = lsn.compare(blocks, **QUIET).tables()
+    tables = dict(lsn.compare(blocks, **QUIET))
     return {name: table for name, table in tables.items() if name != "agreement_by_language"}
 
 
