@@ -15,7 +15,7 @@ from . import text as text
 from .collection.collecting import collect as collect
 from .collection.planning import plan_run as plan_run
 from .comparison.checking import Check as Check
-from .comparison.checking import Checks as Checks
+from .comparison.checks import Checks as Checks
 from .comparison.comparing import compare as compare
 from .comparison.result import Comparison as Comparison
 from .evaluation.perplexity import perplexity_matrix as perplexity_matrix

@@ -30,7 +30,7 @@ from lsn_lens.analysis.representations import (
     sentence_embeddings,
     similarity_change,
 )
-from lsn_lens.comparison.checks import Checks
+from lsn_lens.comparison import Checks
 from lsn_lens.controls.matched import outliers
 from lsn_lens.controls.resampling import subset
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
@@ -72,6 +72,11 @@ WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
 GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
     *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),
+    # words on what was not done are grouped by reason
+    "compare.trust / not_done",
+    "compare.not_done / order",
+    "off_target.trust / not_done",
+    "off_target.not_done",
 }
 
 # Columns that name a row, by their pinned names, unless they have fractions; rows that share all of them are counted.
@@ -156,7 +161,7 @@ def compared() -> Tables:
         run(), ["lape", "lave", "diffmean"], model=model(), corpora=corpora(), seeds=2, more_seeds=2,
         control_tokens=64, layout=MEASURE, trust=checks, **QUIET,
     )  # fmt: skip
-    return comparison.tables()
+    return dict(comparison)
 
 
 def compared_off_target() -> Tables:
@@ -169,7 +174,7 @@ def compared_off_target() -> Tables:
         seeds=2, more_seeds=0, control_tokens=64, layout=MEASURE, found={"again": lsn.detect(two, "lape")},
         trust=checks, **QUIET,
     )  # fmt: skip
-    tables = comparison.tables()
+    tables = dict(comparison)
     return {name: tables[name] for name in ("ranking", "control", "warnings", "trust", "off_target", "not_done")}
 
 
@@ -177,7 +182,7 @@ def compared_without_model() -> Tables:
     """All methods that packed blocks allow."""
     layout = lsn.Layout(kind="blocks", length=64, max_tokens=320)
     blocks = lsn.collect(model(), corpora(), None, layout=layout, **QUIET)
-    tables = lsn.compare(blocks, **QUIET).tables()
+    tables = dict(lsn.compare(blocks, **QUIET))
     return {name: table for name, table in tables.items() if name != "agreement_by_language"}
 
 

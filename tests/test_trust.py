@@ -14,7 +14,8 @@ from conftest import SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens.comparison import checks, doubts, model_checks, trust
-from lsn_lens.comparison.checking import Check, Checks, Subject
+from lsn_lens.comparison.checking import Check, Subject
+from lsn_lens.comparison.checks import Checks
 from lsn_lens.comparison.page import comparison_report
 from lsn_lens.comparison.trust_page import TITLE, WORDS, trust_section
 from lsn_lens.controls.neutral import off_target

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.comparison import doubts, sizes
-from lsn_lens.comparison.checking import Checks, Subject
-from lsn_lens.comparison.checks import CHECKS, asked
+from lsn_lens.comparison.checking import Subject
+from lsn_lens.comparison.checks import CHECKS, Checks, asked
 from lsn_lens.comparison.losses import effect_tables
 from lsn_lens.comparison.order import ranking
 from lsn_lens.comparison.overlaps import agreement, average_agreement
