@@ -147,26 +147,22 @@ def collect(
     return Run(shards, settings, None, documents if settings["rows"] else {}, constants, costs)
 
 
-def needed_statistics(methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
-    """What the methods need, without repeats, the sums that ablating their units to a mean takes, and their squares.
-
-    The squares say how active a unit is in each language: what random units are matched by.
-    """
-    return _with_sums([*(need for method in named_methods(methods).values() for need in method.statistics()), *extra])
-
-
 def _needs(wanted: Wanted, extra: Iterable[Need]) -> list[Need]:
     return _with_sums([*(need for needs in wanted.needs.values() for need in needs), *extra])
 
 
 def _with_sums(needs: list[Need]) -> list[Need]:
+    """Without repeats, and with the sums that ablating units to a mean takes, and their squares.
+
+    The squares say how active a unit is in each language: what random units are matched by.
+    """
     written = dict.fromkeys(["mlp_post", *(WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites)])
     kept = [Statistic(each, kind, optional=True) for each in written for kind in ("sum", "squares")]
     return unique([*needs, *kept])
 
 
 def needs_of(model: Model, methods: Iterable[str | Method], extra: Iterable[Need] = ()) -> list[Need]:
-    """`needed_statistics` as far as the model can give them.
+    """What the methods need, as far as the model can give it, with the sums of `_with_sums`.
 
     Raises:
         DoesNotApply: A method that the model is not made for.
