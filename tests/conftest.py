@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from planted_world import ground, planted, ungated, world  # noqa: F401 - fixtures for all tests
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import lsn_lens as lsn
@@ -246,6 +247,13 @@ def load(tiny_model_folder):
         return lsn.load_model(tiny_model_folder(architecture), backend=backend, device="cpu")
 
     return build
+
+
+@pytest.fixture
+def no_gradients():
+    """For a whole file: `pytestmark = pytest.mark.usefixtures("no_gradients")`."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import BACKENDS, D_MLP, D_MODEL, LAYERS, parts
 from jaxtyping import TypeCheckError
-from test_interventions import keep, read, some_ids, some_units
+from oracles import keep, read_ids, some_units
 
 import lsn_lens as lsn
 from lsn_lens.interventions.words import action_of
@@ -23,11 +23,7 @@ TEXTS = {
 }
 SITES_BY_HAND = {"mlp_post": "down", "mlp_act": "act", "resid_post": "block", "mlp_up": "up"}
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -41,10 +37,6 @@ def statistics(model):
     methods = ["average_precision", "diffmean", "language_dimensions"]
     corpora = lsn.load_corpora(TEXTS, hold_out=0.0)
     return lsn.collect(model, corpora, methods, extra=extra, progress=False).statistics
-
-
-def read_ids(text, model):
-    return torch.tensor([[0, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
 
 
 @pytest.fixture(scope="module")

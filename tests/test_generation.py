@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import BACKENDS, LAYERS, VOCABULARY, every_model, parts
 from jaxtyping import TypeCheckError
-from test_interventions import edited, hooks_of, some_units
+from oracles import edited, hooks_of, some_units
 from transformers import RepetitionPenaltyLogitsProcessor
 
 import lsn_lens as lsn
@@ -20,11 +20,7 @@ PROMPTS = ["The river is high after the rain, and", "雨", "Der Fluss steht"]
 TOKENS = 6
 END = 0  # the tiny tokenizer's only special token
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def random_values(model, bases, places=None):

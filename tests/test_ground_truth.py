@@ -8,9 +8,8 @@ import pytest
 from conftest import experiment, refused
 
 import lsn_lens as lsn
-from lsn_lens.planted import study
 from lsn_lens.planted.roles import ROLES
-from lsn_lens.planted.world import make_world
+from lsn_lens.studies import ground_truth as study
 from lsn_lens.studies.pages import ground_truth as section
 
 PLANTED = ("specific", "loud", "silent")
@@ -22,15 +21,14 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def config(script, tmp_path_factory):
+def config(script, world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ground_truth")
-    world = make_world(folder / "world", progress=False)
     (folder / "text").mkdir()
     for label, corpus in world.corpora.items():
         lines = [json.dumps({"text": text}) for text in (*corpus.find, *corpus.hold_out)]
         (folder / "text" / f"{label}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return script.Config(
-        model=str(folder / "world"), corpus=str(folder / "text"), out=folder / "out",
+        model=str(world.folder), corpus=str(folder / "text"), out=folder / "out",
         methods=("lape", "plnd", "diffmean"), roles=PLANTED, plantings=1, tokens=1000, less_text=(500,),
         fewer_languages=(2,),
     )  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import experiment
+from made_runs import synthetic_run, values_run
 from scipy.stats import beta, kstest
-from test_resampling import synthetic_run, values_run
 
 import lsn_lens as lsn
 from lsn_lens.controls.contrasts import contrast_of
