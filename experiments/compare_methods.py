@@ -7,7 +7,6 @@ run/ with the collected statistics, from which an interrupted run goes on. `--co
 `--print_config` shows them.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,8 +35,9 @@ class Config:
         replicates: Bootstrap draws, to see how stable each method's sets are; 0 for none.
         permutations: Of labels, to see what each method finds where there is nothing to find; 0 for none.
         without_draws: Methods left out of these two, because each draw takes them seconds.
-        controls: Slow checks that run the model: "text" (romanised, words shuffled), "ablations" (all kinds),
-            "off_target" (numbers, code, repetition). None by default: several more passes each.
+        controls: Slow checks that run the model, by their names in `lsn_lens.Checks`: "changed_text" (romanised, words
+            shuffled), "ablations" (all kinds), "off_target" (numbers, code, repetition). None by default: several more
+            passes each.
         kind: Packed blocks, or one row a document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
@@ -64,7 +64,7 @@ class Config:
     replicates: int = 100
     permutations: int = 99
     without_draws: tuple[str, ...] = ("average_precision",)
-    controls: tuple[Literal["text", "ablations", "off_target"], ...] = ()
+    controls: tuple[str, ...] = ()
     kind: Literal["blocks", "documents"] | None = None
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
@@ -89,13 +89,9 @@ if __name__ == "__main__":  # before the slow imports, so that --help answers at
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.comparison import Checks
-from lsn_lens.files import write_bytes
-from lsn_lens.report import activations_on_text, neuron_on_text, provenance, save_tables, write_report
-from lsn_lens.report.sections.comparison import comparison_report
+from lsn_lens.comparison import CHECKS, Checks
 
 Corpora = Mapping[str, lsn.LanguageCorpus]
-SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
 
 
 def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run]:
@@ -124,17 +120,8 @@ def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
         seeds=config.control_seeds, control_tokens=config.control_tokens, layout=text, parameters=parameters,
         trust=checks(config, run),
     )  # fmt: skip
-    tables = comparison.tables()
-    sets = {f"neurons-{name}": each.to_frame() for name, each in comparison.found.items()}
-    save_tables({**tables, **sets, "text": run.to_frame().reset_index()}, config.out / "tables")
-    for name, each in comparison.found.items():
-        each.save(config.out / "neurons" / f"{name}.safetensors")
-    origin = provenance(
-        run.settings, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED
-    )
-    write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
-    view = neurons_on_text(model, corpora, comparison)
-    return write_report(comparison_report(comparison, run.to_frame().reset_index(), view, rates, origin), config.out)
+    asked = {**asdict(config), "out": str(config.out)}
+    return comparison.report(config.out, settings=asked, started=STARTED, note=rates)
 
 
 def check(config: Config) -> list[str]:
@@ -145,6 +132,10 @@ def check(config: Config) -> list[str]:
         raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
     if config.control_seeds < 2:
         raise ValueError("expected at least two control seeds: a result without control shows nothing.")
+    slow = list(dict.fromkeys(row.option for row in CHECKS if row.needs_model))
+    strange = [name for name in config.controls if name not in slow]
+    if strange:
+        raise ValueError(f"unknown controls {strange}; name some of {slow}.")
     return names
 
 
@@ -163,9 +154,7 @@ def checks(config: Config, run: lsn.Run) -> Checks | None:
         config.permutations,
         without_draws=config.without_draws,
         paired=config.corpus == "demo" and run.settings["text"]["layout"]["kind"] == "documents",
-        changed_text="text" in config.controls,
-        ablations="ablations" in config.controls,
-        off_target="off_target" in config.controls,
+        **dict.fromkeys(config.controls, True),
     )
 
 
@@ -185,20 +174,6 @@ def settings(run: lsn.Run, config: Config) -> tuple[dict[str, dict[str, Any]], s
             "some methods divide the number evenly."
         )
     return {name: {"rate": rate} if "rate" in names[name] else {} for name in names}, words
-
-
-def neurons_on_text(model: Any, corpora: Corpora, comparison: lsn.Comparison) -> str:
-    """Where each language's highest scoring neurons fire in the first held-out document of every language."""
-    best = next((name for name in comparison.ranking["method"] if set(comparison.found[name].masks) == {"mlp"}), None)
-    if best is None or not len(comparison.found[best]):
-        return ""
-    scores, found = comparison.scores[best], comparison.found[best]
-    keys = ["language", "basis", "layer", "unit"]
-    ranked = scores.to_frame().merge(found.to_frame(), on=keys).sort_values("score", ascending=False, kind="stable")
-    neurons = ranked.groupby("language", sort=False).head(2)
-    neurons = neurons.set_index("language").loc[[each for each in found.languages if each in set(neurons["language"])]]
-    texts = {label: next(iter(each.hold_out))[:SHOWN_TEXT] for label, each in corpora.items()}
-    return neuron_on_text(activations_on_text(model, texts, neurons.reset_index()))
 
 
 def main(config: Config) -> None:

@@ -39,6 +39,8 @@ class Config:
         temperature: Of the samples.
         shown: Sample texts of each language in the report.
         identifier: Of the texts' language: "py3langid" or "lingua".
+        ruled_out: Languages that no text can be in, as [ms] for a model that never read Malay: where it is weighed,
+            many Indonesian texts are taken for Malay, and belong to no language of the run.
         evaluation_tokens: Cap for each language when measuring losses.
         max_tokens: Cap for each language when finding units.
         files: Glob that picks files of a corpus folder.
@@ -66,6 +68,7 @@ class Config:
     temperature: float = 0.8
     shown: int = 20
     identifier: Literal["py3langid", "lingua"] = "py3langid"
+    ruled_out: tuple[str, ...] = ()
     evaluation_tokens: int = 512
     max_tokens: int | None = None
     files: str = "*"
@@ -129,7 +132,8 @@ def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run, Sets]:
         revision=config.revision,
     )  # fmt: skip
     corpora = lsn.load_corpora(config.corpus, config.languages, files=config.files, column=config.column)
-    identifier(corpora, config.identifier)  # from here to collect: what cannot work is said before anything slow
+    # from here to collect: what cannot work is said before anything slow
+    identifier(corpora, config.identifier, ruled_out=config.ruled_out)
     texts_of(config, model, corpora)
     loss_table(model, corpora, [], layout=evaluation(config))
     layers = range(-model.cfg.n_layers, model.cfg.n_layers)
@@ -212,7 +216,7 @@ def ways(config: Config, model: Any, run: lsn.Run, sets: Sets) -> list[Steering]
 def measure(config: Config, model: Any, corpora: Corpora, run: lsn.Run, sets: Sets) -> Tables:
     """Choose doses on texts from nothing, then steer from every language to every other, and switch languages off."""
     targets = list(corpora)
-    identify = identifier(targets, config.identifier)
+    identify = identifier(targets, config.identifier, ruled_out=config.ruled_out)
     settings: dict[str, Any] = {"tokens": config.tokens, "temperature": config.temperature}
     prompts, words = texts_of(config, model, corpora)
     every = ways(config, model, run, sets)

@@ -13,9 +13,10 @@ from . import statistics as statistics
 from . import text as text
 from .collection.collecting import collect as collect
 from .collection.planning import plan_run as plan_run
-from .comparison import Checks as Checks
-from .comparison.comparing import Comparison as Comparison
+from .comparison.checking import Check as Check
+from .comparison.checking import Checks as Checks
 from .comparison.comparing import compare as compare
+from .comparison.result import Comparison as Comparison
 from .evaluation.perplexity import perplexity_matrix as perplexity_matrix
 from .evaluation.perplexity import perplexity_table as perplexity_table
 from .generation.sampling import generate as generate

@@ -191,9 +191,43 @@ def test_without_a_model_the_tables_that_need_none_are_there():
     assert len(found.agreement_by_language) == 9
     assert len(found.layers) == 9
     for name in ("effects", "effects_by_language", "specificity", "control", "control_by_language", "losses"):
-        assert getattr(found, name) is None
+        assert not hasattr(found, name)
         assert name in repr(found)
+        with pytest.raises(
+            KeyError, match=rf"no table '{name}': it was not measured: compare\(run, ..., model=..., cor"
+        ):
+            found[name]
     assert "own_rise" not in found.ranking
+
+
+def test_a_comparison_is_a_mapping_of_its_tables():
+    found = lsn.compare(made_run(), ["lape", "lave"])
+    assert next(iter(found)) == "ranking"
+    assert len(found) == len(list(found)) == 8
+    for name, table in found.items():
+        assert table is found[name] is getattr(found, name)
+        assert name in dir(found)
+    with pytest.raises(AttributeError, match=r"trust=Checks\(replicates=...\)"):
+        _ = found.stability
+    with pytest.raises(AttributeError, match=r"no table 'rankin': there is no such table. The tables are \['ranking'"):
+        _ = found.rankin
+    assert copy.deepcopy(found.sizes).equals(copy.copy(found).sizes)
+    assert found in [found]
+    assert found != lsn.compare(made_run(), ["lape", "lave"])
+
+
+def test_methods_are_named_or_objects_alone_or_several():
+    parameters = {"lape": {"rate": 0.05}}
+    found = lsn.compare(made_run(), [Lape(rate=0.1), "lape"], parameters=parameters)
+    assert list(found.found) == [repr(Lape(rate=0.1)), "lape"]
+    assert list(found.sizes["units"]) == [60, 30]
+    assert list(lsn.compare(made_run(), Lape()).found) == [repr(Lape())]
+    assert list(lsn.compare(made_run(), "lave").found) == ["lave"]
+
+
+def test_a_wrong_parameter_lists_those_that_there_are():
+    with pytest.raises(TypeError, match=r"compare\(\) has no parameter method; it has run, methods, model"):
+        lsn.compare(made_run(), method=["lape"])
 
 
 def test_sizes_are_those_of_the_sets():
@@ -292,12 +326,12 @@ def test_what_cannot_be_compared_is_refused(options, match):
 
 def test_repr_and_html():
     found = lsn.compare(made_run(keys=("mlp_act.sum", "mlp_pre.positive")))
-    assert repr(found).startswith(f"Comparison of {len(found.ranking)} methods\n")  # and not "best first"
+    assert repr(found).startswith(f"Comparison of {len(found.ranking)} methods, not ranked, as no model was given\n")
     for name in found.ranking["method"]:
         assert name in repr(found)
         assert f"<td>{name}</td>" in found._repr_html_()
     assert "<table" in found._repr_html_()
-    assert set(found.tables()) == {
+    assert set(found) == {
         "ranking", "agreement", "agreement_by_language", "sizes", "layers", "cost", "warnings", "skipped"
     }  # fmt: skip
 
@@ -557,9 +591,9 @@ def test_sets_of_other_sizes_and_kinds_are_no_ranking():
 
 
 def test_tables_are_not_changed_by_looking(compared):
-    before = copy.deepcopy(compared.tables())
+    before = copy.deepcopy(dict(compared))
     repr(compared), compared._repr_html_()
-    for name, table in compared.tables().items():
+    for name, table in compared.items():
         pd.testing.assert_frame_equal(table, before[name])
 
 

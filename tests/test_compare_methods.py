@@ -106,7 +106,7 @@ def test_the_page_of_trust(written):
 def test_checks_that_settings_ask_for(script):
     run = lsn.Run({}, {"text": {"layout": {"kind": "documents"}}})
     assert script.checks(script.Config(replicates=0, permutations=0), run) is None
-    asked = script.checks(script.Config(controls=("text",), replicates=0), run)
+    asked = script.checks(script.Config(controls=("changed_text",), replicates=0), run)
     assert (asked.replicates, asked.permutations, asked.paired) == (0, 99, True)
     assert (asked.changed_text, asked.ablations, asked.off_target) == (True, False, False)
     blocks = replace(run, settings={"text": {"layout": {"kind": "blocks"}}})
@@ -139,6 +139,10 @@ def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
     for wrong, message in (
         ({"methods": ("lapp",)}, r"unknown methods \['lapp'\]; name some of \['lape', 'lap', 'lave'"),
         ({"control_seeds": 1}, "at least two control seeds"),
+        (
+            {"controls": ("text",)},
+            r"unknown controls \['text'\]; name some of \['changed_text', 'ablations', 'off_target'\]",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             script.prepare(script.Config(out=tmp_path / "none", **wrong))

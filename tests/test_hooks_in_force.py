@@ -18,7 +18,7 @@ from tiny import redraw
 import lsn_lens as lsn
 from lsn_lens import analysis, generation
 from lsn_lens.analysis import experts, representations, sharing  # fmt: skip
-from lsn_lens.comparison import checks  # fmt: skip
+from lsn_lens.comparison import Checks, Subject, trust  # fmt: skip
 from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
 from lsn_lens.evaluation.stages import Stages
@@ -216,10 +216,10 @@ ROWS = {
         m, g.corpora, FOUND, measure="nll", **CUT
     ),
     "evaluation.perplexity.perplexity_table": lambda m, g: lsn.perplexity_table(m, g.corpora, FOUND, **CUT),
-    "comparison.checks.measure": lambda m, g: checks.measure(
-        g.run, {"lape": METHODS["lape"](rate=0.2)}, {"lape": FOUND}, checks.Checks(0, 0, changed_text=True),
-        model=m, corpora=g.corpora, **CUT,
-    )["survival"],
+    "comparison.trust.measure": lambda m, g: trust.measure(Subject(
+        g.run, {"lape": METHODS["lape"](rate=0.2)}, {"lape": FOUND}, Checks(0, 0, changed_text=True),
+        model=m, corpora=g.corpora,
+    ))["survival"],
     "analysis.representations.sentence_embeddings": lambda m, g: representations.sentence_embeddings(
         m, PROMPTS, **QUIET
     ).values[:, :, 1:],

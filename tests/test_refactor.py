@@ -23,16 +23,22 @@ import pandas as pd
 import pytest
 
 import lsn_lens as lsn
-from lsn_lens.analysis import WordProbe, experts, read_probes, sharing, token_languages, word_probes, working_language
-from lsn_lens.analysis.representations import (
+from lsn_lens.analysis import (
+    WordProbe,
+    experts,
     language_dominance,
     pair_similarity,
+    read_probes,
     sentence_embeddings,
+    sharing,
     similarity_change,
+    token_languages,
+    word_probes,
+    working_language,
 )
 from lsn_lens.comparison.checks import Checks
+from lsn_lens.controls import subset
 from lsn_lens.controls.matched import outliers
-from lsn_lens.controls.resampling import subset
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
 from lsn_lens.evaluation.effects import control_name, summarise
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out, switch_sets
@@ -47,6 +53,7 @@ from lsn_lens.generation import (
     dimensions,
     direction,
     dose_response,
+    evaluate_generated,
     evaluate_items,
     fallback_matrix,
     forcing,
@@ -59,7 +66,6 @@ from lsn_lens.generation import (
     steering_summary,
     steering_table,
 )
-from lsn_lens.generation.tasks.generated import evaluate_generated
 from lsn_lens.interventions.values import language_medians
 
 # From pinned names to today's.

@@ -21,7 +21,11 @@ VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 
 @runtime_checkable
 class Method(Protocol):
-    """Hyper-parameters and three functions; none of them runs a model."""
+    """Hyper-parameters and three functions; none of them runs a model.
+
+    A method for parallel text says `paired = True`: draws of a run then take text of all languages together. Its field
+    `check_parallel`, if it has one, is False in draws, whose text is as parallel as the run's.
+    """
 
     def statistics(self) -> tuple[Need, ...]:
         """What `collect` must keep for it."""

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -114,6 +114,7 @@ class Sharing:
     threshold: float | int = 0.0
     position: Literal["last", "any"] = "last"
     check_parallel: bool = True
+    paired: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_shares(rate=self.rate)

@@ -1,5 +1,13 @@
 from . import plots as plots
+from .charts import Chart as Chart
 from .charts import save as save
+from .columns import Column as Column
+from .marks import Bars as Bars
+from .marks import Dots as Dots
+from .marks import Heatmap as Heatmap
+from .marks import Line as Line
+from .page import Report as Report
+from .page import Section as Section
 from .page import provenance as provenance
 from .page import save_tables as save_tables
 from .page import write_report as write_report

@@ -34,7 +34,7 @@ def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and langua
 def change_matrix(
     matrix: pd.DataFrame,
     title: str = "Change of the loss",
-    unit: str = "nats a token",
+    unit: str = "nats per token",
     limit: float | None = None,
 ) -> Chart:
     """From `perplexity_matrix`: rows = neurons switched off of, columns = evaluated on; red = hurt, blue = helped.
@@ -96,7 +96,7 @@ def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own langu
     own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
     marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot a seed", RANDOM))
     return Chart(
-        title, "language", "rise of its own loss, nats a token", marks,
+        title, "language", "rise of its own loss, nats per token", marks,
         "Bars: the language's own loss when its units are ablated. Dots: the same number of random units in the same "
         "layers. A bar that does not clear its dots shows nothing.",
     )  # fmt: skip
@@ -116,7 +116,7 @@ def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Ch
         ("own language, random units (shorter text)", "random_mean", RANDOM),
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
-    return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")
+    return Chart(title, "method", "mean rise of the loss, nats per token", marks, "Means over languages.")
 
 
 def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stages and structures") -> Chart:
@@ -130,7 +130,7 @@ def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stage
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
     caption = f"Means over the languages but {english}. Switches differ in how many units they hold."
-    return Chart(title, "units turned off", "mean rise of the loss, nats a token", marks, caption)
+    return Chart(title, "units turned off", "mean rise of the loss, nats per token", marks, caption)
 
 
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
