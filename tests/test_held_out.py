@@ -111,7 +111,7 @@ def test_a_whole_comparison_measures_each_of_its_three_texts_once(ready, counted
     tokenised, unchanged = counted
     model, corpora, run = ready
     monkeypatch.setattr(neutral, "neutral_text", lambda: NEUTRAL)
-    monkeypatch.setattr("lsn_lens.comparison.doubts.NEUTRAL", ("numbers",))
+    monkeypatch.setattr("lsn_lens.comparison.model_checks.NEUTRAL", ("numbers",))
     blocks = neutral.measured_neutral(model, **QUIET).plan
     size = sum(map(blocks.tokens_of, blocks.shards))
     tokenised.clear()

@@ -44,10 +44,10 @@ class Comparison(Tables):
         effects: What ablating a language's units does to it on all held-out text: the counts of the ranking, and means
             over languages in total and per neuron, those without units counting as 0 in total and not at all per
             neuron. A rise that is no number makes its mean none.
-        effects_by_language: The same, language by language, with what `verdict.hurt` says of the others in nats and in
-            bits, the intervals of `certainty.certainty` (of the own rise, of its `difference` to the worst other's,
-            `hurt_most_share`, `surely_hurt_most`), and the verdict: `p` and `q` of `control_by_language`,
-            `above_random`, `passes`.
+        effects_by_language: The same, language by language, with what `verdict.rises` says of the others, the intervals
+            of `certainty.certainty` (of the own rise, of its `difference` to the worst other's, `hurt_most_share`,
+            `surely_hurt_most`), and the verdict: `p` and `q` of `control_by_language`, `above_random`, `passes`. Its
+            `units` are different ones, those of tables with one row per method memberships.
         specificity: The rise of the own language against that of the worst other one: means over languages, their
             difference and ratio (NaN where the worst other does not rise).
         control: How a language's rise compares to that of random sets with as many units in each layer and, where the
