@@ -149,12 +149,13 @@ def checks(config: Config, run: lsn.Run) -> Checks | None:
     """How far to trust each method; the embedded text is parallel, document by document."""
     if not (config.replicates or config.permutations or config.controls):
         return None
+    slow: dict[str, Any] = dict.fromkeys(config.controls, True)
     return Checks(
         config.replicates,
         config.permutations,
         without_draws=config.without_draws,
         paired=config.corpus == "demo" and run.settings["text"]["layout"]["kind"] == "documents",
-        **dict.fromkeys(config.controls, True),
+        **slow,
     )
 
 
