@@ -104,10 +104,11 @@ def checks(config: Config, run: Any) -> Any:
     """How far to trust each method; the embedded text is parallel, document by document."""
     if not (config.replicates or config.permutations or config.controls):
         return None
+    slow: dict[str, Any] = dict.fromkeys(config.controls, True)
     return lsn.Checks(
         config.replicates, config.permutations, without_draws=config.without_draws,
         paired=config.corpus == "demo" and run.settings["text"]["layout"]["kind"] == "documents",
-        **dict.fromkeys(config.controls, True),
+        **slow,
     )  # fmt: skip
 
 
