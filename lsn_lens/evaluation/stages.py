@@ -156,16 +156,8 @@ def search_stages(
         for count in counts
         if any(getattr(pair, stage) == count for pair in pairs)
     }
-    table = perplexity_table(
-        model,
-        corpora,
-        sets,
-        action,
-        evaluate=lambda language: [language, english],
-        layout=layout,
-        text=text,
-        progress=progress,
-    )
+    settings: Any = {"layout": layout, "text": text, "progress": progress}
+    table = perplexity_table(model, corpora, sets, action, evaluate=lambda own: [own, english], **settings)
     rows = pd.DataFrame([_candidate(name, part, table, english) for name, part in sets.items()])
     value = {(row["stage"], row["layers"]): row[f"{criterion}_rise"] for row in rows.to_dict("records")}
     best = max(
