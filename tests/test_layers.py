@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lsn_lens"
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 # what is longer today, and may only become shorter: file -> lines, function -> lines of its body
 LONG_FILES = {
-    "analysis/sharing": 304, "collection/collecting": 347, "comparison/comparing": 341, "comparison/doubts": 314,
+    "collection/collecting": 347, "comparison/comparing": 341, "comparison/doubts": 314,
 }  # fmt: skip
 LONG_FUNCTIONS = {
     "collection/collecting.collect": 48,
