@@ -17,7 +17,7 @@ from tiny import redraw
 
 import lsn_lens as lsn
 from lsn_lens import analysis, generation
-from lsn_lens.analysis import experts, representations, sharing  # fmt: skip
+from lsn_lens.analysis import contributions, experts, representations  # fmt: skip
 from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
 from lsn_lens.evaluation.stages import Stages
@@ -251,11 +251,11 @@ ROWS = {
 TEXTS_OF_ONE = {language: texts[0] for language, texts in PROMPTS.items()}
 BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes alone
     "generation.steering.trials.prompts_from": lambda m, g: prompts_from(m, g.corpora, count=1, tokens=2),
-    "analysis.sharing.down_norms": lambda m, g: sharing.down_norms(m),
-    "analysis.sharing.effective_values": lambda m, g: sharing.effective_values(
+    "analysis.contributions.down_norms": lambda m, g: contributions.down_norms(m),
+    "analysis.contributions.effective_values": lambda m, g: contributions.effective_values(
         m, 1, torch.rand(2, D_MLP), torch.tensor([1, 2])
     ),
-    "analysis.sharing.effective_score": lambda m, g: sharing.effective_score(g.run.statistics, m, 1),
+    "analysis.contributions.effective_score": lambda m, g: contributions.effective_score(g.run.statistics, m, 1),
     "analysis.lens.layers.check_lens": lambda m, g: analysis.check_lens(m),
 }
 ELSEWHERE = {
