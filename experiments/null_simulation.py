@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lsn_lens import methods
 from lsn_lens.controls import Permutations, benjamini_hochberg, contrast_of, contrast_test, load_shards
-from lsn_lens.run import Run
-from lsn_lens.shards import DOCUMENTS, LENGTH, TOKENS, row_key
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics import worst_first_ranks
 
 LANGUAGES = ("a", "b", "c", "d")

@@ -4,7 +4,7 @@ import importlib
 
 import lazy_loader
 
-from lsn_lens import drawing
+from lsn_lens.neurons import drawing
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

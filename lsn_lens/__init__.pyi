@@ -7,8 +7,10 @@ from . import generation as generation
 from . import interventions as interventions
 from . import methods as methods
 from . import model as model
+from . import neurons as neurons
 from . import planted as planted
 from . import report as report
+from . import runs as runs
 from . import statistics as statistics
 from . import studies as studies
 from . import text as text
@@ -44,12 +46,12 @@ from .methods.catalogue import METHODS as METHODS
 from .methods.detecting import detect as detect
 from .methods.detecting import score as score
 from .model.loading import load_model as load_model
-from .neurons import NeuronSet as NeuronSet
+from .neurons.scores import NeuronScores as NeuronScores
+from .neurons.sets import NeuronSet as NeuronSet
 from .refusal import DoesNotApply as DoesNotApply
 from .report import plots as plots
-from .run import Run as Run
-from .run import load_run as load_run
-from .scores import NeuronScores as NeuronScores
+from .runs.run import Run as Run
+from .runs.run import load_run as load_run
 from .statistics.sums import Statistics as Statistics
 from .text.corpora import load_corpora as load_corpora
 from .text.documents import LanguageCorpus as LanguageCorpus

@@ -12,8 +12,8 @@ import lsn_lens as lsn
 from lsn_lens.interventions.words import action_of
 from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.statistics.needs import DocumentValues, Statistic
 
 TEXTS = {

@@ -8,7 +8,7 @@ from conftest import SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens.collection import collecting
-from lsn_lens.shards import read_shard
+from lsn_lens.runs.shards import read_shard
 from lsn_lens.statistics.needs import Histogram
 
 TEXTS = {f"l{k}": [f"{i} {text[: 8 + i % 9]} {i * i}" for i in range(12)] for k, text in enumerate(SENTENCES[:3])}

@@ -17,7 +17,7 @@ from lsn_lens.methods.average_precision import (
     average_precisions,
     positive_median,
 )
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.statistics.sums import Statistics
 
 LANGUAGES = ("en", "fr", "zh")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import lsn_lens as lsn
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.model import checkpoints, forward, structure
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 
 LANGUAGES = ["en", "fr", "zh"]
 SMALL = lsn.Layout(length=32, max_tokens=640, shards=4, batch_tokens=128)

@@ -25,10 +25,10 @@ from lsn_lens.controls.matched import activity
 from lsn_lens.methods.lape import Lape
 from lsn_lens.methods.random import Random
 from lsn_lens.model import forward, structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.run import Run
-from lsn_lens.scores import NeuronScores
-from lsn_lens.shards import TOKENS
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import TOKENS
 
 UNITS = 60
 TEXT = {"en": SENTENCES[0], "de": SENTENCES[1]}

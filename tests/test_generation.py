@@ -14,7 +14,7 @@ from lsn_lens.generation import sampling
 from lsn_lens.interventions.actions import Action
 from lsn_lens.interventions.intervening import COLUMNS, Intervention
 from lsn_lens.model import forward, structure
-from lsn_lens.sites import SITES, WRITE_SITE
+from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
 PROMPTS = ["The river is high after the rain, and", "雨", "Der Fluss steht"]
 TOKENS = 6

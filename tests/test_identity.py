@@ -14,10 +14,10 @@ from conftest import BACKENDS, HOOKED_LOADS, LAYERS, PARTS, SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens.generation.steering.trials import Trial, run_trials
-from lsn_lens.identity import ENTRIES, fingerprint, joined
 from lsn_lens.model.loading import skeleton
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.identity import ENTRIES, fingerprint, joined
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 
 TEXTS = {"en": [SENTENCES[0]] * 3, "de": [SENTENCES[1]] * 3}
 OTHER = r"found on another model, or on other weights.*\.for_model\(model\)"
@@ -284,7 +284,7 @@ def test_a_run_from_disk_says_the_same(load, tmp_path):
 
 REFUSED = """
 import torch, numpy as np, lsn_lens as lsn
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 found = NeuronSet(["en"], {"mlp": torch.ones(1, 2, 5).bool()})
 values = torch.ones(2, 5)
 calls = {

@@ -24,8 +24,8 @@ import lsn_lens as lsn
 from lsn_lens.evaluation import perplexity
 from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 
 LENGTHS = (9, 6)
 

@@ -83,10 +83,10 @@ def test_modules_import_from_earlier_modules_only(module):
     ("module", "line", "expected"),
     [
         ("statistics/needs", "from lsn_lens.methods.lape import Lape", ["methods/lape"]),
-        ("neurons", "from lsn_lens.statistics.sums import merge", ["statistics/sums"]),
+        ("neurons/sets", "from lsn_lens.statistics.sums import merge", ["statistics/sums"]),
         ("statistics/needs", "from lsn_lens.statistics.sums import merge", ["statistics/sums"]),
         ("methods/lape", "def f():\n    from lsn_lens.collection import passes", ["collection/passes"]),
-        ("methods/lape", "from lsn_lens import neurons\nfrom lsn_lens.methods.base import Method", []),
+        ("methods/lape", "from lsn_lens.neurons import sets\nfrom lsn_lens.methods.base import Method", []),
         ("interventions/actions", "from lsn_lens.model import structure", []),
         ("collection/passes", "import torch\nfrom lsn_lens.text.plan import Plan", []),
         ("report/page", "from lsn_lens.text import Layout", ["text"]),

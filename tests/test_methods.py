@@ -16,8 +16,8 @@ from lsn_lens import detect, methods, score
 from lsn_lens.methods.catalogue import METHODS, get_method, named
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
-from lsn_lens.scores import NeuronScores
-from lsn_lens.sites import SITES
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.statistics.needs import Need, Statistic
 
 LANGUAGES = ("de", "en", "fr", "zh")

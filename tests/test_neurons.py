@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 from lsn_lens.files import labels_of, unit_mask, whole_number, write_bytes
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE, widths_of
 from lsn_lens.report import plots
-from lsn_lens.scores import NeuronScores
-from lsn_lens.sites import WRITE_SITE, widths_of
 
 LANGUAGES = ("en", "fr", "zh")
 
@@ -682,7 +682,7 @@ def test_a_set_draws_itself():
 def test_a_set_draws_itself_in_a_fresh_interpreter():
     code = """
 import sys
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 found = NeuronSet.from_dict({"fr": [(0, 1)], "en": []}, (2, 10))
 assert "lsn_lens.report.plots" not in sys.modules
 print(found.plot().title)

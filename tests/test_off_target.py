@@ -10,7 +10,7 @@ from lsn_lens.controls import neutral as off_target_module
 from lsn_lens.controls.matched import activity
 from lsn_lens.controls.neutral import neutral_text, off_target
 from lsn_lens.generation.texts.strings import distinct, repetition
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 TEXT = dict(zip(("en", "de", "zh"), (SENTENCES[0], SENTENCES[1], SENTENCES[3]), strict=True))
 SHORT = lsn.Layout(max_tokens=64)

@@ -9,7 +9,7 @@ from conftest import experiment, refused
 
 import lsn_lens as lsn
 from lsn_lens.generation.groups import share_difference
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.studies import steering as study
 from lsn_lens.studies.pages import steering as section
 

@@ -27,9 +27,9 @@ from lsn_lens.generation.steering.ways import (
 from lsn_lens.generation.texts.identifiers import identifier
 from lsn_lens.interventions.intervening import COLUMNS, Intervention
 from lsn_lens.interventions.values import language_medians
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.report import plots
-from lsn_lens.sites import SITES
 from lsn_lens.statistics.needs import Statistic
 
 LANGUAGES = ("de", "en", "zh")

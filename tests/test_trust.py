@@ -23,11 +23,11 @@ from lsn_lens.controls.resampling import permuted
 from lsn_lens.controls.significance import permutation_test
 from lsn_lens.controls.stability import bootstrap, leave_one_out
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report import Bars, Chart, Column, Section, write_report
-from lsn_lens.run import Run
-from lsn_lens.scores import NeuronScores
-from lsn_lens.shards import DOCUMENTS, TOKENS
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import DOCUMENTS, TOKENS
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"

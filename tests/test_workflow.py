@@ -15,7 +15,7 @@ import lsn_lens as lsn
 from lsn_lens.evaluation import stages as stages_module
 from lsn_lens.evaluation.stages import ALL, STRUCTURES, SWITCHES, Stages, search_stages, split_hold_out, switch_sets
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 DEPTH = 4
 LANGUAGES = ("en", "fr", "zh")

@@ -31,13 +31,13 @@ from lsn_lens.collection.wanted import (
     refused_by_text,
 )
 from lsn_lens.files import write_bytes
-from lsn_lens.identity import fingerprint
 from lsn_lens.methods.base import Method
 from lsn_lens.model import hooks, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.run import Run, layers_of, load_run, read_description
-from lsn_lens.shards import CONSTANTS, documents_path, is_finished, read_shard, shard_path, write_shard
+from lsn_lens.neurons.identity import fingerprint
+from lsn_lens.runs.run import Run, layers_of, load_run, read_description
+from lsn_lens.runs.shards import CONSTANTS, documents_path, is_finished, read_shard, shard_path, write_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout, Plan

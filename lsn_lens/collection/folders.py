@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lsn_lens.bars import tqdm
 from lsn_lens.files import write_bytes
-from lsn_lens.run import layers_of, read_description, write_description
+from lsn_lens.runs.run import layers_of, read_description, write_description
 from lsn_lens.text.plan import Plan
 
 SAID_FROM = 1e9  # bytes on disk from which a run says what it will write

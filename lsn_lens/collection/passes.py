@@ -13,7 +13,7 @@ from lsn_lens.collection.recorders import RECORDERS, make_recorder
 from lsn_lens.collection.recorders.base import Acts, Recorder, View
 from lsn_lens.model import forward, structure
 from lsn_lens.model.structure import Model
-from lsn_lens.shards import DOCUMENTS, LENGTH, TOKENS, row_key
+from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.plan import Batch, Plan
 from lsn_lens.text.tokens import separator_id

@@ -15,7 +15,7 @@ from lsn_lens.methods.base import Method
 from lsn_lens.model import loading, structure
 from lsn_lens.model.checkpoints import read_config, source_of
 from lsn_lens.model.structure import Model
-from lsn_lens.sites import get_site
+from lsn_lens.neurons.sites import get_site
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan, row_limit, tokens_at_once

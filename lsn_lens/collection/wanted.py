@@ -11,8 +11,8 @@ from lsn_lens.methods.base import ChecksText, Method
 from lsn_lens.methods.catalogue import METHODS, named
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.sites import WRITE_SITE, get_site
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sites import WRITE_SITE, get_site
 from lsn_lens.statistics.needs import Need, Statistic, unique
 from lsn_lens.text.plan import Layout, Plan
 

@@ -12,10 +12,10 @@ from lsn_lens.controls.resampling import load_shards
 from lsn_lens.evaluation.baseline import HeldOut
 from lsn_lens.interventions.words import Choice
 from lsn_lens.methods.base import Method
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.report.columns import Column, Kind
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 
 Doubts = Iterable[tuple[str, list[str]]]
 

@@ -27,10 +27,10 @@ from lsn_lens.methods.catalogue import METHODS, Methods, named
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply, listing_parameters
-from lsn_lens.run import Run
-from lsn_lens.scores import NeuronScores
+from lsn_lens.runs.run import Run
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 

@@ -10,7 +10,7 @@ import pandas as pd
 from lsn_lens.comparison.overlaps import mean_jaccard
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.verdict import COLLAPSE
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 FEW_TOKENS = 2000
 UNEQUAL = 1.1  # times as many units a language from which on sets are called of different sizes

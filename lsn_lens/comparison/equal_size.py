@@ -10,8 +10,8 @@ from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation.baseline import HeldOut
 from lsn_lens.evaluation.verdict import FEW_NEURONS
 from lsn_lens.interventions.words import Choice
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 
 COLUMNS = ["method", "bases", "units"]
 

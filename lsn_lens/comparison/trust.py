@@ -13,7 +13,7 @@ from lsn_lens.comparison.checks import CHECKS, asked
 from lsn_lens.interventions.words import Choice
 from lsn_lens.methods.base import Method
 from lsn_lens.model.entry import check_model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 NOT_DONE = "not_done"
 

@@ -15,9 +15,9 @@ from lsn_lens.interventions.values import mean_ablation, other_mean_ablation, re
 from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 

@@ -16,9 +16,9 @@ from lsn_lens.methods.base import Method
 from lsn_lens.methods.catalogue import Methods, named
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.text.plan import Layout
 
 FEW_CHANGED = 0.05  # share of a language's documents with other letters below which a control tests nothing

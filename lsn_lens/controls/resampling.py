@@ -13,8 +13,8 @@ from torch import Tensor
 from lsn_lens.labels import label_list
 from lsn_lens.methods.base import Method
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import Run
-from lsn_lens.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 

@@ -11,7 +11,7 @@ from lsn_lens.interventions.intervening import Intervention, hooks_of, intervent
 from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 Evaluate = Literal["all", "own"] | Callable[[str], Iterable[str]]
 NONE = "none"  # the row without intervention

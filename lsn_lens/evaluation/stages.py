@@ -14,7 +14,7 @@ from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 from lsn_lens.text.plan import Layout
 

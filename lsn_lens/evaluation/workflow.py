@@ -17,7 +17,7 @@ from lsn_lens.interventions.intervening import intervene
 from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.identity import CARRIED, Origin, check_origin, origin_of, whose
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, origin_of, whose
 
 # per unit, or per position and unit: positions repeat cyclically
 Layered = Float[Tensor, "layer unit"] | Float[Tensor, "layer place unit"]

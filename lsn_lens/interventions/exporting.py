@@ -18,8 +18,8 @@ from lsn_lens.model import loading, structure
 from lsn_lens.model.checkpoints import given, read_tokenizer, read_weights, source_of
 from lsn_lens.model.structure import Model
 from lsn_lens.model.weights import anatomy_of, by_output, place
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
 PROVENANCE = "lsn_lens.json"
 INSTEAD = "Leave these units out, or use lsn.intervene, which changes no weights."

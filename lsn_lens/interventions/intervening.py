@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lsn_lens.identity import Origin, check_same_model
 from lsn_lens.interventions.actions import Action, zero
 from lsn_lens.interventions.words import action_for
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.neurons.identity import Origin, check_same_model
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 
 Hook = tuple[str, Callable[..., Any]]
 

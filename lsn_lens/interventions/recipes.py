@@ -13,7 +13,7 @@ from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.values import language_means, measured, place_of, pooled_means
 from lsn_lens.methods.diffmean import directions
 from lsn_lens.methods.language_dimensions import Variant, stream_means
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
 
 

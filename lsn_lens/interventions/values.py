@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lsn_lens.bars import tqdm
 from lsn_lens.files import whole_number
-from lsn_lens.identity import origin_of
 from lsn_lens.interventions.actions import Action, MlpSite, set_to
 from lsn_lens.methods.average_precision import positive_median
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.neurons.identity import origin_of
+from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 from lsn_lens.statistics.needs import DocumentValues, Statistic
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.tokens import separator_id

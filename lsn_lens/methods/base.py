@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.scores import NeuronScores
-from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Need
 from lsn_lens.statistics.sums import Statistics
 

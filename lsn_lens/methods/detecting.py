@@ -4,9 +4,9 @@ from typing import Any
 
 from lsn_lens.methods.base import Method, scores_of, units_of
 from lsn_lens.methods.catalogue import get_method, named
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.run import Run
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.runs.run import Run
 
 
 def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronScores:

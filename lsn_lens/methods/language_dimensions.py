@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lsn_lens.methods.base import check_languages
 from lsn_lens.methods.selection import highest_each
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
 from lsn_lens.statistics.sums import Statistics
 

@@ -6,8 +6,8 @@ import torch
 
 from lsn_lens.methods.base import check_languages, check_shares
 from lsn_lens.methods.selection import highest_share
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 

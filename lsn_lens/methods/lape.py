@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from lsn_lens.methods.base import check_at_least, check_shares
 from lsn_lens.methods.selection import score_by_entropy, select_lowest_entropy
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 

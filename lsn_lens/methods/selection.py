@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.scores import NeuronScores
 from lsn_lens.statistics.sums import Statistics
 
 DECIMALS = 12  # entropies or shares equal to this many decimals are ties: beyond it there is rounding error only

@@ -6,7 +6,7 @@ from typing import Any
 
 from lsn_lens.methods.catalogue import METHODS
 from lsn_lens.methods.detecting import detect
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 
 
 def common_rate(

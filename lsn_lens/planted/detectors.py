@@ -15,11 +15,11 @@ from lsn_lens.collection.collecting import collect
 from lsn_lens.methods.catalogue import METHODS, Methods, named
 from lsn_lens.methods.expert_frequency import ExpertFrequency
 from lsn_lens.methods.random import Random
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.planted.parts import PARTS
 from lsn_lens.planted.planting import Planted
 from lsn_lens.planted.roles import ROLES
-from lsn_lens.scores import NeuronScores
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 

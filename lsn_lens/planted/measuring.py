@@ -17,11 +17,11 @@ from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, flat
 from lsn_lens.planted.parts import PARTS, Part, PartName
 from lsn_lens.planted.reading import Text, token_scripts
 from lsn_lens.planted.roles import MANY
-from lsn_lens.sites import SITES, flat
 
 EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
 

@@ -135,7 +135,7 @@ def _git_commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "run.py")  # an installed package may lie in someone else's checkout
+        git("ls-files", "--error-unmatch", "labels.py")  # an installed package may lie in someone else's checkout
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -10,8 +10,8 @@ import torch
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.scores import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.documents import LanguageCorpus
 
 SHOWN = 160  # characters of a document

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.sites import WRITE_SITE
+from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Need, Tensors, Widths
 
 BASES = ("mlp", "q", "k", "v", "z")

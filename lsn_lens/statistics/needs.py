@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from lsn_lens.sites import SITES, WRITE_SITE
+from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
 ROWS = 512  # rows handled at once on a CPU, so that temporaries stay in the cache
 

@@ -27,9 +27,9 @@ from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.studies.pages.steering import page as steering_page
 from lsn_lens.studies.settings.steering import SteeringSettings
 from lsn_lens.studies.study import Study, now, plain

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from lsn_lens.files import write_bytes
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report, provenance, save_tables, write_report
 
 

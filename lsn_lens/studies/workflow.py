@@ -13,9 +13,9 @@ from lsn_lens.interventions.values import mean_ablation, other_mean_ablation
 from lsn_lens.methods.detecting import detect
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.studies.pages.workflow import page as workflow_page
 from lsn_lens.studies.settings.workflow import WorkflowSettings
 from lsn_lens.studies.study import Study, now, plain

@@ -15,7 +15,7 @@ from lsn_lens.interventions.intervening import intervene
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report
 from lsn_lens.studies.pages.working_language import own
 from lsn_lens.studies.pages.working_language import page as working_language_page

@@ -18,7 +18,7 @@ from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.recipes import diffmean_steering, dimensions_steering, language_arithmetics
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.stages import Stages
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section, slug, text_section

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens import drawing, draws, files, units
-from lsn_lens.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
-from lsn_lens.units import Mask
+from lsn_lens import files
+from lsn_lens.neurons import drawing, draws, units
+from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
+from lsn_lens.neurons.units import Mask
 
 
 @dataclass(frozen=True, eq=False)

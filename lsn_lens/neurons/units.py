@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens import files
-from lsn_lens.sites import widths_of
+from lsn_lens.neurons.sites import widths_of
 
 Mask = Bool[Tensor, "language layer unit"]
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens import files, units
-from lsn_lens.identity import Origin, check_origin
+from lsn_lens import files
+from lsn_lens.neurons import units
+from lsn_lens.neurons.identity import Origin, check_origin
 
 
 @dataclass(frozen=True, eq=False)

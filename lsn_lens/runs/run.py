@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lsn_lens.files import write_bytes
-from lsn_lens.shards import (
+from lsn_lens.runs.shards import (
     CONSTANTS,
     DOCUMENTS,
     REDO,
