@@ -68,7 +68,8 @@ def test_adding_is_collecting_at_once(collect, steps, tmp_path):
     for method in (name for names in steps for name in names):
         assert lsn.detect(run, method) == lsn.detect(whole, method)
     assert collect(steps[0], tmp_path).settings == run.settings  # nothing is missing
-    assert len(run.settings["layers"]) == len(steps)
+    layers = run.settings["layers"]
+    assert len(layers) == len(steps) and layers[-1]["forward"] == whole.settings["forward"]
 
 
 def test_attention_that_is_looked_into_later_leaves_what_is_there(collect, tmp_path):
