@@ -10,11 +10,12 @@ from . import model as model
 from . import planted as planted
 from . import report as report
 from . import statistics as statistics
+from . import studies as studies
 from . import text as text
 from .collection.collecting import collect as collect
 from .collection.planning import plan_run as plan_run
 from .comparison.checking import Check as Check
-from .comparison.checking import Checks as Checks
+from .comparison.checks import Checks as Checks
 from .comparison.comparing import compare as compare
 from .comparison.result import Comparison as Comparison
 from .evaluation.perplexity import perplexity_matrix as perplexity_matrix
@@ -43,12 +44,12 @@ from .methods.catalogue import METHODS as METHODS
 from .methods.detecting import detect as detect
 from .methods.detecting import score as score
 from .model.loading import load_model as load_model
-from .neurons import NeuronScores as NeuronScores
 from .neurons import NeuronSet as NeuronSet
 from .refusal import DoesNotApply as DoesNotApply
 from .report import plots as plots
 from .run import Run as Run
 from .run import load_run as load_run
+from .scores import NeuronScores as NeuronScores
 from .statistics.sums import Statistics as Statistics
 from .text.corpora import load_corpora as load_corpora
 from .text.documents import LanguageCorpus as LanguageCorpus

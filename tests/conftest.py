@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from planted_world import ground, planted, ungated, world  # noqa: F401 - fixtures for all tests
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import lsn_lens as lsn
@@ -149,6 +150,15 @@ def experiment(name):
     return module
 
 
+def refused(script, **settings):
+    """What a script ends with where its settings cannot be meant."""
+    with pytest.raises(SystemExit) as stopped:
+        script.main(lambda: script.Config(**settings), script.prepare, script.report)
+    said = str(stopped.value)
+    assert "\n" not in said
+    return said
+
+
 def parts(architecture, hf_model, layer):
     """The Hugging Face modules of one layer, by the names of `PARTS`; `block` is the layer itself."""
     paths = dict(PARTS[architecture])
@@ -237,6 +247,13 @@ def load(tiny_model_folder):
         return lsn.load_model(tiny_model_folder(architecture), backend=backend, device="cpu")
 
     return build
+
+
+@pytest.fixture
+def no_gradients():
+    """For a whole file: `pytestmark = pytest.mark.usefixtures("no_gradients")`."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -1,13 +1,12 @@
 """Which models are refused at load, by name, and that the MLPs of the others are what their sites say."""
 
 from functools import cache
-from typing import Any
 
 import pytest
 import tiny
 import torch
-import transformers
 from conftest import BACKENDS, SENTENCES, VOCABULARY
+from oracles import plain
 
 import lsn_lens as lsn
 from lsn_lens.methods.catalogue import get_method
@@ -18,11 +17,7 @@ from lsn_lens.sites import get_site
 TEXTS = {label: [text, f"{label} {text}"] * 3 for label, text in zip(("en", "de", "fr"), SENTENCES, strict=False)}
 DOCUMENTS = lsn.Layout(kind="documents")
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +28,6 @@ def folder_of(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder_of):
     return cache(lambda name: lsn.load_model(folder_of(name), device="cpu"))
-
-
-def plain(folder) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 # refused at load

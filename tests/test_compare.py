@@ -25,8 +25,10 @@ from lsn_lens.controls.matched import activity
 from lsn_lens.methods.lape import Lape
 from lsn_lens.methods.random import Random
 from lsn_lens.model import forward, structure
-from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.run import TOKENS, Run
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.run import Run
+from lsn_lens.scores import NeuronScores
+from lsn_lens.shards import TOKENS
 
 UNITS = 60
 TEXT = {"en": SENTENCES[0], "de": SENTENCES[1]}

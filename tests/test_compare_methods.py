@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import experiment
+from conftest import experiment, refused
 
 import lsn_lens as lsn
 
@@ -144,13 +145,12 @@ def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
             r"unknown controls \['text'\]; name some of \['changed_text', 'ablations', 'off_target'\]",
         ),
     ):
-        with pytest.raises(ValueError, match=message):
-            script.prepare(script.Config(out=tmp_path / "none", **wrong))
+        assert re.search(message, refused(script, out=tmp_path / "none", **wrong))
     assert not (tmp_path / "none").exists()
 
 
 def test_all_methods_by_default(script):
-    every = script.check(script.Config())
+    every = script.names(script.Config())
     assert set(every) == set(lsn.METHODS) - {"random"}
     assert script.layout(script.Config()).kind == "auto"
     assert script.layout(script.Config(methods=("lape",))).kind == "auto"  # the same whatever the methods

@@ -13,9 +13,10 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 import lsn_lens as lsn
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.planted.detectors import ORDINARY, _by_language, _precision_at, score_detectors
 from lsn_lens.planted.planting import Planted
+from lsn_lens.scores import NeuronScores
 from lsn_lens.statistics.needs import Statistic
 
 LANGUAGES = ("en", "de", "fr")

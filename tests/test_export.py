@@ -9,20 +9,16 @@ import pytest
 import torch
 import transformers
 from conftest import D_MODEL, GROUPED, LLAMA_LIKE, SENTENCES, every_model, tiny_model, tiny_tokenizer
+from oracles import assert_close, plain, some_ids
 
 import lsn_lens as lsn
 from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import WRITE_SITE
 
-TOLERANCE = 2e-5  # of the logits' standard deviation
 POST_NORM = ("attn_out", "mlp_out")  # in Gemma 2 what a norm gives
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def some_units(model, *bases, share=0.25, languages=("xx", "yy")):
@@ -34,20 +30,6 @@ def some_units(model, *bases, share=0.25, languages=("xx", "yy")):
     return NeuronSet(
         languages, {basis: torch.rand(s, generator=generator) < share for basis, s in shapes.items()}, "some"
     )
-
-
-def some_ids():
-    return torch.randint(conftest.VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
-
-
-def plain(folder, **options):
-    """As anyone would load it."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-
-
-def assert_close(actual, expected):
-    assert expected.std() > 0.1, "a degenerate model shows nothing"
-    assert (actual - expected).abs().max() <= TOLERANCE * expected.std()
 
 
 def assert_same_as_hooks(model, found, folder):
@@ -114,11 +96,11 @@ def test_the_embedded_model(demo, tmp_path):
     ids = torch.arange(5, 45).view(2, 20)
     with lsn.intervene(demo, found):
         expected = demo(ids)
-    hf_model = plain(folder, dtype=torch.float32)
+    hf_model = plain(folder)
     assert_close(hf_model(ids).logits, expected)
     assert (demo(ids) - expected).abs().max() > 0.1 * expected.std()
     assert hf_model.lm_head.weight is hf_model.model.embed_tokens.weight, "tied weights stay tied"
-    assert plain(folder).dtype == torch.float16, "as in the source"
+    assert plain(folder, "auto").dtype == torch.float16, "as in the source"
     again = lsn.load_model(folder, device="cpu")
     assert_close(again(ids), expected)
 

@@ -1,5 +1,8 @@
 """Interventions do to a model's computation what editing its weights or modules would do, and leave no trace."""
 
+import gc
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,12 +14,11 @@ from conftest import (
     HOOKED_LOADS,
     LAYERS,
     PARTS,
-    VOCABULARY,
     every_model,
-    fused_rows,
     parts,
 )
 from jaxtyping import TypeCheckError
+from oracles import assert_close, edited, hooks_of, keep, some_ids, some_units
 
 import lsn_lens as lsn
 from lsn_lens.evaluation import perplexity
@@ -25,25 +27,9 @@ from lsn_lens.model import structure
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import SITES, WRITE_SITE, flat
 
-TOLERANCE = 2e-5  # of the logits' standard deviation
 LENGTHS = (9, 6)
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def some_units(model, basis="mlp", share=0.4, seed=0):
-    """A random set of units of one language, some in every layer."""
-    width = structure.site_width(model, WRITE_SITE[basis])
-    chances = torch.rand(1, model.cfg.n_layers, width, generator=torch.Generator().manual_seed(seed))
-    return NeuronSet(("xx",), {basis: chances < share}, "some")
-
-
-def some_ids(rows=2, length=9):
-    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def padded(side):
@@ -52,45 +38,6 @@ def padded(side):
     for row, length in enumerate(LENGTHS):
         mask[row, slice(0, length) if side == "right" else slice(-length, None)] = 1
     return ids, mask
-
-
-def weights_of(module):
-    """`[out, in]`, also of a Conv1D, as a view."""
-    return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
-
-
-def silence(module, rows):
-    """Make some outputs of a module zero."""
-    if "Norm" in type(module).__name__:  # Gemma's norms scale by 1 + weight
-        module.weight[rows] = -1.0
-        return
-    weights_of(module)[rows] = 0.0
-    if module.bias is not None:
-        module.bias[rows] = 0.0
-
-
-def edited(hf_model, architecture, found):
-    """The Hugging Face model with the units of a set removed from its weights."""
-    for basis in found.masks:
-        for layer, units in enumerate(found.units(basis)):
-            rows, modules = units.nonzero()[:, 0], parts(architecture, hf_model, layer)
-            if basis in ("mlp", "z"):
-                weights_of(modules.down if basis == "mlp" else modules.o)[:, rows] = 0.0
-            elif basis in "qkv" and hasattr(modules, "qkv"):
-                silence(modules.qkv, fused_rows(architecture, basis, rows))
-            else:
-                silence(getattr(modules, basis), rows)
-    return hf_model
-
-
-def assert_close(actual, expected):
-    assert expected.std() > 0.1, "a degenerate model shows nothing"
-    assert (actual - expected).abs().max() <= TOLERANCE * expected.std()
-
-
-def hooks_of(model):
-    """All hooks on the model; a bridge has a few of its own on some architectures."""
-    return {name: [*point._forward_hooks.values(), *point.fwd_hooks] for name, point in model.hook_dict.items()}
 
 
 # what an intervention computes
@@ -211,13 +158,6 @@ def read(model, site, ids, mask=None):
     return {layer: flat(acts, site) for layer, acts in seen.items()}
 
 
-def keep(seen, key):
-    def hook(acts, hook):
-        seen[key] = acts.clone()
-
-    return hook
-
-
 # act(gate)
 
 
@@ -252,7 +192,7 @@ def test_act_of_the_gate_is_the_activation_functions_output(kind, architecture, 
     with lsn.intervene(model, found, action.on("mlp_act")):
         assert_close(model(ids), expected)
     with lsn.intervene(model, found, action):
-        same = (model(ids) - expected).abs().max() <= TOLERANCE * expected.std()
+        same = (model(ids) - expected).abs().max() <= 2e-5 * expected.std()
     assert bool(same) == (kind in ("zero", "scale")), "setting the product is another thing"
 
 
@@ -544,6 +484,43 @@ def test_half_precision(tiny_model_folder):
             seen = read(model, SITES["mlp_post"], some_ids())[0]
         assert seen.dtype == torch.bfloat16
         assert (seen[..., found.units("mlp")[0]] == torch.tensor(0.1, dtype=torch.bfloat16)).all()
+
+
+# blocks that nobody entered
+
+
+def test_a_block_without_with_says_so(load):
+    model = load("llama")
+    with pytest.warns(UserWarning, match=r"intervene\('zero'\) was not used.*with lsn.intervene"):
+        lsn.intervene(model, some_units(model))
+        gc.collect()
+
+
+USED = """
+import contextlib, gc, sys, warnings
+import torch, lsn_lens as lsn
+warnings.simplefilter("error")
+sys.unraisablehook = lambda each: print("raised", each.exc_value)
+model = lsn.load_model("demo", device="cpu")
+found = lsn.NeuronSet(["xx"], {"mlp": torch.ones(1, model.cfg.n_layers, model.cfg.d_mlp).bool()})
+with lsn.intervene(model, found), contextlib.ExitStack() as stack:
+    stack.enter_context(lsn.intervene(model, found, "zero"))
+with contextlib.suppress(RuntimeError), lsn.intervene(model, found):
+    raise RuntimeError
+with contextlib.suppress(KeyError), lsn.intervene(model, found, lsn.set_to({"z": torch.zeros(1, 1)})):
+    pass
+changed = lsn.intervene(model, found)(lambda: None)
+changed(), changed()
+del changed
+gc.collect()
+print("still here")
+kept = lsn.intervene(model, found)  # until the interpreter ends
+"""
+
+
+def test_blocks_that_were_entered_and_the_end_of_python_are_silent():
+    done = subprocess.run([sys.executable, "-c", USED], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["still here", ""] and "was not used" not in done.stderr
 
 
 # refusals

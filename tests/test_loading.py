@@ -23,11 +23,7 @@ from lsn_lens.text.tokens import tokenize
 
 TEXTS = {label: [text] * 8 for label, text in zip(("en", "de"), SENTENCES, strict=False)}
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 # nothing is installed, fetched or started

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import LAYERS, SENTENCES
+from oracles import read_ids
 from tiny import checkpoint
 
 import lsn_lens as lsn
@@ -60,10 +61,6 @@ def corpora(texts):
         label: lsn.load_corpora({label: [text for each in some for text in (each, each + "!")]}, hold_out=0.5)[label]
         for label, some in texts.items()
     }
-
-
-def ids_of(model, text):
-    return torch.tensor([[0, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
 
 
 @torch.no_grad()
@@ -120,7 +117,7 @@ def test_losses_are_those_of_one_document_at_a_time(both, corpora):
     table = lsn.perplexity_table(model, corpora, {}, layout=LAYOUT, progress=False).set_index("evaluated")
     documents = document_losses(model, corpora, progress=False)
     for label, corpus in corpora.items():
-        every = [ids_of(model, text) for text in corpus.hold_out]
+        every = [read_ids(text, model) for text in corpus.hold_out]
         nats = [nats_of(plain, ids) for ids in every]
         assert table["nll"][label] == pytest.approx(sum(nats) / sum(ids.shape[1] - 1 for ids in every), rel=1e-5)
         found = documents.loc[documents["language"].eq(label)]
@@ -140,14 +137,14 @@ def test_sums_are_those_of_one_document_at_a_time(both, corpora):
     for place, label in enumerate(run.statistics.languages):
         total = 0
         for text in corpora[label].find:
-            plain(ids_of(model, text))
+            plain(read_ids(text, model))
             total = total + torch.stack([seen[layer].sum(0) for layer in range(LAYERS)])
         torch.testing.assert_close(run.statistics.sums["mlp_post.sum"][place], total, rtol=1e-4, atol=1e-4)
 
 
 def test_continuations_embeddings_and_probes_do_not_depend_on_their_batch(both, texts):
     model, plain = both
-    ids = [ids_of(model, text)[0].tolist() for each in texts.values() for text in each]
+    ids = [read_ids(text, model)[0].tolist() for each in texts.values() for text in each]
     scores = continuations.score(model, [continuations.Pair(row[:5], row[5:]) for row in ids], progress=False)
     for row, score in zip(ids, scores, strict=True):
         expected = -nats_of(plain, torch.tensor([row[:-1]]), 5)  # the last token is not read
@@ -176,7 +173,7 @@ def test_importances_use_the_codes_of_the_documents_side(both, texts):
         return torch.cat([statistics.get(f"{plnd.need.key}.{basis}.sum") for basis in "qk"], -1)
 
     def is_short(text):
-        return ids_of(model, text).shape[1] <= BORDER
+        return read_ids(text, model).shape[1] <= BORDER
 
     parts = sums(is_short) + sums(lambda text: not is_short(text))
     torch.testing.assert_close(sums(lambda text: True), parts, rtol=1e-4, atol=1e-4)

@@ -18,19 +18,17 @@ from conftest import (
     fused_rows,
     parts,
 )
+from oracles import assert_close, some_ids
 from safetensors.torch import load_file, save_file
 
 import lsn_lens as lsn
+from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import forward, loading, mlps, structure
 from lsn_lens.sites import SITES, get_site
 
 CLASSES = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture
@@ -48,14 +46,6 @@ def change_weights(folder, change):
 def change_config(folder, **values):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
-
-
-def some_ids(rows=2, length=9):
-    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
-
-
-def assert_close(actual, expected, tolerance=2e-5):
-    assert (actual - expected).abs().max() <= tolerance * expected.std()
 
 
 # loading
@@ -502,7 +492,7 @@ def test_interventions_inside_lean(architecture, backend, load):
     """As evaluation runs them: hooks of an intervention, the rest of the model bare."""
     model, ids = load(architecture, backend), some_ids()
     chances = torch.rand(1, LAYERS, structure.site_width(model, "mlp_post"), generator=torch.Generator().manual_seed(0))
-    hooks = lsn.interventions.intervention_hooks(model, lsn.NeuronSet(("xx",), {"mlp": chances < 0.4}), lsn.zero)
+    hooks = intervention_hooks(model, lsn.NeuronSet(("xx",), {"mlp": chances < 0.4}), lsn.zero)
     with model.hooks(fwd_hooks=hooks):
         expected = model(ids)
     with forward.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):

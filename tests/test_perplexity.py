@@ -345,8 +345,10 @@ def unmeasured(monkeypatch):
     ("given", "said"),
     [
         ({"measure": "ppl"}, r"measure='ppl'.*nll_change"),
-        ({"action": "zero"}, r"action='zero'.*lsn\.zero"),
-        ({"action": lambda language: "zero"}, r"action='zero'.*lsn\.zero"),
+        ({"action": "off"}, r"action='off'.*\['zero', 'mean', 'other mean'\].*lsn\.zero"),
+        ({"action": lambda language: "off"}, r"action='off'.*lsn\.zero"),
+        ({"action": "mean"}, r"action='mean' needs .* lsn\.mean_ablation\(run\.statistics\)"),
+        ({"action": "Other_Mean"}, r"lsn\.other_mean_ablation\(run\.statistics\)"),
         ({"action": lsn.set_to({"mlp": torch.ones(1, 3)})}, r"shape \[1, 3\]"),
         ({"found": no_units(("none", "en"))}, "called 'none'"),
     ],
@@ -357,12 +359,14 @@ def test_refused_before_anything_runs(given, said, load, unmeasured):
         lsn.perplexity_matrix(load("llama"), unmeasured.corpora, layout=LAYOUTS[0], progress=False, **given)
 
 
-def test_a_name_is_no_action(load, unmeasured):
-    with (
-        pytest.raises(ValueError, match=r"action='zero'.*lsn\.zero"),
-        lsn.intervene(load("llama"), all_units(), "zero"),
-    ):
-        pass
+def test_a_word_is_the_action_that_it_names(load):
+    found, corpora = all_units(("en", "de")), corpora_of({"en": [SENTENCES[0]], "de": [SENTENCES[1]]})
+    tables = [
+        lsn.perplexity_table(load("llama"), corpora, found, each, layout=LAYOUTS[0], progress=False)
+        for each in ("zero", lsn.zero, lambda language: "zero")
+    ]
+    assert tables[0].equals(tables[1]) and tables[2].equals(tables[1])
+    assert list(tables[0]["action"].unique()) == ["none", "zero"]
 
 
 def test_the_tokenizer_of_all_tests_is_byte_level():

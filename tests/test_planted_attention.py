@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers
 from conftest import BACKENDS, SENTENCES
+from oracles import loss_of, plain
+from planted_world import EFFECT, LABELS, QUICK, TOKENS
 from torch import nn
 
 import lsn_lens as lsn
-from lsn_lens.planted import world
 from lsn_lens.planted.cells import Cell, Concept
 from lsn_lens.planted.directions import half_height
 from lsn_lens.planted.ground import Ground
@@ -19,25 +20,23 @@ from lsn_lens.planted.planting import load_planted, plant
 from lsn_lens.planted.reading import read_text
 from lsn_lens.planted.roles import ROLES
 from lsn_lens.planted.weights import Projections, Reads, Unit, unit_for
-from lsn_lens.planted.world import make_world
+from lsn_lens.planted.world import SIZES, make_world
 from lsn_lens.planted.writing import Written, _widened, _write
 
-TOKENS, EFFECT = 1500, 0.03
-LABELS = ("latin-1", "cyrillic-1", "latin-2", "cyrillic-2")
-QUICK = {"tokens": TOKENS, "effect": EFFECT, "progress": False, "part": "attention"}
+ATTENTION = {**QUICK, "part": "attention"}
 
 
 @pytest.fixture(scope="module", params=["a head's values for each query head", "values shared by two query heads"])
-def made(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("heads")
-    shared = {"num_key_value_heads": 2} if "shared" in request.param else {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(world.SIZES, "llama", {**world.SIZES["llama"], **shared})
-        land = make_world(folder / "w", progress=False)
-    planted = plant(land.folder, land.corpora, folder / "p", **QUICK)
+def made(request, tmp_path_factory, world):
+    folder, land = tmp_path_factory.mktemp("heads"), world
+    if "shared" in request.param:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(SIZES, "llama", {**SIZES["llama"], "num_key_value_heads": 2})
+            land = make_world(folder / "w", progress=False)
+    planted = plant(land.folder, land.corpora, folder / "p", **ATTENTION)
     tokenizer = transformers.AutoTokenizer.from_pretrained(land.folder)
     text = read_text(tokenizer, land.corpora, "hold_out", TOKENS // 2, 64)
-    hf_model = transformers.AutoModelForCausalLM.from_pretrained(planted.folder, dtype=torch.float32).eval()
+    hf_model = plain(planted.folder)
     return land, planted, text, hf_model
 
 
@@ -48,12 +47,6 @@ def rows_of(text, label, tokens=10**9):
         if text.languages[place] == label and sum(len(each[0]) for each in taken) < tokens:
             taken.append(torch.tensor([ids]))
     return taken
-
-
-@torch.no_grad()
-def loss_of(hf_model, rows):
-    logits = torch.cat([hf_model(row).logits[0, :-1] for row in rows])
-    return float(nn.functional.cross_entropy(logits, torch.cat([row[0, 1:] for row in rows])))
 
 
 def attention(hf_model, layer):
@@ -162,7 +155,7 @@ def test_new_heads_attend_evenly(made):
 
 def test_without_the_planted_units_it_is_the_model_of_before(made):
     land, planted, text, _ = made
-    before = transformers.AutoModelForCausalLM.from_pretrained(land.folder, dtype=torch.float32).eval()
+    before = plain(land.folder)
     model = planted.load(device="cpu")
     ids, keep, _ = next(text.batches())
     everything = planted.truth(list(ROLES))

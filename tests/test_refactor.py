@@ -23,22 +23,16 @@ import pandas as pd
 import pytest
 
 import lsn_lens as lsn
-from lsn_lens.analysis import (
-    WordProbe,
-    experts,
+from lsn_lens.analysis import WordProbe, experts, read_probes, sharing, token_languages, word_probes, working_language
+from lsn_lens.analysis.representations import (
     language_dominance,
     pair_similarity,
-    read_probes,
     sentence_embeddings,
-    sharing,
     similarity_change,
-    token_languages,
-    word_probes,
-    working_language,
 )
-from lsn_lens.comparison.checks import Checks
-from lsn_lens.controls import subset
+from lsn_lens.comparison import Checks
 from lsn_lens.controls.matched import outliers
+from lsn_lens.controls.resampling import subset
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
 from lsn_lens.evaluation.effects import control_name, summarise
 from lsn_lens.evaluation.stages import Stages, search_stages, split_hold_out, switch_sets
@@ -53,7 +47,6 @@ from lsn_lens.generation import (
     dimensions,
     direction,
     dose_response,
-    evaluate_generated,
     evaluate_items,
     fallback_matrix,
     forcing,
@@ -66,6 +59,7 @@ from lsn_lens.generation import (
     steering_summary,
     steering_table,
 )
+from lsn_lens.generation.tasks.generated import evaluate_generated
 from lsn_lens.interventions.values import language_medians
 
 # From pinned names to today's.
@@ -78,6 +72,11 @@ WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
 GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
     *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),
+    # words on what was not done are grouped by reason
+    "compare.trust / not_done",
+    "compare.not_done / order",
+    "off_target.trust / not_done",
+    "off_target.not_done",
 }
 
 # Columns that name a row, by their pinned names, unless they have fractions; rows that share all of them are counted.
@@ -86,11 +85,8 @@ KEYS = (
     "steering", "intervention", "dose", "source", "target", "intervened", "evaluated", "text", "left_out", "language",
     "other", "script", "kind", "type", "basis", "layer", "unit", "document", "id", "seed",
 )  # fmt: skip
-CLOCK = {
-    "seconds",
-    "seconds_in_pass",
-    "seconds_scoring",
-}  # columns that are not pinned, nor is the order of their table
+CLOCK = ("seconds", "seconds_in_pass", "seconds_scoring")  # columns that are not pinned
+BY_CLOCK = ("cost",)  # tables whose order is not
 CLOSE = 1e-5  # relative or absolute: a HookedTransformer and a bridge, more threads and other batches round differently
 UNSURE = {  # where rounding is multiplied: differences of large numbers, quotients of small ones, ranks of near ties
     "perplexity_change": 1e-4,
@@ -165,7 +161,7 @@ def compared() -> Tables:
         run(), ["lape", "lave", "diffmean"], model=model(), corpora=corpora(), seeds=2, more_seeds=2,
         control_tokens=64, layout=MEASURE, trust=checks, **QUIET,
     )  # fmt: skip
-    return comparison.tables()
+    return dict(comparison)
 
 
 def compared_off_target() -> Tables:
@@ -178,7 +174,7 @@ def compared_off_target() -> Tables:
         seeds=2, more_seeds=0, control_tokens=64, layout=MEASURE, found={"again": lsn.detect(two, "lape")},
         trust=checks, **QUIET,
     )  # fmt: skip
-    tables = comparison.tables()
+    tables = dict(comparison)
     return {name: tables[name] for name in ("ranking", "control", "warnings", "trust", "off_target", "not_done")}
 
 
@@ -186,7 +182,7 @@ def compared_without_model() -> Tables:
     """All methods that packed blocks allow."""
     layout = lsn.Layout(kind="blocks", length=64, max_tokens=320)
     blocks = lsn.collect(model(), corpora(), None, layout=layout, **QUIET)
-    tables = lsn.compare(blocks, **QUIET).tables()
+    tables = dict(lsn.compare(blocks, **QUIET))
     return {name: table for name, table in tables.items() if name != "agreement_by_language"}
 
 
@@ -384,7 +380,7 @@ def measured(section: str) -> dict[str, object]:
         records = table.to_dict("records")
         rows = [BETWEEN.join(f"{key}={plain(record[key])}" for key in keys) or "row" for record in records]
         cells[f"{title} / all / rows"] = len(rows)
-        if len(rows) <= SHORT and not CLOCK & set(table):
+        if len(rows) <= SHORT and name not in BY_CLOCK:
             cells[f"{title} / all / order"] = "; ".join(
                 " ".join(str(plain(each[key])) for key in keys) for each in records
             )

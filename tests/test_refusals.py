@@ -226,7 +226,7 @@ def test_a_mistake_is_no_refusal(tiny, corpora):
 
 def test_the_experiment_and_its_report_leave_out_what_does_not_apply(mixture, compared):
     script = experiment("compare_methods")
-    parameters, words = script.settings(mixture[1], script.Config())
+    parameters, words = lsn.methods.common_rate(mixture[1], script.names(script.Config()))
     assert set(parameters) == RESIDUAL and parameters["diffmean"] == {"rate": 0.01} and "1.00%" in words
     assert facts(compared)["methods left out"] == "9"
     table = ranking_section(compared, "").tables["What was left out"]

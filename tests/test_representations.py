@@ -23,11 +23,7 @@ from lsn_lens.report import plots
 
 TEXTS = {"en": SENTENCES[:3], "de": (SENTENCES[1], SENTENCES[3], SENTENCES[2][:9]), "zh": SENTENCES[1:]}
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def some_embeddings(languages=3, sentences=6, seed=0, shared=1.0):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import experiment
+from made_runs import synthetic_run, values_run
 from scipy.stats import beta, kstest
-from test_resampling import synthetic_run, values_run
 
 import lsn_lens as lsn
 from lsn_lens.controls.contrasts import contrast_of
@@ -20,8 +20,8 @@ from lsn_lens.controls.support import firing_interval, jeffreys, supported
 from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores
 from lsn_lens.run import Run
+from lsn_lens.scores import NeuronScores
 
 nulls = experiment("null_simulation")
 QUICK = Permutations(999, 0, False, False)

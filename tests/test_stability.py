@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BACKENDS
-from test_resampling import synthetic_run, values_run
+from made_runs import synthetic_run, values_run
+from oracles import loss_of, read_ids
 
 import lsn_lens as lsn
 from lsn_lens.controls.resampling import resampled, seeds, subset
@@ -213,14 +214,15 @@ TEXTS = {"en": ["the rain is high", "closed bridge", "a river", "the", "after ra
 def test_losses_of_documents_are_those_of_the_model_on_each_alone(load, backend):
     model = load("llama", backend)
     corpora = {"en": lsn.load_corpora({"en": ["x", *TEXTS["en"]]}, hold_out=0.9)["en"]}
-    kept = list(corpora["en"].hold_out)
+    ids = read_ids(list(corpora["en"].hold_out)[-1], model)
     found = NeuronSet(("en",), {"mlp": torch.ones(1, 2, 48, dtype=torch.bool)})
     clean = document_losses(model, corpora, progress=False)
     with lsn.intervene(model, found, lsn.zero):
         changed = document_losses(model, corpora, progress=False)
-        single = loss_of(model, kept[-1])
-    np.testing.assert_allclose(clean["loss"].iloc[-1], loss_of(model, kept[-1]), rtol=1e-4)
-    np.testing.assert_allclose(changed["loss"].iloc[-1], single, rtol=1e-4)
+        single = loss_of(model, [ids])
+    tokens = ids.shape[1] - 1
+    np.testing.assert_allclose(clean["loss"].iloc[-1], loss_of(model, [ids]) * tokens, rtol=1e-4)
+    np.testing.assert_allclose(changed["loss"].iloc[-1], single * tokens, rtol=1e-4)
     table = rise_intervals(clean, changed, replicates=200)
     rise = (changed["loss"].sum() - clean["loss"].sum()) / clean["tokens"].sum()
     assert table["rise"].item() == pytest.approx(rise) and table["low"].item() < rise < table["high"].item()
@@ -228,13 +230,6 @@ def test_losses_of_documents_are_those_of_the_model_on_each_alone(load, backend)
         rise_intervals(clean, changed.iloc[1:])
     with pytest.raises(ValueError, match="too few documents"):
         rise_intervals(clean.iloc[:4], changed.iloc[:4])
-
-
-@torch.no_grad()
-def loss_of(model, text):
-    ids = torch.tensor([[model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
-    logits = model(ids, return_type="logits")[0, :-1].double()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
 
 
 def test_intervals_on_a_rise_hold_the_true_one():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BACKENDS, D_MLP, D_MODEL, LAYERS
+from oracles import loss_of, read_ids, wilson
 
 import lsn_lens as lsn
 from lsn_lens.evaluation.perplexity import loss_table
@@ -44,11 +45,7 @@ SAMPLES, TOKENS, SEED, STRENGTH, LAYER = 3, 4, 7, 1.5, 1
 SETTINGS = {"tokens": TOKENS, "temperature": 0.8, "seed": SEED, "progress": False}
 DOCUMENTS = lsn.Layout(kind="documents")
 
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def identify(texts):
@@ -302,16 +299,6 @@ def test_words_change_nothing_in_the_model(steerings):
 # losses
 
 
-def loss_of(model, documents):
-    """Mean loss of all tokens behind the separator, one document after the other."""
-    losses = []
-    for text in documents:
-        ids = torch.tensor([[0, *ids_of(model, text)]])
-        chances = model(ids, return_type="logits")[0, :-1].log_softmax(-1)
-        losses += (-chances.gather(1, ids[0, 1:, None])[:, 0]).tolist()
-    return float(np.mean(losses))
-
-
 def test_losses_one_by_one(model, steerings):
     corpora = lsn.load_corpora(TEXTS, hold_out=0.5)
     held = {label: list(corpus.hold_out) for label, corpus in corpora.items()}
@@ -321,7 +308,8 @@ def test_losses_one_by_one(model, steerings):
         )
         for label, texts in held.items()
     }  # fmt: skip
-    clean = {label: loss_of(model, texts) for label, texts in held.items()}
+    ids = {label: [read_ids(text, model) for text in texts] for label, texts in held.items()}
+    clean = {label: loss_of(model, each) for label, each in ids.items()}
     every = list(steerings.values())
     table = steering_losses(model, corpora, every, TARGETS, layout=DOCUMENTS, progress=False)
     names = ["force", "on", "replace", "diffmean", "language_dimensions"]  # neither random ones nor words
@@ -331,7 +319,7 @@ def test_losses_one_by_one(model, steerings):
     for name in ("force", "on", "diffmean"):
         what = steerings[name].make(None, "zh")
         with lsn.intervene(model, what):
-            losses = {label: loss_of(model, texts) for label, texts in held.items()}
+            losses = {label: loss_of(model, each) for label, each in ids.items()}
         change = {label: losses[label] - clean[label] for label in held}
         row = of(table, steering=name, target="zh").iloc[0]
         assert row["dose"] == steerings[name].dose
@@ -385,7 +373,7 @@ def test_numbers_that_are_not_finite_stop_it(model, steerings):
 
 def test_no_hooks_are_left(model, texts, steerings):
     assert hooks_on(model) == 0 and len(texts)
-    assert not hasattr(model, COLUMNS)
+    assert COLUMNS.get() is None
 
 
 def test_an_empty_set_says_that_it_does_nothing(model, statistics, texts):
@@ -498,12 +486,6 @@ def rows(steering, languages, target="", source="nothing", dose=1.0, seed=None, 
 
 def frame(*parts):
     return pd.DataFrame([row for part in parts for row in part]).astype({"seed": "Int64"})
-
-
-def wilson(count, n, z=1.959963984540054):
-    """The two ends, as in the textbook."""
-    share, spread = count / n, z * math.sqrt(count / n * (1 - count / n) / n + z**2 / (4 * n**2))
-    return [(share + z**2 / (2 * n) + sign * spread) / (1 + z**2 / n) for sign in (-1, 1)]
 
 
 STEERED = (

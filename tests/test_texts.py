@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from foreign import FOREIGN, pieces
+from oracles import wilson
 
 from lsn_lens import generation
 from lsn_lens.generation.texts import identifiers, strings
@@ -389,12 +390,6 @@ def measured():
         rows.append({"text": rng.choice(["\n", "\n\n"]).join(lines), "kind": kind, "target": target})
     rows += [{"text": "en 0.9 word word", "kind": None, "target": "zh"}]
     return measure_texts(pd.DataFrame(rows), spoken)
-
-
-def wilson(count, n, z=1.959963984540054):
-    centre = (count + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(count * (n - count) / n + z * z / 4)
-    return max(centre - half, 0), min(centre + half, 1)
 
 
 def test_shares_are_what_loops_count(measured):

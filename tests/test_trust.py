@@ -14,7 +14,8 @@ from conftest import SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens.comparison import checks, doubts, model_checks, trust
-from lsn_lens.comparison.checking import Check, Checks, Subject
+from lsn_lens.comparison.checking import Check, Subject
+from lsn_lens.comparison.checks import Checks
 from lsn_lens.comparison.page import comparison_report
 from lsn_lens.comparison.trust_page import TITLE, WORDS, trust_section
 from lsn_lens.controls.neutral import off_target
@@ -22,9 +23,11 @@ from lsn_lens.controls.resampling import permuted
 from lsn_lens.controls.significance import permutation_test
 from lsn_lens.controls.stability import bootstrap, leave_one_out
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.report import Bars, Chart, Column, Section, write_report
-from lsn_lens.run import DOCUMENTS, TOKENS, Run
+from lsn_lens.run import Run
+from lsn_lens.scores import NeuronScores
+from lsn_lens.shards import DOCUMENTS, TOKENS
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"

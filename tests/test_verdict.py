@@ -20,8 +20,9 @@ from lsn_lens.evaluation.baseline import HeldOut, Measured, held_out
 from lsn_lens.evaluation.scored import Scored
 from lsn_lens.methods.lape import Lape
 from lsn_lens.model import forward
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.scores import NeuronScores
 from lsn_lens.text.plan import Plan
 
 LANGUAGES = ("en", "de", "zh")

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, parts, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, parts, refused, tiny_tokenizer
+from oracles import loss_of, plain, read_ids
 
 import lsn_lens as lsn
 from lsn_lens.evaluation import stages as stages_module
@@ -65,20 +66,13 @@ def some_set(widths=WIDTHS, share=0.3, languages=LANGUAGES):
     return NeuronSet(languages, masks, "some")
 
 
-def loss_of(tokenizer, logits_of, documents):
-    """Mean over the tokens of all documents, each read behind the separator; nothing of the package in it."""
-    losses = []
-    for text in documents:
-        ids = torch.tensor([[0, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
-        with torch.no_grad():
-            rows = logits_of(ids)[0, :-1].log_softmax(-1)
-        losses += (-rows.gather(1, ids[0, 1:, None])[:, 0]).tolist()
-    return float(np.mean(losses))
+def held_out_ids(model, corpora):
+    return {label: [read_ids(text, model) for text in each.hold_out] for label, each in corpora.items()}
 
 
 def edited(folder, units):
     """The Hugging Face model whose weights lack the units of a set of one language."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = plain(folder)
     with torch.no_grad():
         for basis, mask in units.masks.items():
             for layer, chosen in enumerate(mask[0]):
@@ -143,17 +137,17 @@ def grid(model, corpora):
 
 
 def test_rises_are_those_of_edited_weights(grid, model, folder, corpora):
-    found, hold_out = some_set(), {label: list(each.hold_out) for label, each in corpora.items()}
+    found, hold_out = some_set(), held_out_ids(model, corpora)
     rows = grid.set_index(["switch", "seed", "deactivated", "evaluated"])
     clean = edited(folder, found.only([])["en"])
-    before = {label: loss_of(model.tokenizer, lambda ids: clean(ids).logits, text) for label, text in hold_out.items()}
+    before = {label: loss_of(clean, ids) for label, ids in hold_out.items()}
     for switch, part in switch_sets(found, STAGES).items():
         for language in LANGUAGES:
             for seed in (pd.NA, 0) if switch in (ALL, "solve attention") else (pd.NA,):
                 units = part[language] if seed is pd.NA else part[language].random_like(seed)
                 changed = edited(folder, units)
                 for label in LANGUAGES if seed is pd.NA else {language, "en"}:
-                    after = loss_of(model.tokenizer, lambda ids, it=changed: it(ids).logits, hold_out[label])
+                    after = loss_of(changed, hold_out[label])
                     row = rows.loc[(switch, seed, language, label)]
                     assert row["before"] == pytest.approx(before[label], abs=2e-5)
                     assert row["rise"] == pytest.approx(after - before[label], abs=5e-5), (switch, language, label)
@@ -205,10 +199,7 @@ def test_a_switch_without_units_changes_nothing_and_says_so(model, corpora):
 
 def test_a_function_in_the_place_of_text(grid, model, corpora):
     def measure(changed):
-        def logits(ids):
-            return changed(ids, return_type="logits")
-
-        return pd.Series({label: loss_of(model.tokenizer, logits, each.hold_out) for label, each in corpora.items()})
+        return pd.Series({label: loss_of(changed, ids) for label, ids in held_out_ids(model, corpora).items()})
 
     found = some_set()[["en", "fr"]]
     same = workflow_grid(model, measure, found, STAGES, switches=["generate FFN"], seeds=1, progress=False)
@@ -434,17 +425,29 @@ def test_the_report(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "message"),
+    ("wrong", "message"),
     [
-        ({"method": "plnnd"}, ValueError, "unknown method 'plnnd'; name one of"),
-        ({"seeds": 1}, ValueError, "at least two seeds"),
-        ({"generate": 2}, ValueError, "give both understand and generate"),
-        ({"understand": 0, "generate": 2}, ValueError, "understand=0: expected"),
-        ({"understand": 3, "generate": 3}, ValueError, "leave no layer to solve"),
-        ({"english": "xx"}, KeyError, "no text for english='xx'"),
+        ({"method": "plnnd"}, "ValueError: unknown method 'plnnd'; name one of"),
+        ({"seeds": 1}, "at least two seeds"),
+        ({"generate": 2}, "give both understand and generate"),
+        ({"understand": 0, "generate": 2}, "understand=0: expected"),
+        ({"understand": 3, "generate": 3}, "leave no layer to solve"),
+        ({"english": "xx"}, "KeyError: no text for english='xx'"),
     ],
 )
-def test_settings_that_cannot_work(script, tmp_path, wrong, error, message):
-    with pytest.raises(error, match=message):
-        script.prepare(script.Config(out=tmp_path, device="cpu", **wrong))
+def test_settings_that_cannot_work(script, tmp_path, wrong, message):
+    assert message in refused(script, out=tmp_path, device="cpu", **wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_study_in_a_notebook():
+    model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["en", "fr"])
+    asked = {"method": "lap", "seeds": 2, "length": 32, "max_tokens": 64, "evaluation_tokens": 64}
+    settings = lsn.studies.WorkflowSettings(understand=2, generate=1, **asked)
+    study = lsn.studies.workflow_study(model, corpora, settings, progress=False)
+    assert set(study.tables) == {"grid", "effects", "summary", "neurons", "text"}
+    assert study.stages == lsn.evaluation.Stages(2, 1) and study.settings["seeds"] == 2
+    assert study.units == lsn.detect(lsn.studies.workflow_run(model, corpora, settings, progress=False), "lap")
+    pd.testing.assert_frame_equal(study["summary"], workflow_summary(workflow_effects(study["grid"])))
+    with pytest.raises(KeyError, match=r"no table 'stages'; there are \['grid'"):
+        study["stages"]

@@ -1,4 +1,4 @@
-"""What a check is, what it looks at, and which are asked for."""
+"""What a check is, and what it looks at."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,16 +9,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from lsn_lens.controls.resampling import load_shards
-from lsn_lens.controls.significance import LEVEL
 from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.evaluation.jobs import Choice
+from lsn_lens.interventions.words import Choice
 from lsn_lens.methods.base import Method
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.report.columns import Column, Kind
 from lsn_lens.run import Run
-
-FEWEST = 39  # permutations below which a p-value of two statistics cannot reach 0.05
 
 Doubts = Iterable[tuple[str, list[str]]]
 
@@ -72,49 +69,6 @@ class Check:
         return self.name.replace(" ", "_")
 
 
-@dataclass(frozen=True)
-class Checks:
-    """What `compare` does to see how far each method can be trusted.
-
-    Attributes:
-        replicates: Of the bootstrap, beside which each language is left out in turn; 0 leaves both out.
-        permutations: Of labels; 0 leaves them out.
-        without_draws: Names of methods that are not asked again on draws of the run: "average_precision" takes seconds
-            for each, others a tenth of one.
-        paired: Draw the same shards in all languages and permute labels within a position only, for parallel text.
-            Methods that say `paired = True` themselves, as "sharing" does, are always drawn so.
-        changed_text: Find units again on romanised text and on shuffled words, a pass over the text each, and, from the
-            run alone, without other scripts. Takes a model.
-        ablations: Every kind of ablation. Takes a model.
-        off_target: Numbers, arithmetic, code, and what the model writes. Takes a model.
-        seeds: Random sets beside the last two.
-        extra: Checks of your own.
-    """
-
-    replicates: int = 200
-    permutations: int = 99
-    without_draws: tuple[str, ...] = ()
-    paired: bool = False
-    changed_text: bool = False
-    ablations: bool = False
-    off_target: bool = False
-    seeds: int = 2
-    extra: tuple[Check, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.replicates < 0 or self.replicates == 1:
-            raise ValueError(f"replicates={self.replicates}: expected 2 or more, or 0 for none.")
-        if self.permutations < 0 or 0 < self.permutations < FEWEST:
-            raise ValueError(
-                f"permutations={self.permutations}: expected {FEWEST} or more, below which no p-value reaches {LEVEL}, "
-                "or 0 for none."
-            )
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}: expected 1 random set or more.")
-        if not all(isinstance(each, Check) for each in self.extra):
-            raise ValueError(f"extra={self.extra!r}: expected checks, as in extra=(Check(name, run),).")
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What a check looks at.
@@ -123,7 +77,7 @@ class Subject:
         run: Of the methods' statistics.
         methods: By name: the one method, or all, see `Check.asks`.
         found: Their sets.
-        options: What was asked for.
+        options: The `Checks` that were asked for.
         model: The run's model; None where `compare` got none. So are the next two.
         corpora: The run's text.
         text: The held-out text, with the unchanged model's losses.
@@ -136,7 +90,7 @@ class Subject:
     run: Run
     methods: Mapping[str, Method]
     found: Mapping[str, NeuronSet]
-    options: Checks = field(default_factory=Checks)
+    options: Any
     model: Any = None
     corpora: Any = None
     text: HeldOut | None = None

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.comparison import doubts, sizes
-from lsn_lens.comparison.checking import Checks, Subject
-from lsn_lens.comparison.checks import CHECKS, asked
+from lsn_lens.comparison.checking import Subject
+from lsn_lens.comparison.checks import CHECKS, Checks, asked
 from lsn_lens.comparison.losses import effect_tables
 from lsn_lens.comparison.order import ranking
 from lsn_lens.comparison.overlaps import agreement, average_agreement
@@ -21,28 +21,26 @@ from lsn_lens.controls import causal
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.effects import CONTROL
-from lsn_lens.evaluation.jobs import Choice
-from lsn_lens.interventions.actions import check_action
+from lsn_lens.interventions.words import Choice, action_of
 from lsn_lens.methods.base import Method, scores_of, units_of
-from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.catalogue import METHODS, Methods, named
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply, listing_parameters
 from lsn_lens.run import Run
+from lsn_lens.scores import NeuronScores
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
 LEFT_OUT = ("random",)  # it is the control of every method
 
-Methods = Iterable[str | Method] | str | Method | Mapping[str, Method] | None
-
 
 @listing_parameters
 def compare(
     run: Run,
-    methods: Methods = None,
+    methods: Methods | None = None,
     *,
     model: Model | None = None,
     corpora: Mapping[str, LanguageCorpus] | None = None,
@@ -67,9 +65,8 @@ def compare(
 
     Args:
         run: From `collect` or `load_run`.
-        methods: Names of `METHODS` and method objects, which are then called as they print; or method objects by names
-            of your own. By default all but "random" whose statistics the run has; `skipped` lists the others with
-            the reason.
+        methods: Names of `METHODS`, method objects, or either by names of your own. By default all but "random" whose
+            statistics the run has; `skipped` lists the others with the reason.
         model: The run's model, for the effects of ablation; with `corpora`.
         corpora: Their held-out text is measured.
         action: What to do to the units, or a function from the ablated language to it. By default the other
@@ -94,7 +91,8 @@ def compare(
             that have the name of another table.
     """
     started, options = datetime.now(UTC), Checks() if trust is True else trust or None
-    _refuse(model, corpora, action, seeds, more_seeds, options)
+    action = None if action is None else action_of(action, run.statistics)
+    _refuse(model, corpora, seeds, more_seeds, options)
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
     used = {name: chosen[name] for name in sets}
@@ -124,14 +122,11 @@ def compare(
 def _refuse(
     model: Model | None,
     corpora: Mapping[str, LanguageCorpus] | None,
-    action: Choice | None,
     seeds: int,
     more_seeds: int | None,
     options: Any,
 ) -> None:
     """Refuse what cannot work, before anything runs."""
-    if action is not None and not callable(action):
-        check_action(action)
     if model is not None:
         check_model(model)
     if (model is None) != (corpora is None):
@@ -171,18 +166,12 @@ def _judged(
 
 def _methods(
     run: Run,
-    methods: Methods,
+    methods: Methods | None,
     parameters: Mapping[str, Mapping[str, Any]],
     found: Mapping[str, NeuronSet],
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods to compare, and why others are left out."""
-    if isinstance(methods, Mapping):
-        named: dict[str, Any] = {str(name): method for name, method in methods.items()}
-    else:
-        every: Any = [name for name in METHODS if name not in LEFT_OUT] if methods is None else methods
-        alone = isinstance(every, str) or hasattr(every, "statistics")
-        named = {each if isinstance(each, str) else repr(each): each for each in ([every] if alone else every)}
-    chosen = {name: get_method(each, **parameters.get(name, {})) for name, each in named.items()}
+    chosen = named([name for name in METHODS if name not in LEFT_OUT] if methods is None else methods, parameters)
     strange = [name for name in {**parameters, **found} if name not in chosen]
     if strange:
         raise ValueError(f"parameters or sets for {strange}, but the methods are {list(chosen)}.")

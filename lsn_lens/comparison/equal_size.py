@@ -8,9 +8,10 @@ from lsn_lens.comparison.overlaps import strongest_set
 from lsn_lens.controls.causal import effects_by_language, measure_effects, specificity_table
 from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.evaluation.jobs import Choice
 from lsn_lens.evaluation.verdict import FEW_NEURONS
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.interventions.words import Choice
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.scores import NeuronScores
 
 COLUMNS = ["method", "bases", "units"]
 

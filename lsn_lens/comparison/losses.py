@@ -10,8 +10,9 @@ from lsn_lens.comparison.trust import twins, with_twins
 from lsn_lens.controls import causal
 from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.evaluation.jobs import Choice
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.interventions.words import Choice
+from lsn_lens.neurons import NeuronSet
+from lsn_lens.scores import NeuronScores
 from lsn_lens.statistics.sums import Statistics
 
 

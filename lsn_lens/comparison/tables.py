@@ -10,8 +10,9 @@ from lsn_lens.comparison.checking import Check
 from lsn_lens.comparison.checks import CHECKS
 from lsn_lens.comparison.trust import NOT_DONE
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.run import Run
+from lsn_lens.scores import NeuronScores
 from lsn_lens.text.documents import LanguageCorpus
 
 ALWAYS = (

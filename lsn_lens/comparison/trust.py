@@ -10,7 +10,7 @@ import torch
 from lsn_lens.bars import tqdm
 from lsn_lens.comparison.checking import Check, Subject
 from lsn_lens.comparison.checks import CHECKS, asked
-from lsn_lens.evaluation.jobs import Choice
+from lsn_lens.interventions.words import Choice
 from lsn_lens.methods.base import Method
 from lsn_lens.model.entry import check_model
 from lsn_lens.neurons import NeuronSet

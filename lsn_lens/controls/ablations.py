@@ -9,9 +9,10 @@ import pandas as pd
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import HeldOut, held_out
-from lsn_lens.evaluation.jobs import Choice, jobs_of
+from lsn_lens.evaluation.jobs import jobs_of
 from lsn_lens.interventions.actions import Action, scale, zero
 from lsn_lens.interventions.values import mean_ablation, other_mean_ablation, resample
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet

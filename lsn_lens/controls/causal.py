@@ -10,9 +10,9 @@ from lsn_lens.controls.intervals import Certainty
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import effects, verdict
 from lsn_lens.evaluation.baseline import HeldOut, Measured
-from lsn_lens.evaluation.jobs import Choice
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.values import other_mean_ablation
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
 from lsn_lens.sites import WRITE_SITE

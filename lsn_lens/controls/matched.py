@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.evaluation.jobs import Choice
 from lsn_lens.evaluation.perplexity import perplexity_table
 from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet

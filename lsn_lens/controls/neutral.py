@@ -13,7 +13,7 @@ import pandas as pd
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import HeldOut, held_out
-from lsn_lens.evaluation.jobs import Choice, jobs_of
+from lsn_lens.evaluation.jobs import jobs_of
 from lsn_lens.evaluation.verdict import COLLAPSE
 from lsn_lens.generation.sampling import generate
 from lsn_lens.generation.texts.identifiers import UND, Identify
@@ -21,6 +21,7 @@ from lsn_lens.generation.texts.measures import measure_texts
 from lsn_lens.generation.texts.strings import distinct
 from lsn_lens.interventions.actions import Action, zero
 from lsn_lens.interventions.intervening import intervene
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
@@ -130,7 +131,7 @@ def off_target(
     written = []
     for language in found.languages:
         starts = _beginnings(corpora[language].hold_out, prompts, words)
-        what = action if isinstance(action, Action) else action(language)
+        what = action_for(action, language)
         for state, units in ((BEFORE, None), (AFTER, found[language]), (RANDOM, draws.sets[0][language])):
             frame = _write(model, starts, units, what, tokens)
             frame.insert(0, "state", state)

@@ -13,8 +13,8 @@ from torch import Tensor
 from lsn_lens.controls.contrasts import ByBasis, Contrast, Side, shard_values
 from lsn_lens.controls.resampling import permuted, seeds
 from lsn_lens.methods.base import Method
-from lsn_lens.neurons import NeuronScores
 from lsn_lens.run import Run
+from lsn_lens.scores import NeuronScores
 
 TIE = 1e-9  # statistics that are nearer than this are equal: beyond it there is rounding error only
 ENTRIES = 1 << 22  # of permuted statistics at once, so that temporaries stay small

@@ -21,10 +21,11 @@ import pandas as pd
 
 from lsn_lens.bars import tqdm
 from lsn_lens.evaluation import scored
-from lsn_lens.evaluation.jobs import NONE, Choice, Evaluate, Job, jobs_for, jobs_of
+from lsn_lens.evaluation.jobs import NONE, Evaluate, Job, jobs_for, jobs_of
 from lsn_lens.evaluation.scored import Hooks, Losses, PerDocument, Scored, document_sums, measures
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks

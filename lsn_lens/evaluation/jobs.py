@@ -6,13 +6,13 @@ from functools import cache, partial
 from typing import Literal
 
 from lsn_lens.evaluation.scored import Hooks
-from lsn_lens.interventions.actions import Action, action_for, zero
+from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet
 
-Choice = Action | Callable[[str], Action]
 Evaluate = Literal["all", "own"] | Callable[[str], Iterable[str]]
 NONE = "none"  # the row without intervention
 

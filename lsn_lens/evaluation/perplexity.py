@@ -6,9 +6,10 @@ from typing import Literal, get_args
 import pandas as pd
 
 from lsn_lens.evaluation.baseline import HeldOut, held_out
-from lsn_lens.evaluation.jobs import NONE, Choice, Evaluate, jobs_for, jobs_of
+from lsn_lens.evaluation.jobs import NONE, Evaluate, jobs_for, jobs_of
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet

@@ -10,10 +10,11 @@ import pandas as pd
 from lsn_lens.bars import tqdm
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import HeldOut, held_out
-from lsn_lens.evaluation.jobs import NONE, Choice, jobs_of
+from lsn_lens.evaluation.jobs import NONE, jobs_of
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
-from lsn_lens.interventions.actions import action_for, zero
+from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import intervene
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons import NeuronSet

@@ -61,6 +61,11 @@ def export(
     Warns:
         UserWarning: The set is empty, so the checkpoint is the model as it was.
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"export takes the name or folder that load_model got, not a {type(source).__name__}: files are read from "
+            "there. Save a model in memory first: model.save_pretrained(folder), and its tokenizer beside it."
+        )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, check_shares
-from lsn_lens.methods.lap import Lap
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.selection import highest_share
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.scores import NeuronScores
 from lsn_lens.statistics.needs import DocumentValues
 from lsn_lens.statistics.sums import Statistics
 
@@ -109,12 +110,13 @@ class Sharing:
     which has no gate; the default for gated models is ours, as in LAPE.
     """
 
+    paired: ClassVar[bool] = True
+
     rate: float = 0.01
     active: Literal["gate", "product", "abs"] = "gate"
     threshold: float | int = 0.0
     position: Literal["last", "any"] = "last"
     check_parallel: bool = True
-    paired: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_shares(rate=self.rate)
@@ -181,5 +183,5 @@ class Sharing:
         return NeuronScores(statistics.languages, {"mlp": share.where(share > 0, -torch.inf)}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest, as `Lap` does; a neuron may belong to several languages."""
-        return Lap(self.rate).select(scores)
+        """Each language's highest scores over all layers, as many for each; a neuron may belong to several."""
+        return highest_share(scores, "mlp", self.rate)

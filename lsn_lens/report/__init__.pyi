@@ -18,4 +18,5 @@ from .plots import layer_counts as layer_counts
 from .plots import log_odds_map as log_odds_map
 from .plots import overlap as overlap
 from .text_view import activations_on_text as activations_on_text
+from .text_view import highest_on_text as highest_on_text
 from .text_view import neuron_on_text as neuron_on_text

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from lsn_lens.neurons import NeuronSet
 from lsn_lens.report.charts import Chart, save
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
 
@@ -23,9 +24,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and language") -> Chart:
-    """From `NeuronSet.layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
-    counts = frame.T
+def layer_counts(frame: pd.DataFrame | NeuronSet, title: str = "Neurons per layer and language") -> Chart:
+    """Of a set, or its `layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    counts = (frame.layer_counts() if isinstance(frame, NeuronSet) else frame).T
     limit = max(1.0, float(counts.to_numpy().max()))
     cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")
     return Chart(title, "layer", "language", (cells,), "How many neurons of each layer belong to each language.")
@@ -74,8 +75,9 @@ def digits(limit: float) -> int:
     return min(8, max(0, 1 - math.floor(math.log10(limit))))
 
 
-def overlap(jaccard: pd.DataFrame, title: str = "Overlap between languages") -> Chart:
-    """From `NeuronSet.jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+def overlap(jaccard: pd.DataFrame | NeuronSet, title: str = "Overlap between languages") -> Chart:
+    """Of a set, or its `jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+    jaccard = jaccard.jaccard() if isinstance(jaccard, NeuronSet) else jaccard
     apart = jaccard.mask(np.eye(len(jaccard), dtype=bool))
     highest = float(np.nan_to_num(apart.to_numpy(dtype=float)).max(initial=0.0))
     cells = Heatmap(apart, (0.0, highest or 1.0), SEQUENTIAL, "Jaccard index", ".2f")
