@@ -31,6 +31,7 @@ from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply, listing_parameters
 from lsn_lens.runs.run import Run
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -43,7 +44,7 @@ def compare(
     methods: Methods | None = None,
     *,
     model: Model | None = None,
-    corpora: Mapping[str, LanguageCorpus] | None = None,
+    corpora: Any = None,
     action: Choice | None = None,
     seeds: int = verdict.RANDOM_SETS,
     more_seeds: int | None = None,
@@ -68,7 +69,7 @@ def compare(
         methods: Names of `METHODS`, method objects, or either by names of your own. By default all but "random" whose
             statistics the run has; `skipped` lists the others with the reason.
         model: The run's model, for the effects of ablation; with `corpora`.
-        corpora: Their held-out text is measured.
+        corpora: Their hold-out text is measured; from `load_corpora`, or what it takes.
         action: What to do to the units, or a function from the ablated language to it. By default the other
             languages' mean where the run has the means of all bases of a set, else zero.
         seeds: Random sets for each method and language. 39 give p-values down to 1/40; below 19 none reaches 0.05.
@@ -92,6 +93,7 @@ def compare(
     """
     started, options = datetime.now(UTC), Checks() if trust is True else trust or None
     action = None if action is None else action_of(action, run.statistics)
+    corpora = None if corpora is None else as_corpora(corpora)
     _refuse(model, corpora, seeds, more_seeds, options)
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)

@@ -1,6 +1,6 @@
 """Loss document by document, and intervals on what an intervention does to it."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,6 @@ from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.bootstrap import check_replicates, percentile_interval
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
 FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
@@ -17,7 +16,7 @@ FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
 
 def document_losses(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     *,
     max_tokens: int | None = None,
     separator: str = "bos",
