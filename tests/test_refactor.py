@@ -304,7 +304,7 @@ def tasks() -> Tables:
 def grouped() -> Tables:
     """Experts, and what languages share."""
     statistics = run().statistics
-    alike = experts.language_similarity(statistics)
+    alike = experts.expert_similarity(statistics)
     frequency = experts.frequencies(statistics).groupby(level="language").mean().reset_index()
     family = experts.family_test(alike, {"one": ["en", "fr"], "two": ["zh"]}, permutations=99)
     return {
