@@ -133,7 +133,7 @@ def tokens_of(text):
 
 
 def loss(label):
-    """Mean loss (nats a token) of the first held-out sentence of a language."""
+    """Mean loss (nats per token) of the first held-out sentence of a language."""
     sentence = next(iter(corpora[label].hold_out))
     return float(model(tokens_of(sentence), return_type="loss"))
 
@@ -181,7 +181,7 @@ shown.rename_axis(f"after {start!r}")
 #
 # The question is about text, not about a sentence. `perplexity_matrix` switches off the neurons of one language after
 # the other and measures all of the languages' held-out text each time. Rows: whose neurons are off. Columns: whose loss
-# is measured. Values: rise of the loss in nats a token. Four languages here, to keep the page quick.
+# is measured. Values: rise of the loss in nats per token. Four languages here, to keep the page quick.
 
 # %%
 four = ["en", "fr", "vi", "zh"]
