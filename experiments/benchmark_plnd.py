@@ -91,6 +91,6 @@ def benchmark(neurons: int = 16, tokens: int = 128, rounds: int = 7, threads: in
 
 
 if __name__ == "__main__":
-    from command_line import run_cli
+    from lsn_lens.studies.experiment import run_cli
 
     run_cli(benchmark)

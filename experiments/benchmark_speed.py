@@ -18,12 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens.collection import Pass
-from lsn_lens.collection.collecting import _constants, _tokenize, needs_of, widths_of
+from lsn_lens.collection import Pass, constants_of, needs_of, plan_of, widths_of
 from lsn_lens.methods import METHODS, get_method
 from lsn_lens.model import source_of
-from lsn_lens.model.structure import position_border
-from lsn_lens.text import Plan
 
 LAPE, SUMS, EVERYTHING, ALONE = "lape", "all but what is apart", "everything in one pass", "alone: "
 Backend = Literal["auto", "hooked", "bridge"]
@@ -62,8 +59,7 @@ def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str,
     corpora = lsn.load_corpora("demo", ["en", "fr"])
     layout = lsn.Layout(kind="documents", max_tokens=tokens // 2, shards=1)
     folder = tempfile.TemporaryDirectory()
-    made = _tokenize(model, corpora, Path(folder.name), layout, progress=False)
-    plan = Plan(made, layout, model.cfg.n_ctx, border=position_border(model))
+    plan = plan_of(model, corpora, Path(folder.name), layout, progress=False)
     batches = [batch for shard in plan.shards for batch in plan.batches(shard)]
 
     @torch.no_grad()
@@ -74,7 +70,7 @@ def variants(source: str, tokens: int, backend: Backend) -> tuple[int, dict[str,
     def collecting(methods: list[Any]) -> Callable[[], object]:
         needs = needs_of(model, methods)
         widths = widths_of(model, needs)
-        passing = Pass(model, needs, widths, _constants(model, plan, needs, widths, None, 0, 1))
+        passing = Pass(model, needs, widths, constants_of(model, needs, widths, plan))
 
         def one_pass() -> None:
             passing.reset()
@@ -151,6 +147,6 @@ def ratio(times: list[float], base: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    from command_line import run_cli
+    from lsn_lens.studies.experiment import run_cli
 
     run_cli(benchmark)

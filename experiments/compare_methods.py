@@ -4,29 +4,24 @@
 
 writes a folder: report.html (open it in a browser), report.md, tables/, figures/, neurons/, provenance.json, and
 run/ with the collected statistics, from which an interrupted run goes on. `--config file.yaml` reads settings,
-`--print_config` shows them.
+`--print_config` shows them. In a notebook: `lsn_lens.compare`.
 """
 
-import json
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import lsn_lens as lsn
+from lsn_lens.studies.experiment import Settings, asked, load_model, load_text, main, run_cli
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Compare methods that find language-specific neurons.
 
     Attributes:
-        model: "demo", a local folder or a Hub id.
-        corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
-        out: Folder for the report and all else.
         methods: Names of methods, as [lape,lave]; all by default, without those that the model and the text are not
             made for, which the report names with the reason.
-        languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
         rate: Share of all units to choose, for methods that choose a share.
         at_least: Raise the rate to the smallest that gives every language this many neurons by the first method that
             can tell (lape); 0 keeps the rate.
@@ -36,27 +31,19 @@ class Config:
         replicates: Bootstrap draws, to see how stable each method's sets are; 0 for none.
         permutations: Of labels, to see what each method finds where there is nothing to find; 0 for none.
         without_draws: Methods left out of these two, because each draw takes them seconds.
-        controls: Slow checks that run the model: "text" (romanised, words shuffled), "ablations" (all kinds),
-            "off_target" (numbers, code, repetition). None by default: several more passes each.
+        controls: Slow checks that run the model, by their names in `lsn_lens.Checks`: "changed_text" (romanised, words
+            shuffled), "ablations" (all kinds), "off_target" (numbers, code, repetition). None by default: several more
+            passes each.
         kind: Packed blocks, or one row a document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
         max_tokens: Cap for each language when finding neurons.
         evaluation_tokens: Cap for each language when measuring each method on all languages.
         control_tokens: The same for random sets, measured on their own language only, and for sets of equal size.
-        files: Glob that picks files of a corpus folder.
-        column: The field with the text.
-        device: For example "cuda"; a GPU if there is one.
-        dtype: Of the weights.
-        backend: TransformerLens class of the model.
-        revision: Branch, tag or commit of a Hub model.
     """
 
-    model: str = "demo"
-    corpus: str = "demo"
     out: Path = Path("runs/demo")
     methods: tuple[str, ...] | None = None
-    languages: tuple[str, ...] | None = None
     rate: float = 0.01
     at_least: int = 10
     control_seeds: int = 39
@@ -64,151 +51,66 @@ class Config:
     replicates: int = 100
     permutations: int = 99
     without_draws: tuple[str, ...] = ("average_precision",)
-    controls: tuple[Literal["text", "ablations", "off_target"], ...] = ()
+    controls: tuple[str, ...] = ()
     kind: Literal["blocks", "documents"] | None = None
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
     max_tokens: int | None = None
     evaluation_tokens: int | None = 1024
     control_tokens: int = 128
-    files: str = "*"
-    column: str = "text"
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    backend: Literal["auto", "hooked", "bridge"] = "auto"
-    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods or () if name not in lsn.METHODS]
+        if unknown:
+            raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
+        slow = list(dict.fromkeys(row.option for row in lsn.comparison.CHECKS if row.needs_model))
+        strange = [name for name in self.controls if name not in slow]
+        if strange:
+            raise ValueError(f"unknown controls {strange}; name some of {slow}.")
+        if self.control_seeds < 2:
+            raise ValueError("expected at least two control seeds: a result without control shows nothing.")
 
 
-STARTED = datetime.now(UTC)
-CONFIG = Config()
-if __name__ == "__main__":  # before the slow imports, so that --help answers at once
-    from command_line import run_cli
-
-    CONFIG = run_cli(Config)
-
-import torch
-
-import lsn_lens as lsn
-from lsn_lens.comparison import Checks
-from lsn_lens.files import write_bytes
-from lsn_lens.report import activations_on_text, neuron_on_text, provenance, save_tables, write_report
-from lsn_lens.report.sections.comparison import comparison_report
-
-Corpora = Mapping[str, lsn.LanguageCorpus]
-SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
-
-
-def prepare(config: Config) -> tuple[Any, Corpora, lsn.Run]:
+def prepare(config: Config) -> tuple[Any, ...]:
     """Load and collect: model, corpora, run."""
-    check(config)
     text = layout(config)
-    model = lsn.load_model(
-        config.model, backend=config.backend, device=config.device, dtype=getattr(torch, config.dtype),
-        revision=config.revision,
-    )  # fmt: skip
-    corpora = lsn.load_corpora(config.corpus, config.languages, files=config.files, column=config.column)
+    model, corpora = load_model(config), load_text(config)
     return model, corpora, lsn.collect(model, corpora, config.methods, config.out / "run", layout=text)
 
 
-def report(config: Config, model: Any, corpora: Corpora, run: lsn.Run) -> Path:
+def report(config: Config, model: Any, corpora: Any, run: Any) -> Path:
     """Compare and write everything; returns the path of report.html."""
-    parameters, rates = settings(run, config)
-    actions = {
-        "zero": lsn.zero,
-        "dataset mean": lsn.mean_ablation(run.statistics),
-        "other languages' mean": None,  # what compare does by default
-    }
-    text = replace(layout(config), kind="blocks", max_tokens=config.evaluation_tokens)
+    parameters, words = lsn.methods.common_rate(run, names(config), config.rate, config.at_least)
+    actions = {"zero": lsn.zero, "dataset mean": lsn.mean_ablation(run.statistics)}  # the third is compare's default
     comparison = lsn.compare(
-        run, config.methods, model=model, corpora=corpora, action=actions[config.ablation],
-        seeds=config.control_seeds, control_tokens=config.control_tokens, layout=text, parameters=parameters,
-        trust=checks(config, run),
+        run, config.methods, model=model, corpora=corpora, action=actions.get(config.ablation),
+        seeds=config.control_seeds, control_tokens=config.control_tokens, parameters=parameters,
+        layout=replace(layout(config), kind="blocks", max_tokens=config.evaluation_tokens), trust=checks(config, run),
     )  # fmt: skip
-    tables = comparison.tables()
-    sets = {f"neurons-{name}": each.to_frame() for name, each in comparison.found.items()}
-    save_tables({**tables, **sets, "text": run.to_frame().reset_index()}, config.out / "tables")
-    for name, each in comparison.found.items():
-        each.save(config.out / "neurons" / f"{name}.safetensors")
-    origin = provenance(
-        run.settings, tables["losses"].attrs["text"], {**asdict(config), "out": str(config.out)}, STARTED
-    )
-    write_bytes(config.out / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
-    view = neurons_on_text(model, corpora, comparison)
-    return write_report(comparison_report(comparison, run.to_frame().reset_index(), view, rates, origin), config.out)
+    return comparison.report(config.out, note=words, **asked(config))
 
 
-def check(config: Config) -> list[str]:
-    """Refuse what cannot work before anything slow begins; the names of the methods."""
-    names = list(config.methods or (name for name in lsn.METHODS if name != "random"))
-    unknown = [name for name in names if name not in lsn.METHODS]
-    if unknown:
-        raise ValueError(f"unknown methods {unknown}; name some of {list(lsn.METHODS)}.")
-    if config.control_seeds < 2:
-        raise ValueError("expected at least two control seeds: a result without control shows nothing.")
-    return names
-
-
-def layout(config: Config) -> lsn.Layout:
+def layout(config: Config) -> Any:
     """How text becomes batches; the same whatever the methods."""
-    kind = config.kind or "auto"
-    return lsn.Layout(kind=kind, length=config.length, separator=config.separator, max_tokens=config.max_tokens)
+    return lsn.Layout(config.kind or "auto", config.length, config.separator, config.max_tokens)
 
 
-def checks(config: Config, run: lsn.Run) -> Checks | None:
+def names(config: Config) -> list[str]:
+    """Of the methods: those asked for, or all that can be compared."""
+    return list(config.methods or (name for name in lsn.METHODS if name != "random"))
+
+
+def checks(config: Config, run: Any) -> Any:
     """How far to trust each method; the embedded text is parallel, document by document."""
     if not (config.replicates or config.permutations or config.controls):
         return None
-    return Checks(
-        config.replicates,
-        config.permutations,
-        without_draws=config.without_draws,
+    slow: dict[str, Any] = dict.fromkeys(config.controls, True)
+    return lsn.Checks(
+        config.replicates, config.permutations, without_draws=config.without_draws,
         paired=config.corpus == "demo" and run.settings["text"]["layout"]["kind"] == "documents",
-        changed_text="text" in config.controls,
-        ablations="ablations" in config.controls,
-        off_target="off_target" in config.controls,
-    )
-
-
-def settings(run: lsn.Run, config: Config) -> tuple[dict[str, dict[str, Any]], str]:
-    """Hyper-parameters of each method, all with the rate of the first that can raise its own; and why, in words."""
-    had = [name for name in check(config) if not run.lacks(lsn.METHODS[name]())]
-    names = {name: {each.name for each in fields(lsn.METHODS[name])} for name in had}
-    rate, words = config.rate, f"Methods that choose a share of units choose {config.rate:.2%}."
-    adaptive = next((name for name in names if "at_least" in names[name]), None)
-    if adaptive and config.at_least:
-        notes = lsn.detect(run, adaptive, rate=config.rate, at_least=config.at_least).notes
-        rate = notes["rate"]
-        words = (
-            f"{config.rate:.2%} of all MLP neurons are {notes['asked']:,}; by {adaptive} it takes {notes['chosen']:,} "
-            f"({rate:.2%}) to give every language at least {config.at_least}. Methods that choose a share choose that "
-            "one, of all units of their kinds; sizes still differ, since a unit may belong to several languages and "
-            "some methods divide the number evenly."
-        )
-    return {name: {"rate": rate} if "rate" in names[name] else {} for name in names}, words
-
-
-def neurons_on_text(model: Any, corpora: Corpora, comparison: lsn.Comparison) -> str:
-    """Where each language's highest scoring neurons fire in the first held-out document of every language."""
-    best = next((name for name in comparison.ranking["method"] if set(comparison.found[name].masks) == {"mlp"}), None)
-    if best is None or not len(comparison.found[best]):
-        return ""
-    scores, found = comparison.scores[best], comparison.found[best]
-    keys = ["language", "basis", "layer", "unit"]
-    ranked = scores.to_frame().merge(found.to_frame(), on=keys).sort_values("score", ascending=False, kind="stable")
-    neurons = ranked.groupby("language", sort=False).head(2)
-    neurons = neurons.set_index("language").loc[[each for each in found.languages if each in set(neurons["language"])]]
-    texts = {label: next(iter(each.hold_out))[:SHOWN_TEXT] for label, each in corpora.items()}
-    return neuron_on_text(activations_on_text(model, texts, neurons.reset_index()))
-
-
-def main(config: Config) -> None:
-    """Do it, or say in one line what was wrong with the settings."""
-    try:
-        prepared = prepare(config)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:  # these say in words what to do
-        sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
-    print(f"report: {report(config, *prepared).resolve()}")
+        **slow,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(CONFIG)
+    print(main(lambda: run_cli(Config), prepare, report))

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from lsn_lens import methods
 from lsn_lens.controls import Permutations, benjamini_hochberg, contrast_of, contrast_test, load_shards
-from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, Run, row_key
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics import worst_first_ranks
 
 LANGUAGES = ("a", "b", "c", "d")
@@ -198,6 +199,6 @@ def null_simulation(
 
 
 if __name__ == "__main__":
-    from command_line import run_cli
+    from lsn_lens.studies.experiment import run_cli
 
     run_cli(null_simulation)

@@ -224,6 +224,6 @@ def train(
 
 
 if __name__ == "__main__":
-    from command_line import run_cli
+    from lsn_lens.studies.experiment import run_cli
 
     run_cli(train)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
@@ -47,19 +46,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
     """Write one safetensors file with a JSON header; returns its path, which ends in `.safetensors`."""
-    path = Path(path)
-    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    path = _with_suffix(Path(path))
     own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     write_bytes(path, save(own, metadata={"lsn_lens": json.dumps(header)}))
     return path
 
 
+def _with_suffix(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+
+
 def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+    """Read what `save_tensors` wrote; as there, `.safetensors` may be left out of the path.
 
     Raises:
+        FileNotFoundError: No such file.
         ValueError: A file of another kind, or one that is damaged.
     """
+    path = path if Path(path).is_file() and not _with_suffix(Path(path)).is_file() else _with_suffix(Path(path))
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("lsn_lens", "{}"))
@@ -232,41 +236,3 @@ def labels_of(given: Any) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         raise ValueError(f"a language is named twice: {list(labels)}.")
     return tuple(map(str, labels))
-
-
-def masks_of_frame(
-    frame: pd.DataFrame, shapes: Mapping[str, tuple[int, int]], labels: Sequence[str]
-) -> dict[str, Bool[Tensor, "language layer unit"]]:
-    """Masks of the units that a table has, one row each; see `NeuronSet.from_frame`."""
-    wanted = ["language", *(["basis"] if len(shapes) != 1 else []), "layer", "unit"]
-    if missing := [each for each in wanted if each not in frame]:
-        raise KeyError(f"the table has no columns {missing}; it has {list(frame.columns)}.")
-    basis = frame["basis"] if "basis" in frame else pd.Series(next(iter(shapes)), index=frame.index)
-    columns: tuple[tuple[str, Any, Any], ...] = (("language", frame["language"], labels), ("basis", basis, shapes))
-    for name, given, known in columns:
-        if unknown := sorted(set(given) - set(known), key=str):
-            raise KeyError(f"the table has the {name} {unknown}; named were {list(known)}.")
-    for name in ("layer", "unit"):
-        column: Any = frame[name]
-        if len(frame) and (not pd.api.types.is_integer_dtype(column) or column.isna().any()):
-            raise ValueError(
-                f"column {name!r} is {column.dtype}, expected whole numbers and none missing. If they are whole: "
-                f"frame.astype({{{name!r}: int}})."
-            )
-    masks = {}
-    for each, shape in shapes.items():
-        if not isinstance(shape, tuple | list) or len(shape) != 2:
-            raise ValueError(f"shapes[{each!r}]={shape!r}: expected two numbers, (layers, units).")
-        layers, units = (whole_number(size, f"shapes[{each!r}]", least=1) for size in shape)
-        rows: Any = frame[basis.eq(each)]
-        for name, size in (("layer", layers), ("unit", units)):
-            if odd := [number for number in rows[name].tolist() if not 0 <= number < size]:
-                raise ValueError(f"basis {each!r}: {name} {odd[:5]}, expected 0 to {size - 1}.")
-        twice = rows.duplicated(["language", "layer", "unit"])
-        if twice.any():
-            there = rows[twice][["language", "layer", "unit"]].values.tolist()
-            raise ValueError(f"basis {each!r}: rows that are there twice: {there[:5]}. Expected each unit once.")
-        masks[each] = torch.zeros(len(labels), layers, units, dtype=torch.bool)
-        place = [labels.index(label) for label in rows["language"]]
-        masks[each][place, rows["layer"].tolist(), rows["unit"].tolist()] = True
-    return masks

@@ -150,6 +150,15 @@ def experiment(name):
     return module
 
 
+def refused(script, **settings):
+    """What a script ends with where its settings cannot be meant."""
+    with pytest.raises(SystemExit) as stopped:
+        script.main(lambda: script.Config(**settings), script.prepare, script.report)
+    said = str(stopped.value)
+    assert "\n" not in said
+    return said
+
+
 def parts(architecture, hf_model, layer):
     """The Hugging Face modules of one layer, by the names of `PARTS`; `block` is the layer itself."""
     paths = dict(PARTS[architecture])

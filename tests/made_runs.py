@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 
 UNITS = 30
 

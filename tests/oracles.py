@@ -8,8 +8,8 @@ from conftest import VOCABULARY, fused_rows, parts
 from torch import nn
 
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import WRITE_SITE
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE
 
 
 def plain(folder, dtype=torch.float32):

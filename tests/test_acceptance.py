@@ -11,8 +11,8 @@ from oracles import plain
 import lsn_lens as lsn
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.model import mlps, structure
+from lsn_lens.neurons.sites import get_site
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sites import get_site
 
 TEXTS = {label: [text, f"{label} {text}"] * 3 for label, text in zip(("en", "de", "fr"), SENTENCES, strict=False)}
 DOCUMENTS = lsn.Layout(kind="documents")

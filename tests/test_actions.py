@@ -9,10 +9,11 @@ from jaxtyping import TypeCheckError
 from oracles import keep, read_ids, some_units
 
 import lsn_lens as lsn
+from lsn_lens.interventions.words import action_of
 from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.statistics.needs import DocumentValues, Statistic
 
 TEXTS = {
@@ -284,3 +285,34 @@ def test_resample_reads_no_more_than_it_needs_and_says_what_lacks(model, load):
     gpt2 = load("gpt2", "bridge" if structure.is_bridge(model) else "hooked")
     with pytest.raises(ValueError, match=r"site 'mlp_up': .* has no"):
         lsn.resample(gpt2, TEXTS["en"], ("mlp_up",), progress=False)
+
+
+# words
+
+
+def test_words_are_the_actions_of_a_run(model, statistics):
+    mean, others = action_of("mean", statistics), action_of(" Other_Mean", statistics)("en")
+    assert action_of("ZERO") is lsn.zero and action_of(mean) is mean
+    for given, expected in ((mean, lsn.mean_ablation), (others, lambda each: lsn.other_mean_ablation(each)("en"))):
+        assert given.name == expected(statistics).name
+        assert {basis: each.tolist() for basis, each in given.values.items()} == {
+            basis: each.tolist() for basis, each in expected(statistics).values.items()
+        }
+    found = some_units(model)
+    with lsn.intervene(model, found, "zero"):
+        seen = read(model, SITES["mlp_post"], some_ids())
+    assert all((seen[layer][..., found.units("mlp")[layer]] == 0).all() for layer in range(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("word", "given", "said"),
+    [
+        ("mean", False, r"action='mean' needs the means of a run.*lsn\.mean_ablation\(run\.statistics\)"),
+        ("other mean", False, r"give lsn\.other_mean_ablation\(run\.statistics\)"),
+        ("off", True, r"action='off': expected one of the words \['zero', 'mean', 'other mean'\], or .*lsn\.zero"),
+        (0.5, True, "action='0.5' is of type float"),
+    ],
+)
+def test_words_that_stand_for_nothing(statistics, word, given, said):
+    with pytest.raises(ValueError, match=said):
+        action_of(word, statistics if given else None)

@@ -14,9 +14,10 @@ from lsn_lens.methods.average_precision import (
     BASES,
     AveragePrecision,
     average_precision_bounds,
+    average_precisions,
     positive_median,
 )
-from lsn_lens.neurons import NeuronScores
+from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.statistics.sums import Statistics
 
 LANGUAGES = ("en", "fr", "zh")

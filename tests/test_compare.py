@@ -25,8 +25,10 @@ from lsn_lens.controls.matched import activity
 from lsn_lens.methods.lape import Lape
 from lsn_lens.methods.random import Random
 from lsn_lens.model import forward, structure
-from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.run import TOKENS, Run
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import TOKENS
 
 UNITS = 60
 TEXT = {"en": SENTENCES[0], "de": SENTENCES[1]}
@@ -191,9 +193,43 @@ def test_without_a_model_the_tables_that_need_none_are_there():
     assert len(found.agreement_by_language) == 9
     assert len(found.layers) == 9
     for name in ("effects", "effects_by_language", "specificity", "control", "control_by_language", "losses"):
-        assert getattr(found, name) is None
+        assert not hasattr(found, name)
         assert name in repr(found)
+        with pytest.raises(
+            KeyError, match=rf"no table '{name}': it was not measured: compare\(run, ..., model=..., cor"
+        ):
+            found[name]
     assert "own_rise" not in found.ranking
+
+
+def test_a_comparison_is_a_mapping_of_its_tables():
+    found = lsn.compare(made_run(), ["lape", "lave"])
+    assert next(iter(found)) == "ranking"
+    assert len(found) == len(list(found)) == 8
+    for name, table in found.items():
+        assert table is found[name] is getattr(found, name)
+        assert name in dir(found)
+    with pytest.raises(AttributeError, match=r"trust=Checks\(replicates=...\)"):
+        _ = found.stability
+    with pytest.raises(AttributeError, match=r"no table 'rankin': there is no such table. The tables are \['ranking'"):
+        _ = found.rankin
+    assert copy.deepcopy(found.sizes).equals(copy.copy(found).sizes)
+    assert found in [found]
+    assert found != lsn.compare(made_run(), ["lape", "lave"])
+
+
+def test_methods_are_named_or_objects_alone_or_several():
+    parameters = {"lape": {"rate": 0.05}}
+    found = lsn.compare(made_run(), [Lape(rate=0.1), "lape"], parameters=parameters)
+    assert list(found.found) == [repr(Lape(rate=0.1)), "lape"]
+    assert list(found.sizes["units"]) == [60, 30]
+    assert list(lsn.compare(made_run(), Lape()).found) == [repr(Lape())]
+    assert list(lsn.compare(made_run(), "lave").found) == ["lave"]
+
+
+def test_a_wrong_parameter_lists_those_that_there_are():
+    with pytest.raises(TypeError, match=r"compare\(\) has no parameter method; it has run, methods, model"):
+        lsn.compare(made_run(), method=["lape"])
 
 
 def test_sizes_are_those_of_the_sets():
@@ -292,12 +328,12 @@ def test_what_cannot_be_compared_is_refused(options, match):
 
 def test_repr_and_html():
     found = lsn.compare(made_run(keys=("mlp_act.sum", "mlp_pre.positive")))
-    assert repr(found).startswith(f"Comparison of {len(found.ranking)} methods\n")  # and not "best first"
+    assert repr(found).startswith(f"Comparison of {len(found.ranking)} methods, not ranked, as no model was given\n")
     for name in found.ranking["method"]:
         assert name in repr(found)
         assert f"<td>{name}</td>" in found._repr_html_()
     assert "<table" in found._repr_html_()
-    assert set(found.tables()) == {
+    assert set(found) == {
         "ranking", "agreement", "agreement_by_language", "sizes", "layers", "cost", "warnings", "skipped"
     }  # fmt: skip
 
@@ -397,7 +433,7 @@ def test_effects_and_specificity_are_those_of_the_losses(planted, compared):
     assert list(table.index) == ["lave", "lape"]
     assert table["own_rise"]["lave"] == pytest.approx((own + matrix.loc["en", "en"]) / 2, rel=1e-4)
     # both languages have the same units, so only one of them can be hurt most by its own in one unit
-    assert table["neurons"]["lave"] == 2 * LAYERS * len(PLANTED)
+    assert table["units"]["lave"] == 2 * LAYERS * len(PLANTED)
     rows = compared.effects_by_language.set_index(["method", "language"]).loc["lave"]
     other = {"en": "de", "de": "en"}
     for language in TEXT:
@@ -488,10 +524,10 @@ def known_tables(rise=0.2, clean=2.0, worst=0.1, p=0.025, q=0.05, tokens=5000, s
         ]
     )
     losses.attrs["text"] = {"languages": {label: {"tokens_used": tokens} for label in languages}}
-    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "neurons": 20, "p": p, "q": q})
+    effects = pd.DataFrame({"method": "a", "language": languages, "action": "zero", "units": 20, "p": p, "q": q})
     effects = effects.assign(own_rise=rise, worst_other_rise=worst, hurt_most_in=most, own_hurt_most=most == "both")
     effects = effects.assign(**(SURE | sure))
-    control = effects[["method", "language", "neurons", "p", "q"]].assign(seeds=seeds)
+    control = effects[["method", "language", "units", "p", "q"]].assign(seeds=seeds)
     found = NeuronSet(languages, {"mlp": torch.zeros(2, 1, 60, dtype=torch.bool)})
     found.masks["mlp"][0, 0, :20], found.masks["mlp"][1, 0, 20:40] = True, True
     return {"a": found}, losses, effects, control, 100
@@ -557,9 +593,9 @@ def test_sets_of_other_sizes_and_kinds_are_no_ranking():
 
 
 def test_tables_are_not_changed_by_looking(compared):
-    before = copy.deepcopy(compared.tables())
+    before = copy.deepcopy(dict(compared))
     repr(compared), compared._repr_html_()
-    for name, table in compared.tables().items():
+    for name, table in compared.items():
         pd.testing.assert_frame_equal(table, before[name])
 
 

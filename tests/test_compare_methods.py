@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import experiment
+from conftest import experiment, refused
 
 import lsn_lens as lsn
 
@@ -76,7 +77,7 @@ def test_the_numbers_fit_together(written):
     assert set(losses["set"]) == {"", "lape", "lap"}
     assert len(losses) == 3 + 9 + 9  # none, and each method's sets on all languages
     found = lsn.NeuronSet.load(written / "neurons" / "lape.safetensors")
-    assert mine.loc["lape", "neurons"].to_dict() == found.counts().to_dict()
+    assert mine.loc["lape", "units"].to_dict() == found.counts().to_dict()
     assert found.counts().min() >= 2
     assert len(tables["neurons-lape"]) == found.counts().sum()
     own = losses[(losses["set"] == "lape") & (losses["intervened"] == "fr") & (losses["evaluated"] == "fr")]
@@ -106,7 +107,7 @@ def test_the_page_of_trust(written):
 def test_checks_that_settings_ask_for(script):
     run = lsn.Run({}, {"text": {"layout": {"kind": "documents"}}})
     assert script.checks(script.Config(replicates=0, permutations=0), run) is None
-    asked = script.checks(script.Config(controls=("text",), replicates=0), run)
+    asked = script.checks(script.Config(controls=("changed_text",), replicates=0), run)
     assert (asked.replicates, asked.permutations, asked.paired) == (0, 99, True)
     assert (asked.changed_text, asked.ablations, asked.off_target) == (True, False, False)
     blocks = replace(run, settings={"text": {"layout": {"kind": "blocks"}}})
@@ -139,14 +140,17 @@ def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
     for wrong, message in (
         ({"methods": ("lapp",)}, r"unknown methods \['lapp'\]; name some of \['lape', 'lap', 'lave'"),
         ({"control_seeds": 1}, "at least two control seeds"),
+        (
+            {"controls": ("text",)},
+            r"unknown controls \['text'\]; name some of \['changed_text', 'ablations', 'off_target'\]",
+        ),
     ):
-        with pytest.raises(ValueError, match=message):
-            script.prepare(script.Config(out=tmp_path / "none", **wrong))
+        assert re.search(message, refused(script, out=tmp_path / "none", **wrong))
     assert not (tmp_path / "none").exists()
 
 
 def test_all_methods_by_default(script):
-    every = script.check(script.Config())
+    every = script.names(script.Config())
     assert set(every) == set(lsn.METHODS) - {"random"}
     assert script.layout(script.Config()).kind == "auto"
     assert script.layout(script.Config(methods=("lape",))).kind == "auto"  # the same whatever the methods

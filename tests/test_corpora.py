@@ -219,7 +219,7 @@ def test_splits_are_not_taken_for_text_or_languages(kind):
         (3, "got int"),
         (b"bytes", "got bytes"),
         ({"train": ["a"]}, "got dict"),
-        (pd.DataFrame({"text": ["a"]}), "got DataFrame"),
+        (pd.DataFrame({"content": ["a"]}), "no column 'text'"),
     ],
     ids=["text", "missing", "number", "bytes", "dict", "frame"],
 )

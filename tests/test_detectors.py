@@ -13,7 +13,8 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 import lsn_lens as lsn
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.planted.detectors import ORDINARY, _by_language, _precision_at, score_detectors
 from lsn_lens.planted.planting import Planted
 from lsn_lens.statistics.needs import Statistic

@@ -3,10 +3,10 @@ import math
 import pandas as pd
 import pytest
 
-from lsn_lens.evaluation import effects
+from lsn_lens.evaluation import effects, verdict
 
 
-def rows(name, changes, neurons=20, action="zero"):
+def rows(name, changes, units=20, action="zero"):
     """Rows of a table: `changes[intervened][evaluated]` is the change in nats."""
     return [
         {
@@ -14,13 +14,14 @@ def rows(name, changes, neurons=20, action="zero"):
             "action": action,
             "intervened": off,
             "evaluated": on,
-            "neurons": neurons if isinstance(neurons, int) else neurons[off],
+            "units": units if isinstance(units, int) else units[off],
             "nll": 3 + change,
             "perplexity": math.exp(3 + change),
             "bits_per_byte": 1 + change / 2,
             "nll_change": change,
             "perplexity_change": math.exp(3 + change) - math.exp(3),
             "bits_per_byte_change": change / 2,
+            "nll_relative_change": change / 3,
         }
         for off, each in changes.items()
         for on, change in each.items()
@@ -51,24 +52,27 @@ def test_a_row_for_each_language(table):
     summary = effects.summarise(table)
     assert list(summary["language"]) == ["en", "fr", "zh"]
     en = summary.iloc[0]
-    assert (en["method"], en["action"], en["neurons"], en["seeds"]) == ("lape", "zero", 20, 2)
+    assert (en["method"], en["action"], en["units"]) == ("lape", "zero", 20)
     assert en["own_rise"] == pytest.approx(0.30)
     assert en["own_rise_bits_per_byte"] == pytest.approx(0.15)
+    assert en["own_rise_relative"] == pytest.approx(0.10)
     assert en["own_rise_perplexity"] == pytest.approx(math.exp(3.3) - math.exp(3))
     assert (en["worst_other"], en["worst_other_rise"]) == ("fr", pytest.approx(0.10))
     assert en["mean_other_rise"] == pytest.approx(0.06)
-    assert (en["random_mean"], en["random_max"]) == (pytest.approx(0.02), pytest.approx(0.03))
-    assert list(summary["p"][:2]) == [1 / 3, 2 / 3]  # above both, above one; by hand
-    assert math.isnan(summary["p"][2])  # no neurons, no test
     assert list(summary["hurt_most_in"]) == ["both", "neither", "neither"]
 
 
-def test_warnings_say_why_not_to_trust(table):
-    warnings = effects.summarise(table).set_index("language")["warning"]
+def test_doubts_say_why_not_to_trust(table):
+    rows = effects.summarise(table).set_index("language")
+    beside = effects.control_points(table).set_index("language")["own_rise"]
+    said = {
+        language: verdict.doubts({**row, **verdict.beside_random(row["own_rise"], beside[language], row["units"])})
+        for language, row in rows.to_dict("index").items()
+    }
     above = "no more than random sets do (p above 0.05)"  # two controls say no more
-    assert warnings["en"] == above
-    assert warnings["fr"] == f"fewer than 10 neurons; {above}; not hurt, or another language hurt as much or more"
-    assert warnings["zh"] == "no neurons"
+    assert said["en"] == [above]
+    assert said["fr"] == ["fewer than 10 neurons", above, "not hurt, or another language hurt as much or more"]
+    assert said["zh"] == ["no neurons"]
 
 
 def test_a_loss_that_is_no_number_is_a_warning(table):
@@ -77,7 +81,7 @@ def test_a_loss_that_is_no_number_is_a_warning(table):
     )
     en = effects.summarise(table).iloc[0]
     assert en["worst_other"] == "zh"
-    assert en["warning"].startswith("the loss is not finite")
+    assert verdict.doubts(en.to_dict())[0] == "the loss is not finite"
     assert en["hurt_most_in"] == "bits"  # where the loss is a number, it still is; "both" is what counts
     assert not en["own_hurt_most"]
 
@@ -94,7 +98,7 @@ def test_the_control_of_random_is_no_method():
 def test_controls_measured_everywhere_count_their_own_language_only():
     everywhere = {off: dict.fromkeys(FOUND, 0.9) | {off: 0.01} for off in FOUND}
     table = pd.DataFrame([*rows("lape", FOUND), *rows("lape random 0", everywhere)])
-    assert list(effects.summarise(table)["random_max"]) == [0.01, 0.01, 0.01]
+    assert list(effects.control_points(table)["own_rise"]) == [0.01, 0.01, 0.01]
 
 
 def test_tables_that_cannot_be_used_are_refused():

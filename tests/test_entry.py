@@ -125,7 +125,7 @@ class Wrapper(torch.nn.Module):
 
 def test_what_is_no_model_is_named(bridge, hugging_face):
     for other, said in (
-        (hugging_face("llama"), r"LlamaForCausalLM.*boot_transformers\(name, hf_model="),
+        (hugging_face("llama"), r"LlamaForCausalLM.*load_model\(model, tokenizer\)"),
         (Wrapper(bridge), "test_entry.Wrapper.*not wrapped in anything"),
         ("demo", r"the text 'demo'.*lsn.load_model\('demo'\)"),
         (None, "NoneType"),

@@ -13,8 +13,8 @@ from oracles import assert_close, plain, some_ids
 
 import lsn_lens as lsn
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import WRITE_SITE
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE
 
 POST_NORM = ("attn_out", "mlp_out")  # in Gemma 2 what a norm gives
 

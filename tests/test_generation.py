@@ -14,7 +14,7 @@ from lsn_lens.generation import sampling
 from lsn_lens.interventions.actions import Action
 from lsn_lens.interventions.intervening import COLUMNS, Intervention
 from lsn_lens.model import forward, structure
-from lsn_lens.sites import SITES, WRITE_SITE
+from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
 PROMPTS = ["The river is high after the rain, and", "雨", "Der Fluss steht"]
 TOKENS = 6
@@ -101,7 +101,7 @@ def test_cache_and_padding_change_nothing(architecture, backend, load):
         assert_same(changed, write(model, cache=False))
         assert_same(changed, one_by_one(model))
     assert changed["ids"].tolist() != plain["ids"].tolist()
-    assert hooks_of(model) == hooks and not hasattr(model, COLUMNS)
+    assert hooks_of(model) == hooks and COLUMNS.get() is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -410,7 +410,7 @@ def test_numbers_that_are_not_finite_stop_it_and_name_the_intervention(backend, 
         lsn.intervene(model, huge),
     ):
         write(model)
-    assert hooks_of(model) == hooks and not hasattr(model, COLUMNS)
+    assert hooks_of(model) == hooks and COLUMNS.get() is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -419,7 +419,7 @@ def test_nothing_is_left_behind_by_an_exception(backend, load):
     hooks, plain = hooks_of(model), write(model)
 
     def change(acts, values):
-        calls.append(getattr(model, COLUMNS))
+        calls.append(COLUMNS.get())
         if len(calls) > 2 * LAYERS:
             raise RuntimeError("at the third token")
         return acts
@@ -430,7 +430,7 @@ def test_nothing_is_left_behind_by_an_exception(backend, load):
     ):
         write(model)
     assert [each.first for each in calls[::LAYERS]] == [0, calls[0].prompt, calls[0].prompt + 1]
-    assert hooks_of(model) == hooks and not hasattr(model, COLUMNS)
+    assert hooks_of(model) == hooks and COLUMNS.get() is None
     assert_same(write(model), plain)
 
 

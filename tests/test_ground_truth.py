@@ -5,10 +5,12 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import experiment
+from conftest import experiment, refused
 
+import lsn_lens as lsn
 from lsn_lens.planted.roles import ROLES
-from lsn_lens.report.sections import ground_truth as section
+from lsn_lens.studies import ground_truth as study
+from lsn_lens.studies.pages import ground_truth as section
 
 PLANTED = ("specific", "loud", "silent")
 
@@ -67,36 +69,51 @@ def test_plantings_are_used_again_and_other_settings_refused(script, config, wri
     def refuse(*_, **__):
         raise AssertionError("planted again")
 
-    monkeypatch.setattr(script, "plant", refuse)
-    _, plantings, refused = script.prepare(config)
-    assert refused.empty
+    monkeypatch.setattr(study, "plant", refuse)
+    plantings, left_out = planted(config)
+    assert left_out.empty
     assert [each.folder.name for each in plantings] == ["mlp-0", "attention-0"]
-    with pytest.raises(SystemExit, match="other settings"):
-        script.main(dataclasses.replace(config, effect=0.1))
+    assert "other settings" in refused(script, **{**vars(config), "effect": 0.1})
 
 
-def test_a_seed_whose_roles_do_not_hold_is_left_out_and_remembered(script, config, tmp_path, monkeypatch):
+def test_the_study_in_a_notebook(config, written):
+    corpora = lsn.load_corpora(config.corpus)
+    settings = lsn.studies.GroundTruthSettings(
+        methods=config.methods, roles=PLANTED, plantings=1, tokens=1000, less_text=(500,), fewer_languages=(2,)
+    )
+    found = lsn.studies.ground_truth_study(config.model, corpora, config.out / "planted", settings, progress=False)
+    for name in ("methods", "sensitivity", "planted"):
+        before = pd.read_parquet(written / "tables" / f"{name}.parquet")
+        pd.testing.assert_frame_equal(found[name], before, check_dtype=False)
+    assert [each.part for each in found.plantings] == ["mlp", "attention"] and "diffmean (mlp)" in found.skipped
+
+
+def planted(config):
+    return study.plant_parts(config.model, lsn.load_corpora(config.corpus), config.out / "planted", config)
+
+
+def test_a_seed_whose_roles_do_not_hold_is_left_out_and_remembered(config, tmp_path, monkeypatch):
     tried = []
 
     def sometimes(source, corpora, folder, *, part, seed, **_):
         tried.append((part, seed))
         if seed == 0:
-            raise script.RoleError("1 of 9 planted units are not what they were made to be")
-        return script.Planted(folder, part, (2, 9), tuple(corpora), pd.DataFrame(), pd.DataFrame(), pd.Series())
+            raise study.RoleError("1 of 9 planted units are not what they were made to be")
+        return study.Planted(folder, part, (2, 9), tuple(corpora), pd.DataFrame(), pd.DataFrame(), pd.Series())
 
-    monkeypatch.setattr(script, "plant", sometimes)
-    monkeypatch.setattr(script, "load_planted", lambda folder: sometimes(None, {}, folder, part="mlp", seed=1))
+    monkeypatch.setattr(study, "plant", sometimes)
+    monkeypatch.setattr(study, "load_planted", lambda folder: sometimes(None, {}, folder, part="mlp", seed=1))
     some = dataclasses.replace(config, out=tmp_path, parts=("mlp",))
     for _ in range(2):  # the second time nothing is planted
         tried.clear()
-        _, plantings, refused = script.prepare(some)
+        plantings, left_out = planted(some)
         assert [each.folder.name for each in plantings] == ["mlp-1"]
-        assert refused.to_dict("records")[0]["seed"] == 0
-        assert "not what they were made" in refused["why"][0]
+        assert left_out.to_dict("records")[0]["seed"] == 0
+        assert "not what they were made" in left_out["why"][0]
     assert tried == [("mlp", 1)]  # opened
-    monkeypatch.setattr(script, "planting", lambda *_: "no")
+    monkeypatch.setattr(study, "_planting", lambda *_: "no")
     with pytest.raises(ValueError, match="too many seeds"):
-        script.prepare(some)
+        planted(some)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +127,7 @@ def test_a_seed_whose_roles_do_not_hold_is_left_out_and_remembered(script, confi
     ],
 )
 def test_bad_settings_end_in_one_clear_line(script, config, tmp_path, changed, said):
-    with pytest.raises(SystemExit, match=said):
-        script.main(dataclasses.replace(config, **{"out": tmp_path, **changed}))
+    assert said in refused(script, **{**vars(config), "out": tmp_path, **changed})
 
 
 def test_the_lead_says_who_finds_and_who_is_fooled():

@@ -17,8 +17,7 @@ from tiny import redraw
 
 import lsn_lens as lsn
 from lsn_lens import analysis, generation
-from lsn_lens.analysis import experts, representations, sharing  # fmt: skip
-from lsn_lens.comparison import checks  # fmt: skip
+from lsn_lens.analysis import contributions, experts, representations  # fmt: skip
 from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
 from lsn_lens.evaluation.stages import Stages
@@ -216,10 +215,6 @@ ROWS = {
         m, g.corpora, FOUND, measure="nll", **CUT
     ),
     "evaluation.perplexity.perplexity_table": lambda m, g: lsn.perplexity_table(m, g.corpora, FOUND, **CUT),
-    "comparison.checks.measure": lambda m, g: checks.measure(
-        g.run, {"lape": METHODS["lape"](rate=0.2)}, {"lape": FOUND}, checks.Checks(0, 0, changed_text=True),
-        model=m, corpora=g.corpora, **CUT,
-    )["survival"],
     "analysis.representations.sentence_embeddings": lambda m, g: representations.sentence_embeddings(
         m, PROMPTS, **QUIET
     ).values[:, :, 1:],
@@ -256,11 +251,11 @@ ROWS = {
 TEXTS_OF_ONE = {language: texts[0] for language, texts in PROMPTS.items()}
 BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes alone
     "generation.steering.trials.prompts_from": lambda m, g: prompts_from(m, g.corpora, count=1, tokens=2),
-    "analysis.sharing.down_norms": lambda m, g: sharing.down_norms(m),
-    "analysis.sharing.effective_values": lambda m, g: sharing.effective_values(
+    "analysis.contributions.down_norms": lambda m, g: contributions.down_norms(m),
+    "analysis.contributions.effective_values": lambda m, g: contributions.effective_values(
         m, 1, torch.rand(2, D_MLP), torch.tensor([1, 2])
     ),
-    "analysis.sharing.effective_score": lambda m, g: sharing.effective_score(g.run.statistics, m, 1),
+    "analysis.contributions.effective_score": lambda m, g: contributions.effective_score(g.run.statistics, m, 1),
     "analysis.lens.layers.check_lens": lambda m, g: analysis.check_lens(m),
 }
 ELSEWHERE = {
@@ -269,13 +264,17 @@ ELSEWHERE = {
     "model.loading.labelled": "sets a name",
     "collection.wanted.Fits": "sizes, by a probe without hooks",
     "interventions.intervening.check_steps": "compares fingerprints",
-    "collection.collecting.needs_of": "asks which hook points there are",
-    "collection.collecting.widths_of": "sizes, by a probe without hooks",
+    "collection.wanted.needs_of": "asks which hook points there are",
+    "collection.wanted.widths_of": "sizes, by a probe without hooks",
     "analysis.lens.layers.unembedded": "the head, inside a hook of logit_lens",
     "generation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
     "interventions.intervening.hooks_of": "makes hooks and runs nothing",
+    "evaluation.jobs.jobs_of": "the same",
+    "evaluation.jobs.jobs_for": "the same",
+    "evaluation.scored.document_sums": "one pass of held_out",
     "interventions.intervening.intervention_hooks": "the same",
     "collection.planning.plan_run": "sizes, also of models without weights",
+    "collection.planning.plan_of": "reads the tokenizer and the context",
     "model.entry.check_model": "the check itself",
 }
 INNER = (
@@ -601,7 +600,7 @@ def test_a_run_is_not_resumed_under_other_hooks(model, given, tmp_path):
         run = collect()
         assert list(run.settings["hooks"]) == ["blocks.0.mlp.hook_post"]
         collect()  # the same again
-    with pytest.raises(ValueError, match=r"holds a run with other settings: hooks.blocks.0.mlp.hook_post was \["):
+    with pytest.raises(ValueError, match=r"other settings: other hooks are on blocks\.0\.mlp\.hook_post\."):
         collect()
     with lsn.intervene(model, OUTER, lsn.scale(0.5)), pytest.raises(ValueError, match="other settings"):
         collect()

@@ -14,9 +14,10 @@ from conftest import BACKENDS, HOOKED_LOADS, LAYERS, PARTS, SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens.generation.steering.trials import Trial, run_trials
-from lsn_lens.identity import ENTRIES, fingerprint, joined
 from lsn_lens.model.loading import skeleton
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.identity import ENTRIES, fingerprint, joined
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 
 TEXTS = {"en": [SENTENCES[0]] * 3, "de": [SENTENCES[1]] * 3}
 OTHER = r"found on another model, or on other weights.*\.for_model\(model\)"
@@ -283,14 +284,14 @@ def test_a_run_from_disk_says_the_same(load, tmp_path):
 
 REFUSED = """
 import torch, numpy as np, lsn_lens as lsn
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 found = NeuronSet(["en"], {"mlp": torch.ones(1, 2, 5).bool()})
 values = torch.ones(2, 5)
 calls = {
-    "zero": lambda: lsn.intervene(None, found, "zero"), "class": lambda: lsn.intervene(None, found, lsn.scale),
+    "word": lambda: lsn.intervene(None, found, "off"), "class": lambda: lsn.intervene(None, found, lsn.scale),
     "tensor": lambda: lsn.intervene(None, found.masks["mlp"], lsn.zero),
     "dict": lambda: lsn.intervene(None, {"en": found}, lsn.zero), "name": lambda: lsn.intervene(None, "en", lsn.zero),
-    "step": lambda: lsn.Intervention("x", ((found, "zero"),)), "text": lambda: lsn.set_to("0"),
+    "step": lambda: lsn.Intervention("x", ((found, 0),)), "text": lambda: lsn.set_to("0"),
     "truth": lambda: lsn.set_to(True), "mask": lambda: lsn.set_to({"mlp": values.bool()}),
     "list": lambda: lsn.add({"mlp": [[1.0]]}), "flat": lambda: lsn.add({"mlp": values[0]}),
     "bare": lambda: lsn.set_to(values), "factor": lambda: lsn.scale("2"), "factors": lambda: lsn.scale({"mlp": values}),
@@ -318,8 +319,9 @@ def test_what_is_no_set_no_action_and_no_value_is_refused_in_words():
     told = {line.split(" | ")[0]: line.split(" | ", 1)[1] for line in lines}
     assert all(each.startswith("ValueError | ") for each in told.values()), told
     expected = {
-        "zero": "'zero'.*type str.*lsn.zero", "class": "call it with a language", "tensor": "got Tensor as the units",
-        "dict": "got dict as the units", "name": "got str as the units", "step": "type str", "text": "got str",
+        "word": r"'off'.*the words \['zero', 'mean', 'other mean'\].*lsn.zero",
+        "class": "call it with a language", "tensor": "got Tensor as the units",
+        "dict": "got dict as the units", "name": "got str as the units", "step": "type int", "text": "got str",
         "truth": "got bool", "mask": r"torch.bool \[2, 5\]", "list": "are list", "flat": r"\[5\], expected a tensor",
         "bare": "got Tensor", "factor": "got str", "factors": "one number for all units", "place": "whole number",
         "masks": r"got bool \(1, 2, 5\)", "bare masks": "masks: expected", "origin": "expected a mapping",

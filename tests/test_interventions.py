@@ -1,5 +1,8 @@
 """Interventions do to a model's computation what editing its weights or modules would do, and leave no trace."""
 
+import gc
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -21,8 +24,8 @@ import lsn_lens as lsn
 from lsn_lens.evaluation import perplexity
 from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 
 LENGTHS = (9, 6)
 
@@ -481,6 +484,43 @@ def test_half_precision(tiny_model_folder):
             seen = read(model, SITES["mlp_post"], some_ids())[0]
         assert seen.dtype == torch.bfloat16
         assert (seen[..., found.units("mlp")[0]] == torch.tensor(0.1, dtype=torch.bfloat16)).all()
+
+
+# blocks that nobody entered
+
+
+def test_a_block_without_with_says_so(load):
+    model = load("llama")
+    with pytest.warns(UserWarning, match=r"intervene\('zero'\) was not used.*with lsn.intervene"):
+        lsn.intervene(model, some_units(model))
+        gc.collect()
+
+
+USED = """
+import contextlib, gc, sys, warnings
+import torch, lsn_lens as lsn
+warnings.simplefilter("error")
+sys.unraisablehook = lambda each: print("raised", each.exc_value)
+model = lsn.load_model("demo", device="cpu")
+found = lsn.NeuronSet(["xx"], {"mlp": torch.ones(1, model.cfg.n_layers, model.cfg.d_mlp).bool()})
+with lsn.intervene(model, found), contextlib.ExitStack() as stack:
+    stack.enter_context(lsn.intervene(model, found, "zero"))
+with contextlib.suppress(RuntimeError), lsn.intervene(model, found):
+    raise RuntimeError
+with contextlib.suppress(KeyError), lsn.intervene(model, found, lsn.set_to({"z": torch.zeros(1, 1)})):
+    pass
+changed = lsn.intervene(model, found)(lambda: None)
+changed(), changed()
+del changed
+gc.collect()
+print("still here")
+kept = lsn.intervene(model, found)  # until the interpreter ends
+"""
+
+
+def test_blocks_that_were_entered_and_the_end_of_python_are_silent():
+    done = subprocess.run([sys.executable, "-c", USED], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["still here", ""] and "was not used" not in done.stderr
 
 
 # refusals

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.methods.base import best_first, order_statistic
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape, Lave
+from lsn_lens.methods.selection import best_first, order_statistic
 from lsn_lens.statistics.sums import Statistics
 
 

@@ -4,19 +4,21 @@ import inspect
 from dataclasses import FrozenInstanceError, fields, replace
 from functools import cache
 from itertools import permutations
+from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens import detect, methods, score
-from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.catalogue import METHODS, get_method, named
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores
-from lsn_lens.sites import SITES
-from lsn_lens.statistics.needs import Need
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sites import SITES
+from lsn_lens.statistics.needs import Need, Statistic
 
 LANGUAGES = ("de", "en", "fr", "zh")
 ITEMS = (
@@ -208,7 +210,7 @@ def test_parameters_are_documented(name):
     text = inspect.getdoc(METHODS[name]) or ""
     assert "Source:" in text
     missing = [each.name for each in fields(METHODS[name]) if f"{each.name}:" not in text]
-    assert not missing or "Attributes: as" in text
+    assert not missing
 
 
 def test_the_pass_leaves_no_hook_and_no_gradient(model, collected):
@@ -236,3 +238,62 @@ def test_names_and_parameters(run):
     with pytest.raises(ValueError, match="rate"):
         get_method(Lape(), rate=0.02)
     assert detect(run, "lape", **SETTINGS["lape"]) == detect(run, METHOD["lape"])
+
+
+def test_names_as_people_type_them(run):
+    assert get_method("LAPE") == get_method(" Lape ") == Lape()
+    assert get_method("Average Precision") == get_method("average-precision")
+    assert named(["LAPE", Lap(rate=0.5)]) == {"lape": Lape(), "Lap(rate=0.5)": Lap(rate=0.5)}
+    assert named("Lape", {"lape": {"rate": 0.5}}) == named({"lape": Lape(rate=0.5)})
+    with pytest.raises(KeyError, match=r"'plmd' \(did you mean 'plnd'\?\); the methods are \['lape'"):
+        detect(run, "plmd")
+
+
+def test_parameters_that_a_method_lacks(run):
+    with pytest.raises(ValueError, match=r"lape has no parameter 'top_k'; it has \['rate', 'filter_share'"):
+        detect(run, "lape", top_k=100)
+    with pytest.raises(ValueError, match=r"'filter_shares' \(did you mean 'filter_share'\?\)"):
+        score(run, "LAPE", filter_shares=0.9)
+
+
+def test_several_methods_are_for_compare(monkeypatch, run):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: types are not checked before
+    with pytest.raises(ValueError, match=r"expected one method.*got \['lape'\]; for several use lsn\.compare"):
+        detect(run, ["lape"])
+
+
+@pytest.mark.parametrize("path", [None, Path("runs/mine")])
+def test_what_a_run_lacks_can_be_collected(run, path):
+    lape = {**run.settings, "statistics": ["mlp_pre.positive"]}
+    bare = replace(run, settings=lape, path=path)
+    with pytest.raises(KeyError, match=r"collect\(\.\.\., methods=\['plnd'\]\)") as caught:
+        detect(bare, "PLND")
+    assert ("out='runs/mine'" in str(caught.value)) == (path is not None)
+    with pytest.raises(KeyError, match=r"methods=\[Plnd\(variant='paper', bases=\('mlp',\)"):
+        detect(bare, "plnd", bases=("mlp",))
+
+
+class Loudest:
+    """A method as a reader might write one: no dataclass, nothing of the package but its types."""
+
+    def statistics(self):
+        return (Statistic("mlp_post", "sum"),)
+
+    def score(self, statistics):
+        return NeuronScores(statistics.languages, {"mlp": statistics.mean("mlp_post").abs()}, "loudest")
+
+    def select(self, scores):
+        values = scores.values["mlp"]
+        return lsn.NeuronSet(scores.languages, {"mlp": values > values.quantile(0.9)}, scores.method)
+
+    def __repr__(self):
+        return "Loudest()"
+
+
+def test_a_method_of_ones_own_goes_wherever_a_name_does(model):
+    corpora = lsn.load_corpora({label: [item[i] for item in ITEMS] for i, label in enumerate(LANGUAGES)}, hold_out=0.0)
+    run = lsn.collect(model, corpora, [Loudest(), "LAP"], progress=False)
+    assert len(detect(run, Loudest())) and score(run, Loudest()).method == "loudest"
+    assert set(lsn.compare(run, [Loudest(), "LAP"]).found) == {"Loudest()", "lap"}
+    assert set(lsn.compare(run, {"mine": Loudest()}).found) == {"mine"}
+    assert set(lsn.compare(run, Loudest()).found) == {"Loudest()"}

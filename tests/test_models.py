@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 import lsn_lens as lsn
 from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import forward, loading, mlps, structure
-from lsn_lens.sites import SITES, get_site
+from lsn_lens.neurons.sites import SITES, get_site
 
 CLASSES = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import traceback
 
 import jaxtyping
@@ -13,10 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import D_MLP, LAYERS
 from safetensors.torch import save_file
 
 from lsn_lens.files import labels_of, unit_mask, whole_number, write_bytes
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.model import structure
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE, widths_of
+from lsn_lens.report import plots
 
 LANGUAGES = ("en", "fr", "zh")
 
@@ -558,3 +565,133 @@ def test_shapes_of_a_table_are_layers_and_units(shape, monkeypatch):
     frame = pd.DataFrame({"language": ["en"], "basis": ["mlp"], "layer": [0], "unit": [1]})
     with pytest.raises(ValueError, match=r"expected two numbers, \(layers, units\)"):
         NeuronSet.from_frame(frame, {"mlp": shape})
+
+
+# as people type it
+
+
+def test_a_set_is_gone_through_like_a_dictionary(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: types are not checked before
+    found = one_basis([("en", 0, 1), ("en", 1, 2), ("zh", 0, 1)])
+    assert [(language, each.languages, len(each)) for language, each in found] == [
+        ("en", ("en",), 2), ("fr", ("fr",), 0), ("zh", ("zh",), 1),
+    ]  # fmt: skip
+    assert list(found) == list(dict(found).items())
+    assert len(found) == 2  # units, not languages
+    with pytest.raises(KeyError, match=r"0 is no language: found\['fr'\] is the set of one, of \['en', 'fr', 'zh'\]"):
+        found[0]
+
+
+def test_what_languages_share_and_what_is_theirs_alone():
+    triples = [("en", 0, 1), ("fr", 0, 1), ("zh", 0, 1), ("en", 0, 2), ("fr", 0, 2), ("fr", 1, 3)]
+    found = one_basis(triples)
+
+    def units(each):
+        return each.languages, each.to_frame()[["layer", "unit"]].values.tolist()
+
+    assert units(found.shared("fr", "en")) == (("fr & en",), [[0, 1], [0, 2]])
+    assert units(found.shared()) == (("en & fr & zh",), [[0, 1]])
+    assert units(found.only_in("fr")) == (("fr",), [[1, 3]])
+    assert units(found.only_in("en", "fr")) == (("en & fr",), [[0, 2]])
+    assert found.only_in("zh").method == "by hand, only in zh"
+    with pytest.raises(KeyError, match=r"no language \['de'\]"):
+        found.shared("de", "en")
+    with pytest.raises(ValueError, match=r"found\.shared\(\"fr\", \"en\"\) and found\.only_in\(\"fr\"\)"):
+        found["fr"] & found["en"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shared_and_alone_by_algebra(seed):
+    found = random_set(seed, 0.5)
+    one, other, rest = (found[each].masks for each in found.languages)
+    for basis, mask in found.shared("en", "fr").masks.items():
+        assert torch.equal(mask, one[basis] & other[basis])
+    for basis, mask in found.only_in("en").masks.items():
+        assert torch.equal(mask, one[basis] & ~other[basis] & ~rest[basis])
+
+
+def test_the_best_units_of_a_language():
+    values = torch.full((2, 2, 3), -torch.inf)
+    values[0] = torch.tensor([[0.5, 2.0, -torch.inf], [2.0, 0.1, 3.0]])
+    wide = torch.full((2, 2, 4), -torch.inf)
+    wide[0, 1, 3] = 2.5
+    scores = NeuronScores(("fr", "en"), {"mlp": values, "z": wide}, "by hand")
+    assert scores.top("fr", 4).to_dict("list") == {
+        "layer": [1, 1, 0, 1], "unit": [2, 3, 1, 0], "basis": ["mlp", "z", "mlp", "mlp"],
+        "score": [3.0, 2.5, 2.0, 2.0], "rank": [1, 2, 3, 4],
+    }  # fmt: skip
+    assert scores.top("fr", 2, "z")["unit"].tolist() == [3]
+    assert len(scores.top("fr")) == 6 and len(scores.top("en")) == 0
+    assert "inf" not in scores._repr_html_() and scores._repr_html_().count("<td>mlp") == 4
+    assert scores.top("en").dtypes["layer"] == "int64" and "0.0<" not in scores._repr_html_()
+    assert repr(scores) == "NeuronScores(fr, en; mlp [2, 2, 3], z [2, 2, 4] [language, layer, unit]; by hand)"
+    for wrong in (("de",), ("fr", 3, "q")):
+        with pytest.raises(KeyError, match=r"there are \['fr', 'en'\] on \['mlp', 'z'\]"):
+            scores.top(*wrong)
+
+
+def test_a_table_of_somebody_and_pairs_become_a_set(load, tmp_path):
+    expected = one_basis([("fr", 0, 1), ("fr", 1, 9), ("en", 1, 2)], languages=("fr", "en"))
+    pairs = {"fr": [(0, 1), (1, 9)], "en": [(1, 2)]}
+    assert NeuronSet.from_dict(pairs, (2, 10)) == expected
+    (tmp_path / "theirs.csv").write_text("language,layer,unit\nfr,0,1\nfr,1,9\nen,1,2\n")
+    table = pd.read_csv(tmp_path / "theirs.csv")
+    assert NeuronSet.from_frame(table, {"mlp": (2, 10)}) == expected
+    model = load("llama")
+    ours = NeuronSet.from_frame(table, model)
+    assert ours == NeuronSet.from_dict(pairs, model) and ours.masks["mlp"].shape[1:] == (LAYERS, D_MLP)
+    assert NeuronSet.from_dict({"fr": [(0, 1)], "en": []}, model, "v").counts().to_dict() == {"fr": 1, "en": 0}
+    for basis, width in widths_of(model.cfg).items():
+        assert width == structure.site_width(model, WRITE_SITE[basis]), basis
+    with pytest.raises(KeyError, match=r"no basis \['router'\]; the bases are \['mlp'"):
+        NeuronSet.from_frame(table.assign(basis="router"), model)
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "said"),
+    [
+        ({"fr": [(0, 1, 2)]}, (2, 10), r"\[\(0, 1, 2\)\]: expected pairs \(layer, unit\)"),
+        ({"fr": [(0, 10)]}, (2, 10), r"unit \[10\], expected 0 to 9"),
+        ({"fr": [(0, 1), (0, 1)]}, (2, 10), "there twice"),
+        ({"fr": [(0, 1)]}, 10, r"shapes=10: expected .*or a model"),
+    ],
+)
+def test_pairs_that_are_none(given, shape, said):
+    with pytest.raises(ValueError, match=said):
+        NeuronSet.from_dict(given, shape)
+
+
+def test_the_suffix_may_be_left_out(tmp_path):
+    found = random_set(0)
+    assert found.save(tmp_path / "x") == tmp_path / "x.safetensors"
+    assert NeuronSet.load(tmp_path / "x") == NeuronSet.load(tmp_path / "x.safetensors") == found
+    (tmp_path / "x.safetensors").rename(tmp_path / "plain")
+    assert NeuronSet.load(tmp_path / "plain") == found
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors"):
+        NeuronSet.load(tmp_path / "x")
+
+
+def test_a_set_draws_itself():
+    found = random_set(0)
+    for drawn, by_table in ((found.plot(), plots.layer_counts(found.layer_counts())),
+                            (found.plot("overlap"), plots.overlap(found.jaccard()))):  # fmt: skip
+        assert drawn.title == by_table.title
+        assert drawn.marks[0].values.equals(by_table.marks[0].values)
+
+
+def test_a_set_draws_itself_in_a_fresh_interpreter():
+    code = """
+import sys
+from lsn_lens.neurons.sets import NeuronSet
+found = NeuronSet.from_dict({"fr": [(0, 1)], "en": []}, (2, 10))
+assert "lsn_lens.report.plots" not in sys.modules
+print(found.plot().title)
+try:
+    found.plot("pie")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "Neurons per layer and language", "kind='pie': expected one of ['layers', 'overlap'].",
+    ]  # fmt: skip

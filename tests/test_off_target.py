@@ -10,7 +10,7 @@ from lsn_lens.controls import neutral as off_target_module
 from lsn_lens.controls.matched import activity
 from lsn_lens.controls.neutral import neutral_text, off_target
 from lsn_lens.generation.texts.strings import distinct, repetition
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 TEXT = dict(zip(("en", "de", "zh"), (SENTENCES[0], SENTENCES[1], SENTENCES[3]), strict=True))
 SHORT = lsn.Layout(max_tokens=64)
@@ -118,7 +118,7 @@ def test_a_language_without_units_changes_nothing(ready):
     model, corpora, _, found, settings, _ = ready
     nobody = NeuronSet(("en",), {"mlp": torch.zeros_like(found.masks["mlp"][:1])})
     row = off_target(model, corpora, nobody, **settings).table.iloc[0]
-    assert row["neurons"] == row["own_rise"] == row["worst_other_rise"] == row["numbers_rise"] == 0
+    assert row["units"] == row["own_rise"] == row["worst_other_rise"] == row["numbers_rise"] == 0
     assert row["distinct_2_before"] == row["distinct_2_after"]
 
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import perplexity
+from lsn_lens.evaluation import baseline, perplexity, scored
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan
@@ -305,7 +305,7 @@ def test_nothing_scored_is_no_perfect_model(layout, load):
     model, corpora = load("llama"), corpora_of({"en": list("abc"), "fr": list("xyz")})
     with pytest.warns(UserWarning, match=r"en: no token is scored.*NaN.*first token"):
         table = lsn.perplexity_table(model, corpora, all_units(), layout=layout, progress=False)
-    measured = table.drop(columns=["set", "action", "intervened", "evaluated", "neurons", "tokens", "bytes"])
+    measured = table.drop(columns=["set", "action", "intervened", "evaluated", "units", "tokens", "bytes"])
     assert measured.isna().all(axis=None) and (table["tokens"] == 0).all()
     with pytest.warns(UserWarning, match="fr: no token is scored"):
         matrix = lsn.perplexity_matrix(model, corpora, all_units(("en", "fr")), layout=layout, progress=False)
@@ -330,13 +330,14 @@ def test_documents_of_which_nothing_is_scored(load):
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """Fails where a loss is computed."""
+    """Fails where text is tokenised or a loss is computed."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: types are not checked before
 
     def measured(*args, **kwargs):
-        raise AssertionError("a loss was computed before the refusal")
+        raise AssertionError("text was read or measured before the refusal")
 
-    monkeypatch.setattr(perplexity, "token_losses", measured)
+    monkeypatch.setattr(scored, "token_losses", measured)
+    monkeypatch.setattr(baseline, "tokenize", measured)
     return SimpleNamespace(corpora=corpora_of({"en": [SENTENCES[0]], "de": [SENTENCES[1]]}))
 
 
@@ -344,8 +345,10 @@ def unmeasured(monkeypatch):
     ("given", "said"),
     [
         ({"measure": "ppl"}, r"measure='ppl'.*nll_change"),
-        ({"action": "zero"}, r"action='zero'.*lsn\.zero"),
-        ({"action": lambda language: "zero"}, r"action='zero'.*lsn\.zero"),
+        ({"action": "off"}, r"action='off'.*\['zero', 'mean', 'other mean'\].*lsn\.zero"),
+        ({"action": lambda language: "off"}, r"action='off'.*lsn\.zero"),
+        ({"action": "mean"}, r"action='mean' needs .* lsn\.mean_ablation\(run\.statistics\)"),
+        ({"action": "Other_Mean"}, r"lsn\.other_mean_ablation\(run\.statistics\)"),
         ({"action": lsn.set_to({"mlp": torch.ones(1, 3)})}, r"shape \[1, 3\]"),
         ({"found": no_units(("none", "en"))}, "called 'none'"),
     ],
@@ -356,12 +359,14 @@ def test_refused_before_anything_runs(given, said, load, unmeasured):
         lsn.perplexity_matrix(load("llama"), unmeasured.corpora, layout=LAYOUTS[0], progress=False, **given)
 
 
-def test_a_name_is_no_action(load, unmeasured):
-    with (
-        pytest.raises(ValueError, match=r"action='zero'.*lsn\.zero"),
-        lsn.intervene(load("llama"), all_units(), "zero"),
-    ):
-        pass
+def test_a_word_is_the_action_that_it_names(load):
+    found, corpora = all_units(("en", "de")), corpora_of({"en": [SENTENCES[0]], "de": [SENTENCES[1]]})
+    tables = [
+        lsn.perplexity_table(load("llama"), corpora, found, each, layout=LAYOUTS[0], progress=False)
+        for each in ("zero", lsn.zero, lambda language: "zero")
+    ]
+    assert tables[0].equals(tables[1]) and tables[2].equals(tables[1])
+    assert list(tables[0]["action"].unique()) == ["none", "zero"]
 
 
 def test_the_tokenizer_of_all_tests_is_byte_level():

@@ -10,9 +10,7 @@ import torch
 import transformers
 
 import lsn_lens as lsn
-from lsn_lens.collection.collecting import needs_of, widths_of
-from lsn_lens.collection.passes import Pass
-from lsn_lens.collection.planning import plan_run
+from lsn_lens.collection import Pass, needs_of, plan_run, widths_of
 from lsn_lens.model import forward
 from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
 

@@ -368,3 +368,12 @@ def test_a_model_with_one_projection(ungated, backend):
     rises = {label: loss_of(hf_model, some) - clean[label] for label, some in rows.items()}
     assert rises.pop("latin-2") == pytest.approx(planted.measured["own_rise"][unit.name], abs=1e-4)
     assert max(rises.values()) < 0.015
+
+
+def test_units_in_one_layer_alone_are_measured():
+    model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["en", "ja"])
+    text = read_text(model.tokenizer, corpora, "hold_out", 200, 128)
+    unit = {"layer": 2, "unit": 7, "role": "specific", "concept": "ja", "languages": ("ja",), "script": "HIRAGANA",
+            "truth": True, "sign": 1, "level": 0.0}  # fmt: skip
+    (row,) = measure_roles(model, text, pd.DataFrame([unit]), progress=False).to_dict("records")
+    assert (row["layer"], row["unit"]) == (2, 7) and 0 < row["own_rate"] < 1 and row["writes"] == 1

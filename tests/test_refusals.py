@@ -10,13 +10,14 @@ from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, ex
 
 import lsn_lens as lsn
 from lsn_lens.analysis.lens.layers import logit_lens
+from lsn_lens.comparison.page import facts
+from lsn_lens.comparison.sections import ranking_section
 from lsn_lens.evaluation.stages import Stages
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid
 from lsn_lens.methods.lape import Lape
 from lsn_lens.methods.plnd import Plnd
 from lsn_lens.methods.sharing import Sharing
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.report.sections.comparison import facts, ranking_section
 from lsn_lens.statistics.importance import BASES
 from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
 
@@ -225,7 +226,7 @@ def test_a_mistake_is_no_refusal(tiny, corpora):
 
 def test_the_experiment_and_its_report_leave_out_what_does_not_apply(mixture, compared):
     script = experiment("compare_methods")
-    parameters, words = script.settings(mixture[1], script.Config())
+    parameters, words = lsn.methods.common_rate(mixture[1], script.names(script.Config()))
     assert set(parameters) == RESIDUAL and parameters["diffmean"] == {"rate": 0.01} and "1.00%" in words
     assert facts(compared)["methods left out"] == "9"
     table = ranking_section(compared, "").tables["What was left out"]
@@ -268,8 +269,8 @@ def test_wrong_use_of_a_run_is_said_at_once(tiny, corpora, as_a_user):
         lsn.detect(run, "plnd")
     with pytest.raises(KeyError, match=r"average_precision needs.*methods=\['average_precision'\]"):
         lsn.detect(run, "average_precision")
-    with pytest.raises(ValueError, match=r"trust=True.*Checks"):
-        lsn.compare(run, trust=True, progress=False)
+    with pytest.raises(ValueError, match=r"trust='all'.*Checks"):
+        lsn.compare(run, trust="all", progress=False)
     with pytest.raises(ValueError, match=r"action='zero'.*lsn\.zero"):
         lsn.compare(run, model=model, corpora=corpora, action="zero", progress=False)
     with pytest.raises(ValueError, match="expected one method"):

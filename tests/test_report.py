@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.comparison import doubts
+from lsn_lens.comparison import doubts, draw_checks, model_checks
+from lsn_lens.comparison import page as sections
 from lsn_lens.report import page, plots, text_view
 from lsn_lens.report.page import Report, Section
-from lsn_lens.report.sections import comparison as sections
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese
 HOSTILE = ["<script>alert(1)</script>", "a|b", 'x"onload="y', "日本語 & co"]
@@ -94,7 +94,7 @@ def test_digits_of_tables():
     frame = pd.DataFrame(
         {
             "own_rise": [0.01234, -0.00004, np.nan],
-            "neurons": [12345, 1, 0],
+            "units": [12345, 1, 0],
             "ratio": [12.34, 1.0, np.nan],
             "share_above_random": [1.0, 0.8, 0.0],
             "rate": [0.0187, 0.01, 0.01],
@@ -112,7 +112,7 @@ def test_digits_of_tables():
 def test_the_lead_is_what_the_numbers_say():
     text = sections.lead(row())
     assert text == (
-        "lape passes for 7 of 8 (on other documents 5 to 8) languages: ablating the units that it finds hurts that "
+        "lape passes for 7 of 8 languages (on other documents 5 to 8): ablating the units that it finds hurts that "
         "language surely more than any other, and more than random sets of as many units in the same layers do. On "
         "average the loss of the own language changes by +0.0500 nats per token, that is +0.0400 next to the other "
         "language that is hurt most."
@@ -175,4 +175,5 @@ def test_neurons_on_text(load):
 def test_shares_are_written_as_percent():
     frame = pd.DataFrame({"stable_share": [0.874], "romanised_survival": [0.5], "beyond_null": [None], "share": [0.5]})
     frame["beyond_null"] = frame["beyond_null"].astype(float)
-    assert page.table_cells(frame)[1] == [["87%", "50%", "n/a", "0.500"]]
+    columns = {**draw_checks.STABILITY.columns, **draw_checks.NULLS.columns, **model_checks.SURVIVAL.columns}
+    assert page.table_cells(frame, columns)[1] == [["87%", "50%", "n/a", "0.500"]]

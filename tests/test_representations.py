@@ -18,7 +18,7 @@ from lsn_lens.analysis.representations import (
     similarity_change,
 )
 from lsn_lens.model import structure
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report import plots
 
 TEXTS = {"en": SENTENCES[:3], "de": (SENTENCES[1], SENTENCES[3], SENTENCES[2][:9]), "zh": SENTENCES[1:]}

@@ -20,7 +20,8 @@ from lsn_lens.controls.resampling import (
     subset,
 )
 from lsn_lens.methods.catalogue import get_method
-from lsn_lens.run import Run, write_shard
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import write_shard
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from conftest import BACKENDS, SENTENCES, parts
 
 import lsn_lens as lsn
-from lsn_lens.analysis import sharing
+from lsn_lens.analysis import contributions, sharing
 from lsn_lens.methods.sharing import TYPES, Sharing, check_lengths
 from lsn_lens.statistics.sums import Statistics
 
@@ -105,12 +105,12 @@ def test_the_order_of_languages_does_not_matter():
     norms = torch.rand(2, 40)
     expected = statistics_of(values)
     frames = [sharing.profile(expected), sharing.repeatability(expected)]
-    added = sharing.contribution(expected, norms).set_index(["layer", "language", "type"])
+    added = contributions.contribution(expected, norms).set_index(["layer", "language", "type"])
     for order in list(permutations(range(4)))[::5]:
         statistics = statistics_of(values[list(order)], languages=tuple(LABELS[i] for i in order))
         for frame, again in zip(frames, [sharing.profile(statistics), sharing.repeatability(statistics)], strict=True):
             pd.testing.assert_frame_equal(frame, again)
-        again = sharing.contribution(statistics, norms).set_index(["layer", "language", "type"])
+        again = contributions.contribution(statistics, norms).set_index(["layer", "language", "type"])
         pd.testing.assert_frame_equal(added, again.loc[added.index])
 
 
@@ -214,7 +214,7 @@ def test_repeatability_of_a_draw_afresh_is_its_chance():
 def test_contribution_follows_the_definition():
     gate, product = random_values(6, 3, units=60), random_values(7, 3, units=60)
     norms = np.random.default_rng(8).uniform(0.5, 2, (2, 60))
-    table = sharing.contribution(statistics_of(gate, product), torch.from_numpy(norms))
+    table = contributions.contribution(statistics_of(gate, product), torch.from_numpy(norms))
     types, sizes = types_of(gate), np.abs(product.astype(np.float32).astype(float)) * norms
     for row in table.itertuples():
         each = sizes[LABELS.index(row.language), :, row.layer]
@@ -235,22 +235,22 @@ def test_contribution_follows_the_definition():
 def test_contribution_does_not_see_signs_and_an_empty_type_is_not_zero():
     gate, norms = random_values(9, 2), torch.ones(2, 40)
     signs = np.where(np.random.default_rng(0).random(gate.shape) < 0.5, -1, 1)
-    one = sharing.contribution(statistics_of(gate, gate), norms)
-    other = sharing.contribution(statistics_of(gate, gate * signs), norms)
+    one = contributions.contribution(statistics_of(gate, gate), norms)
+    other = contributions.contribution(statistics_of(gate, gate * signs), norms)
     pd.testing.assert_frame_equal(one, other)
     partial = one[one["type"] == "partial-shared"]
     assert partial[["mean", "maximum", "minimum"]].isna().all(axis=None)
     assert (partial[["coverage", "top_share"]] == 0).all(axis=None)
     gate[:, 1:], gate[:, 0] = -np.abs(gate[:, 1:]), 2.0  # the first item alone has all-shared neurons
-    row = sharing.contribution(statistics_of(gate), norms).iloc[0]
+    row = contributions.contribution(statistics_of(gate), norms).iloc[0]
     assert (row["type"], row["mean"], row["coverage"]) == ("all-shared", 2.0, pytest.approx(1 / 7))
 
 
 def test_the_top_is_800_neurons_at_the_papers_width():
-    assert sharing._highest(torch.rand(2, 16384)).sum(-1).tolist() == [800, 800]
-    assert sharing._highest(torch.ones(1, 5))[0].tolist() == [True, False, False, False, False]
+    assert contributions._highest(torch.rand(2, 16384)).sum(-1).tolist() == [800, 800]
+    assert contributions._highest(torch.ones(1, 5))[0].tolist() == [True, False, False, False, False]
     with pytest.raises(ValueError, match=r"norms \(2, 39\).*\(2, 40\).*down_norms"):
-        sharing.contribution(statistics_of(random_values(0)), torch.ones(2, 39))
+        contributions.contribution(statistics_of(random_values(0)), torch.ones(2, 39))
 
 
 @pytest.fixture(scope="module")
@@ -316,47 +316,47 @@ def test_contributions_add_up_to_what_the_mlp_adds(runs, load, hugging_face, arc
         for item, text in enumerate(texts["fr"]):
             ids = [model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]
             out = hugging_face_tensors(original, architecture, ids, layer)["out"].reshape(-1, 32)[-1]
-            rows = sharing._down(model, layer)
+            rows = contributions._down(model, layer)
             assert torch.allclose(products[item].double() @ rows + bias.double(), out.double(), atol=1e-5)
             for token in (5, 17):
-                scores = sharing.effective_values(model, layer, products[item : item + 1], torch.tensor([token]))
+                scores = contributions.effective_values(model, layer, products[item : item + 1], torch.tensor([token]))
                 total = scores.sum() + unembedding[token] @ bias.double()
                 assert float(total.detach()) == pytest.approx(
                     float((unembedding[token] @ out.double()).detach()), abs=1e-4
                 )
         rows = down.weight if down.weight.shape[1] == 32 else down.weight.T
-        assert torch.allclose(sharing.down_norms(model)[layer].float(), rows.norm(dim=1))
+        assert torch.allclose(contributions.down_norms(model)[layer].float(), rows.norm(dim=1))
 
 
 def test_effective_scores_by_type(runs, load):
     model, (_, statistics) = load("gpt2", BACKENDS[-1]), runs("gpt2", BACKENDS[-1])
     tokens = {label: [7, 8, 9 + i] for i, label in enumerate(LABELS)}
-    table = sharing.effective_score(statistics, model, tokens)
+    table = contributions.effective_score(statistics, model, tokens)
     for row in table.itertuples():
         products = statistics.documents("mlp_post.last", row.layer)[row.language]
-        scores = sharing.effective_values(model, row.layer, products, torch.tensor(tokens[row.language]))
+        scores = contributions.effective_values(model, row.layer, products, torch.tensor(tokens[row.language]))
         has = sharing.categories(statistics, row.layer).members[TYPES.index(row.type)]
         kept = [each[mask] for each, mask in zip(scores, has, strict=True) if mask.any()]
         for name in ("mean", "max", "min"):
             value = getattr(row, {"max": "maximum", "min": "minimum"}.get(name, name))
             assert value == pytest.approx(np.mean([float(getattr(each, name)()) for each in kept]))
     assert table["minimum"].min() < 0 < table["maximum"].max()
-    same = sharing.effective_score(statistics, model, 7)
+    same = contributions.effective_score(statistics, model, 7)
     pd.testing.assert_frame_equal(
-        same, sharing.effective_score(statistics, model, {label: [7] * 3 for label in LABELS})
+        same, contributions.effective_score(statistics, model, {label: [7] * 3 for label in LABELS})
     )
     with pytest.raises(ValueError, match="zh: 2 reference tokens for 3 items"):
-        sharing.effective_score(statistics, model, {**tokens, "zh": [1, 2]})
+        contributions.effective_score(statistics, model, {**tokens, "zh": [1, 2]})
 
 
 def test_the_answers_first_token_follows_the_prompts(load):
     tokenizer = load("llama", BACKENDS[-1]).tokenizer
     prompt, answer = "The river is", " high"
     before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
-    assert sharing.answer_token(tokenizer, prompt, answer) == whole[len(before)]
+    assert contributions.answer_token(tokenizer, prompt, answer) == whole[len(before)]
     for bad in (("The river is hi", "gh"), (prompt, "")):
         with pytest.raises(ValueError, match="answer has no first token"):
-            sharing.answer_token(tokenizer, *bad)
+            contributions.answer_token(tokenizer, *bad)
 
 
 def test_each_language_gets_its_most_specific_neurons():

@@ -20,8 +20,8 @@ from lsn_lens.controls.support import firing_interval, jeffreys, supported
 from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores
-from lsn_lens.run import Run
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.runs.run import Run
 
 nulls = experiment("null_simulation")
 QUICK = Permutations(999, 0, False, False)

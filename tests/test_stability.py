@@ -25,7 +25,7 @@ from lsn_lens.controls.stability import (
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,13 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import experiment
+from conftest import experiment, refused
 
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.report.sections import steering as section
+import lsn_lens as lsn
+from lsn_lens.generation.groups import share_difference
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.studies import steering as study
+from lsn_lens.studies.pages import steering as section
 
 WAYS = {
     "average_precision", "plnd", "lape", "diffmean", "language_dimensions", "language_dimensions-released",
@@ -25,11 +28,15 @@ def script():
 
 
 def small(script, out, **changed):
+    return script.Config(**asked(out, **changed))
+
+
+def asked(out, **changed):
     settings = {
         "languages": ("en", "fr"), "counts": (100,), "strengths": (1.0,), "seeds": 1, "samples": 5, "prompts": 1,
         "prompt_tokens": 6, "tokens": 3, "evaluation_tokens": 128, "max_tokens": 300, "shown": 3,
     }  # fmt: skip
-    return script.Config(out=out, device="cpu", **{**settings, **changed})
+    return {"out": out, "device": "cpu", **settings, **changed}
 
 
 def some_of(ways, names):
@@ -52,7 +59,7 @@ def written(script, prepared, drawn):
     config, rest = prepared
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lsn_lens.report.page.save", lambda chart, path, **_: drawn.add(path.name))  # drawing is slow
-        patch.setattr(script, "ways", some_of(script.ways, SOME))
+        patch.setattr(study, "ways", some_of(study.ways, SOME))
         return script.report(config, *rest).parent
 
 
@@ -113,10 +120,10 @@ def test_the_words_are_those_of_the_tables(written, tables):
         assert page.count(f" {other} (") and any(f"They {verb} {other} (" in page for verb in VERBS)
 
 
-def test_every_way_has_its_random_counterparts(script, prepared):
-    config, (model, _, run, sets) = prepared
+def test_every_way_has_its_random_counterparts(prepared):
+    config, (model, _, run) = prepared
     config = dataclasses.replace(config, seeds=2, strengths=(1.0, 3.0))
-    every = script.ways(config, model, run, sets)
+    every = study.ways(config, model, run, study.find(config, run))
     doses = dict.fromkeys(WAYS, (1.0, 3.0)) | {
         "average_precision": (100,), "language_dimensions-released": config.released_strengths,
     }  # fmt: skip
@@ -127,13 +134,17 @@ def test_every_way_has_its_random_counterparts(script, prepared):
         assert layers == {3} if each.name == "diffmean" else len(layers) >= 1
 
 
-def test_the_same_settings_give_the_same_tables(script, prepared, tables, monkeypatch):
-    config, (model, corpora, run, sets) = prepared
-    assert script.find(config, run) == sets
+def test_the_study_in_a_notebook_gives_the_same_tables(prepared, tables, monkeypatch):
+    config, (model, corpora, _) = prepared
     some = ["plnd"]  # the others would take long
-    monkeypatch.setattr(script, "ways", some_of(script.ways, some))
-    monkeypatch.setattr(script, "deactivate", lambda *_, **__: tables["texts-deactivation"])
-    found = script.measure(config, model, corpora, run, sets)
+    monkeypatch.setattr(study, "ways", some_of(study.ways, some))
+    monkeypatch.setattr(study, "deactivate", lambda *_, **__: tables["texts-deactivation"])
+    names = [each.name for each in dataclasses.fields(lsn.studies.SteeringSettings)]
+    settings = lsn.studies.SteeringSettings(**{name: getattr(config, name) for name in names})
+    found = lsn.studies.steering_study(model, corpora, settings, progress=False)
+    assert found.settings["counts"] == (100,) and set(found.found) == {"average_precision-100", *WAYS} - {
+        "average_precision", "diffmean"
+    }  # fmt: skip
     for name in ("doses", "steering", "losses", "texts", "texts-doses"):
         before, after = (
             each[each["steering"].isin([*some, "none"])].drop(columns="ids", errors="ignore").reset_index(drop=True)
@@ -279,10 +290,11 @@ def test_the_fallback_figures_are_of_the_right_texts(tables):
 )
 def test_wrong_settings_end_in_one_line(wrong, message, script, prepared, tmp_path, monkeypatch):
     if "model" not in wrong:  # loading it is slow
-        monkeypatch.setattr(script.lsn, "load_model", lambda *_, **__: prepared[1][0])
-    if "rate" in wrong:
-        monkeypatch.setattr(script.lsn, "collect", lambda *_, **__: prepared[1][2])
-    with pytest.raises(SystemExit, match=message) as stopped:
-        script.main(small(script, tmp_path, **wrong))
-    assert "\n" not in str(stopped.value)
+        monkeypatch.setattr(script, "load_model", lambda _: prepared[1][0])
+    assert message in refused(script, **asked(tmp_path, **wrong))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    assert share_difference(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)  # his table II, example (a)
+    assert share_difference(0, 10, 0, 10) == pytest.approx((-0.2775, 0.2775), abs=5e-5)

@@ -27,9 +27,9 @@ from lsn_lens.generation.steering.ways import (
 from lsn_lens.generation.texts.identifiers import identifier
 from lsn_lens.interventions.intervening import COLUMNS, Intervention
 from lsn_lens.interventions.values import language_medians
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.report import plots
-from lsn_lens.sites import SITES
 from lsn_lens.statistics.needs import Statistic
 
 LANGUAGES = ("de", "en", "zh")
@@ -373,7 +373,7 @@ def test_numbers_that_are_not_finite_stop_it(model, steerings):
 
 def test_no_hooks_are_left(model, texts, steerings):
     assert hooks_on(model) == 0 and len(texts)
-    assert not hasattr(model, COLUMNS)
+    assert COLUMNS.get() is None
 
 
 def test_an_empty_set_says_that_it_does_nothing(model, statistics, texts):

@@ -14,7 +14,7 @@ from lsn_lens.controls.changed_text import pieces, romanised, same_script, shuff
 from lsn_lens.controls.redetection import _survivors, same_script_survival, survival
 from lsn_lens.controls.resampling import rearranged
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 TEXT = dict(zip(("en", "de", "fr", "zh"), SENTENCES, strict=True))
 

@@ -6,7 +6,7 @@ import torch
 from lsn_lens.analysis.transfer import transfer_counts
 from lsn_lens.methods.lape import Lape
 from lsn_lens.methods.transfer import Transfer
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 
 LABELS, TOKENS, UNITS = ("new", "old", "other"), 1000, 400
 

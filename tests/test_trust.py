@@ -1,10 +1,11 @@
 """Each warning appears where its number says so, and shuffled labels are told from true ones."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,16 +13,21 @@ import torch
 from conftest import SENTENCES
 
 import lsn_lens as lsn
-from lsn_lens.comparison import checks, doubts
+from lsn_lens.comparison import checks, doubts, model_checks, trust
+from lsn_lens.comparison.checking import Check, Subject
 from lsn_lens.comparison.checks import Checks
+from lsn_lens.comparison.page import comparison_report
+from lsn_lens.comparison.trust_page import TITLE, WORDS, trust_section
 from lsn_lens.controls.neutral import off_target
 from lsn_lens.controls.resampling import permuted
 from lsn_lens.controls.significance import permutation_test
 from lsn_lens.controls.stability import bootstrap, leave_one_out
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.report.sections.trust import TABLES, TITLE, trust_section
-from lsn_lens.run import DOCUMENTS, TOKENS, Run
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.report import Bars, Chart, Column, Section, write_report
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import DOCUMENTS, TOKENS
 
 LANGUAGES, LAYERS, UNITS, SHARDS, OWN = ("en", "fr", "zh"), 2, 60, 16, 2
 NULL = "not distinguishable from shuffled labels"
@@ -54,6 +60,14 @@ def compared(run, checks=QUICK, methods=METHODS, **options):
     return lsn.compare(run, methods, trust=checks, progress=False, **options)
 
 
+ORIGIN = {
+    "corpus": {"sha256": "0" * 64, "languages": dict.fromkeys(LANGUAGES),
+               "layout": {"kind": "documents", "separator": "bos"}},
+    "model": {"name": "made", "class": "", "dtype": "", "layers": 2, "revision": None, "weights_sha256": "0" * 64},
+    "started": "2026-01-01T00:00:00", "versions": {}, "git_commit": None, "seconds": 1.0, "command": ["python"],
+}  # fmt: skip
+
+
 # from the run alone
 
 
@@ -63,7 +77,7 @@ def planted():
 
 
 def test_a_planted_signal_is_told_from_shuffled_labels(planted):
-    row = planted.doubts.iloc[0]
+    row = planted.trust.iloc[0]
     assert row["null_p"] == 2 / 40  # the smallest that 39 permutations allow
     assert (row["beyond_null"], row["stable_share"]) == (1, 1)
     assert len(planted.found["lape"]) == LAYERS * OWN * len(LANGUAGES)
@@ -85,7 +99,7 @@ def test_units_that_fire_alike_everywhere_are_neither_told_nor_stable():
 
 
 def test_numbers_are_those_of_the_functions_behind_them(planted):
-    run, row = made_run(), planted.doubts.iloc[0]
+    run, row = made_run(), planted.trust.iloc[0]
     test, draws = (
         permutation_test(run, METHODS["lape"], permutations=39),
         bootstrap(run, METHODS["lape"], replicates=20),
@@ -97,8 +111,9 @@ def test_numbers_are_those_of_the_functions_behind_them(planted):
     assert row["bootstrap_jaccard"] == pytest.approx(draws.overlaps["corrected_jaccard"].mean())
     assert row["stable_share"] == (draws.intervals["frequency"] >= 0.95).mean()
     assert list(planted.ranking["null_units"]) == [row["null_units"]]
-    assert set(planted.checks) == {"stability", "leave one out", "nulls", "not done"}
-    assert {"trust", "stability", "leave_one_out", "nulls", "not_done"} <= set(planted.tables())
+    assert {"trust", "stability", "leave_one_out", "nulls", "not_done"} == set(planted) - set(
+        lsn.compare(made_run(), METHODS)
+    )
 
 
 def test_the_p_value_of_a_set_is_counted():
@@ -120,12 +135,11 @@ def test_the_p_value_of_a_set_is_counted():
 def test_without_checks_nothing_is_added():
     run = made_run()
     before, after = lsn.compare(run, METHODS), compared(run)
-    assert before.trust is None
-    assert not before.checks
-    assert set(after.tables()) - set(before.tables()) == {"trust", "stability", "leave_one_out", "nulls", "not_done"}
-    for name, table in before.tables().items():
+    assert not hasattr(before, "trust")
+    assert set(after) - set(before) == {"trust", "stability", "leave_one_out", "nulls", "not_done"}
+    for name, table in before.items():
         if name not in ("ranking", "warnings", "cost", "sizes"):
-            pd.testing.assert_frame_equal(table, after.tables()[name])
+            pd.testing.assert_frame_equal(table, after[name])
     kept = [name for name in before.ranking if name not in ("seconds", "warnings")]
     pd.testing.assert_frame_equal(before.ranking[kept], after.ranking[kept])
     assert list(after.ranking.columns.drop(["stable_share", "null_units"])) == list(before.ranking.columns)
@@ -133,18 +147,19 @@ def test_without_checks_nothing_is_added():
 
 def test_what_cannot_be_done_is_said():
     few = compared(made_run(shards=4))
-    assert few.trust["not_done"][0].count("too few shards") == 2
-    assert set(few.checks) == {"leave one out", "not done"}
+    assert few.trust["not_done"][0].startswith("stability, nulls: too few shards")
+    assert "leave_one_out" in few
+    assert not {"stability", "nulls"} & set(few)
     given = compared(made_run(), found={"lape": NeuronSet(LANGUAGES, {"mlp": torch.ones(3, LAYERS, UNITS).bool()})})
-    assert given.trust["not_done"][0] == "draws and changed text: the set was given"
+    assert given.trust["not_done"][0] == "stability, leave one out, nulls: the set was given"
     assert "stable_share" not in given.ranking
 
 
 def test_methods_that_are_not_drawn_are_said():
     two = {"a": Lape(rate=0.1), "b": Lape(rate=0.2)}
     found = compared(made_run(), Checks(0, 39, without_draws=("b",)), two)
-    assert list(found.checks["nulls"]["method"]) == ["a"]
-    table = found.doubts.set_index("method")
+    assert list(found.nulls["method"]) == ["a"]
+    table = found.trust.set_index("method")
     assert math.isnan(table["null_p"]["b"])
     assert table["not_done"]["a"] == ""
     assert table["not_done"]["b"].startswith("nulls: not asked for")
@@ -171,21 +186,163 @@ def test_checks_that_take_a_model_are_refused_without(check):
         compared(made_run(), Checks(0, 0, **{check: True}))
 
 
+def test_every_check_has_an_option_and_a_name_of_its_own():
+    options = {each.name for each in fields(Checks)}
+    assert {row.option for row in checks.CHECKS} <= options
+    assert checks.asked(Checks(0, 0)) == ()
+    every = Checks(changed_text=True, ablations=True, off_target=True)
+    assert checks.asked(every) == checks.CHECKS
+
+
+def test_true_is_the_default_of_checks():
+    run = made_run(shards=4)  # too few to draw from: nothing slow
+    assert list(compared(run, True)) == list(compared(run, Checks()))
+    assert "trust" not in compared(run, False)
+
+
+# checks, methods and figures of one's own
+
+
+class Loudest:
+    """The unit that fires most in a language, found without the package's help; documents are parallel."""
+
+    paired = True
+
+    def statistics(self):
+        return Lape().statistics()
+
+    def score(self, statistics):
+        rates = statistics.sums["mlp_pre.positive"].double()
+        return NeuronScores(statistics.languages, {"mlp": rates}, "loudest")
+
+    def select(self, scores):
+        values = scores.values["mlp"]
+        return NeuronSet(scores.languages, {"mlp": values == values.amax((1, 2), keepdim=True)}, "loudest")
+
+    def __repr__(self):
+        return "Loudest()"
+
+
+def count_units(subject):
+    counts = subject.units.counts()
+    return pd.DataFrame({"language": list(counts.index), "found": list(counts), "paired": subject.paired})
+
+
+MINE = Check(
+    "units found",
+    count_units,
+    summary=lambda table: table.groupby("method")[["found"]].sum(),
+    columns={"found": Column("units, all languages", "count")},
+    ranked=("found",),
+    doubts=lambda table: [("few were found", list(table.loc[table["found"] < 2, "language"]))],
+    says="Counts units.",
+    caption="My numbers",
+    figures=lambda table: {"mine": Chart("Mine", "", "", (Bars(table.set_index("method")["found"], "units", "red"),))},
+)
+
+
+def test_a_check_a_method_and_a_figure_of_ones_own(tmp_path):
+    found = compared(made_run(), Checks(0, 39, extra=(MINE,)), [Loudest(), "lape"], parameters={"lape": {"rate": 0.1}})
+    assert list(found.units_found["found"]) == [1, 1, 1, 4, 4, 4]
+    assert list(found.units_found["paired"]) == [True] * 3 + [False] * 3
+    assert found.trust.set_index("method")["found"].to_dict() == {"Loudest()": 3, "lape": 12}
+    ranking = found.ranking.set_index("method")
+    assert ranking["found"].to_dict() == {"Loudest()": 3, "lape": 12}
+    assert "few were found (en, fr, zh)" in ranking["warnings"]["Loudest()"]
+    page = trust_section(found)
+    assert "Counts units." in page.text
+    assert list(page.tables["My numbers"]["found"]) == [3, 12]
+    assert set(page.figures) == {"trust-nulls", "mine"}
+    assert "units found" not in page.text[-1]
+    whole = comparison_report(
+        found, pd.DataFrame(), ORIGIN, more=[Section("Mine too", figures={"figure": found.plot()})]
+    )
+    path = write_report(whole, tmp_path)
+    text = path.read_text()
+    assert "Mine too" in text
+    assert "units, all languages" in text
+    for name in ("mine", "figure", "trust-nulls"):
+        assert (tmp_path / "figures" / f"{name}.png").is_file()
+
+
+def test_a_check_that_is_not_asked_for_is_not_done():
+    found = compared(made_run(), Checks(0, 39))
+    with pytest.raises(AttributeError, match="no such table"):
+        _ = found.units_found
+
+
+@pytest.mark.parametrize(
+    ("check", "match"),
+    [
+        (replace(MINE, name="losses"), r"called \['losses'\], as tables of every comparison"),
+        (replace(MINE, name="leave one out"), r"several checks are called \['leave_one_out'\]"),
+        (replace(MINE, needs_model=True), r"the checks \['units found'\] run the model"),
+        (replace(MINE, asks="units"), r"the checks \['units found'\] run the model"),
+    ],
+)
+def test_checks_of_ones_own_that_cannot_work_are_refused_before_anything_runs(check, match):
+    class Untouched(Lape):
+        def score(self, statistics):
+            pytest.fail("this must be refused first")
+
+    with pytest.raises(ValueError, match=match):
+        compared(made_run(), Checks(0, 0, extra=(check,)), {"lape": Untouched()})
+
+
+def test_what_is_no_check_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked for a user
+    with pytest.raises(ValueError, match="expected checks, as in extra="):
+        Checks(extra=(count_units,))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="asks='set'"):
+        replace(MINE, asks="set")
+
+
+@pytest.mark.parametrize("fault", [KeyError, ValueError])
+def test_a_fault_in_a_check_is_raised_and_what_does_not_apply_is_said(fault):
+    def broken(subject):
+        raise fault("a typo")
+
+    with pytest.raises(fault, match="a typo"):
+        compared(made_run(), Checks(0, 0, extra=(Check("broken", broken),)))
+
+    def refusing(subject):
+        raise lsn.DoesNotApply("not here")
+
+    found = compared(made_run(), Checks(0, 0, extra=(Check("refusing", refusing), MINE)))
+    assert list(found.trust["not_done"]) == ["refusing: not here"]
+    assert "units_found" in found
+
+
+@pytest.mark.parametrize("fault", [KeyError, ValueError])
+@pytest.mark.parametrize("part", ["score", "select"])
+def test_a_fault_in_a_method_is_raised(fault, part, monkeypatch):
+    def broken(self, given):
+        raise fault("a typo")
+
+    monkeypatch.setattr(Lape, part, broken)
+    with pytest.raises(fault, match="a typo"):
+        lsn.compare(made_run(), progress=False)  # all methods: one that does not apply would be left out
+
+
 # words, from tables with known numbers
+
+
+def in_words(tables):
+    return doubts.in_words(doubts.table_of(trust.doubts_of(tables, ["a", "b"]), ["a", "b"]), "a")
 
 
 def words(check, **columns):
     rows = pd.DataFrame({"language": ["en", "fr"], **columns}).assign(method="a")
-    return doubts.in_words(doubts.check_warnings({check: rows}, ["a", "b"]), "a")
+    return in_words({check.replace(" ", "_"): rows})
 
 
 def text(survival, ceiling=0.8, note="", control="romanised"):
     return {"control": control, "survival": survival, "ceiling": ceiling, "note": note, "before": 10}
 
 
-def off(own=0.5, code=0.1, collapse="", neurons=10):
+def off(own=0.5, code=0.1, collapse="", units=10):
     rises = {"own_rise": own, "numbers_rise": 0.0, "arithmetic_rise": 0.0, "code_rise": code}
-    return {**rises, "collapse": collapse, "neurons": neurons}
+    return {**rises, "collapse": collapse, "units": units}
 
 
 ROMANISED, SIDE = "does not survive romanisation", "numbers, arithmetic or code are hurt as much as the own language"
@@ -207,7 +364,7 @@ ROMANISED, SIDE = "does not survive romanisation", "numbers, arithmetic or code 
          "does not survive without the languages of other scripts (en)"),
         ("off target", off(), ""),
         ("off target", off(code=[0.5, 0.4]), f"{SIDE} (en)"),
-        ("off target", off(own=[-0.1, 0.0], code=0.1, neurons=[10, 0]), f"{SIDE} (en)"),
+        ("off target", off(own=[-0.1, 0.0], code=0.1, units=[10, 0]), f"{SIDE} (en)"),
         ("off target", off(own=-0.2, code=-0.1) | {"numbers_rise": -0.1, "arithmetic_rise": -0.1}, ""),
         ("off target", off(collapse=["", "code"]), "collapse off target: a text's loss rises by more than 3 nats (fr)"),
     ],
@@ -225,13 +382,12 @@ def test_an_effect_under_one_kind_of_ablation_only():
         for label, most in zip(LANGUAGES, each, strict=True)
     ]
     table = pd.DataFrame(rows)
-    said = doubts.in_words(doubts.check_warnings({"ablations": table}, ["a"]), "a")
-    assert said == "hurt most only under one of 3 kinds of ablation: zero (en)"
+    assert in_words({"ablations": table}) == "hurt most only under one of 3 kinds of ablation: zero (en)"
     not_done = pd.DataFrame(columns=["method", "check", "reason"])
-    row = doubts.trust_table({"ablations": table, "not done": not_done}, ["a"]).iloc[0]
+    row = trust.trust_table({"ablations": table, "not_done": not_done}, ["a"]).iloc[0]
     assert (row["hurt_most_every_kind"], row["hurt_most_some_kind"], row["above_random_every_kind"]) == (0, 2, 1)
     one = table.loc[table["ablation"].eq("zero")]
-    assert doubts.check_warnings({"ablations": one}, ["a"]).empty
+    assert not in_words({"ablations": one})
 
 
 def test_the_worst_neutral_text_is_that_of_the_means():
@@ -239,7 +395,7 @@ def test_the_worst_neutral_text_is_that_of_the_means():
     random = {f"random_{name}": 0.5 for name in rises}
     repetition = {f"repetition_{state}": each for state, each in (("before", 0.1), ("after", 0.3), ("random", 0.2))}
     table = pd.DataFrame({"method": "a", "language": ["en", "fr"], **rises, **random, **repetition})
-    row = doubts.SUMMARIES["off target"](table).loc["a"]
+    row = trust.main_numbers({"off_target": table}, ["a"], checks.CHECKS).loc["a"]
     assert row["neutral_rise"] == pytest.approx(0.2)  # code; 0.3 in each language alone
     assert row["random_neutral_rise"] == 0.5
     assert (row["repetition_rise"], row["random_repetition_rise"]) == (pytest.approx(0.2), pytest.approx(0.1))
@@ -250,7 +406,7 @@ def test_survival_is_averaged_over_the_languages_that_it_tests():
         {"method": "a", "language": LANGUAGES, **text([0.2, 0.4, 1.0], [0.8, 1.0, 0.0], ["", "", "none change"])}
     )
     not_done = pd.DataFrame([("a", "off target", "no text")], columns=["method", "check", "reason"])
-    row = doubts.trust_table({"survival": rows, "not done": not_done}, ["a", "b"]).set_index("method").loc["a"]
+    row = trust.trust_table({"survival": rows, "not_done": not_done}, ["a", "b"]).set_index("method").loc["a"]
     assert (row["romanised_survival"], row["romanised_ceiling"]) == (pytest.approx(0.3), pytest.approx(0.9))
     assert row["not_done"] == "off target: no text"
 
@@ -268,25 +424,25 @@ def checked(load):
     corpora = lsn.load_corpora({label: [f"{i} {each}" for i in range(30)] for label, each in TEXT.items()})
     layout = lsn.Layout(kind="documents", max_tokens=600)
     run = lsn.collect(model, corpora, ["lape"], layout=layout, progress=False)
-    checks = Checks(20, 39, changed_text=True, ablations=True, off_target=True, seeds=1)
+    options = Checks(20, 39, changed_text=True, ablations=True, off_target=True, seeds=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "off_target", partial(off_target, prompts=2, tokens=12))
+        patch.setattr(model_checks, "off_target", partial(off_target, prompts=2, tokens=12))
         return lsn.compare(
             run, {"lape": Lape()}, model=model, corpora=corpora, layout=lsn.Layout(max_tokens=64), seeds=2,
-            control_tokens=64, trust=checks, progress=False,
+            control_tokens=64, trust=options, progress=False,
         )  # fmt: skip
 
 
 def test_with_a_model_every_check_has_its_columns(checked):
-    table = checked.doubts.set_index("method")
+    table = checked.trust.set_index("method")
     assert list(table.index) == ["lape"]
-    assert set(checked.checks) == {*doubts.SUMMARIES, "not done"}
+    assert {row.table for row in checks.CHECKS} <= set(checked)
     assert not table["not_done"].any()
     names = ("stable_share", "null_p", "romanised_survival", "shuffled_words_ceiling", "same_script_survival",
              "hurt_most_every_kind", "neutral_rise", "random_repetition_rise")  # fmt: skip
     for name in names:
         assert table[name].notna().all(), name
-    survived = checked.checks["survival"]
+    survived = checked.survival
     mine = survived.loc[survived["method"].eq("lape") & survived["control"].eq("romanised") & survived["note"].eq("")]
     assert "ru" in set(mine["language"])
     assert table.loc["lape", "romanised_survival"] == pytest.approx(mine["survival"].mean())
@@ -305,15 +461,16 @@ def test_the_page_says_what_was_and_what_was_not_done(checked, planted):
     short = trust_section(planted)
     assert set(short.figures) == {"trust-nulls"}
     assert short.text[-1] == "Not checked for any method: changed text, kinds of ablation, side effects off target."
-    assert list(short.tables["What it says, in words"]["checks"]) == ["no warning from these checks"]
+    assert list(short.tables[WORDS]["checks"]) == ["no warning from these checks"]
     assert len(short.text) < len(page.text)
-    numbers = {name: each for name, each in page.tables.items() if name in TABLES}
-    assert list(numbers) == list(TABLES)
+    captions = list(dict.fromkeys(row.caption for row in checks.CHECKS))
+    numbers = {name: each for name, each in page.tables.items() if name in captions}
+    assert list(numbers) == captions
     shown = [column for each in numbers.values() for column in each.columns.drop("method")]
-    assert sorted(shown) == sorted(checked.doubts.columns.drop(["method", "not_done"]))  # each in one table, none lost
-    assert set(short.tables) == {*list(TABLES)[:2], "What it says, in words"}
+    assert sorted(shown) == sorted(checked.trust.columns.drop(["method", "not_done"]))  # each in one table, none lost
+    assert set(short.tables) == {*captions[:2], WORDS}
     nothing = trust_section(compared(made_run(), Checks(0, 39, without_draws=("lape",))))
-    assert list(nothing.tables["What it says, in words"]["checks"]) == ["not checked; not done: nulls"]
+    assert list(nothing.tables[WORDS]["checks"]) == ["not checked; not done: nulls"]
     assert not nothing.figures
     assert all(a != b for a, b in pairwise(page.text))
 
@@ -333,7 +490,7 @@ def test_equal_sets_are_measured_once(load, monkeypatch):
         asked.append(given[3])
         return table
 
-    monkeypatch.setattr(checks, "ablation_sensitivity", measured)
+    monkeypatch.setattr(model_checks, "ablation_sensitivity", measured)
 
     def compare(names):
         return lsn.compare(
@@ -343,7 +500,7 @@ def test_equal_sets_are_measured_once(load, monkeypatch):
 
     three = compare("abc")
     assert len(asked) == 2
-    assert list(three.checks["ablations"]["method"]) == ["a", "b", "c"]
+    assert list(three.ablations["method"]) == ["a", "b", "c"]
     for name in "abc":
         single = compare(name)
         for each, column in (("losses", "set"), ("control_by_language", "method"), ("control_points", "method")):
@@ -363,12 +520,12 @@ def test_twins_share_units_languages_and_action():
 
     found = {"a": units(0), "b": units(1), "c": units(0), "d": units(0), "e": units(0, ("en", "de", "zh"))}
     actions = {"a": lsn.zero, "b": lsn.zero, "c": lsn.zero, "d": lsn.scale(0.5), "e": lsn.zero}
-    assert checks.twins(found, actions) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
+    assert trust.twins(found, actions) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
 
 
 def test_units_that_cannot_be_changed_are_said(planted):
     model_less = {"lape": planted.found["lape"]}
-    details = checks.measure(made_run(), METHODS, model_less, Checks(0, 0, ablations=True), actions={})
-    assert details["not done"].to_dict("records") == [
-        {"method": "lape", "check": "ablations and off target", "reason": "no intervention writes to mlp"}
+    tables = trust.measure(Subject(made_run(), METHODS, model_less, Checks(0, 0, ablations=True)))
+    assert tables["not_done"].to_dict("records") == [
+        {"method": "lape", "check": "ablations", "reason": "no intervention writes to mlp"}
     ]

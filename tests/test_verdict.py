@@ -10,15 +10,20 @@ import torch
 from conftest import D_MLP, LAYERS, SENTENCES
 
 import lsn_lens as lsn
+from lsn_lens.comparison import checks
 from lsn_lens.comparison.checks import Checks
 from lsn_lens.comparison.equal_size import equal_sizes
 from lsn_lens.controls.ablations import ablation_sensitivity
 from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import HeldOut, Measured, held_out
+from lsn_lens.evaluation.scored import Scored
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.model import forward
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.text.plan import Plan
 
 LANGUAGES = ("en", "de", "zh")
 TEXT = dict(zip(LANGUAGES, (SENTENCES[0], SENTENCES[1], SENTENCES[3]), strict=True))
@@ -82,7 +87,17 @@ def test_no_effect_passes_more_often_than_the_level():
 
 
 def changes(nats, bits):
-    return pd.DataFrame({"evaluated": list(nats), "nll_change": nats.values(), "bits_per_byte_change": bits.values()})
+    rises = {"nll_change": nats.values(), "bits_per_byte_change": bits.values(), "nll_relative_change": nats.values()}
+    return pd.DataFrame({"evaluated": list(nats), **rises})
+
+
+def test_beside_random_sets_by_hand():
+    row = verdict.beside_random(3.0, [1.0, 2.0, 3.0], units=20)
+    assert row == {"random_mean": 2.0, "random_sd": 1.0, "z": 1.0, "p": 2 / 4, "seeds": 3}  # a tie counts against
+    assert math.isnan(verdict.beside_random(3.0, [1.0, 2.0], units=0)["p"])  # no units, no test
+    assert verdict.beside_random(3.0, [], units=20)["p"] == 1
+    one = verdict.beside_random(3.0, [math.nan], units=20)
+    assert math.isnan(one["random_mean"]) and math.isnan(one["random_sd"]) and math.isnan(one["z"]) and one["p"] == 1
 
 
 @pytest.mark.parametrize(
@@ -102,7 +117,7 @@ def changes(nats, bits):
 )
 def test_hurt_most_in_two_units(nats, bits, most):
     given = (dict(zip(LANGUAGES, map(float, each), strict=True)) for each in (nats, bits))
-    row = verdict.hurt(changes(*given), "en")
+    row = verdict.rises(changes(*given), "en")
     assert row["hurt_most_in"] == most
     assert row["own_hurt_most"] == (most == "both")
 
@@ -162,8 +177,7 @@ def test_losses_of_documents_are_those_of_their_tokens(ready, kind):
     for place, document in enumerate(corpora["en"].hold_out):
         row = [start, *tokenizer(document, add_special_tokens=False)["input_ids"]]
         ids, owner = ids + row, owner + [place] * len(row)
-    count = sum(batch.ids.numel() if kind == "blocks" else int(batch.keep.sum())
-                for batch, _ in text.batches if batch.language == "en")  # fmt: skip
+    count = sum(text.plan.tokens_of(shard) for shard in text.plan.shards if shard.language == "en")
     length = model.cfg.n_ctx
     cuts = range(0, count, length) if kind == "blocks" else [i for i in range(count) if ids[i] == start]
     expected, tokens = {}, {}
@@ -186,17 +200,17 @@ def test_the_text_is_read_and_the_model_measured_once(ready, monkeypatch):
     """Five kinds of ablation, found and random sets: the unchanged model is not measured for each again."""
     model, corpora, run = ready
     passes = []
-    forward = lsn.forward.logits
+    logits = forward.logits
 
     def counted(model, ids, mask=None):
         passes.append(ids.numel())
-        return forward(model, ids, mask)
+        return logits(model, ids, mask)
 
-    monkeypatch.setattr(lsn.forward, "logits", counted)
+    monkeypatch.setattr(forward, "logits", counted)
     layout = lsn.Layout(max_tokens=128, length=64)
     text = held_out(model, corpora, layout, progress=False)
     once, whole = sum(passes), 3 * 128
-    assert once == 2 * whole  # its losses for the table, and document by document
+    assert once == whole
     passes.clear()
     actions = {"zero": lsn.zero, "half": lsn.scale(0.5)}
     ablation_sensitivity(model, corpora, run, some_set(), actions=actions, seeds=2, text=text, progress=False)
@@ -211,9 +225,8 @@ def made(rises, tokens=10.0, seed=0):
     names = list(rises)
     counts = {label: np.full(len(each), tokens) for label, each in rises.items()}
     measured = Measured(pd.DataFrame(), {("a", names[0], on): each for on, each in rises.items()}, counts)
-    unchanged = pd.DataFrame({"evaluated": names, "nll": 1.0, "bits_per_byte": 0.5, "tokens": 10})
-    unchanged["bytes"] = 20 / math.log(2)
-    text = HeldOut(None, (), {}, counts, unchanged, 1)  # type: ignore[arg-type]
+    scored = {label: Scored(np.arange(len(each)), each, each * 2 / math.log(2), 1) for label, each in counts.items()}
+    text = HeldOut(None, object.__new__(Plan), scored, {})  # type: ignore[arg-type]
     return certainty(text, measured, seed=seed)
 
 

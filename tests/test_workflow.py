@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, parts, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, parts, refused, tiny_tokenizer
 from oracles import loss_of, plain, read_ids
 
 import lsn_lens as lsn
 from lsn_lens.evaluation import stages as stages_module
 from lsn_lens.evaluation.stages import ALL, STRUCTURES, SWITCHES, Stages, search_stages, split_hold_out, switch_sets
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 
 DEPTH = 4
 LANGUAGES = ("en", "fr", "zh")
@@ -425,17 +425,29 @@ def test_the_report(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "message"),
+    ("wrong", "message"),
     [
-        ({"method": "plnnd"}, ValueError, "unknown method 'plnnd'; name one of"),
-        ({"seeds": 1}, ValueError, "at least two seeds"),
-        ({"generate": 2}, ValueError, "give both understand and generate"),
-        ({"understand": 0, "generate": 2}, ValueError, "understand=0: expected"),
-        ({"understand": 3, "generate": 3}, ValueError, "leave no layer to solve"),
-        ({"english": "xx"}, KeyError, "no text for english='xx'"),
+        ({"method": "plnnd"}, "ValueError: unknown method 'plnnd'; name one of"),
+        ({"seeds": 1}, "at least two seeds"),
+        ({"generate": 2}, "give both understand and generate"),
+        ({"understand": 0, "generate": 2}, "understand=0: expected"),
+        ({"understand": 3, "generate": 3}, "leave no layer to solve"),
+        ({"english": "xx"}, "KeyError: no text for english='xx'"),
     ],
 )
-def test_settings_that_cannot_work(script, tmp_path, wrong, error, message):
-    with pytest.raises(error, match=message):
-        script.prepare(script.Config(out=tmp_path, device="cpu", **wrong))
+def test_settings_that_cannot_work(script, tmp_path, wrong, message):
+    assert message in refused(script, out=tmp_path, device="cpu", **wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_study_in_a_notebook():
+    model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["en", "fr"])
+    asked = {"method": "lap", "seeds": 2, "length": 32, "max_tokens": 64, "evaluation_tokens": 64}
+    settings = lsn.studies.WorkflowSettings(understand=2, generate=1, **asked)
+    study = lsn.studies.workflow_study(model, corpora, settings, progress=False)
+    assert set(study.tables) == {"grid", "effects", "summary", "neurons", "text"}
+    assert study.stages == lsn.evaluation.Stages(2, 1) and study.settings["seeds"] == 2
+    assert study.units == lsn.detect(lsn.studies.workflow_run(model, corpora, settings, progress=False), "lap")
+    pd.testing.assert_frame_equal(study["summary"], workflow_summary(workflow_effects(study["grid"])))
+    with pytest.raises(KeyError, match=r"no table 'stages'; there are \['grid'"):
+        study["stages"]

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import experiment
+from conftest import experiment, refused
 
 import lsn_lens as lsn
-from lsn_lens.report.sections.working_language import bias, curves
+from lsn_lens.studies.pages.working_language import bias, curves
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,7 @@ def written(script, tmp_path_factory):
         languages=("fr", "en", "ja"), neurons=folder / "found.safetensors", max_tokens=1500, evaluation_tokens=60,
         out=folder / "out", device="cpu",
     )  # fmt: skip
-    model, *rest = script.prepare(config)
-    return script.save(config, model, script.measure(config, model, *rest)).parent
+    return script.report(config, *script.prepare(config)).parent
 
 
 def test_the_folder_is_whole(written):
@@ -86,15 +85,34 @@ def test_without_probes_and_neurons(script, tmp_path):
         device="cpu",
         norm=False,
     )
-    model, *rest = script.prepare(config)
-    measured = script.measure(config, model, *rest)
-    assert measured.words is None and measured.switched is None and measured.layers.attrs["norm"] is False
-    titles = [section.title for section in (curves(measured), bias(measured.labels))]
+    model, corpora, labels, *_ = script.prepare(config)
+    study = lsn.studies.working_language_study(model, corpora, config, labels, progress=False)
+    assert set(study.tables) == {"layers", "coverage", "confusion", "chance", "scripts"}
+    assert study["layers"].attrs["norm"] is False
+    titles = [section.title for section in (curves(study), bias(study))]
     assert titles == ["Language by language", "How biased the identification is"]
-    assert list(curves(measured).figures) == ["curve-en", "curve-ja"]
+    assert list(curves(study).figures) == ["curve-en", "curve-ja"]
 
 
-def test_wrong_settings_end_in_one_line(script, tmp_path):
-    for wrong, message in (({"probes": "nowhere.jsonl"}, "nowhere.jsonl"), ({"languages": ("en",)}, "two languages")):
-        with pytest.raises(SystemExit, match=message):
-            script.main(script.Config(out=tmp_path, device="cpu", **wrong))
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"probes": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"languages": ("en",)}, "two languages"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"ratio": 1.0}, "ratio=1.0"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(script, tmp_path, wrong, message):
+    assert message in refused(script, out=tmp_path, device="cpu", **wrong)
+
+
+def test_the_study_in_a_notebook(written):
+    model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["fr", "en", "ja"])
+    settings = lsn.studies.WorkingLanguageSettings(max_tokens=1500, evaluation_tokens=60)
+    study = lsn.studies.working_language_study(model, corpora, settings, progress=False)
+    before = pd.read_parquet(written / "tables" / "layers.parquet")
+    pd.testing.assert_frame_equal(study["layers"], before, check_dtype=False)
+    german = lsn.NeuronSet(("de",), {"mlp": torch.ones(1, 6, 768, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"the units are for \['de'\], the corpora have \['fr', 'en', 'ja'\]"):
+        lsn.studies.working_language_study(model, corpora, settings, found=german)

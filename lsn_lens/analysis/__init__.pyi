@@ -1,3 +1,14 @@
+from .contributions import answer_token as answer_token
+from .contributions import contribution as contribution
+from .contributions import down_norms as down_norms
+from .contributions import effective_score as effective_score
+from .contributions import effective_values as effective_values
+from .experts import expert_sets as expert_sets
+from .experts import expert_similarity as expert_similarity
+from .experts import family_test as family_test
+from .experts import frequencies as frequencies
+from .experts import language_clusters as language_clusters
+from .experts import only_experts as only_experts
 from .lens.layers import check_lens as check_lens
 from .lens.layers import logit_lens as logit_lens
 from .lens.layers import working_language as working_language
@@ -13,4 +24,11 @@ from .representations import language_similarity as language_similarity
 from .representations import pair_similarity as pair_similarity
 from .representations import sentence_embeddings as sentence_embeddings
 from .representations import similarity_change as similarity_change
+from .sharing import Categories as Categories
+from .sharing import activity as activity
+from .sharing import categories as categories
+from .sharing import chance_of_types as chance_of_types
+from .sharing import profile as profile
+from .sharing import repeatability as repeatability
+from .sharing import threshold_sweep as threshold_sweep
 from .transfer import transfer_counts as transfer_counts

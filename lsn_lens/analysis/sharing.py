@@ -4,8 +4,7 @@ Functions take the statistics of a run (`run.statistics`), and the `Sharing` tha
 what "active" means. Shares are fractions of a layer's neurons.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.methods.sharing import PRODUCT, TYPES, Sharing, members
-from lsn_lens.model.entry import check_model
-from lsn_lens.model.structure import Model
+from lsn_lens.methods.sharing import TYPES, Sharing, members
 from lsn_lens.statistics.sums import Statistics
 
-TOP_SHARE = 0.0488  # 800 of the 16,384 neurons of a layer of BLOOMZ-7B
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 DEFAULT = Sharing()
 
@@ -73,7 +69,7 @@ def profile(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {"layer": layer, **row, "items": fires.shape[1], "languages": len(fires)}
-        for layer, fires in _layers(statistics, method)
+        for layer, fires in active_layers(statistics, method)
         for row in _profile(fires)
     )
 
@@ -85,7 +81,7 @@ def activity(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {"layer": layer, "language": label, **_band(shares)}
-        for layer, fires in _layers(statistics, method)
+        for layer, fires in active_layers(statistics, method)
         for label, shares in zip(statistics.languages, fires.double().mean(-1), strict=True)
     )
 
@@ -118,114 +114,9 @@ def repeatability(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataF
     """
     return pd.DataFrame(
         {"layer": layer, "type": name, **_repeats(has), "items": len(has)}
-        for layer, fires in _layers(statistics, method)
+        for layer, fires in active_layers(statistics, method)
         for name, has in zip(TYPES, members(fires.sum(0), len(fires)), strict=True)
     )
-
-
-def contribution(statistics: Statistics, norms: Float[Tensor, "layer unit"], method: Sharing = DEFAULT) -> pd.DataFrame:
-    """How much neurons add at the last token, by type: neuron i adds m_i v_i, of size `C_i = |m_i| * norm(v_i)`.
-
-    Args:
-        statistics: Of a run.
-        norms: From `down_norms`.
-        method: Says which neurons are active.
-
-    Returns:
-        One row a layer, language and type, means over items: `top_share`, the share of the type among the
-        `round(0.0488 * d_mlp)` neurons (one at least) of highest C; `chance`, its share among all neurons;
-        `sum_share`, of the sum of C; `mean`, `maximum` and `minimum` of C in the type; `coverage`, the share of items
-        in which a neuron has the type. Where none has, that item says nothing (NaN if there is no other).
-
-    Raises:
-        KeyError: As `categories`.
-        ValueError: As `categories`, or norms of another model.
-
-    Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks: C and the top 800 of 16,384. There an empty
-    type counts as 0 in the means; `sum_share` and `chance` are ours.
-    """
-    rows = []
-    for layer, label, types, products in _products(statistics, method):
-        expected = (statistics.tokens.shape[1], products.shape[-1])
-        if tuple(norms.shape) != expected:
-            raise ValueError(f"norms {tuple(norms.shape)}: expected {expected}, from down_norms of the run's model.")
-        sizes = products.double().abs() * norms[layer].double().cpu()
-        top = _highest(sizes)
-        for name, each in zip(TYPES, types, strict=True):
-            shares = {
-                "top_share": (top & each).sum(-1) / top.sum(-1),
-                "chance": each.double().mean(-1),
-                "sum_share": (sizes * each).sum(-1) / sizes.sum(-1),
-            }
-            means = {key: float(value.nanmean()) for key, value in shares.items()}
-            rows.append({"layer": layer, "language": label, "type": name, **means, **_spread(sizes, each)})
-    return pd.DataFrame(rows)
-
-
-def effective_score(
-    statistics: Statistics, model: Model, tokens: int | Mapping[str, Sequence[int]], method: Sharing = DEFAULT
-) -> pd.DataFrame:
-    """How much neurons of each type push towards a reference token, at the last token.
-
-    Neuron i adds `E_i(w) = e_w . (m_i v_i)` to the logit of token w, were there no norm before the unembedding (and
-    none after the MLP, which Gemma has). E is signed.
-
-    Args:
-        statistics: Of a run of the model.
-        model: A HookedTransformer or TransformerBridge.
-        tokens: The token's id, or for each language that of each item, as from `answer_token`.
-        method: Says which neurons are active.
-
-    Returns:
-        One row a layer, language and type: `mean`, `maximum` and `minimum` of E in the type, means over items, and
-        `coverage`, as in `contribution`.
-
-    Raises:
-        KeyError: As `categories`, or a language without tokens.
-        ValueError: As `categories`, or another number of tokens than items.
-
-    Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks.
-    """
-    check_model(model)
-    rows = []
-    for layer, label, types, products in _products(statistics, method):
-        wanted = [tokens] * len(products) if isinstance(tokens, int) else list(tokens[label])
-        if len(wanted) != len(products):
-            raise ValueError(f"{label}: {len(wanted)} reference tokens for {len(products)} items; give one for each.")
-        scores = effective_values(model, layer, products, torch.tensor(wanted))
-        for name, each in zip(TYPES, types, strict=True):
-            rows.append({"layer": layer, "language": label, "type": name, **_spread(scores, each)})
-    return pd.DataFrame(rows)
-
-
-def effective_values(
-    model: Model, layer: int, products: Float[Tensor, "item unit"], tokens: Int[Tensor, "item"]
-) -> Float[Tensor, "item unit"]:
-    """What each neuron adds to the logit of each item's token: `e_w . (m_i v_i)`, in float64."""
-    check_model(model)
-    towards = model.W_U[:, tokens.to(model.W_U.device)].double().cpu()
-    return products.double() * (_down(model, layer) @ towards).T
-
-
-def down_norms(model: Model) -> Float[Tensor, "layer unit"]:
-    """Norms of the rows of each layer's down projection, of the weights as they are (do not centre them)."""
-    check_model(model)
-    return torch.stack([_down(model, layer).norm(dim=-1) for layer in range(model.cfg.n_layers)])
-
-
-def answer_token(tokenizer: Any, prompt: str, answer: str) -> int:
-    """The first token of an answer when it follows the prompt. Spaces count: `" true"` in English, `"真"` in Chinese.
-
-    Raises:
-        ValueError: The prompt is cut into other tokens when the answer follows, or the answer has none.
-    """
-    before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
-    if len(whole) <= len(before) or whole[: len(before)] != before:
-        raise ValueError(
-            f"the tokens of {prompt!r} are not those that {prompt + answer!r} begins with: the answer has no first "
-            "token of its own. Let the prompt end elsewhere, or move a space between prompt and answer."
-        )
-    return whole[len(before)]
 
 
 def chance_of_types(rates: Float[Tensor, "language n"]) -> Float[Tensor, "type n"]:
@@ -240,18 +131,11 @@ def chance_of_types(rates: Float[Tensor, "language n"]) -> Float[Tensor, "type n
     return torch.stack([counts[-1], counts[2:-1].sum(0), counts[1], counts[0]])
 
 
-def _layers(statistics: Statistics, method: Sharing) -> Iterator[tuple[int, Bool[Tensor, "language item unit"]]]:
+def active_layers(statistics: Statistics, method: Sharing) -> Iterator[tuple[int, Bool[Tensor, "language item unit"]]]:
+    """Layer by layer, which neurons are active in which item, once the items are known to be parallel."""
     method.check(statistics)
     for layer in range(statistics.tokens.shape[1]):
         yield layer, method.fires(statistics, layer)
-
-
-def _products(statistics: Statistics, method: Sharing) -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """Layer, language, `[type item unit]` members, and m `[item unit]` at the last token."""
-    for layer, fires in _layers(statistics, method):
-        types = members(fires.sum(0), len(fires))
-        products = statistics.documents(PRODUCT.key, layer)
-        yield from ((layer, label, types, products[label]) for label in statistics.languages)
 
 
 def _profile(fires: Bool[Tensor, "language item unit"]) -> Iterator[dict[str, Any]]:
@@ -279,26 +163,3 @@ def _repeats(has: Bool[Tensor, "item unit"]) -> dict[str, float]:
         "jaccard": float((shared / (sizes - shared)).nanmean()),
         "jaccard_chance": float((drawn / (sizes - drawn)).nanmean()),
     }
-
-
-def _highest(sizes: Float[Tensor, "item unit"]) -> Bool[Tensor, "item unit"]:
-    order = sizes.argsort(dim=-1, descending=True, stable=True)[:, : max(1, round(TOP_SHARE * sizes.shape[-1]))]
-    return torch.zeros_like(sizes, dtype=torch.bool).scatter(-1, order, True)
-
-
-def _spread(values: Float[Tensor, "item unit"], has: Bool[Tensor, "item unit"]) -> dict[str, float]:
-    """Mean, maximum and minimum over the neurons that have a type, meaned over the items in which one has."""
-    if not has.any():
-        return {"mean": math.nan, "maximum": math.nan, "minimum": math.nan, "coverage": 0.0}
-    some = has.any(-1)
-    values, has = values[some], has[some]
-    return {
-        "mean": float(((values * has).sum(-1) / has.sum(-1)).mean()),
-        "maximum": float(values.masked_fill(~has, -torch.inf).amax(-1).mean()),
-        "minimum": float(values.masked_fill(~has, torch.inf).amin(-1).mean()),
-        "coverage": float(some.double().mean()),
-    }
-
-
-def _down(model: Model, layer: int) -> Float[Tensor, "unit d_model"]:
-    return model.blocks[layer].mlp.W_out.detach().double().cpu()

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.methods.transfer import Transfer
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.text.plan import corpus_hash
 
 

@@ -20,7 +20,7 @@ def requirements(
     """Bytes for each need.
 
     Args:
-        needs: From `collection.collecting.needs_of`.
+        needs: From `needs_of`.
         layers: Of the model.
         widths: Site -> units.
         shards: Language -> shards of its text.

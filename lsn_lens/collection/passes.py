@@ -3,17 +3,17 @@
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsn_lens.collection.recorders import make_recorder
+from lsn_lens.collection.recorders import RECORDERS, make_recorder
 from lsn_lens.collection.recorders.base import Acts, Recorder, View
 from lsn_lens.model import forward, structure
 from lsn_lens.model.structure import Model
-from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, row_key
+from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.plan import Batch, Plan
 from lsn_lens.text.tokens import separator_id
@@ -27,16 +27,31 @@ def _leaf(acts: Tensor, hook: Any) -> Tensor:
     return acts.detach().requires_grad_()
 
 
-def way_of(model: Model, needs: list[Need], widths: Mapping[str, int]) -> dict[str, Any]:
-    """By which way the passes for these needs go, see `forward.how`."""
-    passing = Pass(model, needs, widths, {})
-    return forward.how(model, passing.is_lean, passing.every_name)
+def way_of(
+    model: Model, needs: list[Need], widths: Mapping[str, int], read: Iterable[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """By which way the passes for these needs go, see `forward.how`, and the hook points of a block that they read."""
+    passing = Pass(model, needs, widths, {}, read)
+    points = sorted({name.split(".", 2)[2] for name in passing.every_name})
+    return forward.how(model, passing.is_lean, passing.every_name), points
+
+
+def constants_of(model: Model, needs: Iterable[Need], widths: Mapping[str, int], plan: Plan) -> Tensors:
+    """What the recorders of needs fix before a pass over this text."""
+    made = [RECORDERS[type(need)].prepare(model, need, widths, plan) for need in needs]
+    return {key: value.cpu() for each in made for key, value in each.items()}
 
 
 class Pass:
-    """Hands what the hooks see to the recorders; one forward pass at a time, each hook exactly once."""
+    """Hands what the hooks see to the recorders; one forward pass at a time, each hook exactly once.
 
-    def __init__(self, model: Model, needs: list[Need], widths: Mapping[str, int], constants: Mapping[str, Tensor]):
+    Hook points of a block that are named in `read` count as read: the model goes the way that it goes if they are.
+    """
+
+    def __init__(
+        self, model: Model, needs: list[Need], widths: Mapping[str, int], constants: Mapping[str, Tensor],
+        read: Iterable[str] = (),
+    ):  # fmt: skip
         self.model, self.layers, self.device = model, model.cfg.n_layers, structure.device_of(model)
         self.recorders = [make_recorder(model, need, widths, constants) for need in needs]
         self.gradient = any(need.gradient for need in needs)
@@ -52,7 +67,8 @@ class Pass:
         self.names = [name for name, _ in self.hooks]
         if self.gradient:
             self.hooks = [(ENTRY, _leaf), *self.hooks]
-        self.every_name = [name for name, _ in self.hooks]
+        beside = [f"blocks.{layer}.{point}" for point in read for layer in range(self.layers)]
+        self.every_name = list(dict.fromkeys([*(name for name, _ in self.hooks), *beside]))
         self.is_lean = forward.lean_is_exact(model, self.every_name)
         self.reset()
 

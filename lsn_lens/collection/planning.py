@@ -1,6 +1,6 @@
-"""How much memory and disk a run will take, from a configuration alone."""
+"""The plan of a run: the text in batches, and how much memory and disk it will take, from a configuration alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,40 @@ import pandas as pd
 import torch
 from transformers import PretrainedConfig
 
-from lsn_lens.collection.collecting import needs_of, widths_of
 from lsn_lens.collection.memory import requirements
+from lsn_lens.collection.wanted import needs_of, widths_of
 from lsn_lens.methods.base import Method
 from lsn_lens.model import loading, structure
 from lsn_lens.model.checkpoints import read_config, source_of
 from lsn_lens.model.structure import Model
-from lsn_lens.sites import get_site
+from lsn_lens.neurons.sites import get_site
 from lsn_lens.statistics.needs import Need
-from lsn_lens.text.plan import Layout, row_limit, tokens_at_once
+from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.plan import Layout, Plan, row_limit, tokens_at_once
+from lsn_lens.text.tokens import tokenize
 
 SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its busiest
 LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its gradient holds at its busiest
 PATTERNS = 3  # the same for attention weights, where something looks into attention
 
 
+def plan_of(
+    model: Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool = True
+) -> Plan:
+    """The batches that `collect` reads: the `find` part of every language, its tokens in files of `folder`."""
+    tokens = {
+        label: tokenize(
+            label, corpus.find, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
+            d_vocab=structure.vocabulary_size(model), progress=progress,
+        )
+        for label, corpus in corpora.items()
+    }  # fmt: skip
+    return Plan(tokens, layout, context=model.cfg.n_ctx, border=structure.position_border(model))
+
+
 def plan_run(
     model: Model | PretrainedConfig | str | Path,
-    methods: Iterable[str | Method] = ("lape",),
+    methods: Iterable[str | Method] | str | Method = ("lape",),
     *,
     languages: int = 7,
     documents: int = 1000,

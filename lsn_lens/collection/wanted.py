@@ -8,11 +8,12 @@ import numpy as np
 
 from lsn_lens.collection.recorders import RECORDERS
 from lsn_lens.methods.base import ChecksText, Method
-from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.catalogue import METHODS, named
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.sites import WRITE_SITE, get_site
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics.needs import Need, unique
+from lsn_lens.statistics.needs import Need, Statistic, unique
 from lsn_lens.text.plan import Layout, Plan
 
 CONTROL = "random"  # the method that is a control of others
@@ -40,6 +41,10 @@ class Wanted:
         return Wanted(
             kept, {name: self.needs[name] for name in kept}, {**self.methods_left_out, **refused}, self.bases_left_out
         )
+
+    def every_need(self) -> list[Need]:
+        """All needs, method by method."""
+        return [need for needs in self.needs.values() for need in needs]
 
     def describe(self) -> dict[str, Any]:
         """For the settings of a run: `methods` and `bases` that were left out, and why."""
@@ -128,11 +133,9 @@ def named_methods(methods: Iterable[str | Method] | str | Method | None) -> dict
     """
     if methods is None:
         return every_method()
-    alone = isinstance(methods, str) or hasattr(methods, "statistics")
-    each: list[Any] = [methods] if alone else list(methods)  # type: ignore[arg-type]
-    if not each:
-        raise ValueError("no methods: name at least one.")
-    return {method if isinstance(method, str) else repr(method): get_method(method) for method in each}
+    if chosen := named(methods):
+        return chosen
+    raise ValueError("no methods: name at least one.")
 
 
 BLOCKS = "the layout cuts them into blocks"
@@ -200,3 +203,31 @@ def refuse(fits: Fits, refused: Mapping[str, str], layout: Layout, plan: Plan | 
     others = others if plan is None else others.without(refused_by_text(others, plan))
     reasons = "; ".join(f"{name} does not apply: {why.rstrip('.')}" for name, why in refused.items())
     raise DoesNotApply(f"{reasons}. The methods that apply are {list(others.methods)}.")
+
+
+def needs_with_sums(needs: Iterable[Need]) -> list[Need]:
+    """Needs without repeats, the sums that ablating their units to a mean takes, and their squares.
+
+    The squares say how active a unit is in each language: what random units are matched by.
+    """
+    needs = list(needs)
+    written = dict.fromkeys(["mlp_post", *(WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites)])
+    kept = [Statistic(each, kind, optional=True) for each in written for kind in ("sum", "squares")]
+    return unique([*needs, *kept])
+
+
+def needs_of(model: Model, methods: Iterable[str | Method] | str | Method, extra: Iterable[Need] = ()) -> list[Need]:
+    """What the methods need, `needs_with_sums`, as far as the model can give it.
+
+    Raises:
+        DoesNotApply: A method that the model is not made for.
+    """
+    fits = Fits(model)
+    wanted = fits.wanted(named_methods(methods))
+    refuse(fits, wanted.methods_left_out, Layout(kind="auto"))
+    return fits.list(needs_with_sums([*wanted.every_need(), *extra]))
+
+
+def widths_of(model: Model, needs: Iterable[Need]) -> dict[str, int]:
+    """Units of every site that the needs name."""
+    return {site: structure.site_width(model, site) for site in dict.fromkeys(x for need in needs for x in need.sites)}

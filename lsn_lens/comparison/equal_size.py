@@ -7,9 +7,11 @@ import pandas as pd
 from lsn_lens.comparison.overlaps import strongest_set
 from lsn_lens.controls.causal import effects_by_language, measure_effects, specificity_table
 from lsn_lens.controls.intervals import certainty
-from lsn_lens.evaluation.baseline import Choice, HeldOut
+from lsn_lens.evaluation.baseline import HeldOut
 from lsn_lens.evaluation.verdict import FEW_NEURONS
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.interventions.words import Choice
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 
 COLUMNS = ["method", "bases", "units"]
 
@@ -48,7 +50,7 @@ def measure_equal_size(
         return pd.DataFrame(columns=COLUMNS)
     measured = measure_effects(text, cut, {name: actions[name] for name in cut}, progress)
     rows = effects_by_language(measured.table, certainty(text, measured).table)
-    table = specificity_table(rows.loc[rows["neurons"].gt(0)])
+    table = specificity_table(rows.loc[rows["units"].gt(0)])
     table.insert(1, "bases", [", ".join(found[name].masks) for name in table["method"]])
-    table.insert(2, "units", table.pop("neurons") / table["languages"])
+    table.insert(2, "units", table.pop("units") / table["languages"])
     return table.sort_values(["bases", "difference"], ascending=[True, False], kind="stable", ignore_index=True)

@@ -1,6 +1,6 @@
 """The main number of every question about a method, those that pass for most languages first."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -10,11 +10,11 @@ from lsn_lens.comparison.overlaps import mean_agreement
 COUNTS = ["shown", "shown_low", "shown_high", "own_hurt_most", "own_hurt_most_low", "own_hurt_most_high"]
 
 
-def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame) -> pd.DataFrame:
-    """One row a method from the tables of a comparison: what to read first. See `Comparison.ranking`.
+def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame, checked: Iterable[str] = ()) -> pd.DataFrame:
+    """One row per method from the tables of a comparison: what to read first. See `Comparison.ranking`.
 
     The order is by `shown`, then by `own_hurt_most`, then that of the methods: never by how much an effect is, which
-    follows how many units a set has.
+    follows how many units a set has. `checked` names columns of the table "trust" that are shown.
     """
     sizes, cost = tables["sizes"].set_index("method"), tables["cost"].set_index("method")
     frame = pd.DataFrame(index=sizes.index)
@@ -31,8 +31,8 @@ def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame) -> pd.Da
         frame["own_minus_worst_other"] = specific["difference"]
         frame["share_above_random"] = tables["control"].set_index("method")["share_above_random"]
     if "trust" in tables:
-        checked = [name for name in doubts.SHOWN if name in tables["trust"]]
-        frame[checked] = tables["trust"].set_index("method")[checked]
+        shown = [name for name in checked if name in tables["trust"]]
+        frame[shown] = tables["trust"].set_index("method")[shown]
     frame["agreement"] = mean_agreement(tables["agreement"])
     frame["seconds"] = cost["seconds"]
     frame["warnings"] = [doubts.in_words(warnings, str(name)) for name in frame.index]

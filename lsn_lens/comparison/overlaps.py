@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 
 PAIR = ["method", "other"]
 MEASURES = ["jaccard", "overlap", "expected_overlap", "chance_corrected", "rank_correlation"]

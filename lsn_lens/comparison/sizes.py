@@ -13,8 +13,8 @@ from torch import Tensor
 from lsn_lens.comparison.overlaps import mean_jaccard
 from lsn_lens.evaluation.verdict import FEW_NEURONS
 from lsn_lens.methods.base import Method
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.run import Run
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.runs.run import Run
 
 
 def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:

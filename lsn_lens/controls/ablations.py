@@ -4,19 +4,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import zip_longest
 
-import numpy as np
 import pandas as pd
 
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import verdict
-from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
+from lsn_lens.evaluation.baseline import HeldOut, held_out
+from lsn_lens.evaluation.jobs import jobs_of
 from lsn_lens.interventions.actions import Action, scale, zero
 from lsn_lens.interventions.values import mean_ablation, other_mean_ablation, resample
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -85,13 +86,12 @@ def ablation_sensitivity(
         actions: Kinds of ablation by name; `kinds_of_ablation` by default.
         seeds: Random sets, matched as by `controls.matched_draws`; the same for each kind.
         layout: How held-out text becomes batches; packed blocks by default.
-        text: The held-out text, where it is at hand from `held_out`; `layout` then says nothing.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show progress bars.
 
     Returns:
-        One row for each kind and language: `ablation`, `language`, `neurons`, what `verdict.hurt` says (in nats per
-        token and in bits per byte), `random_rise` (mean over the random sets), `p` (`verdict.p_value`: at least
-        1 / (seeds + 1); NaN without neurons), `matched` (what random sets share), `seeds`.
+        One row for each kind and language: `ablation`, `language`, `units` (different ones), what `verdict.rises` says
+        of the others and of the random sets (`p` is at least 1 / (seeds + 1)), and `matched` (what random sets share).
 
     Raises:
         ValueError: No kinds, no seed, a set of one language on text of one, or as `kinds_of_ablation`.
@@ -104,18 +104,17 @@ def ablation_sensitivity(
             "seeds, and text of two languages or more."
         )
     draws = matched_draws(found, seeds, run.statistics)
-    text = text or held_out(model, corpora, layout, progress=progress)
+    jobs = {name: jobs_of(model, corpora, found, action) for name, action in kinds.items()}
+    text = held_out(model, corpora, layout, text=text, progress=progress)
     drawn = {str(seed): each for seed, each in draws.sets.items()}
     rows = []
     for name, action in kinds.items():
-        table = text.measure(found, action, progress=progress).table
+        table = text.measure_jobs(jobs[name], progress=progress).table
         random = text.measure(drawn, action, evaluate="own", progress=progress).table
         for language, count in found.counts().items():
-            row = verdict.hurt(table.loc[table["intervened"].eq(language)], str(language))
-            beside = random.loc[random["intervened"].eq(language), "nll_change"].to_numpy(dtype=float)
-            p = verdict.p_value(row["own_rise"], beside) if count else np.nan
-            row |= {"random_rise": float(np.mean(beside)), "p": p, "matched": draws.matched, "seeds": seeds}
-            rows.append({"ablation": name, "language": language, "neurons": count, **row})
+            mine, beside = (each.loc[each["intervened"].eq(language)] for each in (table, random))
+            row = verdict.rises(mine, str(language), beside)
+            rows.append({"ablation": name, "language": language, "units": count, **row, "matched": draws.matched})
     return pd.DataFrame(rows)
 
 

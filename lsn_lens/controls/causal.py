@@ -1,22 +1,21 @@
 """What switching each method's units off does, beside other languages and beside random units."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lsn_lens.controls.intervals import Certainty
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import effects, verdict
-from lsn_lens.evaluation.baseline import Choice, HeldOut, Measured
+from lsn_lens.evaluation.baseline import HeldOut, Measured
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.values import other_mean_ablation
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import WRITE_SITE
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.plan import Layout
 
@@ -97,7 +96,7 @@ def measure_controls(
         table = text.measure({name: found[name]}, action, evaluate="own", progress=progress).table
         own = table.loc[table["set"].eq(name)].to_dict("records")
         points = _points(text, name, draws.sets, action, progress)
-        beyond = [row["intervened"] for row in own if row["neurons"] and _is_beyond(row, points)]
+        beyond = [row["intervened"] for row in own if row["units"] and _is_beyond(row, points)]
         if beyond and more:
             further = matched_draws(found[name][beyond], more, statistics, first=seeds)
             points = pd.concat([points, _points(text, name, further.sets, action, progress)], ignore_index=True)
@@ -123,19 +122,14 @@ def _is_beyond(row: Mapping[Any, Any], points: pd.DataFrame) -> bool:
 
 
 def _against_random(name: str, row: Mapping[Any, Any], drawn: pd.Series) -> dict[str, object]:
-    rise, values = float(row["nll_change"]), drawn.to_numpy(dtype=float)
-    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    rise = float(row["nll_change"])
     return {
         "method": name,
         "language": row["intervened"],
         "action": row["action"],
-        "neurons": row["neurons"],
+        "units": row["units"],
         "own_rise": rise,
-        "random_mean": mean,
-        "random_sd": deviation,
-        "z": (rise - mean) / deviation if deviation > 0 else math.nan,
-        "p": verdict.p_value(rise, values) if row["neurons"] else math.nan,
-        "seeds": len(values),
+        **verdict.beside_random(rise, drawn, row["units"]),
     }
 
 
@@ -145,7 +139,7 @@ def control_table(by_language: pd.DataFrame) -> pd.DataFrame:
     groups: Any = by_language.assign(above=above).groupby("method", sort=False)
     frame = means_of(groups, ["own_rise", "random_mean", "random_sd", "z", "p", "activity", "random_activity"])
     frame.insert(0, "action", groups["action"].first())
-    frame.insert(1, "neurons", groups["neurons"].sum())
+    frame.insert(1, "units", groups["units"].sum())
     frame.insert(2, "languages", groups["language"].count())
     frame.insert(3, "share_above_random", groups["above"].mean())
     return frame.reset_index().sort_values("share_above_random", ascending=False, kind="stable", ignore_index=True)
@@ -159,12 +153,10 @@ def effects_by_language(losses: pd.DataFrame, sure: pd.DataFrame, control: pd.Da
         sure: The table of `certainty`.
         control: From `measure_controls`; adds `p`, `q`, `above_random` and `passes`.
     """
-    summary = effects.summarise(losses)
-    unlike = [name for name in summary if str(name).startswith("random_") or name in ("seeds", "p", "warning")]
-    frame = summary.drop(columns=unlike)
-    neurons = frame["neurons"].where(frame["neurons"] > 0)
+    frame = effects.summarise(losses)
+    units = frame["units"].where(frame["units"] > 0)
     for ending in verdict.UNITS:
-        frame[f"own_rise{ending}_per_neuron"] = frame[f"own_rise{ending}"] / neurons
+        frame[f"own_rise{ending}_per_neuron"] = frame[f"own_rise{ending}"] / units
         frame[f"difference{ending}"] = frame[f"own_rise{ending}"] - frame[f"worst_other_rise{ending}"]
     frame["ratio"] = (frame["own_rise"] / frame["worst_other_rise"]).where(frame["worst_other_rise"] > 0)
     keys = ["method", "language"]
@@ -217,7 +209,7 @@ def _methods(by_language: pd.DataFrame, means: list[str]) -> pd.DataFrame:
     groups: Any = by_language.groupby("method", sort=False)
     parts = [
         groups["action"].first(),
-        groups["neurons"].sum(),
+        groups["units"].sum(),
         groups["language"].count().rename("languages"),
         groups["own_hurt_most"].sum(),
         means_of(groups, means),

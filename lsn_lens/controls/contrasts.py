@@ -12,7 +12,7 @@ from lsn_lens.controls.resampling import rearranged
 from lsn_lens.methods import catalogue
 from lsn_lens.methods.average_precision import bases_in, responses_of
 from lsn_lens.methods.base import Method
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lsn_lens.evaluation.baseline import HeldOut
 from lsn_lens.evaluation.perplexity import perplexity_table
-from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import WRITE_SITE
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
@@ -191,9 +193,10 @@ def outlier_effects(
     corpora: Mapping[str, LanguageCorpus],
     found: NeuronSet,
     units: pd.DataFrame,
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """What is left of a set's effect without its outliers, and what they do alone.
@@ -205,20 +208,21 @@ def outlier_effects(
         units: From `outliers`.
         action: What to do to the units, or a function from the ablated language to it.
         layout: How held-out text becomes batches; packed blocks by default.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
-        One row a language: `language`, `neurons`, `outliers` (of these), and the rises of the language's own loss
-        `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats a token), with `_bits_per_byte` the same in
-        bits a byte.
+        One row a language: `language`, `units` (different ones), `outliers` (of these), and the rises of the language's
+        own loss `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token), with `_bits_per_byte` the
+        same in bits per byte.
     """
     check_model(model)
     left = without(found, units)
     sets = {"": found, "_without": left, "_of_outliers": found - left}
-    table = perplexity_table(model, corpora, sets, action, evaluate="own", layout=layout, progress=progress)
+    table = perplexity_table(model, corpora, sets, action, evaluate="own", layout=layout, text=text, progress=progress)
     rows = []
     for language, count in found.counts().items():
-        row: dict[str, object] = {"language": language, "neurons": count, "outliers": count - left.counts()[language]}
+        row: dict[str, object] = {"language": language, "units": count, "outliers": count - left.counts()[language]}
         for name in sets:
             own = table.loc[table["set"].eq(name) & table["intervened"].eq(language)].iloc[0]
             row[f"own_rise{name}"] = float(own["nll_change"])

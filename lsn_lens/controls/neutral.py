@@ -12,7 +12,8 @@ import pandas as pd
 
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import verdict
-from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
+from lsn_lens.evaluation.baseline import HeldOut, held_out
+from lsn_lens.evaluation.jobs import jobs_of
 from lsn_lens.evaluation.verdict import COLLAPSE
 from lsn_lens.generation.sampling import generate
 from lsn_lens.generation.texts.identifiers import UND, Identify
@@ -20,9 +21,10 @@ from lsn_lens.generation.texts.measures import measure_texts
 from lsn_lens.generation.texts.strings import distinct
 from lsn_lens.interventions.actions import Action, zero
 from lsn_lens.interventions.intervening import intervene
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.corpora import load_corpora
 from lsn_lens.text.documents import LanguageCorpus
@@ -38,13 +40,13 @@ class OffTarget:
     """What `off_target` measured.
 
     Attributes:
-        table: One row a language whose units were changed: `language`, `neurons`; the rises of loss `own_rise` (what is
-            claimed), `worst_other` and its `worst_other_rise`, `mean_other_rise`, `<kind>_rise` for each kind of
-            neutral text, each in nats a token and with `_bits_per_byte` in bits a byte, and after `random_` the means
-            of the same over the random sets; `repetition` and `distinct_2` of what the model writes in the language,
-            with `_before` (unchanged), `_after` and `_random` (one random set); `own_language_` with the same endings,
-            where there is an identifier (share of the texts in the language); `collapse`: texts whose loss rises by
-            more than 3 nats, which breaks a model rather than changes it, "" if none.
+        table: One row a language whose units were changed: `language`, `units` (different ones); the rises of loss
+            `own_rise` (what is claimed), `worst_other` and its `worst_other_rise`, `mean_other_rise`, `<kind>_rise` for
+            each kind of neutral text, each in the scales of `verdict.rises`, and after `random_` the means of the same
+            over the random sets; `repetition` and `distinct_2` of what the model writes in the language, with `_before`
+            (unchanged), `_after` and `_random` (one random set); `own_language_` with the same endings, where there is
+            an identifier (share of the texts in the language); `collapse`: texts whose loss rises by more than 3 nats,
+            which breaks a model rather than changes it, "" if none.
         losses: Every text by itself: `set` ("found", or the seed of a random set), `intervened`, `evaluated`, `kind`
             ("own", "other", "neutral") and the columns of `perplexity_table`.
         texts: What the model wrote: `asked` (the language of the prompt), `state` ("before", "after", "random") and the
@@ -105,7 +107,7 @@ def off_target(
             its first third.
         tokens: New ones of each text.
         layout: How held-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
-        text: The languages' held-out text, where it is at hand from `held_out`; `layout` then says nothing.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show progress bars.
 
     Returns:
@@ -121,14 +123,15 @@ def off_target(
     _check(corpora, found, kinds, seeds, prompts)
     draws = matched_draws(found, seeds, statistics)
     named = {"found": found, **{str(seed): each for seed, each in draws.sets.items()}}
-    text = text or held_out(model, corpora, layout, progress=progress)
+    jobs_of(model, corpora, found, action)  # what cannot be done is said before anything is measured
+    text = held_out(model, corpora, layout, text=text, progress=progress)
     quiet = neutral if isinstance(neutral, HeldOut) else measured_neutral(model, neutral, progress=progress)
     losses = _losses(text, quiet, named, action, progress)
     blank = identify or (lambda texts: [(UND, 0.0)] * len(texts))
     written = []
     for language in found.languages:
         starts = _beginnings(corpora[language].hold_out, prompts, words)
-        what = action if isinstance(action, Action) else action(language)
+        what = action_for(action, language)
         for state, units in ((BEFORE, None), (AFTER, found[language]), (RANDOM, draws.sets[0][language])):
             frame = _write(model, starts, units, what, tokens)
             frame.insert(0, "state", state)
@@ -195,7 +198,7 @@ def _row(
     language: str, found: NeuronSet, losses: pd.DataFrame, texts: pd.DataFrame, neutral: list[str], identified: bool
 ) -> dict[str, Any]:
     changed = losses.loc[losses["intervened"].eq(language)]
-    row: dict[str, Any] = {"language": language, "neurons": len(found[language])}
+    row: dict[str, Any] = {"language": language, "units": len(found[language])}
     own, drawn = changed.loc[changed["set"].eq("found")], changed.loc[changed["set"].ne("found")]
     row |= _rises(own, neutral, language)
     each = pd.DataFrame([_rises(part, neutral, language) for _, part in drawn.groupby("set")])
@@ -213,11 +216,11 @@ def _row(
 
 def _rises(rows: pd.DataFrame, neutral: list[str], language: str) -> dict[str, Any]:
     """The rises of one set under one language's units, in each unit."""
-    said = verdict.hurt(rows.loc[rows["kind"].ne("neutral")], language)
+    said = verdict.rises(rows.loc[rows["kind"].ne("neutral")], language)
     names = ("own_rise", "worst_other", "worst_other_rise", "mean_other_rise")
     by_text = rows.set_index("evaluated")
     values: dict[str, Any] = {}
-    for ending, column in verdict.UNITS.items():
+    for ending, column in verdict.SCALES.items():
         values |= {f"{name}{ending}": said[f"{name}{ending}"] for name in names}
         values |= {f"{kind}_rise{ending}": float(by_text.at[kind, column]) for kind in neutral}
     return values

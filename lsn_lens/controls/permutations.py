@@ -13,8 +13,8 @@ from torch import Tensor
 from lsn_lens.controls.contrasts import ByBasis, Contrast, Side, shard_values
 from lsn_lens.controls.resampling import permuted, seeds
 from lsn_lens.methods.base import Method
-from lsn_lens.neurons import NeuronScores
-from lsn_lens.run import Run
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.runs.run import Run
 
 TIE = 1e-9  # statistics that are nearer than this are equal: beyond it there is rounding error only
 ENTRIES = 1 << 22  # of permuted statistics at once, so that temporaries stay small

@@ -13,12 +13,12 @@ from lsn_lens.collection.collecting import collect
 from lsn_lens.controls.changed_text import CONTROLS, Control, Corpora, same_script
 from lsn_lens.controls.resampling import halves, load_shards, subset
 from lsn_lens.methods.base import Method
-from lsn_lens.methods.catalogue import get_method
+from lsn_lens.methods.catalogue import Methods, named
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 from lsn_lens.text.plan import Layout
 
 FEW_CHANGED = 0.05  # share of a language's documents with other letters below which a control tests nothing
@@ -27,7 +27,7 @@ FEW_CHANGED = 0.05  # share of a language's documents with other letters below w
 def survival(
     model: Model,
     corpora: Corpora,
-    methods: Iterable[str] | Mapping[str, Method] = ("lape",),
+    methods: Methods = ("lape",),
     controls: Mapping[str, Control] = CONTROLS,
     *,
     run: Run | None = None,
@@ -62,7 +62,7 @@ def survival(
             one shard of a language.
     """
     check_model(model)
-    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
+    chosen = named(methods)
     if not chosen or not controls:
         raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected one of each at least.")
     altered = {name: control(corpora) for name, control in controls.items()}
@@ -88,9 +88,7 @@ def survival(
     return pd.concat(tables, ignore_index=True)
 
 
-def same_script_survival(
-    run: Run, corpora: Corpora, methods: Iterable[str] | Mapping[str, Method] = ("lape",)
-) -> pd.DataFrame:
+def same_script_survival(run: Run, corpora: Corpora, methods: Methods = ("lape",)) -> pd.DataFrame:
     """How much of each language's set is found again when the languages of other scripts are taken away.
 
     No new pass: a run's sums of some of its languages. To take languages away changes a set whatever they are, so
@@ -118,7 +116,7 @@ def same_script_survival(
             f"the scripts are {groups}: expected two or more, and one of them with two languages, so that some can be "
             "taken away and some are left."
         )
-    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
+    chosen = named(methods)
     tables = []
     for name, method in chosen.items():
         small = load_shards(run, [method])

@@ -13,7 +13,8 @@ from torch import Tensor
 from lsn_lens.labels import label_list
 from lsn_lens.methods.base import Method
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import DOCUMENTS, LENGTH, TOKENS, Run, read_shard
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
@@ -40,6 +41,8 @@ def load_shards(run: Run, methods: Iterable[Method]) -> Run:
 
 
 def _read(shard: Shard, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    if isinstance(shard, Layered):
+        shard.check()
     if not isinstance(shard, Path):
         return {key: value for key, value in shard.items() if wanted(key)}
     if not shard.is_file() or not _is_whole(shard, shard.stat().st_mtime_ns):

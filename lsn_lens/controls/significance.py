@@ -16,8 +16,9 @@ from lsn_lens.controls.permutations import Permutations, Tests, max_t, scores_te
 from lsn_lens.controls.resampling import check_shards, load_shards, permuted, seeds
 from lsn_lens.methods.base import Method, check_shares, scores_of, units_of
 from lsn_lens.methods.catalogue import get_method
-from lsn_lens.neurons import NeuronScores, NeuronSet
-from lsn_lens.run import Run
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.runs.run import Run
 
 LEVEL = 0.05  # of both tests, where no other is asked for
 

@@ -18,9 +18,10 @@ from lsn_lens.controls.resampling import check_shards, load_shards, resampled, s
 from lsn_lens.evaluation.bootstrap import check_replicates, percentile_interval
 from lsn_lens.methods.base import Method, check_shares, scores_of, units_of
 from lsn_lens.methods.catalogue import get_method
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.run import Run
+from lsn_lens.runs.run import Run
 
 STABLE = 0.95  # share of the replicates from which on a unit is called stable
 OVERLAPS = ["jaccard", "expected_jaccard", "corrected_jaccard"]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lsn_lens.controls.resampling import check_shards
 from lsn_lens.methods.base import check_languages
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.run import TOKENS, Run
-from lsn_lens.sites import get_site
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import get_site
+from lsn_lens.runs.run import Run
+from lsn_lens.runs.shards import TOKENS
 from lsn_lens.statistics.needs import Statistic
 
 

@@ -12,9 +12,9 @@ from .stages import search_stages as search_stages
 from .stages import split_hold_out as split_hold_out
 from .stages import switch_sets as switch_sets
 from .verdict import adjusted as adjusted
-from .verdict import hurt as hurt
 from .verdict import own_and_others as own_and_others
 from .verdict import p_value as p_value
+from .verdict import rises as rises
 from .workflow import workflow_effects as workflow_effects
 from .workflow import workflow_grid as workflow_grid
 from .workflow import workflow_summary as workflow_summary

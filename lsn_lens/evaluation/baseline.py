@@ -1,43 +1,45 @@
-"""Held-out text and the unchanged model's losses on it, made once and measured on many times, document by document."""
+"""Hold-out text and the unchanged model's losses on it, made once and measured on many times, document by document.
+
+Every function that measures hold-out text builds a `HeldOut` from `model`, `corpora` and `layout`. Each of them also
+takes one that is at hand, as `text=`: then nothing is tokenised, and the unchanged model is not measured again.
+"""
 
 import contextlib
 import math
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+import warnings
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lsn_lens.bars import tqdm
-from lsn_lens.evaluation.perplexity import NONE, _plan, perplexity_table
-from lsn_lens.evaluation.scored import perplexity_of, scored_tokens, token_losses
-from lsn_lens.interventions.actions import Action, zero
-from lsn_lens.interventions.intervening import intervention_hooks
+from lsn_lens.evaluation import scored
+from lsn_lens.evaluation.jobs import NONE, Evaluate, Job, jobs_for, jobs_of
+from lsn_lens.evaluation.scored import Hooks, Losses, PerDocument, Scored, document_sums, measures
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
-from lsn_lens.text.plan import Batch, Layout, Plan
-from lsn_lens.text.tokens import separator_id
-
-Choice = Action | Callable[[str], Action]
-Hooks = list[tuple[str, Any]]
-PerDocument = Float[np.ndarray, "_"]  # one value for each document of a language, each language with its own number
-Losses = dict[str, PerDocument]  # by language, nats summed over a document's scored tokens
+from lsn_lens.text.plan import Layout, Plan
+from lsn_lens.text.tokens import separator_id, tokenize
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What interventions do to the losses of held-out text.
+    """What interventions do to the losses of hold-out text.
 
     Attributes:
         table: As `perplexity_table` gives it, the rows without intervention first.
@@ -52,34 +54,50 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Text of all languages in batches, and the unchanged model's losses; from `held_out`.
+    """Hold-out text of all languages in batches, and the unchanged model's losses; from `held_out`.
 
-    Documents are those that have a scored token; in packed blocks a token counts for the document that it is of.
+    Documents are those that have a scored token; in packed blocks a token counts for the document that it is of. The
+    temporary files with the tokens are there as long as this is.
 
     Attributes:
         model: Whose losses these are.
-        batches: Each with the places, among its language's documents, of the tokens predicted (-1: not scored).
-        clean: The losses of each document.
-        tokens: By language, the scored tokens of each document.
-        unchanged: The rows of `perplexity_table` without intervention.
-        batch_tokens: About how many tokens go through the model at once.
+        plan: The text in batches.
+        scored: By language, its documents, and of each the scored tokens and their bytes.
+        clean: By language, the unchanged model's loss of each document (nats, summed over its scored tokens).
         in_force: The hooks that were on the model, see `hooks.describe_hooks`.
     """
 
     model: Model
-    batches: tuple[tuple[Batch, Tensor], ...]
+    plan: Plan
+    scored: Mapping[str, Scored]
     clean: Losses
-    tokens: Mapping[str, PerDocument]
-    unchanged: pd.DataFrame
-    batch_tokens: int
     in_force: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, PerDocument]:
+        """By language, the scored tokens of each document."""
+        return {label: each.tokens for label, each in self.scored.items()}
+
+    @cached_property
+    def bits_per_nat(self) -> dict[str, float]:
+        """By language, bits per byte for each nat per token: what tokens and bytes of this text make of it."""
+        sums = {label: (each.tokens.sum(), each.n_bytes.sum()) for label, each in self.scored.items()}
+        return {label: float(count / n / math.log(2)) if n else math.nan for label, (count, n) in sums.items()}
+
+    @cached_property
+    def unchanged(self) -> pd.DataFrame:
+        """The rows of `perplexity_table` without intervention."""
+        nothing = Job("", NONE, NONE, 0, [], tuple(self.clean))
+        table = pd.DataFrame(self._rows(nothing, self.clean))
+        table.attrs["text"] = self.plan.describe()
+        return table
 
     def measure(
         self,
         sets: NeuronSet | Mapping[str, NeuronSet],
         action: Choice = zero,
         *,
-        evaluate: Literal["all", "own"] | Callable[[str], Iterable[str]] = "all",
+        evaluate: Evaluate = "all",
         progress: bool = True,
     ) -> Measured:
         """What `perplexity_table` measures, without tokenising the text or measuring the unchanged model again.
@@ -91,6 +109,35 @@ class HeldOut:
         Raises:
             ValueError: Other hooks are on the model than when the unchanged model was measured.
         """
+        return self.measure_jobs(jobs_of(self.model, self.clean, sets, action, evaluate), progress=progress)
+
+    def measure_jobs(self, jobs: Sequence[Job], *, progress: bool = True) -> Measured:
+        """The same for what `jobs_of` or `jobs_for` made."""
+        rows, rises = [], {}
+        for job, losses in zip(jobs, self._under(jobs, progress), strict=True):
+            rows += self._rows(job, losses)
+            rises |= {(job.name, job.language, label): losses[label] - self.clean[label] for label in job.labels}
+        table = pd.concat([self.unchanged, pd.DataFrame(rows)], ignore_index=True) if rows else self.unchanged.copy()
+        table.attrs = self.unchanged.attrs
+        return Measured(table, rises, self.tokens)
+
+    def by_document(self, intervention: Intervention | None = None, *, progress: bool = True) -> pd.DataFrame:
+        """The loss of each document, of the unchanged model or under an intervention; see `document_losses`."""
+        jobs = [] if intervention is None else jobs_for(self.model, self.clean, [intervention])
+        losses = next(iter(self._under(jobs, progress)), self.clean)
+        frames = []
+        for label, each in self.scored.items():
+            last = int(each.documents[-1]) + 1 if len(each.documents) else 0
+            count = self.plan.rows[label] if self.plan.layout.kind == "documents" else last
+            columns = {"document": np.arange(count), "loss": np.full(count, np.nan)}
+            columns |= {"tokens": np.zeros(count, dtype=int), "bytes": np.zeros(count)}
+            for name, values in (("loss", losses[label]), ("tokens", each.tokens), ("bytes", each.n_bytes)):
+                columns[name][each.documents] = values
+            frames.append(pd.DataFrame({"language": label, **columns}))
+        return pd.concat(frames, ignore_index=True)
+
+    def _under(self, jobs: Sequence[Job], progress: bool) -> list[Losses]:
+        """The losses under each job; several go through the model side by side where a batch leaves room."""
         check_model(self.model)
         now = describe_hooks(self.model)
         if now != dict(self.in_force):
@@ -98,180 +145,135 @@ class HeldOut:
                 f"the unchanged model was measured with hooks on {list(self.in_force) or 'nothing'}, now they are on "
                 f"{list(now) or 'nothing'}: call held_out again, or measure under the hooks that it was called under."
             )
-        named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
-        jobs = [_Job(name, language, each[language]) for name, each in named.items() for language in each.languages]
-        choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: self.clean, "own": lambda own: [own]}
-        choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
-        shown = [tuple(choose(job.language)) for job in jobs]
-        unknown = sorted({label for labels in shown for label in labels} - set(self.clean))
-        if unknown:
-            raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(self.clean)}.")
-        change = {
-            each: action if isinstance(action, Action) else action(each) for each in {job.language for job in jobs}
-        }
-        losses = self._under(jobs, shown, change, progress)
-        clean: dict[Any, dict[str, Any]] = self.unchanged.set_index("evaluated").to_dict("index")
-        rates = self.bits_per_nat
-        rows, rises = [], {}
-        for job, labels, each in zip(jobs, shown, losses, strict=True):
-            head = {"set": job.name, "action": change[job.language].name, "intervened": job.language}
-            for label in labels:
-                rise = each[label] - self.clean[label]
-                rises[job.name, job.language, label] = rise
-                change_of_mean = float(rise.sum() / self.tokens[label].sum())
-                values = _values(clean[label], change_of_mean, rates[label])
-                rows.append({**head, "evaluated": label, "neurons": len(job.units), **values})
-        table = pd.concat([self.unchanged, pd.DataFrame(rows)], ignore_index=True) if rows else self.unchanged.copy()
-        table.attrs = self.unchanged.attrs
-        return Measured(table, rises, self.tokens)
-
-    def _under(
-        self, jobs: list["_Job"], shown: list[tuple[str, ...]], change: Mapping[str, Action], progress: bool
-    ) -> list[Losses]:
-        """The losses under each job; several go through the model side by side where a batch leaves room."""
-        losses = [self.clean] * len(jobs)  # without units nothing changes: no pass is needed to know it
-        width = cache(partial(structure.site_width, self.model))
+        losses = [self.clean] * len(jobs)
         groups: dict[tuple[str, ...], list[int]] = {}
-        for place, (job, labels) in enumerate(zip(jobs, shown, strict=True)):
-            if len(job.units):
-                groups.setdefault(labels, []).append(place)
-        hooks = {
-            place: intervention_hooks(self.model, jobs[place].units, change[jobs[place].language], width)
-            for places in groups.values() for place in places
-        }  # fmt: skip
-        names = tuple(dict.fromkeys(name for each in hooks.values() for name, _ in each))
-        with _lean(self.model, names), tqdm(total=len(hooks), desc="losses", disable=not progress) as bar:
+        for place, job in enumerate(jobs):
+            if job.hooks:
+                groups.setdefault(job.labels, []).append(place)
+        names = tuple(dict.fromkeys(name for job in jobs for name, _ in job.hooks))
+        total = sum(len(places) * _size(self.plan, labels) for labels, places in groups.items())
+        with _lean(self.model, names), _bar(total, progress) as bar:
             for labels, places in groups.items():
-                mine = [(batch, at) for batch, at in self.batches if batch.language in labels]
-                together = max(1, self.batch_tokens // max(batch.ids.numel() for batch, _ in mine))
+                together = max(1, self.plan.layout.batch_tokens // max(self.scored[label].widest for label in labels))
                 for part in (places[first : first + together] for first in range(0, len(places), together)):
-                    found = _losses(self.model, mine, [hooks[place] for place in part])
+                    hooks = [jobs[place].hooks for place in part]
+                    found = _losses(self.model, self.plan, self.scored, labels, hooks, bar)
                     for place, each in zip(part, found, strict=True):
                         losses[place] = each
-                    bar.update(len(part))
         return losses
 
-    @property
-    def bits_per_nat(self) -> dict[str, float]:
-        """By language, bits per byte for each nat per token: what tokens and bytes of this text make of it."""
-        rows = self.unchanged.set_index("evaluated")
-        return (rows["tokens"] / rows["bytes"] / math.log(2)).to_dict()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One language's units of one set."""
-
-    name: str
-    language: str
-    units: NeuronSet
+    def _rows(self, job: Job, losses: Losses) -> list[dict[str, Any]]:
+        """The rows of one job; changes come from that in nats: a difference of two long means has fewer digits."""
+        head = {"set": job.name, "action": job.action, "intervened": job.language}
+        rows = []
+        for label in job.labels:
+            count, rate = float(self.scored[label].tokens.sum()), self.bits_per_nat[label]
+            nats, rise = self.clean[label].sum(), (losses[label] - self.clean[label]).sum()
+            change = float(rise / count) if count else math.nan
+            before = measures(float(nats / count) if count else math.nan, rate)
+            after = measures(before["nll"] + change, rate)
+            changes = {"nll": change, "perplexity": after["perplexity"] - before["perplexity"],
+                       "bits_per_byte": change * rate}  # fmt: skip
+            rows.append({
+                **head, "evaluated": label, "units": job.units, **after,
+                **{f"{name}_change": value for name, value in changes.items()},
+                **{f"{name}_relative_change": value / before[name] if before[name] else math.nan
+                   for name, value in changes.items()},
+                "tokens": int(count), "bytes": float(self.scored[label].n_bytes.sum()),
+            })  # fmt: skip
+        return rows
 
 
 def held_out(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     layout: Layout | None = None,
     *,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> HeldOut:
     """Tokenise the `hold_out` text of all languages and measure the unchanged model on it.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Text to measure on.
+        corpora: Text to measure on, from `load_corpora`, or what it takes.
         layout: How text becomes batches; packed blocks by default.
+        text: One that was made from the same model and languages: nothing is done, and it is returned.
         progress: Show progress bars.
+
+    Raises:
+        ValueError: `text` is another model's or has other languages, or a layout is given beside it; no text.
+
+    Warns:
+        UserWarning: Nothing of a language was scored, so its losses are NaN; or the tokenizer does not tell which bytes
+            its tokens stand for, so bits per byte are.
     """
     check_model(model)
-    layout = layout or Layout()
-    unchanged = perplexity_table(model, corpora, {}, layout=layout, progress=progress)
-    unchanged = unchanged.loc[unchanged["intervened"].eq(NONE)]
-    with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
-        plan = _plan(model, corpora, Path(folder), layout, progress)
-        read = [batch for shard in plan.shards for batch in plan.batches(shard)]
-        places = [_documents(plan, model, batch) for batch in read]
-    batches, tokens = [], {}
-    for label in corpora:
-        mine = [number for number, batch in enumerate(read) if batch.language == label]
-        every = torch.cat([places[number].flatten() for number in mine])
-        names, counts = every[every >= 0].unique(return_counts=True)
-        tokens[label] = counts.double().numpy()
-        for number in mine:  # places among the documents that are scored
-            rank = torch.searchsorted(names, places[number].contiguous())
-            batches.append((read[number], rank.where(places[number] >= 0, -1)))
-    with _lean(model, ()):
-        (clean,) = _losses(model, batches, [[]])
-    return HeldOut(model, tuple(batches), clean, tokens, unchanged, plan.layout.batch_tokens, describe_hooks(model))
+    corpora = as_corpora(corpora)
+    if text is not None:
+        return _fitting(text, model, corpora, layout)
+    plan = _plan(model, corpora, layout or Layout(), progress)
+    known = scored.scored_text(plan, separator_id(model.tokenizer, plan.layout.separator))
+    for label, each in known.items():
+        if not len(each.tokens):
+            warnings.warn(scored.nothing_scored(label, plan), stacklevel=3)
+    unknown = [label for label, each in known.items() if np.isnan(each.n_bytes).any()]
+    if unknown:
+        warnings.warn(scored.unknown_bytes(model.tokenizer, unknown), stacklevel=3)
+    with _lean(model, ()), _bar(_size(plan, corpora), progress) as bar:
+        (clean,) = _losses(model, plan, known, tuple(corpora), [[]], bar)
+    return HeldOut(model, plan, known, clean, describe_hooks(model))
 
 
-def _documents(plan: Plan, model: Model, batch: Batch) -> Tensor:
-    """The document of each token that is predicted; -1 for what is not scored."""
-    separator = separator_id(model.tokenizer, plan.layout.separator)
-    rows = torch.tensor(list(batch.rows))[:, None]
-    if plan.layout.kind == "documents":
-        documents = rows.expand_as(batch.ids)
-    else:
-        positions = rows * batch.ids.shape[1] + torch.arange(batch.ids.shape[1])
-        ends = torch.as_tensor(plan.tokens[batch.language].ends)
-        documents = torch.searchsorted(ends, positions, right=True)
-    return documents[:, 1:].where(scored_tokens(batch, separator), -1)
+def _fitting(text: HeldOut, model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout | None) -> HeldOut:
+    if text.model is not model or set(text.clean) != set(corpora) or layout is not None:
+        raise ValueError(
+            f"text= is hold-out text of {list(text.clean)}, made for one model and in one layout: got "
+            f"{'this' if text.model is model else 'another'} model, corpora of {list(corpora)} and layout={layout}. "
+            "Give the model and corpora that held_out was called with, and no layout; or leave out text=."
+        )
+    return text
+
+
+def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, progress: bool) -> Plan:
+    """The text in batches; its files are removed when nobody holds the plan any more."""
+    folder = Path(tempfile.mkdtemp(prefix="lsn_lens-"))
+    try:
+        tokens = {
+            label: tokenize(
+                label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator,
+                max_tokens=layout.max_tokens, d_vocab=structure.vocabulary_size(model), count_bytes=True,
+                progress=progress,
+            )
+            for label, corpus in corpora.items()
+        }  # fmt: skip
+        at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
+        border = structure.position_border(model)
+        plan = Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(plan, shutil.rmtree, folder, ignore_errors=True)
+    return plan
 
 
 def _lean(model: Model, names: tuple[str, ...]) -> Any:
     return forward.lean(model, names) if forward.lean_is_exact(model, names) else contextlib.nullcontext()
 
 
-@torch.no_grad()
-def _losses(model: Model, batches: Sequence[tuple[Batch, Tensor]], hooks: Sequence[Hooks]) -> list[Losses]:
-    """Summed loss (nats) of each document under each of several hooks, which work on copies of a batch side by side."""
-    device, copies = structure.device_of(model), len(hooks)
-    parts: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{} for _ in hooks]
-    with model.hooks(fwd_hooks=_side_by_side(hooks)):
-        for batch, places in batches:
-            ids = batch.ids.repeat(copies, 1).to(device)
-            mask = batch.keep.repeat(copies, 1).to(device, torch.long) if batch.padded else None
-            losses = token_losses(forward.logits(model, ids, mask)[:, :-1], ids[:, 1:]).double().cpu()
-            scored = places >= 0
-            for part, each in zip(parts, losses.chunk(copies), strict=True):
-                part.setdefault(batch.language, []).append((each[scored], places[scored]))
-    return [{label: _summed(each) for label, each in part.items()} for part in parts]
+def _size(plan: Plan, labels: Collection[str]) -> int:
+    """Tokens of these languages' text."""
+    return sum(plan.tokens_of(shard) for shard in plan.shards if shard.language in labels)
 
 
-def _side_by_side(hooks: Sequence[Hooks]) -> Hooks:
-    """For each name one hook, which does to each copy of the rows what its own hooks do."""
-    names = dict.fromkeys(name for each in hooks for name, _ in each)
-    return [(name, partial(_in_parts, [[f for at, f in each if at == name] for each in hooks])) for name in names]
+def _bar(total: int, progress: bool) -> Any:
+    return tqdm(total=total, desc="losses", unit="tok", unit_scale=True, disable=not progress)
 
 
-def _in_parts(functions: Sequence[Sequence[Any]], acts: Tensor, hook: Any) -> Tensor:
-    return torch.cat(
-        [_applied(own, part, hook) for own, part in zip(functions, acts.chunk(len(functions)), strict=True)]
-    )
-
-
-def _applied(functions: Sequence[Any], acts: Tensor, hook: Any) -> Tensor:
-    for function in functions:
-        changed = function(acts, hook=hook)
-        acts = acts if changed is None else changed
-    return acts
-
-
-def _values(clean: Mapping[str, Any], change: float, rate: float) -> dict[str, float]:
-    """A loss and its change in each unit, from the change in nats; a difference of two long means has fewer digits."""
-    nll = clean["nll"] + change
-    values = {"nll": nll, "perplexity": perplexity_of(nll), "bits_per_byte": nll * rate}
-    perplexity_change = values["perplexity"] - clean["perplexity"]
-    changes = {"nll": change, "perplexity": perplexity_change, "bits_per_byte": change * rate}
-    relative = {name: value / clean[name] if clean[name] else math.nan for name, value in changes.items()}
-    return {
-        **values,
-        **{f"{name}_change": value for name, value in changes.items()},
-        **{f"{name}_relative_change": value for name, value in relative.items()},
-        "tokens": clean["tokens"],
-        "bytes": clean["bytes"],
-    }
-
-
-def _summed(parts: list[tuple[Tensor, Tensor]]) -> PerDocument:
-    losses, places = (torch.cat(each) for each in zip(*parts, strict=True))
-    return torch.bincount(places, weights=losses).numpy()
+def _losses(
+    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str], hooks: Sequence[Hooks], bar: Any
+) -> list[Losses]:
+    """Loss of each document that has a scored token, under each of several hooks."""
+    start = separator_id(model.tokenizer, plan.layout.separator)
+    every = document_sums(model, plan, start, labels, hooks, bar)
+    return [{label: sums[known[label].documents] for label, sums in each.items()} for each in every]

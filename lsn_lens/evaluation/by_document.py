@@ -1,32 +1,22 @@
 """Loss document by document, and intervals on what an intervention does to it."""
 
-import tempfile
-import warnings
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from lsn_lens.bars import tqdm
+from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.bootstrap import check_replicates, percentile_interval
-from lsn_lens.evaluation.scored import nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
-from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.text.documents import LanguageCorpus
-from lsn_lens.text.plan import Layout, Plan
-from lsn_lens.text.tokens import separator_id, tokenize
+from lsn_lens.text.plan import Layout
 
 FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
 
 
-@torch.no_grad()
 def document_losses(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     *,
     max_tokens: int | None = None,
     separator: str = "bos",
@@ -35,7 +25,8 @@ def document_losses(
     """Next-token loss of every held-out document, under whatever interventions are in place.
 
     Each document is read on its own, so losses differ from those of `perplexity_table`, which packs documents into
-    blocks by default. Predicting the first token after the separator is scored, the separator itself is not.
+    blocks by default. Predicting the first token after the separator is scored, the separator itself is not. For
+    several interventions on one text, `held_out(...).by_document(intervention)` tokenises it once.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -56,44 +47,8 @@ def document_losses(
         ValueError: No text, or a document longer than the context.
     """
     check_model(model)
-    rows: list[pd.DataFrame] = []
-    layout = Layout(kind="documents", separator=separator, max_tokens=max_tokens, equal=False, shards=1)  # type: ignore[arg-type]
-    device, start = structure.device_of(model), separator_id(model.tokenizer, separator)
-    with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
-        tokens = {
-            label: tokenize(
-                label, corpus.hold_out, model.tokenizer, Path(folder), separator=separator, max_tokens=max_tokens,
-                d_vocab=structure.vocabulary_size(model), count_bytes=True, progress=progress,
-            )
-            for label, corpus in corpora.items()
-        }  # fmt: skip
-        border = structure.position_border(model)
-        plan = Plan(tokens, replace(layout, length=model.cfg.n_ctx), context=model.cfg.n_ctx, border=border)
-        total = sum(map(plan.tokens_of, plan.shards))
-        with tqdm(total=total, desc="losses", unit="tok", unit_scale=True, disable=not progress) as bar:
-            for batch in (batch for shard in plan.shards for batch in plan.batches(shard)):
-                mask = batch.keep.to(device, torch.long) if batch.padded else None
-                losses = token_losses(
-                    forward.logits(model, batch.ids.to(device), mask)[:, :-1], batch.ids[:, 1:].to(device)
-                )
-                scored = scored_tokens(batch, start)
-                sums = losses.double().cpu().where(scored, 0.0).sum(1).where(scored.any(1), torch.nan)
-                columns = {
-                    "document": list(batch.rows),
-                    "loss": sums.tolist(),
-                    "tokens": scored.sum(1).tolist(),
-                    "bytes": scored_bytes(batch, scored).tolist(),
-                }
-                rows.append(pd.DataFrame({"language": batch.language, **columns}))
-                bar.update(int(batch.keep.sum()))
-    table = pd.concat(rows, ignore_index=True)
-    for label in plan.tokens:
-        if not table.loc[table["language"].eq(label), "tokens"].any():
-            warnings.warn(nothing_scored(label, plan), stacklevel=2)
-    unknown = list(dict.fromkeys(table.loc[table["bytes"].isna(), "language"]))
-    if unknown:
-        warnings.warn(unknown_bytes(model.tokenizer, unknown), stacklevel=2)
-    return table
+    layout = Layout("documents", model.cfg.n_ctx, separator, max_tokens, equal=False)  # type: ignore[arg-type]
+    return held_out(model, corpora, layout, progress=progress).by_document(progress=progress)
 
 
 def rise_intervals(

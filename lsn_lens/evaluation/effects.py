@@ -1,8 +1,8 @@
-"""What a `perplexity_table` says: one row a method and language, its random controls, and where to doubt it."""
+"""What a `perplexity_table` says: one row a method and language, and its random controls."""
 
 import re
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lsn_lens.evaluation import verdict
@@ -23,11 +23,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             `control_name`. Methods need all languages evaluated; for controls the own language is enough.
 
     Returns:
-        Columns `action`, `method`, `language`, `neurons`; what `verdict.hurt` says: `own_rise` (nats per token),
-        `worst_other` (the other language hurt most), `worst_other_rise`, `mean_other_rise`, `own_rank`, the same with
-        `_bits_per_byte`, `hurt_most_in`, `own_hurt_most`; `own_rise_perplexity`; `random_mean` and `random_max` (the
-        controls' own rise), `seeds` (how many), `p` (`verdict.p_value` of the own rise among them; NaN without
-        neurons), and `warning`: in words, why not to trust the row, "" if nothing speaks against it.
+        Columns `action`, `method`, `language`, `units` (different ones), what `verdict.rises` says, and
+        `own_rise_perplexity`.
 
     Raises:
         ValueError: No method in the table, or one that lacks a language.
@@ -36,16 +33,12 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     found = rows.loc[rows["seed"].isna()]
     if found.empty:
         raise ValueError(f"the table has no set but controls: {sorted(table['set'].unique())}.")
-    random = control_points(table)
     keys = found[["action", "method", "intervened"]].drop_duplicates().itertuples(index=False, name=None)
-    summary = pd.DataFrame(
-        [_language_row(action, method, language, found, random) for action, method, language in keys]
-    )
-    return summary.assign(warning=["; ".join(verdict.doubts(row)) for row in summary.to_dict("records")])
+    return pd.DataFrame([_language_row(action, method, language, found) for action, method, language in keys])
 
 
 def control_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The rises behind `random_mean`, one row for each action, method, language and control.
+    """The own rises of the controls, one row for each action, method, language and control.
 
     Returns:
         Columns `action`, `method`, `language`, `seed`, `own_rise` (nats a token).
@@ -71,28 +64,14 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(method=methods, seed=pd.array(seeds, dtype="Int64"))
 
 
-def _language_row(
-    action: str, method: str, language: str, found: pd.DataFrame, random: pd.DataFrame
-) -> dict[str, object]:
+def _language_row(action: str, method: str, language: str, found: pd.DataFrame) -> dict[str, Any]:
     same = found.loc[found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)]
     if same["evaluated"].duplicated().any():
         raise ValueError(
             f"set {method!r}, {language!r}: got several rows for one language, {list(same['evaluated'])}. Give each "
             "set a name of its own."
         )
-    row = verdict.hurt(same, language)
+    row = verdict.rises(same, language)
     own = same.loc[same["evaluated"].eq(language)].iloc[0]
-    drawn = random["action"].eq(action) & random["method"].eq(method) & random["language"].eq(language)
-    controls = random.loc[drawn, "own_rise"].to_numpy(dtype=float)
-    return {
-        "action": action,
-        "method": method,
-        "language": language,
-        "neurons": int(own["neurons"]),
-        **row,
-        "own_rise_perplexity": float(own["perplexity_change"]),
-        "random_mean": float(np.mean(controls)) if len(controls) else np.nan,
-        "random_max": float(np.max(controls)) if len(controls) else np.nan,
-        "seeds": len(controls),
-        "p": verdict.p_value(row["own_rise"], controls) if own["neurons"] else np.nan,
-    }
+    head = {"action": action, "method": method, "language": language, "units": int(own["units"])}
+    return head | row | {"own_rise_perplexity": float(own["perplexity_change"])}

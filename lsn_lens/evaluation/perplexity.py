@@ -1,66 +1,58 @@
 """Loss on held-out text, with and without an intervention: who is hurt when a language's units go?"""
 
-import contextlib
-import math
-import tempfile
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import pandas as pd
-import torch
 
-from lsn_lens.bars import tqdm
-from lsn_lens.evaluation.scored import Loss, nothing_scored, scored_bytes, scored_tokens, token_losses, unknown_bytes
-from lsn_lens.interventions.actions import Action, action_for, zero
-from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
-from lsn_lens.model import forward, structure
+from lsn_lens.evaluation.baseline import HeldOut, held_out
+from lsn_lens.evaluation.jobs import NONE, Evaluate, jobs_for, jobs_of
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.text.documents import LanguageCorpus
-from lsn_lens.text.plan import Layout, Plan
-from lsn_lens.text.tokens import Tokens, separator_id, tokenize
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.text.corpora import as_corpora
+from lsn_lens.text.plan import Layout
 
 Measure = Literal[
     "nll", "perplexity", "bits_per_byte", "nll_change", "perplexity_change", "bits_per_byte_change",
     "nll_relative_change", "perplexity_relative_change", "bits_per_byte_relative_change",
 ]  # fmt: skip
-NONE = "none"  # the row without intervention
 
 
 def perplexity_table(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     sets: NeuronSet | Mapping[str, NeuronSet],
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
-    evaluate: Literal["all", "own"] | Callable[[str], Iterable[str]] = "all",
+    evaluate: Evaluate = "all",
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Loss of every language on its `hold_out` text while each language's units are changed.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Text to measure on.
+        corpora: Text to measure on, from `load_corpora`, or what it takes.
         sets: One set, or several by name: measured one after the other on the same text.
         action: What to do to the units, or a function from the intervened language to it.
         evaluate: Measure every language, only the one whose units are changed (for many random controls), or those
             that a function of it names.
         layout: How text becomes batches; packed blocks by default. Cap it at `PAPER_EVALUATION_TOKENS` as LAPE does.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
         One row for each set, intervened language ("none" first) and evaluated language: `set`, `action`,
-        `intervened`, `evaluated`, `neurons`, `nll` (nats per token), `perplexity` (exp of it), `bits_per_byte` (of the
-        bytes that the scored tokens stand for), for each its change against no intervention, `nll_change` and so on,
-        and that change over the loss without intervention, `nll_relative_change` and so on; `tokens` and `bytes` that
-        were scored. Separators are read, but predicting them is not scored, and neither is a block's first token.
+        `intervened`, `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token),
+        `perplexity` (exp of it), `bits_per_byte` (of the bytes that the scored tokens stand for), for each its change
+        against no intervention, `nll_change` and so on, and that change over the loss without intervention,
+        `nll_relative_change` and so on; `tokens` and `bytes` that were scored. Separators are read, but predicting
+        them is not scored, and neither is a block's first token.
         `attrs["text"]` describes the text.
 
     Raises:
@@ -74,47 +66,18 @@ def perplexity_table(
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
     """
     check_model(model)
-    named = {"": sets} if isinstance(sets, NeuronSet) else dict(sets)
-    jobs = [(name, each, language) for name, each in named.items() for language in each.languages]
-    change = cache(partial(action_for, action))
-    width = cache(partial(structure.site_width, model))
-    for name, each, language in jobs:  # what cannot be done is said before anything is measured
-        if language == NONE:
-            raise ValueError(f"a language of the set {name!r} is called {NONE!r}, as the row without intervention is.")
-        intervention_hooks(model, each[language], change(language), width)
-    with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
-        plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
-        choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: plan.tokens, "own": lambda own: [own]}
-        choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
-        shown = [list(choose(language)) for _, _, language in jobs]
-        unknown = sorted({label for labels in shown for label in labels} - set(plan.tokens))
-        if unknown:
-            raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(plan.tokens)}.")
-        tokens: Counter[str] = Counter()
-        for shard in plan.shards:
-            tokens[shard.language] += plan.tokens_of(shard)
-        total = tokens.total() + sum(tokens[label] for labels in shown for label in labels)
-        is_exact = cache(partial(forward.lean_is_exact, model))
-        with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
-            clean = _losses(model, plan, [], list(plan.tokens), bar, is_exact)
-            _warn(model, plan, clean)
-            frames = [_rows("", "none", NONE, 0, clean, clean)]
-            for (name, each, language), labels in zip(jobs, shown, strict=True):
-                what = change(language)
-                hooks = intervention_hooks(model, each[language], what, width)
-                losses = _losses(model, plan, hooks, labels, bar, is_exact)
-                frames.append(_rows(name, what.name, language, len(each[language]), losses, clean))
-    table = pd.concat(frames, ignore_index=True)
-    table.attrs["text"] = plan.describe()
-    return table
+    corpora = as_corpora(corpora)
+    jobs = jobs_of(model, corpora, sets, action, evaluate)
+    return held_out(model, corpora, layout, text=text, progress=progress).measure_jobs(jobs, progress=progress).table
 
 
 def loss_table(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     interventions: Iterable[Intervention],
     *,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Loss of every language on its `hold_out` text under each intervention, one at a time.
@@ -133,34 +96,24 @@ def loss_table(
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
         raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
-    width = cache(partial(structure.site_width, model))
-    for what in each:  # what cannot be done is said before anything is measured
-        hooks_of(model, what, width)
-    with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
-        plan = _plan(model, corpora, Path(folder), layout or Layout(), progress)
-        is_exact = cache(partial(forward.lean_is_exact, model))
-        total = (1 + len(each)) * sum(plan.tokens_of(shard) for shard in plan.shards)
-        with tqdm(total=total, desc="perplexity", unit="tok", unit_scale=True, disable=not progress) as bar:
-            clean = _losses(model, plan, [], list(plan.tokens), bar, is_exact)
-            _warn(model, plan, clean)
-            frames = [_rows(NONE, "", "", 0, clean, clean)]
-            for what in each:
-                losses = _losses(model, plan, hooks_of(model, what, width), list(plan.tokens), bar, is_exact)
-                frames.append(_rows(what.name, "", "", len(what), losses, clean))
-    table = pd.concat(frames, ignore_index=True).drop(columns=["action", "intervened"])
-    table = table.rename(columns={"set": "intervention", "neurons": "units"})
-    table.attrs["text"] = plan.describe()
+    corpora = as_corpora(corpora)
+    jobs = jobs_for(model, corpora, each)
+    measured = held_out(model, corpora, layout, text=text, progress=progress).measure_jobs(jobs, progress=progress)
+    table = measured.table.drop(columns=["action", "intervened"]).rename(columns={"set": "intervention"})
+    table["intervention"] = table["intervention"].replace("", NONE)
+    table.attrs = measured.table.attrs
     return table
 
 
 def perplexity_matrix(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     found: NeuronSet,
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
     measure: Measure = "nll_change",
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """One measure of `perplexity_table` as a matrix: rows = intervened language, columns = evaluated language.
@@ -174,7 +127,7 @@ def perplexity_matrix(
     """
     check_model(model)
     _check_measure(measure)
-    table = perplexity_table(model, corpora, found, action, layout=layout, progress=progress)
+    table = perplexity_table(model, corpora, found, action, layout=layout, text=text, progress=progress)
     return as_matrix(table, measure)
 
 
@@ -190,82 +143,3 @@ def as_matrix(table: pd.DataFrame, measure: Measure = "nll_change") -> pd.DataFr
 def _check_measure(measure: str) -> None:
     if measure not in get_args(Measure):
         raise ValueError(f"measure={measure!r}: expected one of {list(get_args(Measure))}.")
-
-
-def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool) -> Plan:
-    tokens: dict[str, Tokens] = {
-        label: tokenize(
-            label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
-            d_vocab=structure.vocabulary_size(model), count_bytes=True, progress=progress,
-        )
-        for label, corpus in corpora.items()
-    }  # fmt: skip
-    at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
-    border = structure.position_border(model)
-    return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
-
-
-@torch.no_grad()
-def _losses(
-    model: Model,
-    plan: Plan,
-    hooks: list[tuple[str, Any]],
-    labels: list[str],
-    bar: Any,
-    is_exact: Callable[[tuple[str, ...]], bool],
-) -> dict[str, Loss]:
-    """Summed negative log-probabilities (nats) of the languages named, and of how many tokens and bytes."""
-    device = structure.device_of(model)
-    separator = separator_id(model.tokenizer, plan.layout.separator)
-    losses = dict.fromkeys(labels, Loss())
-    names = tuple(name for name, _ in hooks)
-    lean = forward.lean(model, names) if is_exact(names) else contextlib.nullcontext()
-    with lean, model.hooks(fwd_hooks=hooks):
-        for shard in (each for each in plan.shards if each.language in losses):
-            for batch in plan.batches(shard):
-                mask = batch.keep.to(device, torch.long) if batch.padded else None
-                logits = forward.logits(model, batch.ids.to(device), mask)
-                targets, scored = batch.ids[:, 1:].to(device), scored_tokens(batch, separator)
-                nats = token_losses(logits[:, :-1], targets)[scored.to(device)].double().sum()
-                old = losses[shard.language]
-                losses[shard.language] = Loss(
-                    old.nats + float(nats),
-                    old.tokens + int(scored.sum()),
-                    old.n_bytes + float(scored_bytes(batch, scored).sum()),
-                )
-                bar.update(int(batch.keep.sum()))
-    return losses
-
-
-def _warn(model: Model, plan: Plan, losses: Mapping[str, Loss]) -> None:
-    for label, each in losses.items():
-        if not each.tokens:
-            warnings.warn(nothing_scored(label, plan), stacklevel=3)
-    unknown = [label for label, each in losses.items() if math.isnan(each.n_bytes)]
-    if unknown:
-        warnings.warn(unknown_bytes(model.tokenizer, unknown), stacklevel=3)
-
-
-def _rows(
-    name: str, action: str, intervened: str, neurons: int, losses: Mapping[str, Loss], clean: Mapping[str, Loss]
-) -> pd.DataFrame:
-    rows = []
-    for label, loss in losses.items():
-        values, before = loss.measures(), clean[label].measures()
-        changes = {key: values[key] - before[key] for key in values}
-        relative = {key: changes[key] / before[key] if before[key] else math.nan for key in values}
-        rows.append(
-            {
-                "set": name,
-                "action": action,
-                "intervened": intervened,
-                "evaluated": label,
-                "neurons": neurons,
-                **values,
-                **{f"{key}_change": change for key, change in changes.items()},
-                **{f"{key}_relative_change": change for key, change in relative.items()},
-                "tokens": loss.tokens,
-                "bytes": loss.n_bytes,
-            }
-        )
-    return pd.DataFrame(rows)

@@ -1,30 +1,41 @@
-"""What of a batch is scored: which tokens, their loss, and the bytes of text that they stand for."""
+"""What of a text is scored: which tokens, the bytes of text they stand for, and their loss, document by document."""
 
 import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lsn_lens.model import forward, structure
+from lsn_lens.model.structure import Model
 from lsn_lens.text.plan import Batch, Plan
 from lsn_lens.text.token_bytes import UNKNOWN
 
+Hooks = list[tuple[str, Any]]
+PerDocument = Float[np.ndarray, "_"]  # one value for each document of a language, each language with its own number
+Losses = dict[str, PerDocument]  # by language, nats summed over a document's scored tokens
 
-@dataclass(frozen=True)
-class Loss:
-    """Of the tokens of one language that were scored: nats, their number, and the bytes of text they stand for."""
 
-    nats: float = 0.0
-    tokens: int = 0
-    n_bytes: float = 0.0
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What is scored of one language's text, in the documents that have a scored token.
 
-    def measures(self) -> dict[str, float]:
-        """`nll` per token, `perplexity` and `bits_per_byte`; NaN where nothing was scored, or bytes are not known."""
-        nll = self.nats / self.tokens if self.tokens else math.nan
-        bits = self.nats / self.n_bytes / math.log(2) if self.n_bytes else math.nan
-        return {"nll": nll, "perplexity": perplexity_of(nll), "bits_per_byte": bits}
+    Attributes:
+        documents: The positions of these documents in the text.
+        tokens: How many tokens of each are scored.
+        n_bytes: How many bytes of text these stand for; NaN where the tokenizer does not tell.
+        widest: Tokens of the largest batch, pads included.
+    """
+
+    documents: Int[np.ndarray, "_"]
+    tokens: PerDocument
+    n_bytes: PerDocument
+    widest: int
 
 
 def scored_tokens(batch: Batch, separator: int | None) -> Bool[Tensor, "batch target"]:
@@ -33,12 +44,73 @@ def scored_tokens(batch: Batch, separator: int | None) -> Bool[Tensor, "batch ta
     return scored if separator is None else scored & (batch.ids[:, 1:] != separator)
 
 
-def scored_bytes(batch: Batch, scored: Bool[Tensor, "batch target"]) -> Float[Tensor, "batch"]:
-    """Bytes that the scored tokens of each row stand for; NaN where a token's are not known."""
-    if batch.byte_counts is None:
-        raise ValueError("the batch's tokens were written without their bytes: tokenize with count_bytes=True.")
-    counts = batch.byte_counts[:, 1:].double()
-    return counts.where(counts != UNKNOWN, math.nan).where(scored, 0.0).sum(1)
+def scored_text(plan: Plan, separator: int | None) -> dict[str, Scored]:
+    """What is scored of each language; no model is run."""
+    text = {}
+    for label, tokens in plan.tokens.items():
+        totals, widest = torch.zeros(2, len(tokens.ends), dtype=torch.float64), 0
+        for batch, documents in _read(plan, separator, [label]):
+            if batch.byte_counts is None:
+                raise ValueError("the tokens were written without their bytes: tokenize with count_bytes=True.")
+            n_bytes, scored = batch.byte_counts[:, 1:].double(), documents >= 0
+            values = torch.stack([scored.double(), n_bytes.where(n_bytes != UNKNOWN, math.nan)])
+            totals.index_add_(1, documents[scored], values[:, scored])
+            widest = max(widest, batch.ids.numel())
+        counts, n_bytes = totals.numpy()
+        kept = np.flatnonzero(counts)
+        text[label] = Scored(kept, counts[kept], n_bytes[kept], widest)
+    return text
+
+
+def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch, with the document of each token that is predicted; -1 for what is not scored."""
+    for shard in plan.shards:
+        for batch in plan.batches(shard) if shard.language in labels else ():
+            rows = torch.tensor(list(batch.rows))[:, None]
+            if plan.layout.kind == "documents":
+                documents = rows.expand_as(batch.ids)
+            else:  # a token of a packed block is one of the document that it is of
+                positions = rows * batch.ids.shape[1] + torch.arange(batch.ids.shape[1])
+                documents = torch.searchsorted(torch.as_tensor(plan.tokens[batch.language].ends), positions, right=True)
+            yield batch, documents[:, 1:].where(scored_tokens(batch, separator), -1)
+
+
+@torch.no_grad()
+def document_sums(
+    model: Model, plan: Plan, separator: int | None, labels: Collection[str], hooks: Sequence[Hooks], bar: Any
+) -> list[Losses]:
+    """Summed loss of every document under each of several hooks, which work on copies of a batch side by side."""
+    device, copies = structure.device_of(model), len(hooks)
+    sums = {label: torch.zeros(copies, len(plan.tokens[label].ends), dtype=torch.float64) for label in labels}
+    with model.hooks(fwd_hooks=_side_by_side(hooks)):
+        for batch, documents in _read(plan, separator, labels):
+            ids = batch.ids.repeat(copies, 1).to(device)
+            mask = batch.keep.repeat(copies, 1).to(device, torch.long) if batch.padded else None
+            losses = token_losses(forward.logits(model, ids, mask)[:, :-1], ids[:, 1:]).double().cpu()
+            scored = documents >= 0
+            each = losses.view(copies, *documents.shape)[:, scored]
+            sums[batch.language].index_add_(1, documents[scored], each)
+            bar.update(copies * int(batch.keep.sum()))
+    return [{label: each[place].numpy() for label, each in sums.items()} for place in range(copies)]
+
+
+def _side_by_side(hooks: Sequence[Hooks]) -> Hooks:
+    """For each name one hook, which does to each copy of the rows what its own hooks do."""
+    names = dict.fromkeys(name for each in hooks for name, _ in each)
+    return [(name, partial(_in_parts, [[f for at, f in each if at == name] for each in hooks])) for name in names]
+
+
+def _in_parts(functions: Sequence[Sequence[Any]], acts: Tensor, hook: Any) -> Tensor:
+    return torch.cat(
+        [_applied(own, part, hook) for own, part in zip(functions, acts.chunk(len(functions)), strict=True)]
+    )
+
+
+def _applied(functions: Sequence[Any], acts: Tensor, hook: Any) -> Tensor:
+    for function in functions:
+        changed = function(acts, hook=hook)
+        acts = acts if changed is None else changed
+    return acts
 
 
 def nothing_scored(label: str, plan: Plan) -> str:
@@ -66,9 +138,10 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def perplexity_of(nll: float) -> float:
-    """exp(nll); infinite where a broken model's loss is beyond what a float can hold."""
+def measures(nll: float, bits_per_nat: float) -> dict[str, float]:
+    """`nll` (nats per token), its `perplexity` (infinite beyond what a float can hold) and its `bits_per_byte`."""
     try:
-        return math.exp(nll)
+        perplexity = math.exp(nll)
     except OverflowError:
-        return math.inf
+        perplexity = math.inf
+    return {"nll": nll, "perplexity": perplexity, "bits_per_byte": nll * bits_per_nat}

@@ -1,17 +1,20 @@
 """Stages of layers: the first understand, the last generate, those between solve the task."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
 
-from lsn_lens.evaluation.perplexity import NONE, perplexity_table
-from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.evaluation.baseline import HeldOut
+from lsn_lens.evaluation.jobs import NONE
+from lsn_lens.evaluation.perplexity import perplexity_table
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 from lsn_lens.text.plan import Layout
 
@@ -98,8 +101,9 @@ def search_stages(
     understand: Iterable[int] | None = None,
     generate: Iterable[int] | None = None,
     criterion: Literal["gap", "gap_per_unit"] = "gap",
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> tuple[Stages, pd.DataFrame]:
     """Choose how many layers understand and generate, by whom turning off their units hurts.
@@ -118,6 +122,7 @@ def search_stages(
         criterion: "gap", which favours stages with many units, or "gap_per_unit", which favours small ones.
         action: What to do to the units, or a function from the deactivated language to it.
         layout: How text becomes batches.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
@@ -151,9 +156,8 @@ def search_stages(
         for count in counts
         if any(getattr(pair, stage) == count for pair in pairs)
     }
-    table = perplexity_table(
-        model, corpora, sets, action, evaluate=lambda language: [language, english], layout=layout, progress=progress
-    )
+    settings: Any = {"layout": layout, "text": text, "progress": progress}
+    table = perplexity_table(model, corpora, sets, action, evaluate=lambda own: [own, english], **settings)
     rows = pd.DataFrame([_candidate(name, part, table, english) for name, part in sets.items()])
     value = {(row["stage"], row["layers"]): row[f"{criterion}_rise"] for row in rows.to_dict("records")}
     best = max(

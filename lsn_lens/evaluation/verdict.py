@@ -18,6 +18,8 @@ RANDOM_SETS = 39  # by default: the smallest p is then 1/40, half of LEVEL
 FEW_NEURONS = 10
 COLLAPSE = 3.0  # nats: the loss increase from which on the model is broken rather than changed
 UNITS = {"": "nll_change", "_bits_per_byte": "bits_per_byte_change"}  # ending of a column -> column of a loss table
+# relative to the unchanged loss, nats and bits are the same: a language's text has so many bits for each nat
+SCALES = {**UNITS, "_relative": "nll_relative_change"}
 NO_NEURONS = "no neurons"
 FEW = f"fewer than {FEW_NEURONS} neurons"
 NOT_FINITE = "the loss is not finite"
@@ -87,26 +89,55 @@ def is_hurt_most(own: float, worst: float) -> bool:
     return bool(math.isfinite(own) and own > 0 and own > worst)
 
 
-def hurt(changes: pd.DataFrame, own: str) -> dict[str, Any]:
-    """Who is hurt under one intervention, in nats per token and, as tokens differ between languages, in bits per byte.
+def rises(changes: pd.DataFrame, own: str, random: pd.DataFrame | None = None) -> dict[str, Any]:
+    """What one intervention does to the losses: in-language, to the others, and beside random sets.
 
     Args:
         changes: Rows of a loss table, one for each language (`evaluated`).
         own: Whose units are changed.
+        random: Rows of random sets, evaluated on the own language.
 
     Returns:
-        What `own_and_others` does, and again with `_bits_per_byte`, which can name another worst language;
+        What `own_and_others` says, in nats per token, with `_bits_per_byte` in bits per byte, as tokens differ between
+        languages, and with `_relative` as a share of the unchanged loss; each can name another worst language.
         `hurt_most_in` ("both", "nats", "bits", "neither": in which the own language is hurt most), `own_hurt_most`
-        (in both).
+        (in both). With random sets, what `beside_random` says: the position among them is the same in all scales.
 
     Raises: as `own_and_others`.
     """
     values: dict[str, Any] = {}
-    for ending, column in UNITS.items():
+    for ending, column in SCALES.items():
         row = own_and_others(dict(zip(changes["evaluated"], changes[column], strict=True)), own)
         values |= {f"{key}{ending}": value for key, value in row.items()}
     most = [is_hurt_most(values[f"own_rise{ending}"], values[f"worst_other_rise{ending}"]) for ending in UNITS]
-    return values | {"hurt_most_in": hurt_most_in(*most), "own_hurt_most": all(most)}
+    values |= {"hurt_most_in": hurt_most_in(*most), "own_hurt_most": all(most)}
+    if random is not None:
+        values |= beside_random(values["own_rise"], random["nll_change"], int(changes["units"].iloc[0]))
+    return values
+
+
+def beside_random(rise: float, drawn: Iterable[float], units: int) -> dict[str, Any]:
+    """A rise among those of random sets, one of which that is NaN makes the mean NaN.
+
+    Args:
+        rise: Under the set.
+        drawn: Under each random set.
+        units: How many the set has.
+
+    Returns:
+        `random_mean`, `random_sd`, `z` (NaN where the random sets do not differ), `p` (`p_value`, a fraction in (0, 1];
+        NaN without units, which is no test), `seeds` (how many random sets).
+    """
+    values = np.asarray(list(drawn), dtype=float)
+    mean = float(np.mean(values)) if len(values) else math.nan
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return {
+        "random_mean": mean,
+        "random_sd": deviation,
+        "z": (rise - mean) / deviation if deviation > 0 else math.nan,
+        "p": p_value(rise, values) if units else math.nan,
+        "seeds": len(values),
+    }
 
 
 def hurt_most_in(nats: bool, bits: bool) -> str:
@@ -121,7 +152,7 @@ def few_neurons(units: int) -> bool:
 
 def doubts(row: Mapping[Any, Any]) -> list[str]:
     """Why not to trust a row, in words: as far as it has the columns that say so, see `REASONS`."""
-    if not row["neurons"]:
+    if not row["units"]:
         return [NO_NEURONS]
     return [words for words, needed, holds in REASONS if all(name in row for name in needed) and holds(row)]
 
@@ -133,7 +164,7 @@ def _unfinished(row: Mapping[Any, Any]) -> bool:
 # words, the columns they need, whether they hold
 REASONS = (
     (NOT_FINITE, ("own_rise", "worst_other_rise"), _unfinished),
-    (FEW, ("neurons",), lambda row: few_neurons(row["neurons"])),
+    (FEW, ("units",), lambda row: few_neurons(row["units"])),
     ("no random sets", ("seeds",), lambda row: not row["seeds"]),
     (
         f"no more than random sets do (p above {LEVEL:g})",

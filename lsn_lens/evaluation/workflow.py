@@ -9,19 +9,20 @@ import pandas as pd
 
 from lsn_lens.bars import tqdm
 from lsn_lens.evaluation import verdict
-from lsn_lens.evaluation.baseline import Choice, HeldOut, held_out
-from lsn_lens.evaluation.perplexity import NONE
+from lsn_lens.evaluation.baseline import HeldOut, held_out
+from lsn_lens.evaluation.jobs import NONE, jobs_of
 from lsn_lens.evaluation.stages import STRUCTURES, SWITCHES, Stages, switch_sets
-from lsn_lens.interventions.actions import action_for, zero
+from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import intervene
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
 COLUMNS = ["switch", "deactivated", "evaluated", "units", "before", "rise"]
-TEXT_COLUMNS = {"set": "switch", "intervened": "deactivated", "neurons": "units", "nll_change": "rise"}
+TEXT_COLUMNS = {"set": "switch", "intervened": "deactivated", "nll_change": "rise"}
 RISES = ["own_rise", "english_rise", "others_rise", "own_minus_english_rise", "others_minus_english_rise"]
 
 Measure = Callable[[Model], pd.Series]
@@ -40,6 +41,7 @@ def workflow_grid(
     switches: Iterable[str] | None = None,
     seeds: int = verdict.RANDOM_SETS,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Turn off each language's units in one stage and structure at a time, and measure all languages.
@@ -55,6 +57,7 @@ def workflow_grid(
         switches: Some of `SWITCHES`; all by default.
         seeds: Random sets for each switch and language: as many units in each layer of each basis.
         layout: How text becomes batches, for corpora; packed blocks by default.
+        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
@@ -77,11 +80,17 @@ def workflow_grid(
     if unknown:
         raise KeyError(f"unknown switches {unknown}; name some of {list(SWITCHES)}.")
     parts = {name: parts[name] for name in chosen}
-    labels, run = _measurer(model, measure, action, layout, progress)
-    missing = [label for label in dict.fromkeys((english, *found.languages)) if label not in labels]
-    if missing:
-        raise KeyError(f"nothing to measure {missing} on; there is {labels}. `english` names the one to compare with.")
-    rows, text = run(parts, lambda _: labels)
+    needed = dict.fromkeys((english, *found.languages))
+    if isinstance(measure, Mapping):
+        labels = _measurable(measure, needed)
+        jobs_of(model, labels, parts, action)  # what cannot be done is said before anything is measured
+        text = held_out(model, measure, layout, text=text, progress=progress)
+        run: Any = partial(_on_text, text, action, progress)
+    else:
+        clean = measure(model)
+        labels = _measurable(map(str, clean.index), needed)
+        run = partial(_by_function, model, measure, action, progress, clean)
+    rows, described = run(parts, lambda _: labels)
     frames = [rows.assign(seed=pd.NA)]
     for name, part in parts.items():
         present = part[[label for label in part.languages if len(part[label])]]
@@ -95,7 +104,7 @@ def workflow_grid(
         "" if units else _why_empty(found[language], name)
         for name, language, units in zip(grid["switch"], grid["deactivated"], grid["units"], strict=True)
     ]
-    grid.attrs["text"] = text
+    grid.attrs["text"] = described
     return grid.reset_index(drop=True)
 
 
@@ -108,19 +117,12 @@ def _why_empty(own: NeuronSet, switch: str) -> str:
     return "none of the language's units is here"
 
 
-def _measurer(
-    model: Model,
-    measure: Mapping[str, LanguageCorpus] | Measure,
-    action: Choice,
-    layout: Layout | None,
-    progress: bool,
-) -> tuple[list[str], Callable[[Mapping[str, NeuronSet], Pairs], Rows]]:
-    """The languages that can be measured, and what measures named sets."""
-    if isinstance(measure, Mapping):
-        text = held_out(model, measure, layout, progress=progress)
-        return list(measure), partial(_on_text, text, action, progress)
-    clean = measure(model)
-    return [str(label) for label in clean.index], partial(_by_function, model, measure, action, progress, clean)
+def _measurable(labels: Iterable[str], needed: Iterable[str]) -> list[str]:
+    known = list(labels)
+    missing = [label for label in needed if label not in known]
+    if missing:
+        raise KeyError(f"nothing to measure {missing} on; there is {known}. `english` names the one to compare with.")
+    return known
 
 
 def _on_text(text: HeldOut, action: Choice, progress: bool, sets: Mapping[str, NeuronSet], pairs: Pairs) -> Rows:
@@ -157,8 +159,9 @@ def workflow_effects(grid: pd.DataFrame, english: str = "en") -> pd.DataFrame:
         english: As there.
 
     Returns:
-        `switch`, `deactivated`, `units`, `own_rise` (of the deactivated language), `english_rise`, `others_rise` (mean
-        of the other languages but English; NaN if one is), `own_minus_english_rise`, `others_minus_english_rise`; of
+        `switch`, `deactivated`, `units` (different ones), `own_rise` (of the deactivated language), `english_rise`,
+        `others_rise` (mean of the other languages but English; NaN if one is), `own_minus_english_rise`,
+        `others_minus_english_rise`; of
         the random sets, the means `random_own_rise` and `random_minus_english_rise`, their number `seeds`, and by
         `verdict.p_value` how often they do as much, `p_own` and `p_minus_english`, and `q_own` and `q_minus_english`,
         the same adjusted for all switches and languages of the table (Benjamini-Hochberg); and `note`: in words, why
@@ -185,26 +188,27 @@ def _effect(switch: str, deactivated: str, rows: pd.DataFrame, english: str) -> 
     found = rows.loc[rows["seed"].isna()].set_index("evaluated")["rise"]
     random: Any = rows.loc[rows["seed"].notna()].pivot(index="seed", columns="evaluated", values="rise")
     own, pivot = float(found[deactivated]), float(found[english])
-    rest = found.drop(index=[deactivated, english], errors="ignore")
-    others = float(rest.mean(skipna=False))
-    drawn_own = random.get(deactivated, pd.Series(dtype=float))
-    drawn_difference = drawn_own - random.get(english, pd.Series(dtype=float))
-    is_english = deactivated == english
-    some = bool(rows["units"].iloc[0])
+    is_english, units = deactivated == english, int(rows["units"].iloc[0])
+    compared = {str(label): float(rise) for label, rise in found.items() if label == deactivated or label != english}
+    others = verdict.own_and_others(compared, deactivated)["mean_other_rise"] if len(compared) > 1 else np.nan
+    drawn = random.get(deactivated, pd.Series(dtype=float))
+    drawn_apart = [] if is_english else drawn - random.get(english, pd.Series(dtype=float))
+    beside = verdict.beside_random(own, drawn, units)
+    apart = verdict.beside_random(own - pivot, drawn_apart, 0 if is_english else units)
     return {
         "switch": switch,
         "deactivated": deactivated,
-        "units": int(rows["units"].iloc[0]),
+        "units": units,
         "own_rise": own,
         "english_rise": np.nan if is_english else pivot,
         "others_rise": others,
         "own_minus_english_rise": np.nan if is_english else own - pivot,
         "others_minus_english_rise": np.nan if is_english else others - pivot,
-        "random_own_rise": float(drawn_own.mean(skipna=False)),
-        "random_minus_english_rise": np.nan if is_english else float(drawn_difference.mean(skipna=False)),
-        "seeds": len(random),
-        "p_own": verdict.p_value(own, drawn_own) if some else np.nan,
-        "p_minus_english": verdict.p_value(own - pivot, drawn_difference) if some and not is_english else np.nan,
+        "random_own_rise": beside["random_mean"],
+        "random_minus_english_rise": apart["random_mean"],
+        "seeds": beside["seeds"],
+        "p_own": beside["p"],
+        "p_minus_english": apart["p"],
     }
 
 
@@ -213,7 +217,7 @@ def _note(row: Mapping[Any, Any], why_empty: str, english: str) -> str:
         return f"does nothing: {why_empty}"
     pivot = row["english_rise"]  # missing where English itself is turned off, but not if its loss is no number
     is_english = row["deactivated"] == english
-    read = {"neurons": row["units"], "own_rise": row["own_rise"], "worst_other_rise": 0.0 if is_english else pivot,
+    read = {"units": row["units"], "own_rise": row["own_rise"], "worst_other_rise": 0.0 if is_english else pivot,
             "seeds": row["seeds"], "p": row["p_own"], "q": row["q_own"]}  # fmt: skip
     reasons = {
         "not hurt": not row["own_rise"] > 0,

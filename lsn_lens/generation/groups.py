@@ -41,9 +41,22 @@ def groups_of(
         yield {name: column[here[0]] for name, column in columns.items()}, here
 
 
-def share_of(count: int, n: int) -> dict[str, float]:
-    """`count` of `n` as `share`, and its Wilson 95 % interval, `low` and `high`; NaN for nothing of nothing."""
+def share_of(count: int, n: int, level: float = 0.95) -> dict[str, float]:
+    """`count` of `n` as `share`, and its Wilson interval, `low` and `high`; NaN for nothing of nothing."""
     if not n:
         return dict.fromkeys(("share", "low", "high"), math.nan)
-    interval = binomtest(count, n).proportion_ci(method="wilson")
+    interval = binomtest(count, n).proportion_ci(level, method="wilson")
     return {"share": count / n, "low": float(interval.low), "high": float(interval.high)}
+
+
+def share_difference(count: int, n: int, other: int, m: int) -> tuple[float, float]:
+    """95 % interval of the share `count` of `n` minus `other` of `m`.
+
+    Source: Newcombe 1998, method 10: from the two Wilson intervals.
+    """
+    one, two = share_of(count, n), share_of(other, m)
+    difference = one["share"] - two["share"]
+    return (
+        difference - math.hypot(one["share"] - one["low"], two["high"] - two["share"]),
+        difference + math.hypot(one["high"] - one["share"], two["share"] - two["low"]),
+    )

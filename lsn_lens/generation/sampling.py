@@ -19,8 +19,7 @@ from torch import Tensor
 from lsn_lens.bars import tqdm
 from lsn_lens.files import whole_number
 from lsn_lens.generation.stopping import Endings, endings
-from lsn_lens.interventions.actions import Columns
-from lsn_lens.interventions.intervening import COLUMNS, Intervention, hooks_of, named
+from lsn_lens.interventions.intervening import COLUMNS, Columns, Intervention, hooks_of, named
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -148,15 +147,22 @@ def generate_each(
     width = remember(partial(structure.site_width, model))
     frames = []
     for each in tqdm(every, desc="interventions", disable=not progress):
-        hooks = hooks_of(model, each, width)
-        if each.steps and not hooks:
-            warnings.warn(f"{each.name!r} has no units: the model stays as it is.", stacklevel=2)
-        with model.hooks(fwd_hooks=hooks), named(each):
+        with under(model, each, width):
             frame = generate(model, prompts, progress=False, **settings)
         frame.insert(0, "intervention", each.name)
         frame.insert(1, "units", len(each))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+@contextlib.contextmanager
+def under(model: Model, what: Intervention, width: Callable[[str], int], level: int = 4) -> Iterator[None]:
+    """The model under an intervention, which errors name; one that has no units is warned of, `level` calls up."""
+    hooks = hooks_of(model, what, width)
+    if what.steps and not hooks:
+        warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=level)
+    with model.hooks(fwd_hooks=hooks), named(what):
+        yield
 
 
 def _rows(model: Model, prompts: list[str], samples: int, tokens: int, separator: str, seed: int) -> list[_Row]:
@@ -209,7 +215,7 @@ def _write(
     for number in range(tokens):
         anew = not cache or not number or ids.shape[1] - 1 == border  # what is kept has the codes of a shorter text
         first = 0 if anew else ids.shape[1] - 1
-        with _columns(model, Columns(first, longest, pads)):
+        with _columns(Columns(first, longest, pads)):
             if cache:
                 logits, kept = forward.step(model, ids[:, first:], mask, None if anew else kept)
             else:
@@ -232,13 +238,13 @@ def _write(
 
 
 @contextlib.contextmanager
-def _columns(model: Model, columns: Columns) -> Iterator[None]:
+def _columns(columns: Columns) -> Iterator[None]:
     """Tell hooks where the pass stands."""
-    setattr(model, COLUMNS, columns)
+    token = COLUMNS.set(columns)
     try:
         yield
     finally:
-        delattr(model, COLUMNS)
+        COLUMNS.reset(token)
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""What is done to a unit's activation."""
+"""What is done to a unit's activation: zero, set, scale, add, remove a direction; and at which tokens."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.identity import CARRIED, Origin, check_origin, origin_of, whose
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, origin_of, whose
 
 # per unit, or per position and unit: positions repeat cyclically
 Layered = Float[Tensor, "layer unit"] | Float[Tensor, "layer place unit"]
@@ -20,15 +20,6 @@ Values = int | float | Mapping[str, Layered]
 Where = Literal["all", "prompt", "generated", "last"] | slice
 MlpSite = Literal["mlp_post", "mlp_act"]
 PHASES = ("all", "prompt", "generated", "last")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a forward pass stands in a generation; `lsn.generate` puts it on the model for hooks to read."""
-
-    first: int  # of the batch, counted with the padding on the left
-    prompt: int
-    pads: Int[Tensor, "batch"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ zero = Action("zero", lambda acts, values: torch.zeros_like(acts))
 
 
 def set_to(values: Values, name: str = "set") -> Action:
-    """Set units to a number, or to `{basis: [layer, unit]}`."""
+    """Set units to a number, or to values by unit, `{basis: [layer, unit]}`."""
     return Action(name, lambda acts, value: torch.zeros_like(acts) + value, values)
 
 
@@ -160,7 +151,7 @@ def scale(factor: int | float) -> Action:
 
 
 def add(values: Values, name: str = "add") -> Action:
-    """Add a number, or `{basis: [layer, unit]}`."""
+    """Add a number, or values by unit, `{basis: [layer, unit]}`."""
     return Action(name, lambda acts, value: acts + value, values)
 
 
@@ -177,27 +168,3 @@ def remove_direction(directions: Mapping[str, Float[Tensor, "layer unit"]], name
         return (values - (values * unit).sum(-1, keepdim=True) * unit).to(acts.dtype)
 
     return Action(name, change, directions)
-
-
-def action_for(action: Action | Callable[[str], Action], language: str) -> Action:
-    """The action itself, or what a function from languages to actions gives for one.
-
-    Raises:
-        ValueError: No action.
-    """
-    chosen = action if isinstance(action, Action) or not callable(action) else action(language)
-    return check_action(chosen)
-
-
-def check_action(action: Any) -> Action:
-    """Refuse what is no action, and say what is.
-
-    Raises:
-        ValueError: No action.
-    """
-    if not isinstance(action, Action):
-        raise ValueError(
-            f"action={action!r}: expected an action: lsn.zero, lsn.set_to(values), lsn.scale(factor), lsn.add(values), "
-            "lsn.mean_ablation(run.statistics), or another of docs/interventions."
-        )
-    return action

@@ -18,8 +18,8 @@ from lsn_lens.model import loading, structure
 from lsn_lens.model.checkpoints import given, read_tokenizer, read_weights, source_of
 from lsn_lens.model.structure import Model
 from lsn_lens.model.weights import anatomy_of, by_output, place
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
 PROVENANCE = "lsn_lens.json"
 INSTEAD = "Leave these units out, or use lsn.intervene, which changes no weights."
@@ -61,6 +61,11 @@ def export(
     Warns:
         UserWarning: The set is empty, so the checkpoint is the model as it was.
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"export takes the name or folder that load_model got, not a {type(source).__name__}: files are read from "
+            "there. Save a model in memory first: model.save_pretrained(folder), and its tokenizer beside it."
+        )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")

@@ -2,7 +2,9 @@
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,16 +13,28 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lsn_lens.identity import Origin, check_same_model
-from lsn_lens.interventions.actions import Action, Columns, zero
+from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.interventions.words import action_for
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.neurons.identity import Origin, check_same_model
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 
 Hook = tuple[str, Callable[..., Any]]
-COLUMNS = "lsn_lens_columns"  # the attribute of a model that holds its `Columns`
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a forward pass stands in a generation; `lsn.generate` sets `COLUMNS` to it for hooks to read."""
+
+    first: int  # of the batch, counted with the padding on the left
+    prompt: int
+    pads: Int[Tensor, "batch"]
+
+
+COLUMNS: ContextVar[Columns | None] = ContextVar("COLUMNS", default=None)  # None outside of a generation
 
 
 @dataclass(frozen=True)
@@ -31,8 +45,8 @@ class Intervention:
     steps: tuple[tuple[NeuronSet, Action], ...] = ()
 
     def __post_init__(self) -> None:
-        for neurons, action in self.steps:
-            check_step(neurons, action)
+        steps = ((neurons, check_step(neurons, action)) for neurons, action in self.steps)
+        object.__setattr__(self, "steps", tuple(steps))
 
     def __len__(self) -> int:
         """How many different units it changes."""
@@ -43,18 +57,19 @@ class Intervention:
         return f"<Intervention {self.name!r}: {', '.join(f'{action} of {len(n):,}' for n, action in self.steps)}>"
 
 
-@contextlib.contextmanager
-def intervene(model: Model, neurons: NeuronSet | Intervention, action: Action | None = None) -> Iterator[Model]:
+def intervene(
+    model: Model, neurons: NeuronSet | Intervention, action: Action | str | None = None
+) -> contextlib.AbstractContextManager[Model]:
     """Change the units of a set (of all its languages) in every forward pass inside the block.
 
     Args:
         model: A HookedTransformer or TransformerBridge; its weights are never touched.
         neurons: For example `found["fr"]`; or an `Intervention`, which brings its own actions.
-        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`; `zero` if left out.
-            More than one change at a time: nest the blocks, or give an `Intervention`.
+        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`; `zero`, or the word
+            "zero", if left out. More than one change at a time: nest the blocks, or give an `Intervention`.
 
-    Yields:
-        The model. Its hooks are gone when the block ends, also by an exception.
+    Returns:
+        What `with` takes, and gives the model. Its hooks are gone when the block ends, also by an exception.
 
     Raises:
         ValueError: The set, or the action's values, were found on another model or other weights (see
@@ -64,12 +79,31 @@ def intervene(model: Model, neurons: NeuronSet | Intervention, action: Action | 
         FloatingPointError: From `lsn.generate` and others inside the block, with the intervention's name in front.
 
     Warns:
-        UserWarning: There is nothing to change, so the model stays as it is.
+        UserWarning: There is nothing to change, so the model stays as it is; or `with` was forgotten.
 
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
     """
     what = intervention_of(neurons, action)
+    used: list[bool] = []
+    block = _in_force(model, what, used)
+    weakref.finalize(block, _warn_unused, what.name, used).atexit = False
+    return block
+
+
+def _warn_unused(name: str, used: list[bool]) -> None:
+    """When a block is gone that nobody entered."""
+    if not used:
+        warnings.warn(
+            f"intervene({name!r}) was not used, so the model stays as it is: it takes hold inside a block, "
+            "`with lsn.intervene(...):`.",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _in_force(model: Model, what: Intervention, used: list[bool]) -> Iterator[Model]:
+    used.append(True)
     check_model(model)
     hooks = hooks_of(model, what)
     if not hooks:
@@ -90,13 +124,12 @@ def intervention_of(neurons: object, action: object = None) -> Intervention:
                 f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}."
             )
         return neurons
-    action = zero if action is None else action
-    check_step(neurons, action)
-    return Intervention(action.name, ((neurons, action),))  # type: ignore
+    chosen = check_step(neurons, zero if action is None else action)
+    return Intervention(chosen.name, ((neurons, chosen),))  # type: ignore
 
 
-def check_step(neurons: object, action: object) -> None:
-    """Refuse, before anything runs, what is no set or no action.
+def check_step(neurons: object, action: object) -> Action:
+    """The action of a step, by word too; what is no set or no action is refused before anything runs.
 
     Raises:
         ValueError: Saying what was given.
@@ -105,12 +138,7 @@ def check_step(neurons: object, action: object) -> None:
         raise ValueError(
             f"got {type(neurons).__name__} as the units: expected a NeuronSet, such as found['fr'], or an Intervention."
         )
-    if not isinstance(action, Action):
-        hint = " It is a function: call it with a language, as for other_mean_ablation." if callable(action) else ""
-        raise ValueError(
-            f"action={str(action)[:60]!r} is of type {type(action).__name__}: expected lsn.zero, lsn.set_to(...), "
-            f"lsn.scale(...), lsn.add(...) or an action from a run, such as lsn.mean_ablation(run.statistics).{hint}"
-        )
+    return action_for(action)
 
 
 def check_steps(model: Model, steps: Iterable[tuple[NeuronSet, Action]]) -> None:
@@ -121,8 +149,8 @@ def check_steps(model: Model, steps: Iterable[tuple[NeuronSet, Action]]) -> None
     """
     origins: list[tuple[str, Origin]] = []
     for neurons, action in steps:
-        check_step(neurons, action)
-        origins += [(f"the set {neurons.method!r}", neurons.origin), (f"action {action.name!r}", action.origin)]
+        chosen = check_step(neurons, action)
+        origins += [(f"the set {neurons.method!r}", neurons.origin), (f"action {chosen.name!r}", chosen.origin)]
     check_same_model(model, origins)
 
 
@@ -234,7 +262,7 @@ def _where_chosen(model: Model, action: Action, before: Tensor, after: Tensor) -
         positions = _positions(model, before)
         chosen = (positions >= start) & (positions < stop) & ((positions - start) % step == 0)
     else:
-        columns = getattr(model, COLUMNS, None)
+        columns = COLUMNS.get()
         if columns is None:
             raise RuntimeError(
                 f"action {action.name!r}: only lsn.generate tells the prompt from what follows. Generate with it, or "
@@ -251,6 +279,6 @@ def _where_chosen(model: Model, action: Action, before: Tensor, after: Tensor) -
 
 def _positions(model: Model, acts: Tensor) -> Int[Tensor, "row pos"]:
     """Positions in the text; without `Columns` the pass is taken to begin with the text."""
-    columns = getattr(model, COLUMNS, None) or Columns(0, 0, torch.zeros(1, dtype=torch.long))
+    columns = COLUMNS.get() or Columns(0, 0, torch.zeros(1, dtype=torch.long))
     place = columns.first + torch.arange(acts.shape[1], device=acts.device)
     return place - columns.pads[:, None].to(acts.device)

@@ -1,17 +1,19 @@
-"""Steps that a paper puts together."""
+"""Changes that papers put together to steer a model from one language to another."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lsn_lens.interventions.actions import Action, MlpSite, Values, add, set_to, zero
 from lsn_lens.interventions.intervening import Intervention
-from lsn_lens.interventions.values import _layer, _measured, _place, _pooled, language_means
+from lsn_lens.interventions.values import language_means, measured, place_of, pooled_means
 from lsn_lens.methods.diffmean import directions
 from lsn_lens.methods.language_dimensions import Variant, stream_means
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
 
 
@@ -49,10 +51,10 @@ def language_arithmetics(
         raise ValueError(f"mode={mode!r}: expected one of {list(makers)}.")
     means = language_means(statistics, target, mlp_site)
     if mode == "difference":
-        others = _pooled(statistics, target, mlp_site)
+        others = pooled_means(statistics, target, mlp_site)
         means = {basis: each - others[basis] for basis, each in means.items()}
     on = makers[mode]({basis: strength * each for basis, each in means.items()}, f"{mode} {strength:g}")
-    on = _measured(statistics, on if mlp_site == "mlp_post" else on.on(mlp_site))
+    on = measured(statistics, on if mlp_site == "mlp_post" else on.on(mlp_site))
     off = [(found[source], zero)] if source is not None else []
     name = f"{source or ''}->{target} {mode} {strength:g}"
     return Intervention(name, (*off, (found[target], on)))
@@ -73,14 +75,14 @@ def diffmean_steering(
     Source: arXiv 2601.08331 and its released code, which adds alpha times the difference scaled to length 1; here
     alpha is the strength times the difference's length, since lengths differ from model to model.
     """
-    place = _place(statistics, target)
+    place = place_of(statistics, target)
     if source is None:
         difference = directions(statistics)[place]
     else:
         means = statistics.mean("resid_post")
-        difference = means[place] - means[_place(statistics, source)]
+        difference = means[place] - means[place_of(statistics, source)]
     name = f"{source or ''}->{target} diffmean {strength:g}"
-    push = _measured(statistics, add({"resid": strength * difference.float()}, name))
+    push = measured(statistics, add({"resid": strength * difference.float()}, name))
     return Intervention(name, ((_layer(difference, layer), push),))
 
 
@@ -111,7 +113,7 @@ def dimensions_steering(
     `variant="released"`, `strength=0.4` and `layer=18` of 32. To write into the layer that the means are from, by
     default, is ours.
     """
-    place, units = _place(statistics, target), found[target]
+    place, units = place_of(statistics, target), found[target]
     layers, name = statistics.tokens.shape[1], f"->{target} dimensions {strength:g}"
     own = units.units("resid").any(1).nonzero()[:, 0].tolist()
     if layer is not None:
@@ -129,4 +131,13 @@ def dimensions_steering(
     moved = (
         units if layer is None else replace(units, masks={"resid": masks}, method=f"{units.method} at layer {layer}")
     )
-    return Intervention(name, ((moved, _measured(statistics, set_to({"resid": values}, name))),))
+    return Intervention(name, ((moved, measured(statistics, set_to({"resid": values}, name))),))
+
+
+def _layer(values: Float[Tensor, "layer unit"], layer: int) -> NeuronSet:
+    """All residual dimensions of one layer, as a set."""
+    if not -len(values) <= layer < len(values):
+        raise ValueError(f"layer {layer}: the model has the layers 0 to {len(values) - 1}.")
+    mask = torch.zeros(1, *values.shape, dtype=torch.bool)
+    mask[0, layer] = True
+    return NeuronSet(("all",), {"resid": mask}, f"layer {layer % len(values)}")

@@ -1,4 +1,4 @@
-"""What to set units to, from what a run measured; and how papers combine such changes to steer a model."""
+"""What to set units to: values that a run measured, or that the model has on other text."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from lsn_lens.bars import tqdm
 from lsn_lens.files import whole_number
-from lsn_lens.identity import origin_of
 from lsn_lens.interventions.actions import Action, MlpSite, set_to
 from lsn_lens.methods.average_precision import positive_median
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
-from lsn_lens.sites import SITES, WRITE_SITE, flat
+from lsn_lens.neurons.identity import origin_of
+from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 from lsn_lens.statistics.needs import DocumentValues, Statistic
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.tokens import separator_id
@@ -26,16 +25,16 @@ Means = dict[str, Float[Tensor, "layer unit"]]
 
 def mean_ablation(statistics: Statistics) -> Action:
     """Set units to their mean over all languages of a run (`run.statistics`), each language counting the same."""
-    return _measured(statistics, set_to(_pooled(statistics), "dataset mean"))
+    return measured(statistics, set_to(pooled_means(statistics), "dataset mean"))
 
 
 def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
     """For a language, set units to their mean over the other languages of a run (`run.statistics`)."""
-    return lambda language: _measured(statistics, set_to(_pooled(statistics, language), "other languages' mean"))
+    return lambda language: measured(statistics, set_to(pooled_means(statistics, language), "other languages' mean"))
 
 
-def _measured(statistics: Statistics, action: Action) -> Action:
-    """The action, which says what model its values are from."""
+def measured(statistics: Statistics, action: Action) -> Action:
+    """The same action, which says of what model, text and layout its values are."""
     return replace(action, origin=statistics.origin)
 
 
@@ -45,7 +44,7 @@ def language_means(statistics: Statistics, language: str, mlp_site: MlpSite = "m
     Raises:
         KeyError: No such language.
     """
-    place = _place(statistics, language)
+    place = place_of(statistics, language)
     return {basis: statistics.mean(site)[place].float() for basis, site in _summed(statistics, mlp_site).items()}
 
 
@@ -55,7 +54,7 @@ def language_mean(statistics: Statistics, language: str, mlp_site: MlpSite = "ml
     Source: the steering of Tang et al. 2024, whose code is not released; that the forced value is the mean of
     act(gate) (`mlp_site="mlp_act"`) is how later work does it (arXiv 2507.22608).
     """
-    action = _measured(statistics, set_to(language_means(statistics, language, mlp_site), f"mean of {language}"))
+    action = measured(statistics, set_to(language_means(statistics, language, mlp_site), f"mean of {language}"))
     return action if mlp_site == "mlp_post" else action.on(mlp_site)
 
 
@@ -69,14 +68,14 @@ def language_medians(statistics: Statistics) -> dict[str, Action]:
         {basis: each[place].float() for basis, each in medians.items()} for place in range(len(statistics.languages))
     ]
     return {
-        language: _measured(statistics, set_to(own, f"median of {language}"))
+        language: measured(statistics, set_to(own, f"median of {language}"))
         for language, own in zip(statistics.languages, values, strict=True)
     }
 
 
 def language_median(statistics: Statistics, language: str) -> Action:
-    """One language's of `language_medians`."""
-    _place(statistics, language)
+    """Set units to the median of one language's sentence means, as `language_medians` gives for each."""
+    place_of(statistics, language)
     return language_medians(statistics)[language]
 
 
@@ -86,12 +85,12 @@ def language_maximum(statistics: Statistics, language: str, bases: Iterable[str]
     The run needs `collect(..., extra=[DocumentValues("mlp_post", "maximum")])`, the write site of each basis.
     """
     layers = range(statistics.tokens.shape[1])
-    _place(statistics, language)
+    place_of(statistics, language)
     highest = {}
     for basis, site in _write_sites(bases).items():
         key = DocumentValues(site, "maximum").key
         highest[basis] = torch.stack([statistics.documents(key, layer)[language].amax(0) for layer in layers])
-    return _measured(statistics, set_to(highest, f"maximum of {language}"))
+    return measured(statistics, set_to(highest, f"maximum of {language}"))
 
 
 def resample(
@@ -154,16 +153,12 @@ def resample(
     return replace(set_to(values, "resample"), origin=origin_of(model))
 
 
-def _layer(values: Float[Tensor, "layer unit"], layer: int) -> NeuronSet:
-    """All residual dimensions of one layer, as a set."""
-    if not -len(values) <= layer < len(values):
-        raise ValueError(f"layer {layer}: the model has the layers 0 to {len(values) - 1}.")
-    mask = torch.zeros(1, *values.shape, dtype=torch.bool)
-    mask[0, layer] = True
-    return NeuronSet(("all",), {"resid": mask}, f"layer {layer % len(values)}")
+def place_of(statistics: Statistics, language: str) -> int:
+    """Where a language stands on the first axis of statistics.
 
-
-def _place(statistics: Statistics, language: str) -> int:
+    Raises:
+        KeyError: No such language; the message lists those that the run has.
+    """
     if language not in statistics.languages:
         raise KeyError(f"no language {language!r}; the languages are {list(statistics.languages)}.")
     return statistics.languages.index(language)
@@ -183,6 +178,7 @@ def _write_sites(bases: Iterable[str]) -> dict[str, str]:
     return known
 
 
-def _pooled(statistics: Statistics, without: str | None = None, mlp_site: MlpSite = "mlp_post") -> Means:
+def pooled_means(statistics: Statistics, without: str | None = None, mlp_site: MlpSite = "mlp_post") -> Means:
+    """The mean of every unit over all languages but one, each counting the same, for all bases that have sums."""
     sites = _summed(statistics, mlp_site)
     return {basis: statistics.pooled_mean(site, without).float() for basis, site in sites.items()}

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from lsn_lens.methods.base import check_at_least, check_languages, check_shares
-from lsn_lens.methods.lape import score_by_entropy, select_lowest_entropy
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.selection import score_by_entropy, select_lowest_entropy
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 
@@ -64,5 +65,5 @@ class ActGrad:
         return replace(scores, languages=languages, values={"mlp": whole})
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """As LAPE."""
+        """The lowest entropies over all layers; a neuron may belong to several languages."""
         return select_lowest_entropy(scores, self.rate, self.at_least)

@@ -9,15 +9,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens.methods.base import best_first, check_languages, check_shares
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.base import check_languages, check_shares
+from lsn_lens.methods.selection import DECIMALS, best_first
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
 from lsn_lens.statistics.sums import Statistics
 
 BASES = ("q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out")  # sites and bases at once
 VALUES = 1 << 22  # responses ranked at once, so that temporaries stay small
-DECIMALS = 12  # precisions equal to this many decimals are ties: beyond it there is rounding error only
 CONSTANT = 1e-6  # a spread below this share of the largest absolute value is the rounding of a mean
 
 

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Need
 from lsn_lens.statistics.sums import Statistics
 
@@ -21,7 +22,12 @@ VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 
 @runtime_checkable
 class Method(Protocol):
-    """Hyper-parameters and three functions; none of them runs a model."""
+    """Hyper-parameters and three functions; none of them runs a model.
+
+    A method that compares the same document in every language says `paired = True`: draws of a run then take text of
+    all languages together. Its field `check_parallel`, if it has one, is False in draws, whose text is as parallel as
+    the run's.
+    """
 
     def statistics(self) -> tuple[Need, ...]:
         """What `collect` must keep for it."""

@@ -1,10 +1,13 @@
 """Published ways to find a language's units, one file each."""
 
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 from lsn_lens.methods.act_grad import ActGrad
 from lsn_lens.methods.average_precision import AveragePrecision
-from lsn_lens.methods.base import ChecksText, Method
+from lsn_lens.methods.base import Method
 from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.dln import Dln
 from lsn_lens.methods.entropy_lambda import EntropyLambda
@@ -35,12 +38,36 @@ METHODS: dict[str, type] = {
 }
 
 
+Methods = Iterable[str | Method] | Mapping[str, str | Method] | str | Method  # one method or several
+
+
+def named(methods: Methods, parameters: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Method]:
+    """Methods by the names that tables give them: that in `METHODS`, what an object prints as, or one of the caller's.
+
+    Args:
+        methods: One name or method object, several, or either by names of the caller's own.
+        parameters: Hyper-parameters by such a name, for methods that are given by name.
+
+    Raises:
+        KeyError: An unknown name; the message lists them.
+        ValueError: As `get_method`.
+    """
+    if isinstance(methods, Mapping):
+        given: Any = dict(methods)
+    else:
+        alone = isinstance(methods, str) or hasattr(methods, "statistics")
+        each: list[Any] = [methods] if alone else list(methods)  # type: ignore[arg-type]
+        given = {_known(method) if isinstance(method, str) else repr(method): method for method in each}
+    return {name: get_method(method, **(parameters or {}).get(name, {})) for name, method in given.items()}
+
+
 def get_method(method: str | Method, **parameters: Any) -> Method:
-    """A method by name and hyper-parameters; a ready method object is passed through.
+    """A method by name, in capitals or not, and hyper-parameters; a ready method object is passed through.
 
     Raises:
         KeyError: No such name; the message lists them.
-        ValueError: A ready object together with hyper-parameters, or something else than a method.
+        ValueError: A parameter that the method lacks, a ready object together with hyper-parameters, or something else
+            than a method.
     """
     if not isinstance(method, str):
         if isinstance(method, type) or not hasattr(method, "statistics"):
@@ -51,28 +78,21 @@ def get_method(method: str | Method, **parameters: Any) -> Method:
         if parameters:
             raise ValueError(f"{method!r} has its hyper-parameters already; {sorted(parameters)} cannot be added.")
         return method
-    if method not in METHODS:
-        raise KeyError(f"unknown method {method!r}; the methods are {list(METHODS)}.")
-    return METHODS[method](**parameters)
+    name = _known(method)
+    known = signature(METHODS[name]).parameters
+    if unknown := [each for each in parameters if each not in known]:
+        raise ValueError(f"{name} has no parameter {unknown[0]!r}{_meant(unknown[0], known)}; it has {list(known)}.")
+    return METHODS[name](**parameters)
 
 
-__all__ = [
-    "METHODS",
-    "ActGrad",
-    "AveragePrecision",
-    "ChecksText",
-    "DiffMean",
-    "Dln",
-    "EntropyLambda",
-    "ExpertFrequency",
-    "LanguageDimensions",
-    "Lap",
-    "Lape",
-    "Lave",
-    "Method",
-    "Plnd",
-    "Random",
-    "Sharing",
-    "Transfer",
-    "get_method",
-]
+def _known(method: str) -> str:
+    name = method.strip().lower().replace("-", "_").replace(" ", "_")
+    if name not in METHODS:
+        raise KeyError(f"unknown method {method!r}{_meant(name, METHODS)}; the methods are {list(METHODS)}.")
+    return name
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, where one is near."""
+    near = get_close_matches(given, known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

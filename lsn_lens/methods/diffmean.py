@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.methods.base import check_languages, check_shares, highest_each
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.base import check_languages, check_shares
+from lsn_lens.methods.selection import highest_share
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 
@@ -55,6 +57,5 @@ class DiffMean:
         return NeuronScores(statistics.languages, {"resid": scores}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest."""
-        units = scores.values["resid"][0].numel()
-        return highest_each(scores, "resid", round(self.rate * units / len(scores.languages)))
+        """Each language's highest scores over all layers, as many for each."""
+        return highest_share(scores, "resid", self.rate)

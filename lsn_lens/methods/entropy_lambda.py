@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens.methods.base import best_first, check_languages, check_shares, order_statistic
-from lsn_lens.methods.lape import DECIMALS, entropy
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.base import check_languages, check_shares
+from lsn_lens.methods.selection import DECIMALS, best_first, entropy, order_statistic
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 

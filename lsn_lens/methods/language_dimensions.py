@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens.methods.base import check_languages, highest_each
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.base import check_languages
+from lsn_lens.methods.selection import highest_each
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
 from lsn_lens.statistics.sums import Statistics
 
@@ -113,6 +115,6 @@ class LanguageDimensions:
         return self.exclude
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest."""
+        """Each language's highest scores in the layer that was looked at."""
         width = scores.values["resid"].shape[2]
         return highest_each(scores, "resid", self.count if isinstance(self.count, int) else round(self.count * width))

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lsn_lens.methods.base import check_languages, check_shares, highest_each
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.base import check_languages, check_shares
+from lsn_lens.methods.selection import highest_share
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 
@@ -38,7 +40,5 @@ class Lap:
         return NeuronScores(statistics.languages, {"mlp": probability.where(probability > 0, -torch.inf)}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest."""
-        values = scores.values["mlp"]
-        count = round(self.rate * values[0].numel() / len(values))
-        return highest_each(scores, "mlp", count)
+        """Each language's highest scores over all layers, as many for each; a neuron may belong to several."""
+        return highest_share(scores, "mlp", self.rate)

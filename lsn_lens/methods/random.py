@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from lsn_lens.methods.base import Method
 from lsn_lens.methods.lape import Lape
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Need
 from lsn_lens.statistics.sums import Statistics
 

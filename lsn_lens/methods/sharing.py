@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, check_shares
-from lsn_lens.methods.lap import Lap
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.selection import highest_share
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.needs import DocumentValues
 from lsn_lens.statistics.sums import Statistics
@@ -109,6 +110,8 @@ class Sharing:
     which has no gate; the default for gated models is ours, as in LAPE.
     """
 
+    paired: ClassVar[bool] = True
+
     rate: float = 0.01
     active: Literal["gate", "product", "abs"] = "gate"
     threshold: float | int = 0.0
@@ -180,5 +183,5 @@ class Sharing:
         return NeuronScores(statistics.languages, {"mlp": share.where(share > 0, -torch.inf)}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest, as `Lap` does; a neuron may belong to several languages."""
-        return Lap(self.rate).select(scores)
+        """Each language's highest scores over all layers, as many for each; a neuron may belong to several."""
+        return highest_share(scores, "mlp", self.rate)

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lsn_lens.methods.base import check_languages, check_shares, order_statistic
-from lsn_lens.methods.lape import Lape, entropy, select_lowest_entropy
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.methods.base import check_languages, check_shares
+from lsn_lens.methods.selection import entropy, order_statistic, score_by_entropy, select_lowest_entropy
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
@@ -48,14 +49,15 @@ class Transfer:
             )
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """As LAPE."""
-        return self._lape().statistics()
+        """Counts of `mlp_pre > 0`, as for LAPE."""
+        return (Statistic("mlp_pre", "positive"),)
 
     def frozen(self, statistics: Statistics) -> "Transfer":
         """This method with the thresholds that it comes to on these statistics, as numbers."""
         check_languages(statistics.languages)
         probability = statistics.probability("mlp_pre")
-        chosen = self._lape().select(self._lape().score(statistics)).masks["mlp"].any(0)
+        shares = replace(self, largest_entropy=None, filter_bar=None, bar=None)
+        chosen = shares.select(shares.score(statistics)).units("mlp")
         if not chosen.any():
             raise DoesNotApply(f"{self!r} finds no neuron on the reference: there is no threshold to freeze.")
         return replace(
@@ -67,10 +69,10 @@ class Transfer:
 
     def score(self, statistics: Statistics) -> NeuronScores:
         """`ln K - LAPE` for languages above the bar, as LAPE; with frozen thresholds -inf beyond them."""
-        if self.largest_entropy is None or self.filter_bar is None or self.bar is None:
-            return replace(self._lape().score(statistics), method=repr(self))
-        check_languages(statistics.languages)
         probability = statistics.probability("mlp_pre")
+        if self.largest_entropy is None or self.filter_bar is None or self.bar is None:
+            return score_by_entropy(statistics, probability, self.filter_share, self.bar_share, repr(self))
+        check_languages(statistics.languages)
         lape = entropy(probability)
         passes = (probability > self.filter_bar).any(0) & (lape <= self.largest_entropy)
         ranking = (torch.log(torch.tensor(float(len(probability)))) - lape).where(passes, -torch.inf)
@@ -84,6 +86,3 @@ class Transfer:
         mask = scores.values["mlp"].isfinite()
         notes = {"chosen": int(mask.any(0).sum()), "rate": float(mask.any(0).double().mean())}
         return NeuronSet(scores.languages, {"mlp": mask}, scores.method, notes)
-
-    def _lape(self) -> Lape:
-        return Lape(self.rate, self.filter_share, self.bar_share)

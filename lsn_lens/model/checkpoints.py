@@ -96,6 +96,16 @@ def read_config(source: str, options: Mapping[str, Any]) -> Any:
         config: Any = AutoConfig.from_pretrained(named, **place_of(options)) if is_place else named
     except Exception as error:  # damaged files raise errors of many classes
         raise _not_loaded(source, error) from error
+    check_config(config, source)
+    return config
+
+
+def check_config(config: Any, source: str) -> None:
+    """Refuse another model than a decoder that transformers knows as a causal language model.
+
+    Raises:
+        ValueError: It is one.
+    """
     kind = f"{source!r} ({', '.join(config.architectures or []) or config.model_type})"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{kind} is an encoder-decoder; expected a decoder, which reads and writes one text.")
@@ -104,7 +114,6 @@ def read_config(source: str, options: Mapping[str, Any]) -> Any:
         parts = [each for each in ("vision_config", "audio_config") if getattr(config, each, None) is not None]
         why = "a multimodal model whose text model transformers does not load by itself" if parts else "no such model"
         raise ValueError(f"{kind} is {why}; expected a causal language model that AutoModelForCausalLM knows.")
-    return config
 
 
 def read_tokenizer(source: str, options: Mapping[str, Any]) -> Any:
@@ -140,11 +149,20 @@ def read_weights(
     hf_model, report = loaded
     if report["missing_keys"]:  # transformers would go on with random numbers
         raise ValueError(f"{source!r}: its files lack the weights {sorted(report['missing_keys'])}.")
+    check_finite(source, hf_model)
+    return hf_model
+
+
+def check_finite(source: str, hf_model: Any) -> None:
+    """Refuse weights that are not finite, and a model that is split over devices.
+
+    Raises:
+        ValueError: The message names a weight, or the devices.
+    """
     _check_one_device(source, getattr(hf_model, "hf_device_map", None))
     for name, parameter in hf_model.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"{source!r}: weight {name} has NaN or infinite values as {parameter.dtype}.")
-    return hf_model
 
 
 def check_tokenizer(source: str, tokenizer: Any, vocabulary: int) -> None:

@@ -71,7 +71,7 @@ def _what_instead(model: Any) -> str:
     if isinstance(model, Module):
         return (
             f"{what}, not wrapped in anything: lsn.load_model(its name or folder), or "
-            "TransformerBridge.boot_transformers(name, hf_model=..., tokenizer=...) for a Hugging Face model in memory."
+            "lsn.load_model(model, tokenizer) for a Hugging Face model in memory."
         )
     return f"{what}, as lsn.load_model gives."
 

@@ -30,6 +30,7 @@ from lsn_lens.model.checkpoints import (
     read_weights,
     source_of,
 )
+from lsn_lens.model.in_memory import taken
 from lsn_lens.model.sealing import sealed
 from lsn_lens.model.structure import Model
 
@@ -37,12 +38,14 @@ log = logging.getLogger(__name__)
 
 
 def load_model(
-    name: str | Path,
+    name: Any,
+    tokenizer: Any = None,
     *,
     backend: Literal["auto", "hooked", "bridge"] = "auto",
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    hf_model: Any = None,
     **options: Any,
 ) -> Model:
     """Load a model and its tokenizer, unprocessed, and check it against Hugging Face's own logits.
@@ -50,13 +53,19 @@ def load_model(
     Nothing is installed, and nothing but the model's own files is downloaded.
 
     Args:
-        name: `"demo"` (the embedded model), a local folder, or a Hub id.
+        name: `"demo"` (the embedded model), a local folder, or a Hub id; or a Hugging Face model in memory, with its
+            tokenizer. It is not copied: it is put into evaluation mode, without gradients, and a bridge wraps it in
+            place. Of a PEFT model, a copy with its adapters merged is taken.
+        tokenizer: Of a model in memory; else in place of the one that the files have.
         backend: "hooked" (HookedTransformer, TransformerLens 3.9), "bridge" (TransformerBridge), or "auto":
             a HookedTransformer where the installed TransformerLens has one that can load this model
             and passes the check, else a bridge.
-        device: Where to; a GPU if there is one, and under `torchrun` each process's own.
-        dtype: Of the weights, as `torch.bfloat16` or "bfloat16"; "auto" is the checkpoint's own. Float32 by default.
+        device: Where to; a GPU if there is one, and under `torchrun` each process's own. A model in memory stays
+            where it is.
+        dtype: Of the weights, as `torch.bfloat16` or "bfloat16"; "auto" is the checkpoint's own. Float32 by default,
+            of a model in memory its own.
         revision: Branch, tag or commit of a Hub model.
+        hf_model: The model in memory, where `name` says what to call it.
         options: For `AutoModelForCausalLM.from_pretrained`. What says where files are and whether their code is
             trusted (`trust_remote_code`, `subfolder`, `token`, `cache_dir`, `local_files_only` ...) holds for the
             tokenizer and the configuration too.
@@ -66,20 +75,20 @@ def load_model(
 
     Raises:
         ValueError: A model that cannot be loaded, lacks weights or has NaN among them, is split over devices, is no
-            decoder, computes something else than Hugging Face's, or whose tokenizer has ids that the model lacks.
+            decoder, computes something else than Hugging Face's, or whose tokenizer has ids that the model lacks; a
+            device that there is not.
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"backend={backend!r}: expected 'auto', 'hooked' or 'bridge'.")
-    check_options(options)
-    if device is not None and options.get("device_map") is not None:
-        raise ValueError(f"device={device} and device_map={options['device_map']!r} both say where: give device alone.")
-    kind, source, options = dtype_of(dtype, options), source_of(name), given({**options, "revision": revision})
-    read_config(source, options)
-    tokenizer = read_tokenizer(source, options)
-    hf_model = read_weights(source, kind, options)
+    check_device(device)
+    if hf_model is None and isinstance(name, str | Path):
+        hf_model, tokenizer = _from_files(name, tokenizer, device, dtype, {**options, "revision": revision})
+        source = source_of(name)
+    else:
+        made = taken(name if hf_model is None else hf_model, tokenizer, dtype, {**options, "revision": revision})
+        hf_model, source = made[0] if device is None else made[0].to(device), made[1]
+        name = name if isinstance(name, str) else source
     check_tokenizer(source, tokenizer, len(hf_model.get_input_embeddings().weight))
-    if "device_map" not in options:
-        hf_model = hf_model.to(torch.device(device or default_device()))
     hf_model = _with_finite_masks(hf_model.eval().requires_grad_(False))
     reference = reference_of(hf_model, source)
     if backend != "bridge":
@@ -95,6 +104,37 @@ def load_model(
     model = _bridge(source, hf_model, tokenizer)
     check(model, reference)
     return labelled(model, name, revision)
+
+
+def _from_files(
+    name: str | Path, tokenizer: Any, device: Any, dtype: torch.dtype | str | None, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """A checkpoint's model, on its device, and tokenizer."""
+    check_options(options)
+    if device is not None and options.get("device_map") is not None:
+        raise ValueError(f"device={device} and device_map={options['device_map']!r} both say where: give device alone.")
+    kind, source, options = dtype_of(dtype, options), source_of(name), given(options)
+    read_config(source, options)
+    tokenizer = read_tokenizer(source, options) if tokenizer is None else tokenizer
+    hf_model = read_weights(source, kind, options)
+    if "device_map" not in options:
+        hf_model = hf_model.to(torch.device(device or default_device()))
+    return hf_model, tokenizer
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Refuse a GPU that there is not.
+
+    Raises:
+        ValueError: The message says what there is.
+    """
+    wanted = None if device is None else torch.device(device)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= count:
+        raise ValueError(
+            f"device={str(device)!r}: PyTorch {torch.__version__} finds {count} GPUs here. Leave device out, or give "
+            "device='cpu'."
+        )
 
 
 def default_device() -> torch.device:
@@ -185,7 +225,7 @@ def _for_transformer_lens(tokenizer: Any) -> Any:
     One that does not, it would fetch anew by its name: of another revision, subfolder or cache than was asked for.
     """
     copied = copy.deepcopy(tokenizer)
-    copied.init_kwargs["add_bos_token"] = True
+    copied.init_kwargs |= {"add_bos_token": True, "name_or_path": copied.name_or_path}  # one made in memory has none
     return copied
 
 

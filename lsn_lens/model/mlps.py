@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from lsn_lens.model.probing import device_of, is_bridge, probe
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sites import SITES
 
 Activation = Callable[[Tensor], Tensor]
 Seen = Mapping[str, Tensor]

@@ -24,8 +24,8 @@ from lsn_lens.model.mlps import (
     named,
 )
 from lsn_lens.model.probing import TOKENS, device_of, is_bridge, probe, probe_ids, vocabulary_size
+from lsn_lens.neurons.sites import SITES, Site, flat, get_site
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sites import SITES, Site, flat, get_site
 
 __all__ = [
     "DEMO_MODEL",

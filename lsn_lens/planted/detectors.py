@@ -1,7 +1,7 @@
 """How well do methods find what was planted?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import rankdata, t
-from sklearn.metrics import average_precision_score
 
 from lsn_lens.bars import tqdm
 from lsn_lens.collection.collecting import collect
-from lsn_lens.methods.base import Method
-from lsn_lens.methods.catalogue import METHODS, get_method
+from lsn_lens.methods.catalogue import METHODS, Methods, named
 from lsn_lens.methods.expert_frequency import ExpertFrequency
 from lsn_lens.methods.random import Random
-from lsn_lens.neurons import NeuronScores, NeuronSet
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.planted.parts import PARTS
 from lsn_lens.planted.planting import Planted
 from lsn_lens.planted.roles import ROLES
@@ -68,7 +67,7 @@ class DetectorScores:
 def score_detectors(
     plantings: Sequence[Planted],
     corpora: Mapping[str, LanguageCorpus],
-    methods: Iterable[str] | Mapping[str, Method] = tuple(METHODS),
+    methods: Methods = tuple(METHODS),
     *,
     layout: Layout | None = None,
     progress: bool = True,
@@ -102,9 +101,9 @@ def score_detectors(
     """
     if not plantings:
         raise ValueError("no plantings: expected at least one, from plant.")
-    named = {each: get_method(each) for each in methods} if not isinstance(methods, Mapping) else dict(methods)
-    skipped = {name: NOT_SCORED[type(each)] for name, each in named.items() if type(each) in NOT_SCORED}
-    named = {name: method for name, method in named.items() if name not in skipped}
+    every = named(methods)
+    skipped = {name: NOT_SCORED[type(each)] for name, each in every.items() if type(each) in NOT_SCORED}
+    every = {name: method for name, method in every.items() if name not in skipped}
     frames: list[pd.DataFrame] = []
     chosen: list[pd.DataFrame] = []
     settings: Mapping[str, Any] = {}
@@ -115,7 +114,7 @@ def score_detectors(
             raise KeyError(f"{unknown} were not planted in {planted.folder}; its languages are {planted.languages}.")
         if not any(planted.units["truth"]):
             raise ValueError(f"{planted.folder} has no unit that a language needs: there is nothing to find.")
-        some = {name: method for name, method in named.items() if (planted.part, name) not in without}
+        some = {name: method for name, method in every.items() if (planted.part, name) not in without}
         run = collect(planted.load(**options), corpora, some.values(), layout=layout, progress=progress)
         settings = settings or run.settings
         for name, method in some.items():
@@ -158,6 +157,8 @@ def _chosen(found: NeuronSet, shape: tuple[int, int], bases: Sequence[str], lang
 
 
 def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
+    from sklearn.metrics import average_precision_score  # slow to import, and needed here only
+
     index = tuple(torch.tensor(planted.units[name].to_numpy()) for name in ("layer", "unit"))
     rows, units = [], planted.units.to_dict("records")
     for place, label in enumerate(scores.languages):

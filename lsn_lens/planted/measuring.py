@@ -1,6 +1,7 @@
 """Measure what planted units do, and refuse what is not as it was meant to be."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.neurons.sites import SITES, flat
 from lsn_lens.planted.parts import PARTS, Part, PartName
 from lsn_lens.planted.reading import Text, token_scripts
 from lsn_lens.planted.roles import MANY
-from lsn_lens.sites import SITES, flat
 
 EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
 
@@ -121,24 +122,73 @@ def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Over the tokens of a text, by language; where planted units fire also by script, the last for none."""
+
+    fires: Float[Tensor, "planted language script"]
+    values: Float[Tensor, "planted language"]
+    sizes: Float[Tensor, "layer language unit"]
+    counts: Float[Tensor, "language script"]
+    alive: Bool[Tensor, "layer unit"]
+
+
 def _values(model: Model, text: Text, units: pd.DataFrame, part: Part, progress: bool) -> dict[str, Any]:
     """Rates, means, loudness and what is written `[unit, language]`, and rates by script."""
-    n_languages, n_layers = len(text.languages), model.cfg.n_layers
-    layers = torch.tensor(units["layer"].to_numpy())
-    index = torch.tensor(units["unit"].to_numpy())
-    mine = [(layers == layer).nonzero()[:, 0] for layer in range(n_layers)]
+    layers, index = (torch.tensor(units[name].to_numpy()) for name in ("layer", "unit"))
     scripts = token_scripts(model.tokenizer, structure.vocabulary_size(model))
     names = sorted({each for each in scripts if each})
     number = torch.tensor([names.index(each) if each else len(names) for each in scripts])
+    sums = _sums(model, text, units, part, number, progress)
+    tokens = sums.counts.sum(1)
+    sizes = sums.sizes / tokens[:, None]
+    norms = torch.stack([_output_norms(model, layer, part) for layer in range(model.cfg.n_layers)])
+    return {
+        "rate": (sums.fires.sum(2) / tokens).double().numpy(),
+        "mean": (sums.values / tokens).double().numpy(),
+        "loudness": _above(sizes, layers, index),
+        "writes": (sizes * norms[:, None])[layers, :, index].double().numpy(),
+        "alive": sums.alive[layers, index].numpy(),
+        "script": np.array(
+            [_by_script(sums.fires[place], sums.counts, names, unit) for place, unit in enumerate(units["script"])]
+        ),
+    }
+
+
+def _sums(
+    model: Model, text: Text, units: pd.DataFrame, part: Part, number: Int[Tensor, "vocabulary"], progress: bool
+) -> _Sums:
+    """Run the text; `number` is the script of each token id."""
+    languages, scripts, width = len(text.languages), int(number.max()) + 1, structure.site_width(model, part.value)
+    layers, index = (torch.tensor(units[name].to_numpy()) for name in ("layer", "unit"))
     levels = torch.tensor(units["level"].to_numpy(), dtype=torch.float32)
-    width = structure.site_width(model, part.value)
-    fires = torch.zeros(len(units), n_languages, len(names) + 1)
-    sums = torch.zeros(len(units), n_languages)
-    sizes = torch.zeros(n_layers, n_languages, width)
-    alive = torch.zeros(n_layers, width, dtype=torch.bool)
-    counts = torch.zeros(n_languages, len(names) + 1)
-    device = structure.device_of(model)
-    seen: dict[tuple[str, int], Tensor] = {}
+    mine = [(layers == layer).nonzero()[:, 0] for layer in range(model.cfg.n_layers)]
+    sums = _Sums(
+        torch.zeros(len(units), languages, scripts), torch.zeros(len(units), languages),
+        torch.zeros(len(mine), languages, width), torch.zeros(languages, scripts),
+        torch.zeros(len(mine), width, dtype=torch.bool),
+    )  # fmt: skip
+    device, seen = structure.device_of(model), {}
+    with model.hooks(fwd_hooks=_keeping(seen, part, len(mine))):
+        for ids, keep, rows in tqdm(list(text.batches()), desc="roles: activations", disable=not progress):
+            model(ids.to(device), attention_mask=keep.long().to(device), return_type=None)
+            counted = keep & (torch.arange(keep.shape[1]) >= text.first)
+            cells = rows[:, None].expand_as(keep)[counted] * scripts + number[ids[counted]]
+            where = torch.nn.functional.one_hot(cells, languages * scripts).float()
+            by_language = where.view(len(where), languages, scripts).sum(2)
+            sums.counts.add_(where.sum(0).view_as(sums.counts))
+            for layer, some in enumerate(mine):
+                pre, post = (seen[name, layer][counted] for name in (part.fires, part.value))
+                fired = _beyond(pre[:, index[some]], levels[some]).float().T @ where
+                sums.fires[some] += fired.view(len(some), languages, scripts)
+                sums.values[some] += post[:, index[some]].T @ by_language
+                sums.sizes[layer] += by_language.T @ post.abs()
+                sums.alive[layer] |= seen[part.value, layer][keep].any(0)
+    return sums
+
+
+def _keeping(seen: dict[tuple[str, int], Tensor], part: Part, n_layers: int) -> list[tuple[str, Any]]:
+    """Hooks that put what a part fires by and its values into `seen`, by site and layer."""
 
     def keep_acts(name: str, layer: int) -> Any:
         def hook(acts: Tensor, hook: Any) -> None:
@@ -146,41 +196,8 @@ def _values(model: Model, text: Text, units: pd.DataFrame, part: Part, progress:
 
         return hook
 
-    hooks = [
-        (SITES[name].hook_name(layer), keep_acts(name, layer))
-        for name in dict.fromkeys((part.fires, part.value))
-        for layer in range(n_layers)
-    ]
-    with model.hooks(fwd_hooks=hooks):
-        for ids, keep, languages in tqdm(list(text.batches()), desc="roles: activations", disable=not progress):
-            model(ids.to(device), attention_mask=keep.long().to(device), return_type=None)
-            counted = keep & (torch.arange(keep.shape[1]) >= text.first)
-            cells = languages[:, None].expand_as(keep)[counted] * (len(names) + 1) + number[ids[counted]]
-            where = torch.nn.functional.one_hot(cells, n_languages * (len(names) + 1)).float()
-            counts += where.sum(0).view_as(counts)
-            for layer in range(n_layers):
-                pre, post = (seen[name, layer][counted] for name in (part.fires, part.value))
-                some = mine[layer]
-                fires[some] += (_beyond(pre[:, index[some]], levels[some]).float().T @ where).view(
-                    len(some), n_languages, -1
-                )
-                by_language = where.view(len(where), n_languages, -1).sum(2)
-                sums[some] += post[:, index[some]].T @ by_language
-                sizes[layer] += by_language.T @ post.abs()
-                alive[layer] |= seen[part.value, layer][keep].any(0)
-    tokens = counts.sum(1)
-    sizes /= tokens[:, None]
-    norms = torch.stack([_output_norms(model, layer, part) for layer in range(n_layers)])
-    return {
-        "rate": (fires.sum(2) / tokens).double().numpy(),
-        "mean": (sums / tokens).double().numpy(),
-        "loudness": _above(sizes, layers, index),
-        "writes": (sizes * norms[:, None])[layers, :, index].double().numpy(),
-        "alive": alive[layers, index].numpy(),
-        "script": np.array(
-            [_by_script(fires[place], counts, names, unit) for place, unit in enumerate(units["script"])]
-        ),
-    }
+    sites = dict.fromkeys((part.fires, part.value))
+    return [(SITES[name].hook_name(layer), keep_acts(name, layer)) for name in sites for layer in range(n_layers)]
 
 
 def _above(

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
 from lsn_lens.model.weights import anatomy_of, by_output, place
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.planted.roles import ATTENTION_ROLES, ROLES, Role
-from lsn_lens.sites import SITES
 
 PartName = Literal["mlp", "attention"]
 # what configurations call the width of an MLP, and the numbers of heads

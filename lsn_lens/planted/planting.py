@@ -13,7 +13,7 @@ import torch
 
 from lsn_lens.model import loading
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.planted.cells import Cell, concepts_of, place_cells, script_shares, usable_layers
 from lsn_lens.planted.ground import Ground, mean_loss
 from lsn_lens.planted.measuring import RoleError, check_roles, measure_roles

@@ -1,5 +1,13 @@
 from . import plots as plots
+from .charts import Chart as Chart
 from .charts import save as save
+from .columns import Column as Column
+from .marks import Bars as Bars
+from .marks import Dots as Dots
+from .marks import Heatmap as Heatmap
+from .marks import Line as Line
+from .page import Report as Report
+from .page import Section as Section
 from .page import provenance as provenance
 from .page import save_tables as save_tables
 from .page import write_report as write_report
@@ -10,4 +18,5 @@ from .plots import layer_counts as layer_counts
 from .plots import log_odds_map as log_odds_map
 from .plots import overlap as overlap
 from .text_view import activations_on_text as activations_on_text
+from .text_view import highest_on_text as highest_on_text
 from .text_view import neuron_on_text as neuron_on_text

@@ -20,35 +20,11 @@ from plotly.offline import get_plotlyjs
 
 from lsn_lens.files import write_bytes
 from lsn_lens.report.charts import Chart, fragment, save
+from lsn_lens.report.columns import FORMS, Column, column_of
 from lsn_lens.report.plots import digits
 from lsn_lens.text.plan import corpus_hash
 
 PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
-HEADINGS = {
-    "own_rise": "own rise", "own_rise_bits_per_byte": "in bits/byte", "own_rise_perplexity": "in perplexity",
-    "own_rise_per_neuron": "per unit", "own_rise_bits_per_byte_per_neuron": "in bits/byte per unit",
-    "own_minus_worst_other": "own minus worst other", "difference": "own minus worst other",
-    "own_rise_short_text": "own rise", "worst_other": "other hurt most", "worst_other_rise": "its rise",
-    "mean_other_rise": "mean rise of others", "random_mean": "random, mean", "random_sd": "random, sd",
-    "own_hurt_most": "own hurt most", "own_hurt_most_low": "hurt most, low", "own_hurt_most_high": "high",
-    "hurt_most_in": "hurt most in", "hurt_most_share": "of replicates", "surely_hurt_most": "surely",
-    "share_above_random": "above random", "neurons": "units", "shown": "languages that pass",
-    "shown_low": "pass, low", "shown_high": "high", "own_rise_low": "own rise, low", "own_rise_high": "high",
-    "difference_low": "difference, low", "difference_high": "high",
-}  # fmt: skip
-NATS = (
-    "own_rise", "own_minus_worst_other", "difference", "own_rise_short_text", "worst_other_rise", "mean_other_rise",
-    "random_mean", "random_sd", "own_rise_low", "own_rise_high", "difference_low", "difference_high",
-)  # fmt: skip
-FOUND_AGAIN = [
-    f"{text}_{what}" for text in ("romanised", "shuffled_words", "same_script") for what in ("survival", "ceiling")
-]
-SHARES = {
-    "rate": ".2%",
-    **dict.fromkeys(("p", "q", "p_own", "q_own", "p_minus_english", "q_minus_english"), ".3f"),
-    **dict.fromkeys(("shown_low", "shown_high", "own_hurt_most_low", "own_hurt_most_high"), ".0f"),
-    **dict.fromkeys(("share_above_random", "hurt_most_share", "stable_share", "beyond_null", *FOUND_AGAIN), ".0%"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,6 +39,7 @@ class Section:
         code: Commands, shown as they are.
         view: Ready html that is shown as it is, for example from `neuron_on_text`; not in report.md.
         data: Plain data, folded away as JSON.
+        columns: How columns of its tables are written, by name, where `columns.COMMON` does not say so.
     """
 
     title: str
@@ -72,6 +49,7 @@ class Section:
     code: str = ""
     view: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,21 +135,25 @@ def _git_commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "run.py")  # an installed package may lie in someone else's checkout
+        git("ls-files", "--error-unmatch", "labels.py")  # an installed package may lie in someone else's checkout
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def table_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def table_cells(frame: pd.DataFrame, columns: Mapping[str, Column] | None = None) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text: about three significant digits of a column's largest number, "n/a" for missing.
 
     Columns in nats per token have the same number of digits, so that they can be compared.
+
+    Args:
+        frame: The table.
+        columns: How its columns are written, by name; those that are not named, as `columns.column_of` says.
     """
-    headings = [HEADINGS.get(str(name), str(name).replace("_", " ")) for name in frame.columns]
-    largest = _largest(frame[[name for name in frame.columns if name in NATS]])
-    columns = [_column_cells(str(name), frame.loc[:, name], largest) for name in frame.columns]
-    return headings, [list(cells) for cells in zip(*columns, strict=True)]
+    said = [column_of(str(name), columns or {}) for name in frame.columns]
+    largest = _largest(frame.loc[:, [each.kind == "nats" for each in said]])
+    cells = [_column_cells(each, frame.iloc[:, place], largest) for place, each in enumerate(said)]
+    return [each.heading for each in said], [list(row) for row in zip(*cells, strict=True)]
 
 
 def _kind(name: Hashable, values: pd.Series) -> str:
@@ -181,16 +163,16 @@ def _kind(name: Hashable, values: pd.Series) -> str:
     return "warning" if name in ("warning", "warnings", "note") else "word"
 
 
-def _column_cells(name: str, values: pd.Series, largest: float) -> list[str]:
+def _column_cells(column: Column, values: pd.Series, largest: float) -> list[str]:
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return ["" if value is None else str(value) for value in values]
     if pd.api.types.is_integer_dtype(values):
         form = ",d"
-    elif name in SHARES:
-        form = SHARES[name]
+    elif column.kind in FORMS:
+        form = FORMS[column.kind]
     else:
-        sign = "+z" if name in NATS or name.endswith(("_rise", "_rise_bits_per_byte", "_rise_perplexity")) else ","
-        form = f"{sign}.{_decimals(largest if name in NATS else _largest(values))}f"
+        sign = "," if column.kind == "number" else "+z"
+        form = f"{sign}.{_decimals(largest if column.kind == 'nats' else _largest(values))}f"
     return ["n/a" if pd.isna(value) else format(value, form) for value in values]
 
 
@@ -212,7 +194,7 @@ def _markdown(report: Report) -> str:
         lines += [f"## {_line(section.title)}", *map(_line, section.text)]
         lines += [f"![{_line(chart.title)}](figures/{name}.png)" for name, chart in section.figures.items()]
         for caption, frame in section.tables.items():
-            headings, rows = table_cells(frame)
+            headings, rows = table_cells(frame, section.columns)
             cells = pd.DataFrame([[_cell(each) for each in row] for row in rows], columns=[_cell(h) for h in headings])
             lines += [_line(caption), cells.to_markdown(index=False, disable_numparse=True)]
         lines += [f"```\n{section.code}\n```"] if section.code else []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.charts import Chart, save
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
 
@@ -23,9 +24,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and language") -> Chart:
-    """From `NeuronSet.layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
-    counts = frame.T
+def layer_counts(frame: pd.DataFrame | NeuronSet, title: str = "Neurons per layer and language") -> Chart:
+    """Of a set, or its `layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    counts = (frame.layer_counts() if isinstance(frame, NeuronSet) else frame).T
     limit = max(1.0, float(counts.to_numpy().max()))
     cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")
     return Chart(title, "layer", "language", (cells,), "How many neurons of each layer belong to each language.")
@@ -34,7 +35,7 @@ def layer_counts(frame: pd.DataFrame, title: str = "Neurons per layer and langua
 def change_matrix(
     matrix: pd.DataFrame,
     title: str = "Change of the loss",
-    unit: str = "nats a token",
+    unit: str = "nats per token",
     limit: float | None = None,
 ) -> Chart:
     """From `perplexity_matrix`: rows = neurons switched off of, columns = evaluated on; red = hurt, blue = helped.
@@ -74,8 +75,9 @@ def digits(limit: float) -> int:
     return min(8, max(0, 1 - math.floor(math.log10(limit))))
 
 
-def overlap(jaccard: pd.DataFrame, title: str = "Overlap between languages") -> Chart:
-    """From `NeuronSet.jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+def overlap(jaccard: pd.DataFrame | NeuronSet, title: str = "Overlap between languages") -> Chart:
+    """Of a set, or its `jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+    jaccard = jaccard.jaccard() if isinstance(jaccard, NeuronSet) else jaccard
     apart = jaccard.mask(np.eye(len(jaccard), dtype=bool))
     highest = float(np.nan_to_num(apart.to_numpy(dtype=float)).max(initial=0.0))
     cells = Heatmap(apart, (0.0, highest or 1.0), SEQUENTIAL, "Jaccard index", ".2f")
@@ -96,7 +98,7 @@ def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own langu
     own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
     marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot a seed", RANDOM))
     return Chart(
-        title, "language", "rise of its own loss, nats a token", marks,
+        title, "language", "rise of its own loss, nats per token", marks,
         "Bars: the language's own loss when its units are ablated. Dots: the same number of random units in the same "
         "layers. A bar that does not clear its dots shows nothing.",
     )  # fmt: skip
@@ -116,7 +118,7 @@ def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Ch
         ("own language, random units (shorter text)", "random_mean", RANDOM),
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
-    return Chart(title, "method", "mean rise of the loss, nats a token", marks, "Means over languages.")
+    return Chart(title, "method", "mean rise of the loss, nats per token", marks, "Means over languages.")
 
 
 def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stages and structures") -> Chart:
@@ -130,7 +132,7 @@ def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stage
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
     caption = f"Means over the languages but {english}. Switches differ in how many units they hold."
-    return Chart(title, "units turned off", "mean rise of the loss, nats a token", marks, caption)
+    return Chart(title, "units turned off", "mean rise of the loss, nats per token", marks, caption)
 
 
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:

@@ -10,6 +10,32 @@ import torch
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.text.documents import LanguageCorpus
+
+SHOWN = 160  # characters of a document
+
+
+def highest_on_text(
+    model: Model, corpora: Mapping[str, LanguageCorpus], scores: NeuronScores, found: NeuronSet, each: int = 2
+) -> str:
+    """Where each language's highest scoring neurons fire in the first held-out document of every language, as html.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge with a fast tokenizer.
+        corpora: Text; the first 160 characters are shown.
+        scores: Of the method that found the set.
+        found: Neurons of the MLPs.
+        each: Neurons of each language.
+    """
+    keys = ["language", "basis", "layer", "unit"]
+    ranked = scores.to_frame().merge(found.to_frame(), on=keys).sort_values("score", ascending=False, kind="stable")
+    neurons = ranked.groupby("language", sort=False).head(each)
+    there = set(neurons["language"])
+    neurons = neurons.set_index("language").loc[[label for label in found.languages if label in there]]
+    texts = {label: next(iter(corpus.hold_out))[:SHOWN] for label, corpus in corpora.items()}
+    return neuron_on_text(activations_on_text(model, texts, neurons.reset_index()))
 
 
 @torch.no_grad()

@@ -7,11 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics.needs import Tensors, Widths
+from lsn_lens.statistics.needs import Need, Tensors, Widths
 
 REFINEMENTS = 5  # rounds of new centres and new balanced assignment after k-means
 
@@ -19,7 +18,7 @@ Scores = Float[Tensor, "token expert"]
 
 
 @dataclass(frozen=True)
-class ExpertCounts:
+class ExpertCounts(Need):
     """How often each expert is among those that a token selects; see `ExpertFrequency` for the parameters.
 
     Keeps `<key>.selected` `[layer expert]` and `<key>.counted` `[layer]` (tokens), with the constant
@@ -34,7 +33,6 @@ class ExpertCounts:
     relative: bool = False
     skip_bos: bool = True
     seed: int = 0
-    optional = by_document = gradient = False
 
     @property
     def key(self) -> str:
@@ -54,10 +52,6 @@ class ExpertCounts:
             f"{self.key}.selected": ((layers, experts), torch.int64),
             f"{self.key}.counted": ((layers,), torch.int64),
         }
-
-    def rows(self, layers: int, widths: Widths) -> Tensors:
-        """None."""
-        return {}
 
 
 def n_experts(d_mlp: int, size: int) -> int:
@@ -83,6 +77,8 @@ def balanced_clusters(features: Float[Tensor, "unit feature"], size: int, seed: 
     """
     rows = torch.nn.functional.normalize(features.double(), dim=1).numpy()
     clusters = n_experts(len(rows), size)
+    from sklearn.cluster import KMeans  # slow to import, and needed here only
+
     centres = KMeans(clusters, n_init="auto", random_state=seed).fit(rows).cluster_centers_
     best, tightest = np.zeros(len(rows), dtype=np.int64), np.inf
     for _ in range(1 + REFINEMENTS):

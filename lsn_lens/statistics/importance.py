@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.sites import WRITE_SITE
-from lsn_lens.statistics.needs import Tensors, Widths
+from lsn_lens.neurons.sites import WRITE_SITE
+from lsn_lens.statistics.needs import Need, Tensors, Widths
 
 BASES = ("mlp", "q", "k", "v", "z")
 ELEMENTS = 1 << 18  # pattern entries worked on at once on a CPU, so that temporaries stay in the cache
@@ -20,7 +20,7 @@ Factors = Float[Tensor, "pos head d_head factor"]
 
 
 @dataclass(frozen=True)
-class Importance:
+class Importance(Need):
     """Importance of each unit for each document, kept as what "in every document" takes.
 
     Of each basis: `<key>.<basis>.minimum`, the smallest importance over the documents; `<key>.<basis>.rank.maximum`,
@@ -47,7 +47,6 @@ class Importance:
     skip_bos: bool = False
     asked: tuple[str, ...] | None = None
     optional: bool = field(default=False, compare=False)
-    gradient = False
     by_document = True
 
     @property
@@ -76,10 +75,6 @@ class Importance:
             for basis in self.bases
             for kind, dtype in kinds.items()
         }
-
-    def rows(self, layers: int, widths: Widths) -> Tensors:
-        """None."""
-        return {}
 
 
 def number_of(amount: int | float, units: int) -> int:

@@ -6,13 +6,13 @@ Sums (counts in integers, sums in float64) and extremes are all that merges, so 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from lsn_lens.sites import SITES, WRITE_SITE
+from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
 ROWS = 512  # rows handled at once on a CPU, so that temporaries stay in the cache
 
@@ -86,52 +86,44 @@ Widths = Mapping[str, int]  # site -> units
 Tensors = dict[str, tuple[tuple[int, ...], torch.dtype]]  # key -> shape and type
 
 
-@runtime_checkable
-class Need(Protocol):
-    """What a method wants `collect` to keep: a frozen dataclass. Sizes are known before anything runs."""
+@dataclass(frozen=True)
+class Need:
+    """What a method wants `collect` to keep. Sizes are known before anything runs.
+
+    Attributes:
+        optional: Left out, without an error, where the model lacks its sites.
+        by_document: Needs one row per document, so the layout "documents".
+        gradient: Needs a backward pass.
+    """
+
+    optional = by_document = gradient = False
 
     @property
     def key(self) -> str:
         """Names it in files; two needs with the same key are the same."""
-        ...
+        raise NotImplementedError
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Sites whose widths its sizes depend on."""
-        ...
-
-    @property
-    def optional(self) -> bool:
-        """Left out, without an error, where the model lacks its sites."""
-        ...
-
-    @property
-    def by_document(self) -> bool:
-        """Needs one row a document, so the layout "documents"."""
-        ...
-
-    @property
-    def gradient(self) -> bool:
-        """Needs a backward pass."""
-        ...
+        """Sites whose widths its sizes depend on; the one that it names, unless a subclass says more."""
+        return (self.site,)  # type: ignore[attr-defined]
 
     def sums(self, layers: int, widths: Widths) -> Tensors:
-        """The tensors of one shard; they merge by `merge`."""
-        ...
+        """The tensors of one shard, which merge by `merge`: none, unless a subclass has some."""
+        return {}
 
     def rows(self, layers: int, widths: Widths) -> Tensors:
-        """The tensors of one document, each `[layer unit]`: kept on disk, never merged."""
-        ...
+        """The tensors of one document, each `[layer unit]`, kept on disk and never merged: none, likewise."""
+        return {}
 
 
 @dataclass(frozen=True)
-class Statistic:
+class Statistic(Need):
     """One sum over tokens: a reduction of the tensor at a site. `key` names it in files."""
 
     site: str
     reduction: str
     optional: bool = field(default=False, compare=False)
-    by_document = False
 
     def __post_init__(self) -> None:
         check_need(self.site, self.reduction, REDUCTIONS)
@@ -142,11 +134,6 @@ class Statistic:
         return f"{self.site}.{self.reduction}"
 
     @property
-    def sites(self) -> tuple[str, ...]:
-        """Its site."""
-        return (self.site,)
-
-    @property
     def gradient(self) -> bool:
         """Whether the reduction is one of activation times gradient."""
         return REDUCTIONS[self.reduction].gradient
@@ -155,13 +142,9 @@ class Statistic:
         """`[layer unit]`."""
         return {self.key: ((layers, widths[self.site]), REDUCTIONS[self.reduction].dtype)}
 
-    def rows(self, layers: int, widths: Widths) -> Tensors:
-        """None."""
-        return {}
-
 
 @dataclass(frozen=True)
-class Histogram:
+class Histogram(Need):
     """How often each unit's value falls into each bin: `bins` of equal width, and one on either side for the rest.
 
     The bins of a unit lie within `spread` standard deviations around its mean, both measured on the first tokens
@@ -172,7 +155,6 @@ class Histogram:
     bins: int = 64
     spread: float = 4.0
     floor: float | None = None
-    optional = by_document = gradient = False
 
     def __post_init__(self) -> None:
         check_need(self.site)
@@ -188,22 +170,13 @@ class Histogram:
         )
         return f"{self.site}.histogram{self.bins}{''.join(limits)}"
 
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Its site."""
-        return (self.site,)
-
     def sums(self, layers: int, widths: Widths) -> Tensors:
         """`[layer unit bin]`, the tails first and last. 32 bits: no language of a run has 2**31 tokens."""
         return {self.key: ((layers, widths[self.site], self.bins + 2), torch.int32)}
 
-    def rows(self, layers: int, widths: Widths) -> Tensors:
-        """None."""
-        return {}
-
 
 @dataclass(frozen=True)
-class DocumentValues:
+class DocumentValues(Need):
     """One value a document, layer and unit: the "mean", "last" (at the last token) or "maximum" over its tokens.
 
     `skip_bos` leaves out the separator that a document begins with.
@@ -214,7 +187,6 @@ class DocumentValues:
     skip_bos: bool = False
     optional: bool = field(default=False, compare=False)
     by_document = True
-    gradient = False
 
     def __post_init__(self) -> None:
         check_need(self.site, self.reduction, DOCUMENT_REDUCTIONS)
@@ -223,15 +195,6 @@ class DocumentValues:
     def key(self) -> str:
         """For example `q.mean` or `q.mean.skip_bos`."""
         return f"{self.site}.{self.reduction}" + (".skip_bos" if self.skip_bos else "")
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Its site."""
-        return (self.site,)
-
-    def sums(self, layers: int, widths: Widths) -> Tensors:
-        """None."""
-        return {}
 
     def rows(self, layers: int, widths: Widths) -> Tensors:
         """`[layer unit]`."""

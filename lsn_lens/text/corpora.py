@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lsn_lens.labels import check_label, label_list
-from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Corpora, Documents, LanguageCorpus, Records
 from lsn_lens.text.readers import FORMS, PACKED, check_column, form_of, read_files
 
 DEMO_TEXT = Path(__file__).parents[1] / "demo" / "text"
 
 ENDINGS = f"{', '.join(FORMS)} (all but .parquet also packed: {', '.join(PACKED)})"
+ACCEPTED = (
+    "Expected 'demo', a folder, a preset, a mapping of language to texts, as {'en': [...], 'fr': [...]}, or a table "
+    "(DataFrame or Dataset) with the columns of language_column= and column=."
+)
 LIKE_A_LABEL = re.compile(r"[A-Za-z]{2}([-_][A-Za-z0-9]{2,8})*|[a-z]{3}([-_][A-Za-z0-9]{2,8})+")
 
 PRESETS: dict[str, tuple[str, str]] = {
@@ -34,13 +38,14 @@ PRESET_CODES: dict[str, dict[str, str]] = {
 
 
 def load_corpora(
-    source: str | Path | Mapping[str, Any],
+    source: Any,
     languages: Iterable[str] | None = None,
     *,
     hold_out: float = 1 / 3,
     column: str = "text",
+    language_column: str = "language",
     files: str = "*",
-) -> dict[str, LanguageCorpus]:
+) -> Corpora:
     """Load text for several languages.
 
     Args:
@@ -48,16 +53,18 @@ def load_corpora(
             `.tsv` or `.parquet` files, in capitals or not, all but the last also packed as `.gz`, `.bz2`, `.xz` or
             `.zst` (a name's part before the first dot is the language; several files of one language are read one
             after the other), or of two such folders `find` and `hold-out`; a preset name ("wikipedia", "fineweb2",
-            "c4": streamed from the Hub); or a mapping of language to a list of texts, a file, or a `datasets`
-            Dataset or IterableDataset.
+            "c4": streamed from the Hub); a mapping of language to a list or pandas Series of texts, a file, or a
+            `datasets` Dataset or IterableDataset; or one long table, a pandas DataFrame or a Dataset, with a column
+            for the language and one for the text.
         languages: Which languages, and in which order, or one; all that the source has by default.
         hold_out: Share of the documents kept for measuring, in [0, 1). Not used where the source
             comes with the two parts.
         column: The field with the text, in JSON, tables and data sets.
+        language_column: The column of a long table with the language of each text.
         files: Glob pattern that picks files of a folder, for example `"*.train.jsonl.gz"`.
 
     Returns:
-        Language label to `LanguageCorpus`, in the order asked for.
+        Language label to `LanguageCorpus`, in the order asked for; of a long table, in that of first appearance.
 
     Raises:
         KeyError: A language that the source lacks.
@@ -76,31 +83,45 @@ def load_corpora(
             )
         records = {label: _as_records(label, value, column) for label, value in source.items()}
         return _split(_pick(records, wanted, "the mapping"), hold_out)
-    if source in PRESETS:
+    if hasattr(source, "columns") or hasattr(source, "column_names"):
+        return _split(_pick(_long_table(source, language_column, column), wanted, "the table"), hold_out)
+    if not isinstance(source, str | Path):
+        raise ValueError(f"the source is a {type(source).__name__}. {ACCEPTED}")
+    if str(source) in PRESETS:
         return _split(_preset(str(source), wanted, column), hold_out)
     folder = DEMO_TEXT if source == "demo" else Path(source)
     if not folder.is_dir():
         raise ValueError(
-            f"{str(source)!r} is neither a folder nor one of 'demo', {', '.join(map(repr, PRESETS))}. "
-            "A mapping of language to texts or data sets works too."
+            f"{str(source)!r} is neither a folder nor one of 'demo', {', '.join(map(repr, PRESETS))}. {ACCEPTED}"
         )
     find, held = folder / "find", folder / "hold-out"
     if find.is_dir() and held.is_dir():
         first, second = (_pick(_folder(part, column, files, wanted), wanted, str(part)) for part in (find, held))
         if set(first) != set(second):
             raise ValueError(f"{find} and {held} hold different languages: {sorted(first)} and {sorted(second)}.")
-        return {
-            label: LanguageCorpus(label, Documents(each), Documents(second[label], other=each))
+        return Corpora(
+            (label, LanguageCorpus(label, Documents(each), Documents(second[label], other=each)))
             for label, each in first.items()
-        }
+        )
     return _split(_pick(_folder(folder, column, files, wanted), wanted, str(folder)), hold_out)
 
 
-def _split(records: dict[str, Records], fraction: float) -> dict[str, LanguageCorpus]:
-    return {
-        label: LanguageCorpus(label, Documents(each, fraction), Documents(each, fraction, held_out=True))
+def as_corpora(given: Any, **options: Any) -> dict[str, LanguageCorpus]:
+    """Corpora as they are, or those that `load_corpora` makes of what it takes, with its options.
+
+    Raises:
+        ValueError: Something that `load_corpora` does not take either.
+    """
+    if isinstance(given, Mapping) and given and all(isinstance(each, LanguageCorpus) for each in given.values()):
+        return dict(given)
+    return load_corpora(given, **options)
+
+
+def _split(records: dict[str, Records], fraction: float) -> Corpora:
+    return Corpora(
+        (label, LanguageCorpus(label, Documents(each, fraction), Documents(each, fraction, held_out=True)))
         for label, each in records.items()
-    }
+    )
 
 
 def _pick(records: dict[str, Records], wanted: list[str] | None, where: str) -> dict[str, Records]:
@@ -160,6 +181,19 @@ def _dataset_records(name: str, dataset: Any, column: str) -> Records:
     return Records(name, partial(_read_dataset, dataset, column, name), is_finite=hasattr(dataset, "__len__"))
 
 
+def _long_table(table: Any, language_column: str, column: str) -> dict[str, Records]:
+    """Texts of a DataFrame or a Dataset by the language that stands beside each."""
+    columns = list(table.column_names if hasattr(table, "column_names") else table.columns)
+    check_column(language_column, columns, "the table", "the language of each text", "language_column")
+    check_column(column, columns, "the table")
+    if not hasattr(table, "__len__"):
+        raise ValueError("the table is a stream: give each language a stream of its own, as {'en': data.filter(...)}.")
+    texts: dict[str, list[Any]] = {}
+    for label, text in zip(table[language_column], table[column], strict=True):
+        texts.setdefault(label, []).append(text)
+    return {label: _as_records(label, each, column) for label, each in texts.items()}
+
+
 def _as_records(label: str, value: Any, column: str) -> Records:
     if isinstance(value, str | Path):
         path = Path(value)
@@ -169,9 +203,13 @@ def _as_records(label: str, value: Any, column: str) -> Records:
     if hasattr(value, "column_names"):
         if isinstance(value, Mapping):
             raise ValueError(f"{label}: pass one split of the data set, one of {list(value)}.")
+        check_column(column, value.column_names or list(next(iter(value), {column: ""})), label)
         return _dataset_records(f"datasets:{getattr(value, 'builder_name', None) or label}", value, column)
-    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes) and not hasattr(value, "columns"):
-        return Records(f"texts:{label}", partial(iter, tuple(value)), is_finite=True)
+    if hasattr(value, "columns"):
+        check_column(column, list(value.columns), label)
+        value = value[column]
+    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes):
+        return Records(f"texts:{label}", partial(iter, tuple(value)), is_finite=True, in_memory=True)
     raise ValueError(f"{label}: expected a list of texts, a file or a data set, got {type(value).__name__}.")
 
 

@@ -5,11 +5,14 @@ import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import pandas as pd
 
 from lsn_lens.text.readers import BROKEN_TEXT, HAS_NUL, SAMPLE, Unreadable, refuse_broken
 
+SHOWN = 60  # characters of a text
 BROKEN_SHARE = 0.01  # of records that are not UTF-8, from which on what is left would be a biased sample
 IN_BOTH, REPEATED, KEPT = "also in the other part", "repeated", "kept, also in the other part"
 
@@ -25,12 +28,14 @@ class Records:
         name: Where the text comes from.
         read: Begins a reading.
         is_finite: Whether it can be read to its end before it is used; a stream cannot.
+        in_memory: Whether reading it costs nothing.
         skipped: For the latest reading, why records were left out, with how many.
     """
 
     name: str
     read: Callable[[], Iterable[Any]]
     is_finite: bool = False
+    in_memory: bool = False
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
     _hashes: Any = field(default_factory=lambda: array("Q"), init=False, compare=False, repr=False)
     _is_whole: bool = field(default=False, init=False, compare=False, repr=False)
@@ -65,6 +70,11 @@ class Records:
             raise ValueError(self._other(position + 1, "nothing more"))
         self._is_whole = True
         self.check()
+
+    @property
+    def was_read(self) -> bool:
+        """Whether it has been read to its end."""
+        return self._is_whole
 
     def hashes(self) -> Sequence[int]:
         """All records' hashes, by a reading to the end unless there was one."""
@@ -170,6 +180,26 @@ class Documents:
             if not reason or (reason == REPEATED and not measured):
                 yield text
 
+    def __len__(self) -> int:
+        """How many documents iterating gives; the source is read to its end unless it has been.
+
+        Raises:
+            TypeError: It is a stream.
+        """
+        if not self.records.is_finite:
+            raise TypeError(f"{self.records.name} is a stream: how many documents it has is not known.")
+        mine = [number for place, number in enumerate(self.records.hashes()) if number and self._is_mine(place)]
+        fresh = set(mine) - self._find_hashes() if self.held_out or self.other is not None else set()
+        return len(fresh) or len(mine)
+
+    def __getitem__(self, place: int) -> str:
+        """A document by its number from 0 (from the end, if negative), read up to there."""
+        wanted = place if place >= 0 else place + len(self)
+        for number, text in enumerate(self):
+            if number == wanted:
+                return text
+        raise IndexError(f"there is no document {place} in {self.records.name}.")
+
     def _is_mine(self, position: int) -> bool:
         return self._is_held_out(position) == self.held_out
 
@@ -193,6 +223,12 @@ class Documents:
             for position, number in enumerate(source.hashes())
             if number and (self.other is not None or not self._is_held_out(position))
         }
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether `len` needs no reading of files."""
+        sources = [self.records, *([] if self.other is None else [self.other])]
+        return all(each.in_memory or each.was_read for each in sources)
 
     def check(self) -> None:
         """Refuse a source of which more than a little was not UTF-8 at the latest reading, as far as it went."""
@@ -228,5 +264,24 @@ class LanguageCorpus:
         """Where the text comes from."""
         return self.find.records.name
 
+    def summary(self) -> dict[str, Any]:
+        """Where it comes from, how many documents its parts have (None: not known without reading), the first text."""
+        records, parts = self.find.records, {"find": self.find, "hold_out": self.hold_out}
+        counts = {name: len(each) if each.is_counted else None for name, each in parts.items()}
+        again = replace(records, skipped=Counter())  # so that what the latest reading said is kept
+        first = next((text for text in again if text), "") if records.is_finite else ""
+        return {"source": self.source, **counts, "first": first if len(first) <= SHOWN else f"{first[:SHOWN]}..."}
+
     def __repr__(self) -> str:
-        return f"LanguageCorpus({self.language!r} from {self.source})"
+        told = self.summary()
+        count = "" if told["find"] is None else f": {told['find']} documents, {told['hold_out']} held out"
+        first = f", {told['first']!r}" if told["first"] else ""
+        return f"LanguageCorpus({self.language!r} from {self.source}{count}{first})"
+
+
+class Corpora(dict[str, LanguageCorpus]):
+    """Corpora by language: a dictionary that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = {label: each.summary() for label, each in self.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").fillna("not counted").to_html()

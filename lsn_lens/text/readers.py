@@ -230,13 +230,15 @@ def _parquet(path: Path, column: str) -> Iterator[Any]:
         yield from batch.column(0).to_pylist()
 
 
-def check_column(column: str, columns: Iterable[str], where: str) -> None:
+def check_column(
+    column: str, columns: Iterable[Any], where: str, what: str = "the text", option: str = "column"
+) -> None:
     """Refuse a table without the column, and say which it has."""
     names = list(columns)
     if column not in names:
         raise ValueError(
             f"{where} has no column {column!r}; its columns are {names}. "
-            "Name the one with the text: load_corpora(..., column=...)."
+            f"Name the one with {what}: load_corpora(..., {option}=...)."
         )
 
 

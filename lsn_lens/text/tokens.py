@@ -146,9 +146,23 @@ def tokenize(
             is_cut = left > 0
             if max_tokens is not None and total >= max_tokens:
                 break
+    kept = _noticed(language, documents, odd, total, len(ends))
+    return Tokens(
+        language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *kept, is_cut, bytes_path
+    )
+
+
+def _noticed(
+    language: str, documents: Any, odd: Oddities, total: int, n_documents: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Records that were left out, by reason, and what is odd about the text, which is warned of.
+
+    Raises:
+        ValueError: No document had any text.
+    """
     getattr(documents, "check", lambda: None)()  # a reading that was not finished checks nothing by itself
     skipped = Counter(getattr(documents, "skipped", {})) + Counter({"no tokens": odd.without_tokens})
-    if not ends:
+    if not n_documents:
         left_out = f" Records left out: {dict(skipped)}." if skipped else ""
         raise ValueError(
             f"{language}: no text. The source has no readable, non-empty document for this part.{left_out}"
@@ -156,9 +170,8 @@ def tokenize(
     noticed = odd.counts | {"repeated": getattr(documents, "repeated", 0)}
     shared = getattr(documents, "shared", 0)
     noticed |= {"also in the other part": shared} if shared else {}
-    warn_of(language, noticed, skipped, total, len(ends))
-    ends = np.array(ends, dtype=np.int64)
-    return Tokens(language, path, ends, n_bytes, digest.hexdigest(), dict(skipped), noticed, is_cut, bytes_path)
+    warn_of(language, noticed, skipped, total, n_documents)
+    return dict(skipped), noticed
 
 
 def _check_ids(row: np.ndarray, d_vocab: int | None, language: str) -> None:

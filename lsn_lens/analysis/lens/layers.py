@@ -18,7 +18,7 @@ from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import set_aside
 from lsn_lens.model.structure import Model
-from lsn_lens.sites import SITES
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Batch, Layout, Plan
 from lsn_lens.text.tokens import separator_id, tokenize

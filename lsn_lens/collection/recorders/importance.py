@@ -10,8 +10,8 @@ from lsn_lens.collection.recorders.attention import PROBE, read_attention
 from lsn_lens.collection.recorders.base import Acts, Recorder, missing_sites
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.sites import SITES
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.sites import SITES
 from lsn_lens.statistics import importance as maths
 from lsn_lens.statistics.importance import Importance, Rotation
 from lsn_lens.text.plan import Plan

@@ -1,6 +1,6 @@
 """Switch a language's units off while the model continues a prompt in it: does it stay, and where does it go?"""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,12 @@ import pandas as pd
 from lsn_lens.generation.steering.trials import Trial, beside, groups_by, run_trials
 from lsn_lens.generation.steering.ways import NONE, NOTHING
 from lsn_lens.generation.texts.identifiers import UND, Identify
-from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.prompts import texts_of
 
 
@@ -21,7 +22,7 @@ def deactivate(
     sets: Mapping[str, NeuronSet],
     prompts: Mapping[str, Iterable[str]],
     identify: Identify,
-    action: Action | Callable[[str], Action] = zero,
+    action: Choice = zero,
     *,
     seeds: int = 3,
     samples: int = 1,
@@ -56,7 +57,7 @@ def deactivate(
         for drawn in (None, *range(seeds)):
             chosen = found if drawn is None else found.random_like(drawn)
             for source in prompts:
-                what = action if isinstance(action, Action) else action(source)
+                what = action_for(action, source)
                 off = Intervention(f"{method} of {source}, {what.name}", ((chosen[source], what),))
                 trials.append(_trial(method, drawn, what.name, source, prompts[source], off))
     settings = {"samples": samples, "tokens": tokens, "temperature": temperature}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lsn_lens.generation.groups import share_difference
 from lsn_lens.generation.steering.trials import beside, groups_by
 from lsn_lens.generation.steering.ways import NONE
 
@@ -58,6 +59,16 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
     frame.insert(6, "clear", groups["clear"].sum())
     frame = frame.reset_index().sort_values("share", ascending=False, kind="stable", ignore_index=True)
     return frame.assign(warning=[_warning(row) for row in frame.to_dict("records")])
+
+
+def beats(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> int:
+    """Whether one row of `steering_summary` has a larger share than another: 1, or -1 for a smaller one.
+
+    0 where the 95 % interval of the difference holds 0; texts are taken as independent.
+    """
+    counts = [part for each in (row, other) for part in (round(each["share"] * each["n"]), each["n"])]
+    low, high = share_difference(*counts)
+    return int(low > 0) - int(high < 0)
 
 
 def dose_response(texts: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Texts written under many interventions, measured: what steering and deactivation are judged by."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -12,10 +11,10 @@ import pandas as pd
 from lsn_lens.bars import tqdm
 from lsn_lens.generation import continuations
 from lsn_lens.generation.groups import share_of
-from lsn_lens.generation.sampling import generate
+from lsn_lens.generation.sampling import generate, under
 from lsn_lens.generation.texts.identifiers import UND, Identify
 from lsn_lens.generation.texts.measures import measure_texts
-from lsn_lens.interventions.intervening import Intervention, check_steps, hooks_of, named
+from lsn_lens.interventions.intervening import Intervention, check_steps
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -108,10 +107,7 @@ def run_trials(
     frames = []
     for trial in tqdm(trials, desc="texts", disable=not progress):
         what = trial.intervention
-        hooks = hooks_of(model, what, width)
-        if what.steps and not hooks:
-            warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
-        with model.hooks(fwd_hooks=hooks), named(what):
+        with under(model, what, width, level=5):
             frame = generate(model, trial.prompts, seed=seed, progress=False, **{**settings, **trial.settings})
         prompts = frame.pop("prompt")
         labels = pd.DataFrame([{**trial.labels[number], "units": len(what)} for number in prompts])

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from lsn_lens.evaluation import verdict
+from lsn_lens.evaluation.baseline import HeldOut
 from lsn_lens.evaluation.perplexity import loss_table
 from lsn_lens.generation.steering.trials import Trial, run_trials
 from lsn_lens.generation.texts.identifiers import Identify
@@ -17,7 +18,7 @@ from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.recipes import diffmean_steering, dimensions_steering, language_arithmetics
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
@@ -219,6 +220,7 @@ def steering_losses(
     targets: Sequence[str],
     *,
     layout: Layout | None = None,
+    text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """What each steering does to real held-out text: the target's should become more probable, the others' not less.
@@ -243,7 +245,7 @@ def steering_losses(
         raise KeyError(f"targets {list(targets)}: expected some of two languages or more with text, {list(corpora)}.")
     cells = [(each, target) for each in real for target in targets]
     what = [replace(each.make(None, target), name=str(number)) for number, (each, target) in enumerate(cells)]
-    losses: Any = loss_table(model, corpora, what, layout=layout, progress=progress)
+    losses: Any = loss_table(model, corpora, what, layout=layout, text=text, progress=progress)
     rows = []
     for number, (each, target) in enumerate(cells):
         mine: Any = losses[losses["intervention"] == str(number)].set_index("evaluated")
@@ -251,18 +253,18 @@ def steering_losses(
             raise FloatingPointError(
                 f"under {each.make(None, target).name!r}: the loss is NaN or infinite. Is a strength too large?"
             )
-        nats, bits = (verdict.own_and_others(mine[column].to_dict(), target) for column in verdict.UNITS.values())
+        said = verdict.rises(mine.reset_index(), target)
         rows.append(
             {
                 "steering": each.name,
                 "dose": each.dose,
                 "target": target,
-                "target_nll_change": nats["own_rise"],
-                "other_nll_change": nats["mean_other_rise"],
-                "worst_other": nats["worst_other"],
-                "worst_other_nll_change": nats["worst_other_rise"],
-                "target_bits_per_byte_change": bits["own_rise"],
-                "other_bits_per_byte_change": bits["mean_other_rise"],
+                "target_nll_change": said["own_rise"],
+                "other_nll_change": said["mean_other_rise"],
+                "worst_other": said["worst_other"],
+                "worst_other_nll_change": said["worst_other_rise"],
+                "target_bits_per_byte_change": said["own_rise_bits_per_byte"],
+                "other_bits_per_byte_change": said["mean_other_rise_bits_per_byte"],
             }
         )
     table = pd.DataFrame(rows)

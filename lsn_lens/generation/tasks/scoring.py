@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from lsn_lens.generation.continuations import Pair, Score, encode, fit, score
+from lsn_lens.generation.groups import share_of
 from lsn_lens.generation.tasks.items import Item
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -117,10 +118,10 @@ def accuracy(table: pd.DataFrame, by: str | Sequence[str] = "language", *, level
     columns = [by] if isinstance(by, str) else list(by)
     rows = []
     for labels, group in _groups(table, columns, [*columns, "correct"]):
-        test = binomtest(int(group["correct"].sum()), len(group))
-        interval = test.proportion_ci(level, method="wilson")
-        values = {"items": test.n, "correct": test.k, "accuracy": test.k / test.n}
-        rows.append({**labels, **values, "low": float(interval.low), "high": float(interval.high)})
+        correct = int(group["correct"].sum())
+        share = share_of(correct, len(group), level)
+        values = {"items": len(group), "correct": correct, "accuracy": share.pop("share")}
+        rows.append({**labels, **values, **share})
     return pd.DataFrame(rows)
 
 

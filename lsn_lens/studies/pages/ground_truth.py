@@ -26,14 +26,9 @@ HOW_TO_READ = (
 )
 
 
-def ground_truth_report(tables: Tables, skipped: Mapping[str, str], origin: Mapping[str, Any]) -> Report:
-    """The whole report.
-
-    Args:
-        tables: "methods", "by-language", "roles", "planted", "damage", "sensitivity", "refused".
-        skipped: Methods that were left out, and why.
-        origin: From `provenance`.
-    """
+def page(study: Any, origin: Mapping[str, Any]) -> Report:
+    """The whole report, with `origin` from `provenance`."""
+    tables = study.tables
     languages = list(dict.fromkeys(tables["by-language"]["language"]))
     plantings = tables["by-language"]["planting"].nunique()
     parts = list(dict.fromkeys(tables["methods"]["part"]))
@@ -45,7 +40,7 @@ def ground_truth_report(tables: Tables, skipped: Mapping[str, str], origin: Mapp
         facts(tables),
         (
             *(methods_section(tables, part) for part in parts),
-            Section("How to read this", (*HOW_TO_READ, *left_out(skipped)), {"Roles": roles_table()}),
+            Section("How to read this", (*HOW_TO_READ, *left_out(study.skipped)), {"Roles": roles_table()}),
             *(roles_section(tables, part) for part in parts),
             *(sensitivity_section(tables, part) for part in parts),
             planted_section(tables),

@@ -1,30 +1,14 @@
 """The report of the working language: what each section shows and says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from lsn_lens.analysis.lens.vocabulary import TokenLanguages
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import origin_section
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured; `words` and `switched` are None where not asked for."""
-
-    labels: TokenLanguages
-    layers: pd.DataFrame
-    words: pd.DataFrame | None = None
-    switched: pd.DataFrame | None = None
-
-
-def own(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each text's own language."""
-    return table.loc[table["text"].eq(table["language"])]
 
 
 def last_layer(table: pd.DataFrame) -> int:
@@ -38,16 +22,16 @@ def by_layer(table: pd.DataFrame, value: str, rows: str = "text") -> pd.DataFram
     return matrix.loc[table[rows].unique(), sorted(matrix.columns)]
 
 
-def working_language_report(measured: Measured, pivot: str, origin: Mapping[str, Any]) -> Report:
-    """What the layers say, and how far that can be trusted.
+def own(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each text's own language."""
+    return table.loc[table["text"].eq(table["language"])]
 
-    Args:
-        measured: All that was measured.
-        pivot: The language that others are compared with; the first one where there is no such language.
-        origin: From `provenance`.
-    """
-    languages, layers = measured.labels.languages, measured.layers
-    pivot = pivot if pivot in languages else languages[0]
+
+def page(study: Any, origin: Mapping[str, Any]) -> Report:
+    """What the layers say, and how far that can be trusted, with `origin` from `provenance`."""
+    languages, layers, tables = study.labels.languages, study["layers"], study.tables
+    asked = study.settings["pivot"]
+    pivot = asked if asked in languages else languages[0]
     last = last_layer(layers)
     middle, top_k = last // 2, layers.attrs["top_k"]
     means: Any = own(layers).groupby("layer").mean(numeric_only=True)
@@ -74,19 +58,19 @@ def working_language_report(measured: Measured, pivot: str, origin: Mapping[str,
         lead,
         facts,
         (
-            overview(measured, pivot, named, most),
-            curves(measured),
-            bias(measured.labels),
-            *([] if measured.words is None else [words_section(measured.words, pivot)]),
-            *([] if measured.switched is None else [switched_section(measured.switched)]),
+            overview(study, pivot, named, most),
+            curves(study),
+            bias(study),
+            *([words_section(tables["words"], pivot)] if "words" in tables else []),
+            *([switched_section(tables["switched"])] if "switched" in tables else []),
             provenance_section(origin),
         ),
     )
 
 
-def overview(measured: Measured, pivot: str, named: pd.DataFrame, most: str) -> Section:
+def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
     """All languages at a glance."""
-    layers = measured.layers
+    layers = study["layers"]
     pivots = layers.loc[layers["language"].eq(pivot)]
     return Section(
         "In which language the layers predict",
@@ -113,19 +97,19 @@ def overview(measured: Measured, pivot: str, named: pd.DataFrame, most: str) -> 
     )
 
 
-def curves(measured: Measured) -> Section:
+def curves(study: Any) -> Section:
     """One figure a text language."""
-    texts = measured.layers["text"].unique()
+    layers = study["layers"]
     return Section(
         "Language by language",
         ("Each figure is text of one language.",),
-        figures={f"curve-{text}": plots.language_curves(measured.layers, text) for text in texts},
+        figures={f"curve-{text}": plots.language_curves(layers, text) for text in layers["text"].unique()},
     )
 
 
-def bias(labels: TokenLanguages) -> Section:
+def bias(study: Any) -> Section:
     """How good the labels are."""
-    settings = labels.text
+    settings = study.labels.text
     return Section(
         "How biased the identification is",
         (
@@ -138,10 +122,10 @@ def bias(labels: TokenLanguages) -> Section:
             "text. Two languages can be compared only as far as own and precision are alike.",
         ),
         {
-            "What is identified": labels.coverage(),
-            "Real tokens of each text, identified as": labels.confusion().reset_index(),
-            "What random tokens would give, of the vocabulary and of the text": labels.chance(),
-            "Scripts: share of each language's letters": labels.scripts,
+            "What is identified": study["coverage"],
+            "Real tokens of each text, identified as": study["confusion"],
+            "What random tokens would give, of the vocabulary and of the text": study["chance"],
+            "Scripts: share of each language's letters": study["scripts"],
         },
     )
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.stages import Stages
-from lsn_lens.neurons import NeuronSet
+from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section, slug, text_section
@@ -31,19 +31,10 @@ HOW_TO_READ = (
 )
 
 
-def workflow_report(
-    found: NeuronSet, stages: Stages, tables: Tables, text: pd.DataFrame, origin: Mapping[str, Any]
-) -> Report:
-    """The whole report.
-
-    Args:
-        found: The units.
-        stages: Given or searched.
-        tables: "grid", "effects" and "summary" of `evaluation.workflow`, and "stages" where they were searched.
-        text: From `Run.to_frame`.
-        origin: From `provenance`; its settings have `method`, `english`, `ablation`, `criterion` and `seeds`.
-    """
-    config, summary = origin["settings"], tables["summary"].to_dict("records")
+def page(study: Any, origin: Mapping[str, Any]) -> Report:
+    """The whole report, with `origin` from `provenance`."""
+    tables, config, found = study.tables, origin["settings"], study.units
+    summary = tables["summary"].to_dict("records")
     how = [line.format(action=config["ablation"], english=config["english"]) for line in HOW_TO_READ]
     return Report(
         "The multilingual workflow",
@@ -57,9 +48,9 @@ def workflow_report(
         (
             summary_section(tables["summary"], config),
             Section("How to read this", tuple(how)),
-            stages_section(stages, tables, found, config),
+            stages_section(study.stages, tables, found, config),
             *(switch_section(row["switch"], tables, config) for row in summary),
-            text_section(text, origin),
+            text_section(tables["text"], origin),
             origin_section(origin),
         ),
     )

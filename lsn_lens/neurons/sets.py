@@ -1,71 +1,20 @@
-"""What a detector returns: scores, and sets with their algebra."""
+"""Sets of units by language, and their algebra."""
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens import draws, files
-from lsn_lens.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
-
-Mask = Bool[Tensor, "language layer unit"]
-
-
-@dataclass(frozen=True, eq=False)
-class NeuronScores:
-    """Per language, layer and unit, on one or several bases: higher means more specific.
-
-    A score of -inf says that the unit cannot belong to the language. `ranking` orders the units for
-    rules that select them for all languages at once; by default a unit's best score. `origin` as in `NeuronSet`.
-    """
-
-    languages: Sequence[str]
-    values: Mapping[str, Float[Tensor, "language layer unit"]]
-    method: str
-    ranking: Mapping[str, Float[Tensor, "layer unit"]] = field(default_factory=dict)
-    origin: Origin = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "languages", files.labels_of(self.languages))
-        check_origin(self.origin)
-        for basis, values in self.values.items():
-            if not isinstance(values, Tensor) or values.ndim != 3 or len(values) != len(self.languages):
-                raise ValueError(
-                    f"basis {basis!r}: expected scores [language={len(self.languages)}, layer, unit], "
-                    f"got {_told(values)}."
-                )
-
-    def rank(self, basis: str) -> Float[Tensor, "layer unit"]:
-        """What orders the units of a basis over all languages."""
-        return self.ranking.get(basis, self.values[basis].amax(0))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row for each finite score: language, basis, layer, unit, score."""
-        return _frame(self.languages, {basis: each.isfinite() for basis, each in self.values.items()}, self.values)
-
-    def save(self, path: Path | str) -> Path:
-        """Write one safetensors file with a JSON header."""
-        parts = {"values": self.values, "ranking": self.ranking}
-        tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
-        header = {"kind": "scores", "languages": self.languages, "method": self.method, "origin": dict(self.origin)}
-        return files.save_tensors(path, tensors, header)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "NeuronScores":
-        """Read what `save` wrote."""
-        tensors, header = files.load_tensors(path, "scores")
-        parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
-        for key, value in tensors.items():
-            part, _, basis = key.partition(".")
-            parts[part][basis] = value
-        origin = header.get("origin", {})
-        return cls(tuple(header["languages"]), parts["values"], header["method"], parts["ranking"], origin)
+from lsn_lens import files
+from lsn_lens.neurons import drawing, draws, units
+from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
+from lsn_lens.neurons.units import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,24 +44,22 @@ class NeuronSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "languages", files.labels_of(self.languages))
         check_origin(self.origin)
-        if not isinstance(self.masks, Mapping):
-            raise ValueError(f'masks: expected {{"mlp": mask}} or other bases, got {_told(self.masks)}.')
-        for basis, mask in self.masks.items():
-            is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 3
-            if not is_mask or len(mask) != len(self.languages):
-                raise ValueError(
-                    f"basis {basis!r}: expected a bool mask [language={len(self.languages)}, layer, unit], "
-                    f"got {_told(mask)}."
-                )
+        units.check_masks(self.languages, self.masks)
 
     def __getitem__(self, languages: str | Iterable[str]) -> "NeuronSet":
         """The set of one language, or of several in the order given."""
+        if not isinstance(languages, str) and not isinstance(languages, Iterable):
+            raise KeyError(f"{languages!r} is no language: found['fr'] is the set of one, of {list(self.languages)}.")
         labels = (languages,) if isinstance(languages, str) else tuple(languages)
         unknown = [label for label in labels if label not in self.languages]
         if unknown:
             raise KeyError(f"no language {unknown}; the languages are {list(self.languages)}.")
         index = [self.languages.index(label) for label in labels]
         return replace(self, languages=labels, masks={basis: mask[index] for basis, mask in self.masks.items()})
+
+    def __iter__(self) -> Iterator[tuple[str, "NeuronSet"]]:
+        """Each language with its set, as `dict.items()` gives them; `dict(found)` is a dictionary."""
+        return ((language, self[language]) for language in self.languages)
 
     def __contains__(self, language: object) -> bool:
         return language in self.languages
@@ -134,7 +81,8 @@ class NeuronSet:
         shapes = [{basis: tuple(mask.shape[1:]) for basis, mask in each.masks.items()} for each in (self, other)]
         if self.languages != other.languages or shapes[0] != shapes[1]:
             raise ValueError(
-                f"sets differ in languages or shape: {self.languages} {shapes[0]} and {other.languages} {shapes[1]}."
+                f"sets differ in languages or shape: {self.languages} {shapes[0]} and {other.languages} {shapes[1]}. "
+                'Languages of one set are put together by found.shared("fr", "en") and found.only_in("fr").'
             )
         operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "-": torch.gt, "^": torch.bitwise_xor}[symbol]
         masks = {basis: operation(mask, other.masks[basis]) for basis, mask in self.masks.items()}
@@ -155,23 +103,35 @@ class NeuronSet:
     def __xor__(self, other: "NeuronSet") -> "NeuronSet":
         return self._combine(other, "^")
 
+    def shared(self, *languages: str) -> "NeuronSet":
+        """The units that belong to all of these languages, by default to all there are: a set of one, "fr & en"."""
+        return self._together("shared", languages or self.languages)
+
+    def only_in(self, *languages: str) -> "NeuronSet":
+        """The units that belong to this language, or to all of these, and to no other of the set."""
+        rest = [language for language in self.languages if language not in languages]
+        return self._together("only in", languages, rest)
+
+    def _together(self, words: str, languages: Sequence[str], rest: Sequence[str] = ()) -> "NeuronSet":
+        label = " & ".join(dict.fromkeys(languages))
+        own, others = self[languages].masks, self[rest].masks
+        masks = {basis: (own[basis].all(0) & ~others[basis].any(0))[None] for basis in self.masks}
+        return NeuronSet((label,), masks, f"{self.method}, {words} {label}", self._carried(), self.origin)
+
+    def _carried(self) -> dict[str, Any]:
+        return {CARRIED: self.notes[CARRIED]} if CARRIED in self.notes else {}
+
     def only(self, layers: Iterable[int] | None = None, bases: Iterable[str] | None = None) -> "NeuronSet":
         """The units in these layers and of these bases; shapes stay, so that `|` of such parts gives the whole again.
 
         Raises:
             KeyError: A layer or basis that the set does not have.
         """
-        depth = max((mask.shape[1] for mask in self.masks.values()), default=0)
-        wanted = list(range(depth) if layers is None else layers)
-        kinds = [bases] if isinstance(bases, str) else list(self.masks if bases is None else bases)
-        unknown = [each for each in wanted if isinstance(each, bool) or each not in range(depth)]
-        unknown += [each for each in kinds if each not in self.masks]
-        if unknown:
-            raise KeyError(f"no layer or basis {unknown}; the set has {depth} layers and the bases {list(self.masks)}.")
-        masks = {basis: torch.zeros_like(mask) for basis, mask in self.masks.items()}
-        for basis in kinds:
-            masks[basis][:, wanted] = self.masks[basis][:, wanted]
-        return replace(self, masks=masks)
+        return replace(self, masks=units.only(self.masks, layers, bases))
+
+    def plot(self, kind: Literal["layers", "overlap"] = "layers") -> Any:
+        """A figure: how many units each layer has, or how languages overlap; `report.plots` has more."""
+        return drawing.draw(kind, self)
 
     def units(self, basis: str) -> Bool[Tensor, "layer unit"]:
         """The units of a basis that belong to any of the languages."""
@@ -180,7 +140,7 @@ class NeuronSet:
     def counts(self) -> pd.Series:
         """Number of units per language."""
         totals = sum((mask.sum((1, 2)) for mask in self.masks.values()), torch.zeros(len(self.languages)).long())
-        return pd.Series(totals.tolist(), index=pd.Index(self.languages, name="language"), name="neurons")
+        return pd.Series(totals.tolist(), index=pd.Index(self.languages, name="language"), name="units")
 
     def layer_counts(self) -> pd.DataFrame:
         """Number of units per layer (rows) and language (columns), all bases together."""
@@ -190,10 +150,7 @@ class NeuronSet:
 
     def jaccard(self) -> pd.DataFrame:
         """Overlap of each pair of languages: shared units over all units of both, in [0, 1]; NaN for two empty sets."""
-        rows = torch.cat([mask.flatten(1) for mask in self.masks.values()], dim=1).double()
-        shared = rows @ rows.T
-        sizes = rows.sum(1)
-        values = (shared / (sizes[:, None] + sizes[None, :] - shared)).tolist()
+        values = units.jaccard(self.masks).tolist()
         return pd.DataFrame(values, index=list(self.languages), columns=list(self.languages))
 
     def random_like(
@@ -217,23 +174,9 @@ class NeuronSet:
             KeyError: A basis without activity.
             ValueError: Activity of another shape, or not finite.
         """
-        if activity is not None:
-            self._check_activity(activity)
-        masks = {basis: torch.empty_like(mask) for basis, mask in self.masks.items()}
-        kept = dict.fromkeys(self.languages, 0)
-        for basis, mask in self.masks.items():
-            for place, language in enumerate(self.languages):
-                generator = draws.generator_of(seed, language, basis)
-                if activity is None:
-                    masks[basis][place] = draws.draw(mask[place], generator)
-                else:
-                    active = activity[basis]
-                    active = active[place] if active.ndim == 3 else active
-                    masks[basis][place] = draws.draw_alike(mask[place], generator, active)
-                kept[language] += int((masks[basis][place] & mask[place]).sum())
-        notes = {"matched": "count, layer, nearest in activity", "own": kept}
-        carried = {CARRIED: self.notes[CARRIED]} if CARRIED in self.notes else {}
-        notes = carried | ({} if activity is None else notes)
+        masks, kept = draws.draw_sets(self.languages, self.masks, seed, activity)
+        matched = {"matched": "count, layer, nearest in activity", "own": kept}
+        notes = self._carried() | ({} if activity is None else matched)
         return replace(self, masks=masks, method=f"random like {self.method}, seed {seed}", notes=notes)
 
     def for_model(self, model: Any) -> "NeuronSet":
@@ -248,20 +191,9 @@ class NeuronSet:
         told = [*self.notes.get(CARRIED, []), f"from {whose(self.origin)} to {whose(origin)}"]
         return replace(self, notes={**self.notes, CARRIED: told}, origin={**self.origin, **origin})
 
-    def _check_activity(self, activity: Mapping[str, Tensor]) -> None:
-        for basis, mask in self.masks.items():
-            if basis not in activity:
-                raise KeyError(f"no activity of the basis {basis!r}; there is that of {list(activity)}.")
-            shape, expected = tuple(activity[basis].shape), tuple(mask.shape)
-            if shape not in (expected, expected[1:]) or not bool(activity[basis].isfinite().all()):
-                raise ValueError(
-                    f"activity of {basis!r}: expected finite values {expected}, or {expected[1:]} for all languages, "
-                    f"got {shape}."
-                )
-
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit: language, basis, layer, unit."""
-        return _frame(self.languages, self.masks)
+        """One row for each unit of each language: language, basis, layer, unit."""
+        return units.frame_of(self.languages, self.masks)
 
     def save(self, path: Path | str) -> Path:
         """Write one safetensors file with a JSON header; returns its path."""
@@ -273,7 +205,7 @@ class NeuronSet:
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronSet":
-        """Read what `save` wrote."""
+        """Read what `save` wrote; as there, `.safetensors` may be left out of the path."""
         masks, header = files.load_tensors(path, "neurons")
         return cls(tuple(header["languages"]), masks, header["method"], header["notes"], header.get("origin", {}))
 
@@ -281,7 +213,7 @@ class NeuronSet:
     def from_frame(
         cls,
         frame: pd.DataFrame,
-        shapes: Mapping[str, tuple[int, int]],
+        shapes: Mapping[str, tuple[int, int]] | Any,
         languages: Iterable[str] | None = None,
         method: str = "",
         notes: Mapping[str, Any] | None = None,
@@ -289,8 +221,9 @@ class NeuronSet:
         """A set from a table with one row for each unit of each language: what `to_frame` gives, read back.
 
         Args:
-            frame: Columns `language`, `layer`, `unit` and `basis`, which may be missing where `shapes` has one.
-            shapes: Basis -> layers and units of a layer. A table does not say how many there are.
+            frame: Columns `language`, `layer`, `unit` and `basis`, which may be missing where `shapes` has one basis or
+                is a model ("mlp" then). Somebody's CSV comes in by `pandas.read_csv`.
+            shapes: Basis -> layers and units of a layer, or the model. A table does not say how many there are.
             languages: In the order wanted, those without units included; by default those of the table as they come.
             method: What found them.
             notes: What to say about them.
@@ -299,9 +232,25 @@ class NeuronSet:
             KeyError: A column that is missing, a language or basis that was not named.
             ValueError: Layers or units that are no whole numbers or lie outside the shape; a row that is there twice.
         """
-        column: Any = frame.get("language", ())
-        labels = files.labels_of(dict.fromkeys(column) if languages is None else languages)
-        return cls(labels, files.masks_of_frame(frame, shapes, labels), method, notes or {})
+        labels, masks = units.masks_of_frame(frame, shapes, languages)
+        return cls(labels, masks, method, notes or {})
+
+    @classmethod
+    def from_dict(
+        cls, given: Mapping[str, Iterable[Sequence[int]]], shape: tuple[int, int] | Any, basis: str = "mlp"
+    ) -> "NeuronSet":
+        """A set by hand, `NeuronSet.from_dict({"fr": [(layer, unit), ...]}, shape=(layers, units))`.
+
+        Args:
+            given: Language -> its units, pairs of layer and unit; none for a language without units.
+            shape: How many layers there are, and units of a layer; or the model.
+            basis: Of all units.
+
+        Raises:
+            ValueError: Something else than pairs; a layer or unit outside the shape, or named twice.
+        """
+        shapes = {basis: shape} if isinstance(shape, tuple | list) else units.shapes_of(shape, [basis])
+        return cls.from_frame(units.frame_of_pairs(given, basis), shapes, list(given), "by hand")
 
     def to_lape_file(self, path: Path | str) -> None:
         """Write the format of the released LAPE masks: `list[language] of list[layer] of LongTensor`, in a `.pth`.
@@ -348,26 +297,3 @@ class NeuronSet:
     def _whose(self) -> str:
         carried = f", carried over {'; '.join(self.notes[CARRIED])}" if CARRIED in self.notes else ""
         return (f"; of {whose(self.origin)}" if self.origin else "") + carried
-
-
-def _told(given: Any) -> str:
-    """What was given, in an error."""
-    return f"{given.dtype} {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
-
-
-def _frame(
-    languages: Sequence[str], masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None
-) -> pd.DataFrame:
-    frames = []
-    for basis, mask in masks.items():
-        language, layer, unit = mask.nonzero(as_tuple=True)
-        columns = {
-            "language": [languages[i] for i in language.tolist()],
-            "basis": basis,
-            "layer": layer.tolist(),
-            "unit": unit.tolist(),
-        }
-        if values is not None:
-            columns["score"] = values[basis][language, layer, unit].tolist()
-        frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)

@@ -6,14 +6,17 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.generation.steering.deactivation import fallback_matrix
+from lsn_lens.generation.steering.tables import beats
 from lsn_lens.generation.steering.ways import NONE, NOTHING
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section, slug, text_section
+from lsn_lens.studies.study import Study
 
 Tables = Mapping[str, pd.DataFrame]
 DIRECTIONS = ("diffmean", "language_dimensions")  # in the residual stream; the others are neurons, or words
 WORDS = ("prompt",)
+VERBS = {1: "do better than", 0: "are level with", -1: "lose to"}
 CUT = 110  # characters of a sample that are shown
 HOW_TO_READ = (
     "Share: of the texts, how many are identified as the target language, with a Wilson 95 % interval. Beside it the "
@@ -27,15 +30,9 @@ HOW_TO_READ = (
 )
 
 
-def steering_report(tables: Tables, text: pd.DataFrame, origin: Mapping[str, Any]) -> Report:
-    """The whole report.
-
-    Args:
-        tables: "doses", "steering", "summary", "deactivation", "texts", "texts-deactivation".
-        text: From `Run.to_frame`.
-        origin: From `provenance`.
-    """
-    config = origin["settings"]
+def page(study: Study, origin: Mapping[str, Any]) -> Report:
+    """The whole report, with `origin` from `provenance`."""
+    config, tables = origin["settings"], study.tables
     languages = list(dict.fromkeys(tables["steering"]["target"]))
     return Report(
         "Steering: which language does it write?",
@@ -49,7 +46,7 @@ def steering_report(tables: Tables, text: pd.DataFrame, origin: Mapping[str, Any
             doses_section(tables),
             deactivation_section(tables),
             samples_section(tables, config["shown"]),
-            text_section(text, origin),
+            text_section(tables["text"], origin),
             origin_section(origin),
         ),
     )
@@ -69,16 +66,8 @@ def lead(tables: Tables) -> str:
         words.append(f"But: {row['warning']}.")
     for other in (*DIRECTIONS, *WORDS):
         if other in rows:
-            words.append(f"They {_verb(row, rows[other])} {other} ({rows[other]['share']:.0%}).")
+            words.append(f"They {VERBS[beats(row, rows[other])]} {other} ({rows[other]['share']:.0%}).")
     return " ".join(words)
-
-
-def _verb(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> str:
-    """More or fewer texts in the target language, beyond what so few texts say."""
-    share = (row["share"] + other["share"]) / 2
-    doubt = 1.96 * (share * (1 - share) * (1 / row["n"] + 1 / other["n"])) ** 0.5
-    gain = row["share"] - other["share"]
-    return "are level with" if abs(gain) <= doubt else "do better than" if gain > 0 else "lose to"
 
 
 def facts(tables: Tables) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,3 +69,45 @@ def _places(
         free[place] = False
         chosen.append(place)
     return torch.tensor(chosen)
+
+
+def draw_sets(
+    languages: Sequence[str],
+    masks: Mapping[str, Bool[Tensor, "language layer unit"]],
+    seed: int,
+    activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None,
+) -> tuple[dict[str, Bool[Tensor, "language layer unit"]], dict[str, int]]:
+    """Random units of every language and basis, see `NeuronSet.random_like`; and how many of them are own ones."""
+    if activity is not None:
+        check_activity(masks, activity)
+    drawn = {basis: torch.empty_like(mask) for basis, mask in masks.items()}
+    kept = dict.fromkeys(languages, 0)
+    for basis, mask in masks.items():
+        for place, language in enumerate(languages):
+            generator = generator_of(seed, language, basis)
+            if activity is None:
+                drawn[basis][place] = draw(mask[place], generator)
+            else:
+                active = activity[basis]
+                active = active[place] if active.ndim == 3 else active
+                drawn[basis][place] = draw_alike(mask[place], generator, active)
+            kept[language] += int((drawn[basis][place] & mask[place]).sum())
+    return drawn, kept
+
+
+def check_activity(masks: Mapping[str, Tensor], activity: Mapping[str, Tensor]) -> None:
+    """Refuse activity that is not of all units of the masks.
+
+    Raises:
+        KeyError: A basis without activity.
+        ValueError: Activity of another shape, or not finite.
+    """
+    for basis, mask in masks.items():
+        if basis not in activity:
+            raise KeyError(f"no activity of the basis {basis!r}; there is that of {list(activity)}.")
+        shape, expected = tuple(activity[basis].shape), tuple(mask.shape)
+        if shape not in (expected, expected[1:]) or not bool(activity[basis].isfinite().all()):
+            raise ValueError(
+                f"activity of {basis!r}: expected finite values {expected}, or {expected[1:]} for all languages, "
+                f"got {shape}."
+            )

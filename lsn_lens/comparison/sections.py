@@ -1,55 +1,17 @@
-"""The report of a comparison of methods: what each section shows and says."""
+"""The parts of a comparison's report: what each shows and says."""
 
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from lsn_lens.comparison import doubts
-from lsn_lens.comparison.comparing import Comparison
+from lsn_lens.comparison.figures import first_figure
+from lsn_lens.comparison.tables import Tables
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.perplexity import as_matrix
 from lsn_lens.report import plots
-from lsn_lens.report.page import Report, Section
-from lsn_lens.report.sections.parts import of, origin_section, slug, text_section
-from lsn_lens.report.sections.trust import trust_section
-
-
-def comparison_report(
-    comparison: Comparison, text: pd.DataFrame, view: str, rates: str, origin: Mapping[str, Any]
-) -> Report:
-    """The whole report, methods that pass for most languages first.
-
-    Args:
-        comparison: From `compare`, with a model.
-        text: From `Run.to_frame`.
-        view: From `neuron_on_text`, for the first method with MLP neurons; "" for none.
-        rates: How large the sets are and why, in words.
-        origin: From `provenance`.
-    """
-    first = comparison.ranking.to_dict("records")[0]
-    languages = list(origin["corpus"]["languages"])
-    return Report(
-        "Language-specific neurons",
-        f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
-        lead(first, doubts.in_words(comparison.warnings, doubts.EVERY)),
-        facts(comparison),
-        (
-            ranking_section(comparison, rates),
-            HOW_TO_READ,
-            effects_section(comparison),
-            control_section(comparison),
-            *([trust_section(comparison)] if comparison.trust is not None else []),
-            agreement_section(comparison),
-            sizes_section(comparison),
-            cost_section(comparison),
-            *(method_section(name, comparison) for name in comparison.ranking["method"]),
-            *([Section("Neurons on text", (TEXT_VIEW,), view=view)] if view else []),
-            text_section(text, origin),
-            origin_section(origin),
-        ),
-    )
-
+from lsn_lens.report.page import Section
+from lsn_lens.report.sections.parts import of, slug
 
 PASSES = (
     "A language passes if ablating its own units hurts it more than random sets like them do (q, the p-value corrected "
@@ -58,47 +20,14 @@ PASSES = (
 )
 
 
-def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
-    """What the first row of a ranking says, in words, also where it is little; `warnings`: those of all methods."""
-    found = (
-        f"{row['method']} passes for {_of(row, 'shown')} languages: ablating the units that it finds hurts that "
-        "language surely more than any other, and more than random sets of as many units in the same layers do. On "
-        f"average the loss of the own language changes by {row['own_rise']:+z.4f} nats per token, that is "
-        f"{row['own_minus_worst_other']:+z.4f} next to the other language that is hurt most."
-    )
-    weak = 2 * row["shown"] <= row["languages"]
-    found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
-    return f"{found} Other methods have {SIZES}." if doubts.NO_RANKING in warnings else found
-
-
-SIZES = "more or fewer units, or others, and effects follow that: their order here is not a ranking of methods"
-
-
-def _of(row: Mapping[Hashable, Any], name: str) -> str:
-    """A count of languages with its interval."""
-    bounds = [row[f"{name}_{end}"] for end in ("low", "high")]
-    words = "" if pd.isna(bounds[0]) else f" (on other documents {bounds[0]:.0f} to {bounds[1]:.0f})"
-    return f"{row[name]} of {row['languages']}{words}"
-
-
-def facts(comparison: Comparison) -> dict[str, str]:
-    """The numbers in short."""
-    ranking = comparison.ranking
-    row = ranking.to_dict("records")[0]
-    return {
-        f"languages that pass ({row['method']})": _of(row, "shown"),
-        f"languages hurt most, as measured ({row['method']})": _of(row, "own_hurt_most"),
-        "mean own rise, nats per token": f"{row['own_rise']:+z.4f}",
-        "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
-        "methods that pass for none": str(sum(ranking["shown"] == 0)),
-        "methods left out": str(comparison.skipped["bases"].eq("").sum()),
-    }
-
-
-def ranking_section(comparison: Comparison, rates: str) -> Section:
+def ranking_section(comparison: Tables, note: str) -> Section:
     """All methods at a glance."""
     left_out = {"What was left out": comparison.skipped} if len(comparison.skipped) else {}
     every = doubts.in_words(comparison.warnings, doubts.EVERY)
+    numbers, words = comparison.ranking.drop(columns="warnings"), comparison.ranking.loc[:, ["method", "warnings"]]
+    remarks = [*([f"For all methods: {every}."] if every else []), UNITS_ARE, *([note] if note else [])]
+    if "effects" not in comparison:
+        return Section("Methods side by side", tuple(remarks), {"Main numbers": numbers, WORDS: words, **left_out})
     return Section(
         "Methods side by side",
         (
@@ -107,18 +36,18 @@ def ranking_section(comparison: Comparison, rates: str) -> Section:
             "is hurt most as measured, in both units, with the same interval.",
             "Those that pass for most languages come first, among equals those hurt most for more, then as they were "
             "named; how large an effect is does not count, since larger sets have larger effects.",
-            *([f"For all methods: {every}."] if every else []),
-            rates,
+            *remarks,
         ),
-        {"Main numbers; rises of the loss in nats per token, means over languages": comparison.ranking, **left_out},
-        {
-            "methods": plots.method_rises(
-                measured(comparison, "specificity").merge(measured(comparison, "control")[["method", "random_mean"]])
-            )
-        },
+        {"Main numbers; rises of the loss in nats per token, means over languages": numbers, WORDS: words, **left_out},
+        {"methods": first_figure(comparison)},
     )
 
 
+WORDS = "Why not to trust them"
+UNITS_ARE = (
+    "Units are different ones here; in tables of effects they are memberships, where a unit of two languages counts "
+    "twice."
+)
 HOW_TO_READ = Section(
     "How to read this",
     (
@@ -143,9 +72,9 @@ TEXT_VIEW = (
 )
 
 
-def effects_section(comparison: Comparison) -> Section:
+def effects_section(comparison: Tables) -> Section:
     """Does it hurt, and whom?"""
-    equal = measured(comparison, "equal_size")
+    equal = comparison.equal_size
     return Section(
         "What ablation does",
         (
@@ -155,8 +84,8 @@ def effects_section(comparison: Comparison) -> Section:
             *([EQUAL] if len(equal) else []),
         ),
         {
-            "Effect": measured(comparison, "effects"),
-            "Specificity": measured(comparison, "specificity"),
+            "Effect": comparison.effects,
+            "Specificity": comparison.specificity,
             **({"At equal size, largest difference first": equal} if len(equal) else {}),
         },
     )
@@ -169,9 +98,9 @@ EQUAL = (
 )
 
 
-def control_section(comparison: Comparison) -> Section:
+def control_section(comparison: Tables) -> Section:
     """Against matched random sets."""
-    seeds: Any = measured(comparison, "control_by_language")["seeds"]
+    seeds: Any = comparison.control_by_language["seeds"]
     more = f", {seeds.max()} where none of {seeds.min()} reaches the rise" if seeds.max() > seeds.min() else ""
     return Section(
         "Against random units",
@@ -186,11 +115,11 @@ def control_section(comparison: Comparison) -> Section:
             f"most {verdict.LEVEL:g}; z: how many standard deviations of the random sets the rise lies above their "
             "mean.",
         ),
-        {"Most languages above their random sets first": measured(comparison, "control")},
+        {"Most languages above their random sets first": comparison.control},
     )
 
 
-def agreement_section(comparison: Comparison) -> Section:
+def agreement_section(comparison: Tables) -> Section:
     """Do methods find the same units?"""
     table = comparison.agreement
     return Section(
@@ -205,7 +134,7 @@ def agreement_section(comparison: Comparison) -> Section:
     )
 
 
-def sizes_section(comparison: Comparison) -> Section:
+def sizes_section(comparison: Tables) -> Section:
     """How many units."""
     return Section(
         "How many units",
@@ -214,7 +143,7 @@ def sizes_section(comparison: Comparison) -> Section:
     )
 
 
-def cost_section(comparison: Comparison) -> Section:
+def cost_section(comparison: Tables) -> Section:
     """What each method takes."""
     forward = comparison.cost.attrs["forward"]
     return Section(
@@ -228,10 +157,10 @@ def cost_section(comparison: Comparison) -> Section:
     )
 
 
-def method_section(name: str, comparison: Comparison) -> Section:
+def method_section(name: str, comparison: Tables) -> Section:
     """One method: who is hurt, against the control, and where the units are."""
     found, end = comparison.found[name], slug(name)
-    losses = of(measured(comparison, "losses"), set=name)
+    losses = of(comparison.losses, set=name) if "losses" in comparison else pd.DataFrame()
     warnings = "; ".join(
         f"{row['warning']}{' (' + row['languages'] + ')' if row['languages'] else ''}"
         for row in of(comparison.warnings, method=name).to_dict("records")
@@ -241,20 +170,18 @@ def method_section(name: str, comparison: Comparison) -> Section:
         action = losses["action"].iloc[0]
         rows, control = (
             of(frame, method=name).drop(columns=["method", "action"])
-            for frame in (measured(comparison, "effects_by_language"), measured(comparison, "control_by_language"))
+            for frame in (comparison.effects_by_language, comparison.control_by_language)
         )
-        control = control.drop(columns=["neurons", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
+        control = control.drop(columns=["units", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
         nats, bits = (rows[[name for name in rows if _is_of(str(name), unit)]] for unit in UNITS)
         tables[f"Set to: {action}. Rises of the loss in nats per token"] = nats
         tables["The same in bits per byte"] = bits
         tables["Against random units, on the shorter text"] = control
         matrix = as_matrix(losses)
         figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, units set to: {action}")
-        points = of(measured(comparison, "control_points"), method=name)
+        points = of(comparison.control_points, method=name)
         title = f"{name} against random units, on the shorter text"
-        figures[f"control-{end}"] = plots.control(
-            of(measured(comparison, "control_by_language"), method=name), points, title
-        )
+        figures[f"control-{end}"] = plots.control(of(comparison.control_by_language, method=name), points, title)
     figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
     figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")
     return Section(f"Method: {name}", tuple(text), tables, figures)
@@ -268,19 +195,7 @@ UNITS = ("nats", "bits")
 
 
 def _is_of(column: str, unit: str) -> bool:
-    """Whether a column belongs into the table of a unit; those of neither stand in the first."""
-    if column in SAID:
+    """Whether a column belongs into the table of a unit; those of neither stand in the first, relative ones nowhere."""
+    if column in SAID or column.endswith("_relative"):
         return False
     return ("bits_per_byte" in column) == (unit == "bits") or (unit == "bits" and column == "language")
-
-
-def measured(comparison: Comparison, name: str) -> pd.DataFrame:
-    """A table that takes a model.
-
-    Raises:
-        ValueError: The comparison was made without one.
-    """
-    table: pd.DataFrame | None = getattr(comparison, name)
-    if table is None:
-        raise ValueError("a report takes effects: compare(run, model=..., corpora=...).")
-    return table

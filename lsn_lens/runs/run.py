@@ -1,28 +1,37 @@
 """A collected run: labelled statistics, where they come from, and its folder."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lsn_lens.files import write_bytes
+from lsn_lens.runs.shards import (
+    CONSTANTS,
+    DOCUMENTS,
+    REDO,
+    TOKENS,
+    Layered,
+    documents_path,
+    layered,
+    read_shard,
+    row_key,
+    shard_path,
+    write_shard,
+)
 from lsn_lens.statistics.sums import Statistics, merge
-from lsn_lens.text.plan import corpus_hash
+from lsn_lens.text.plan import Shard, corpus_hash
 
 SCHEMA = 2
-TOKENS = "tokens"  # the key of the number of tokens each layer saw
-DOCUMENTS = "documents"  # the key of the number of documents, in the layout "documents"
-CONSTANTS = "constants.safetensors"
-LENGTH = "length"  # the key of the number of tokens of each document
+DESCRIPTION = "run.json"
 
 
 @dataclass(frozen=True)
@@ -104,13 +113,30 @@ class Run:
         Raises:
             ValueError: A file that is missing or damaged.
         """
-        for shard in self.shards[language]:
-            sums = read_shard(shard) if isinstance(shard, Path) else dict(shard)
-            if sums is None:
-                raise ValueError(
-                    f"{shard} is missing or damaged. Call collect with the arguments of the run: it redoes that shard."
-                )
-            yield sums
+        yield from map(_whole, self.shards[language])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run to a folder, which `load_run` reads and `collect(..., out=folder)` adds methods to.
+
+        Raises:
+            FileExistsError: There is something in the folder.
+            ValueError: A file of the run that is missing or damaged.
+        """
+        folder, names = Path(folder), dict[str, list[str]]()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
+        for label, shards in self.shards.items():
+            names[label] = [Shard(label, index, 0, 0).name for index in range(len(shards))]
+            for index, name in enumerate(names[label]):
+                rows = documents_path(folder, name) if self.documents.get(label) else None
+                if rows is not None:
+                    write_shard(rows, _whole(self.documents[label][index]))
+                write_shard(shard_path(folder, name), _whole(shards[index]), rows)
+        write_shard(folder / CONSTANTS, self.constants)
+        write_bytes(folder / "costs-0.json", json.dumps(dict(self.costs)).encode())
+        settings = {"rows": any(self.documents.values()), **self.settings}
+        write_description(folder, {key: value for key, value in settings.items() if key != "layers"}, names)
+        return folder
 
     def to_frame(self) -> pd.DataFrame:
         """One row a language: tokens used, and what its text is like.
@@ -148,9 +174,13 @@ class Run:
         )
 
 
-def row_key(key: str, layer: int) -> str:
-    """The name of a document value in one layer."""
-    return f"{key}@{layer}"
+def _whole(shard: Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(shard, Layered):
+        shard.check()
+    tensors = read_shard(shard) if isinstance(shard, Path) else dict(shard)
+    if tensors is None:
+        raise ValueError(f"{shard} is missing or damaged. {REDO}")
+    return tensors
 
 
 def _read_rows(shard: Path | Mapping[str, Tensor], name: str) -> Tensor:
@@ -160,71 +190,43 @@ def _read_rows(shard: Path | Mapping[str, Tensor], name: str) -> Tensor:
                 keys = list(file.keys())
                 if name in keys:
                     return file.get_tensor(name)
+        elif name in shard:
+            return shard[name]
         else:
             keys = list(shard)
-            if name in shard:
-                return shard[name]
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{shard} is missing or damaged ({error}). "
-            "Call collect with the arguments of the run: it redoes that shard."
-        ) from error
+        raise ValueError(f"{shard} is missing or damaged ({error}). {REDO}") from error
     raise KeyError(
         f"this run did not collect {name!r} of single documents; it has "
         f"{sorted({key.rsplit('@', 1)[0] for key in keys})}. Collect again with a method that needs it."
     )
 
 
-def checksum(sums: Mapping[str, Tensor]) -> str:
-    """A hash over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for key in sorted(sums):
-        value = sums[key].contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
-    return digest.hexdigest()
+def write_description(folder: Path, settings: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> None:
+    """Write what a run is made of; from then on, it is one."""
+    versions = {name: version(name) for name in ("lsn-lens", "torch", "transformers", "transformer-lens")}
+    content = {"schema": SCHEMA, "settings": settings, "shards": names, "versions": versions}
+    write_bytes(folder / DESCRIPTION, json.dumps(content, indent=1).encode())
 
 
-def write_shard(path: Path, sums: Mapping[str, Tensor], documents: Path | None = None) -> None:
-    """Write one shard's sums with their checksum, and that of the file with its documents' values."""
-    metadata = {"checksum": checksum(sums)} | ({"documents": _file_hash(documents)} if documents else {})
-    write_bytes(path, save(dict(sums), metadata=metadata))
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """What a run is made of; None where there is none.
 
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_finished(path: Path, documents: Path | None) -> bool:
-    """Whether a shard's sums, and the values of its documents where there are any, are whole on disk."""
-    if read_shard(path) is None:
-        return False
-    if documents is None:
-        return True
-    with safe_open(str(path), framework="pt") as file:
-        stored = (file.metadata() or {}).get("documents")
-    return documents.is_file() and stored == _file_hash(documents)
-
-
-def read_shard(path: Path) -> dict[str, Tensor] | None:
-    """A shard's sums; None where the file is missing, truncated or altered."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            sums = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            stored = (file.metadata() or {}).get("checksum")
-    except (OSError, SafetensorError):
+    Raises:
+        ValueError: One of another version.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
         return None
-    return sums if stored == checksum(sums) else None
+    stored = json.loads(path.read_text(encoding="utf-8-sig"))
+    if stored.get("schema") != SCHEMA:
+        raise ValueError(f"{folder} was written with schema {stored.get('schema')}, this version reads {SCHEMA}.")
+    return stored
 
 
-def shard_path(folder: Path, name: str) -> Path:
-    """Where a shard lies in a run's folder."""
-    return folder / "shards" / f"{name}.safetensors"
-
-
-def documents_path(folder: Path, name: str) -> Path:
-    """Where the values of a shard's documents lie in a run's folder."""
-    return folder / "documents" / f"{name}.safetensors"
+def layers_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was collected one after the other, each with its `folder` inside the run's, `statistics` and `rows`."""
+    return settings.get("layers") or [{"folder": "", **{key: settings[key] for key in ("statistics", "rows")}}]
 
 
 def load_run(path: str | Path) -> Run:
@@ -234,20 +236,21 @@ def load_run(path: str | Path) -> Run:
         ValueError: Not a run, or one of another version.
     """
     folder = Path(path)
-    if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is not the folder of a run: it has no run.json.")
-    stored = json.loads((folder / "run.json").read_text(encoding="utf-8-sig"))
-    if stored.get("schema") != SCHEMA:
-        raise ValueError(f"{folder} was written with schema {stored.get('schema')}, this version reads {SCHEMA}.")
+    stored = read_description(folder)
+    if stored is None:
+        raise ValueError(f"{folder} is not the folder of a run: it has no {DESCRIPTION}.")
+    settings, constants, costs = stored["settings"], dict[str, Tensor](), dict[str, float]()
+    files, every = stored["shards"], {folder / each["folder"]: each["rows"] for each in layers_of(settings)}
     shards, documents = (
-        {label: [place(folder, name) for name in names] for label, names in stored["shards"].items()}
-        for place in (shard_path, documents_path)
+        {label: [layered([at(each, name) for each in places]) for name in names] for label, names in files.items()}
+        for at, places in ((shard_path, list(every)), (documents_path, [each for each, rows in every.items() if rows]))
     )
-    constants = read_shard(folder / CONSTANTS)
-    if constants is None:
-        raise ValueError(f"{folder / CONSTANTS} is missing or damaged: call collect with the arguments of the run.")
-    costs: dict[str, float] = {}
-    for file in sorted(folder.glob("costs-*.json")):
-        for key, seconds in json.loads(file.read_text(encoding="utf-8-sig")).items():
-            costs[key] = costs.get(key, 0.0) + seconds
-    return Run(shards, stored["settings"], folder, documents if stored["settings"]["rows"] else {}, constants, costs)
+    for each in every:
+        fixed = read_shard(each / CONSTANTS)
+        if fixed is None:
+            raise ValueError(f"{each / CONSTANTS} is missing or damaged: call collect with the arguments of the run.")
+        constants |= fixed
+        for file in sorted(each.glob("costs-*.json")):
+            for key, seconds in json.loads(file.read_text(encoding="utf-8-sig")).items():
+                costs[key] = costs.get(key, 0.0) + seconds
+    return Run(shards, settings, folder, documents if settings["rows"] else {}, constants, costs)

@@ -72,3 +72,14 @@ def get_site(name: str) -> Site:
 def flat(acts: Any, site: Site) -> Any:
     """`[batch pos head d_head]` to `[batch pos unit]` where the site has heads."""
     return acts.flatten(-2) if site.heads else acts
+
+
+def widths_of(cfg: Any) -> dict[str, int]:
+    """Units of a layer on each basis that can be written to, by a model's configuration.
+
+    What a model's tensors really are is measured by `model.structure.site_width`, and checked wherever a set is used.
+    """
+    heads, shared = cfg.n_heads, getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    known: dict[str, Any] = {"mlp": cfg.d_mlp, "mlp_pre": cfg.d_mlp, "mlp_up": cfg.d_mlp}
+    known |= {"q": heads * cfg.d_head, "z": heads * cfg.d_head, "k": shared * cfg.d_head, "v": shared * cfg.d_head}
+    return {basis: known.get(basis, cfg.d_model) for basis in WRITE_SITE}

@@ -1,0 +1,170 @@
+"""The report of a comparison: what each section shows and says, and the folder that it is written into."""
+
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lsn_lens.comparison import doubts
+from lsn_lens.comparison.sections import (
+    HOW_TO_READ,
+    TEXT_VIEW,
+    agreement_section,
+    control_section,
+    cost_section,
+    effects_section,
+    method_section,
+    ranking_section,
+    sizes_section,
+)
+from lsn_lens.comparison.tables import TRUST, Tables
+from lsn_lens.comparison.trust_page import columns_of_checks, trust_section
+from lsn_lens.files import write_bytes
+from lsn_lens.report.columns import Column
+from lsn_lens.report.page import Report, Section, provenance, save_tables, write_report
+from lsn_lens.report.sections.parts import origin_section, text_section
+from lsn_lens.report.text_view import activations_on_text, neuron_on_text
+
+SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
+COLUMNS: Mapping[str, Column] = {
+    "own_minus_worst_other": Column("own minus worst other", "nats"),
+    "own_rise_short_text": Column("own rise", "nats"),
+    "own_rise_per_neuron": Column("per unit"),
+    "own_rise_bits_per_byte_per_neuron": Column("in bits/byte per unit"),
+    "shown": Column("languages that pass"),
+    "shown_low": Column("pass, low", "count"),
+    "shown_high": Column("high", "count"),
+    "own_hurt_most_low": Column("hurt most, low", "count"),
+    "own_hurt_most_high": Column("high", "count"),
+}
+
+
+def write(
+    comparison: Tables,
+    folder: Path | str,
+    settings: Mapping[str, Any],
+    started: datetime,
+    note: str,
+    more: Sequence[Section],
+) -> Path:
+    """Write everything that was compared, see `Comparison.report`; the path of report.html."""
+    folder, text = Path(folder), comparison.run.to_frame().reset_index()
+    sets = {f"neurons-{_file(name)}": each.to_frame() for name, each in comparison.found.items()}
+    save_tables({**comparison, **sets, "text": text}, folder / "tables")
+    for name, each in comparison.found.items():
+        each.save(folder / "neurons" / f"{_file(name)}.safetensors")
+    measured = comparison.losses.attrs["text"] if "losses" in comparison else {}
+    origin = provenance(comparison.run.settings, measured, settings, started)
+    write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False, default=str).encode())
+    return write_report(comparison_report(comparison, text, origin, note, more), folder)
+
+
+def _file(method: str) -> str:
+    """A method's name as that of a file; objects are called as they print."""
+    return re.sub(r"[^\w.=,()-]+", "-", method)
+
+
+def comparison_report(
+    comparison: Tables, text: pd.DataFrame, origin: Mapping[str, Any], note: str = "", more: Sequence[Section] = ()
+) -> Report:
+    """The whole report, methods that pass for most languages first.
+
+    Args:
+        comparison: From `compare`. Without a model, the sections on effects are left out.
+        text: From `Run.to_frame`.
+        origin: From `provenance`.
+        note: How large the sets are and why, in words.
+        more: Further sections.
+    """
+    languages, has_effects = list(origin["corpus"]["languages"]), "effects" in comparison
+    view = neurons_on_text(comparison)
+    sections = (
+        ranking_section(comparison, note),
+        HOW_TO_READ,
+        *((effects_section(comparison), control_section(comparison)) if has_effects else ()),
+        *([trust_section(comparison)] if TRUST in comparison else []),
+        agreement_section(comparison),
+        sizes_section(comparison),
+        cost_section(comparison),
+        *(method_section(name, comparison) for name in comparison.ranking["method"]),
+        *more,
+        *([Section("Neurons on text", (TEXT_VIEW,), view=view)] if view else []),
+        text_section(text, origin),
+        origin_section(origin),
+    )
+    columns = {**COLUMNS, **columns_of_checks(comparison)}
+    return Report(
+        "Language-specific neurons",
+        f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
+        lead(comparison.ranking.to_dict("records")[0], doubts.in_words(comparison.warnings, doubts.EVERY))
+        if has_effects else NOT_RANKED,
+        facts(comparison),
+        tuple(replace(each, columns={**columns, **each.columns}) for each in sections),
+    )  # fmt: skip
+
+
+NOT_RANKED = "No effect was measured, as no model was given: methods are not ranked. This says what they find."
+
+
+def neurons_on_text(comparison: Tables) -> str:
+    """Where each language's highest scoring neurons fire in the first held-out document of every language."""
+    best = next((name for name in comparison.ranking["method"] if set(comparison.found[name].masks) == {"mlp"}), None)
+    if best is None or not len(comparison.found[best]) or comparison.model is None or comparison.corpora is None:
+        return ""
+    scores, found = comparison.scores[best], comparison.found[best]
+    keys = ["language", "basis", "layer", "unit"]
+    ranked = scores.to_frame().merge(found.to_frame(), on=keys).sort_values("score", ascending=False, kind="stable")
+    neurons = ranked.groupby("language", sort=False).head(2)
+    neurons = neurons.set_index("language").loc[[each for each in found.languages if each in set(neurons["language"])]]
+    texts = {label: next(iter(each.hold_out))[:SHOWN_TEXT] for label, each in comparison.corpora.items()}
+    return neuron_on_text(activations_on_text(comparison.model, texts, neurons.reset_index()))
+
+
+def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
+    """What the first row of a ranking says, in words, also where it is little; `warnings`: those of all methods."""
+    interval = _interval(row, "shown")
+    found = (
+        f"{row['method']} passes for {row['shown']} of {row['languages']} languages{interval and f' ({interval})'}: "
+        "ablating the units that it finds hurts that language surely more than any other, and more than random sets of "
+        f"as many units in the same layers do. On average the loss of the own language changes by "
+        f"{row['own_rise']:+z.4f} nats per token, that is {row['own_minus_worst_other']:+z.4f} next to the other "
+        "language that is hurt most."
+    )
+    weak = 2 * row["shown"] <= row["languages"]
+    found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
+    return f"{found} Other methods have {SIZES}." if doubts.NO_RANKING in warnings else found
+
+
+SIZES = "more or fewer units, or others, and effects follow that: their order here is not a ranking of methods"
+
+
+def _interval(row: Mapping[Hashable, Any], name: str) -> str:
+    """Between which numbers a count of languages would lie on other documents."""
+    low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
+    return "" if pd.isna(low) else f"on other documents {low:.0f} to {high:.0f}"
+
+
+def facts(comparison: Tables) -> dict[str, str]:
+    """The numbers in short."""
+    ranking = comparison.ranking
+    row = ranking.to_dict("records")[0]
+    left_out = {"methods left out": str(comparison.skipped["bases"].eq("").sum())}
+    if "shown" not in ranking:
+        units = ranking["units"]
+        return {"methods": str(len(ranking)), "different units": f"{units.min():,} to {units.max():,}", **left_out}
+    counts = {}
+    for name, words in (("shown", "languages that pass"), ("own_hurt_most", "languages hurt most, as measured")):
+        about = ", ".join(filter(None, (row["method"], _interval(row, name))))
+        counts[f"{words} ({about})"] = f"{row[name]} of {row['languages']}"
+    return {
+        **counts,
+        "mean own rise, nats per token": f"{row['own_rise']:+z.4f}",
+        "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
+        "methods that pass for none": str(sum(ranking["shown"] == 0)),
+        **left_out,
+    }

@@ -1,0 +1,80 @@
+"""What is measured, one intervention after the other: whose units are changed, how, and on which languages."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
+
+from lsn_lens.evaluation.scored import Hooks
+from lsn_lens.interventions.actions import zero
+from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
+from lsn_lens.interventions.words import Choice, action_for
+from lsn_lens.model import structure
+from lsn_lens.model.structure import Model
+from lsn_lens.neurons.sets import NeuronSet
+
+Evaluate = Literal["all", "own"] | Callable[[str], Iterable[str]]
+NONE = "none"  # the row without intervention
+
+
+@dataclass(frozen=True)
+class Job:
+    """One intervention to measure.
+
+    Attributes:
+        name: Of the set, or of the intervention.
+        language: Whose units are changed; "" for an intervention that is no language's.
+        action: Its name.
+        units: How many different units are changed.
+        hooks: What changes them; without any, nothing is changed and no pass is needed.
+        labels: The languages to measure.
+    """
+
+    name: str
+    language: str
+    action: str
+    units: int
+    hooks: Hooks
+    labels: tuple[str, ...]
+
+
+def jobs_of(
+    model: Model,
+    languages: Iterable[str],
+    sets: NeuronSet | Mapping[str, NeuronSet],
+    action: Choice = zero,
+    evaluate: Evaluate = "all",
+) -> list[Job]:
+    """One job for each set and each of its languages: what cannot be done is said here, before anything is measured.
+
+    Args: as `perplexity_table`; `languages` are those with text.
+
+    Raises: as `perplexity_table`.
+    """
+    languages = tuple(languages)
+    if not callable(evaluate) and evaluate not in ("all", "own"):
+        raise ValueError(f"evaluate={evaluate!r}: expected 'all', 'own' or a function of the intervened language.")
+    choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: languages, "own": lambda own: [own]}
+    choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
+    change = cache(partial(action_for, action))
+    width = cache(partial(structure.site_width, model))
+    jobs = []
+    for name, each in ({"": sets} if isinstance(sets, NeuronSet) else dict(sets)).items():
+        for language in each.languages:
+            if language == NONE:
+                raise ValueError(
+                    f"a language of the set {name!r} is called {NONE!r}, as the row without intervention is."
+                )
+            units, what = each[language], change(language)
+            hooks = intervention_hooks(model, units, what, width)
+            jobs.append(Job(name, language, what.name, len(units), hooks, tuple(choose(language))))
+    unknown = sorted({label for job in jobs for label in job.labels} - set(languages))
+    if unknown:
+        raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(languages)}.")
+    return jobs
+
+
+def jobs_for(model: Model, languages: Iterable[str], interventions: Iterable[Intervention]) -> list[Job]:
+    """One job for each intervention, to measure all languages."""
+    width, labels = cache(partial(structure.site_width, model)), tuple(languages)
+    return [Job(what.name, "", "", len(what), hooks_of(model, what, width), labels) for what in interventions]

@@ -1,0 +1,63 @@
+"""Actions by name: what may be typed wherever an action is taken."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lsn_lens.interventions.actions import Action, zero
+from lsn_lens.interventions.values import mean_ablation, other_mean_ablation
+from lsn_lens.statistics.sums import Statistics
+
+Choice = Action | Callable[[str], Action] | str  # an action, a function from languages to actions, or one of `WORDS`
+OF_RUN = {"mean": mean_ablation, "other mean": other_mean_ablation}
+WORDS = ("zero", *OF_RUN)
+ACTIONS = "an action: lsn.zero, lsn.set_to(...), lsn.scale(...), lsn.add(...), lsn.mean_ablation(run.statistics), ..."
+
+
+def action_of(action: Any, statistics: Statistics | None = None) -> Action | Callable[[str], Action]:
+    """The action that a word stands for: "zero", "mean", "other mean"; what is no word is checked and passed through.
+
+    Args:
+        action: A word, an action, or a function from languages to actions.
+        statistics: Of a run, for the words that stand for its means.
+
+    Raises:
+        ValueError: Another word, one that takes means where no statistics are at hand, or no action.
+    """
+    if not isinstance(action, str):
+        function: Any = action if callable(action) else None
+        return function or check_action(action)
+    word = action.lower().replace("_", " ").strip()
+    if word not in WORDS:
+        raise ValueError(f"action={action!r}: expected one of the words {list(WORDS)}, or {ACTIONS}")
+    if word == "zero":
+        return zero
+    if statistics is None:
+        raise ValueError(
+            f"action={action!r} needs the means of a run, and no run is at hand here: give "
+            f"lsn.{OF_RUN[word].__name__}(run.statistics)."
+        )
+    return OF_RUN[word](statistics)
+
+
+def action_for(action: Any, language: str | None = None) -> Action:
+    """The one action for a language: the action itself, what a word stands for, or what a function gives for it.
+
+    Raises:
+        ValueError: No action, a word that takes statistics, or a function where there is no language to give it.
+    """
+    chosen = action_of(action)
+    if isinstance(chosen, Action) or language is None:
+        return check_action(chosen)
+    return check_action(action_of(chosen(language)))
+
+
+def check_action(action: Any) -> Action:
+    """Refuse what is no action, and say what is.
+
+    Raises:
+        ValueError: No action.
+    """
+    if not isinstance(action, Action):
+        hint = " It is a function: call it with a language, as for other_mean_ablation." if callable(action) else ""
+        raise ValueError(f"action={str(action)[:60]!r} is of type {type(action).__name__}: expected {ACTIONS}{hint}")
+    return action

@@ -1,0 +1,91 @@
+"""What several methods share: entropies, order statistics, and the rules that turn scores into sets."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lsn_lens.methods.base import check_languages
+from lsn_lens.neurons.scores import NeuronScores
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.statistics.sums import Statistics
+
+DECIMALS = 12  # entropies or shares equal to this many decimals are ties: beyond it there is rounding error only
+
+
+def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
+    """The `round(share * n)`-th smallest value (counted from 1), without interpolation.
+
+    Source: LAPE, released `identify.py`, which takes `kthvalue`.
+    """
+    flat = values.flatten()
+    place = min(max(round(share * flat.numel()), 1), flat.numel())
+    return flat.kthvalue(place).values
+
+
+def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
+    """Flat indices of the finite values, highest first; ties go to the lower layer, then the lower unit."""
+    flat = ranking.flatten()
+    order = flat.argsort(descending=True, stable=True)
+    return order[flat[order].isfinite()]
+
+
+def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
+    """The `count` best units of each language over all layers; ties to the lower layer, then the lower unit."""
+    mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
+    for language, each in enumerate(scores.values[basis]):
+        mask[language].view(-1)[best_first(each)[:count]] = True
+    return NeuronSet(scores.languages, {basis: mask}, scores.method)
+
+
+def highest_share(scores: NeuronScores, basis: str, rate: float) -> NeuronSet:
+    """The best units of each language: a share of all units, divided evenly among the languages and rounded."""
+    values = scores.values[basis]
+    return highest_each(scores, basis, round(rate * values[0].numel() / len(values)))
+
+
+def entropy(values: Float[Tensor, "language layer unit"]) -> Float[Tensor, "layer unit"]:
+    """Entropy (nats) of non-negative values normalised over languages; 0 log 0 = 0, and 0 where all are 0."""
+    values = values.sort(0).values  # the order of the languages must not show in the last bit
+    shares = values / values.sum(0)
+    return -torch.special.xlogy(shares, shares).nan_to_num(0.0).sum(0).round(decimals=DECIMALS)
+
+
+def score_by_entropy(
+    statistics: Statistics,
+    values: Float[Tensor, "language layer unit"],
+    filter_share: float,
+    bar_share: float,
+    method: str,
+) -> NeuronScores:
+    """`ln K - entropy` where a unit passes the pooled filter, -inf for languages below the bar."""
+    check_languages(statistics.languages)
+    passes = (values > order_statistic(values, filter_share)).any(0)
+    above_bar = values > order_statistic(values, bar_share)
+    specificity = math.log(len(values)) - entropy(values)
+    ranking = specificity.where(passes, -torch.inf)
+    scores = ranking.expand_as(values).where(above_bar, -torch.inf)
+    return NeuronScores(statistics.languages, {"mlp": scores}, method, {"mlp": ranking})
+
+
+def select_lowest_entropy(scores: NeuronScores, rate: float, at_least: int) -> NeuronSet:
+    """The best `rate` of all units; each belongs to every language where its score is finite."""
+    ranking, belongs = scores.rank("mlp"), scores.values["mlp"].isfinite().flatten(1)
+    order = best_first(ranking)
+    count = asked = round(rate * ranking.numel())
+    if at_least:
+        reached = belongs[:, order].cumsum(1)
+        eligible = dict(zip(scores.languages, belongs[:, order].sum(1).tolist(), strict=True))
+        if min(eligible.values()) < at_least:
+            raise DoesNotApply(
+                f"at_least={at_least} neurons a language cannot be had; those that pass the filter and the bar "
+                f"are {eligible}. Ask for fewer, or lower filter_share and bar_share."
+            )
+        count = max(count, int((reached < at_least).sum(1).max()) + 1)
+    chosen = torch.zeros(ranking.numel(), dtype=torch.bool)
+    chosen[order[:count]] = True
+    mask = (belongs & chosen).view(scores.values["mlp"].shape)
+    notes = {"asked": asked, "chosen": int(chosen.sum()), "rate": int(chosen.sum()) / ranking.numel()}
+    return NeuronSet(scores.languages, {"mlp": mask}, scores.method, notes)

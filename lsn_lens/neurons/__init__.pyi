@@ -1,0 +1,2 @@
+from .scores import NeuronScores as NeuronScores
+from .sets import NeuronSet as NeuronSet

@@ -1,0 +1,101 @@
+"""What a method says of every unit: how specific it is for each language."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lsn_lens import files
+from lsn_lens.neurons import units
+from lsn_lens.neurons.identity import Origin, check_origin
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """Per language, layer and unit, on one or several bases: higher means more specific.
+
+    A score of -inf says that the unit cannot belong to the language. `ranking` orders the units for
+    rules that select them for all languages at once; by default a unit's best score. `origin` as in `NeuronSet`.
+    """
+
+    languages: Sequence[str]
+    values: Mapping[str, Float[Tensor, "language layer unit"]]
+    method: str
+    ranking: Mapping[str, Float[Tensor, "layer unit"]] = field(default_factory=dict)
+    origin: Origin = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "languages", files.labels_of(self.languages))
+        check_origin(self.origin)
+        for basis, values in self.values.items():
+            if not isinstance(values, Tensor) or values.ndim != 3 or len(values) != len(self.languages):
+                raise ValueError(
+                    f"basis {basis!r}: expected scores [language={len(self.languages)}, layer, unit], "
+                    f"got {units.told(values)}."
+                )
+
+    def rank(self, basis: str) -> Float[Tensor, "layer unit"]:
+        """What orders the units of a basis over all languages."""
+        return self.ranking.get(basis, self.values[basis].amax(0))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each finite score: language, basis, layer, unit, score."""
+        finite = {basis: each.isfinite() for basis, each in self.values.items()}
+        return units.frame_of(self.languages, finite, self.values)
+
+    def top(self, language: str, count: int = 10, basis: str | None = None) -> pd.DataFrame:
+        """A language's best units, best first: layer, unit, basis, score and rank, from 1.
+
+        Units of one score go in the order of bases, layers and units. What cannot belong to the language is left out.
+
+        Args:
+            language: The language.
+            count: How many, at most.
+            basis: The best of one basis; by default of all together.
+
+        Raises:
+            KeyError: No such language or basis.
+        """
+        bases = list(self.values) if basis is None else [basis]
+        if language not in self.languages or bases[0] not in self.values:
+            raise KeyError(f"no {language!r} on {bases}; there are {list(self.languages)} on {list(self.values)}.")
+        frames = []
+        for name in bases:
+            flat = self.values[name][self.languages.index(language)].flatten()
+            order = flat.where(flat.isfinite(), -torch.inf).argsort(descending=True, stable=True)[: max(0, count)]
+            order, width = order[flat[order].isfinite()], self.values[name].shape[2]
+            best = {"layer": order // width, "unit": order % width, "basis": name, "score": flat[order].double()}
+            frames.append(pd.DataFrame({key: x if key == "basis" else x.numpy() for key, x in best.items()}))
+        table = pd.concat(frames).sort_values("score", ascending=False, kind="stable", ignore_index=True)[:count]
+        return table.assign(rank=range(1, len(table) + 1))
+
+    def __repr__(self) -> str:
+        shape = ", ".join(f"{basis} {list(each.shape)}" for basis, each in self.values.items())
+        return f"NeuronScores({', '.join(self.languages)}; {shape} [language, layer, unit]; {self.method})"
+
+    def _repr_html_(self) -> str:
+        best = pd.concat({each: self.top(each, 5) for each in self.languages}, names=["language"]).droplevel(1)
+        return f"<p><b>NeuronScores</b>: the best of each language, {html.escape(self.method)}</p>{best.to_html()}"
+
+    def save(self, path: Path | str) -> Path:
+        """Write one safetensors file with a JSON header."""
+        parts = {"values": self.values, "ranking": self.ranking}
+        tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
+        header = {"kind": "scores", "languages": self.languages, "method": self.method, "origin": dict(self.origin)}
+        return files.save_tensors(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "NeuronScores":
+        """Read what `save` wrote; as there, `.safetensors` may be left out of the path."""
+        tensors, header = files.load_tensors(path, "scores")
+        parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
+        for key, value in tensors.items():
+            part, _, basis = key.partition(".")
+            parts[part][basis] = value
+        origin = header.get("origin", {})
+        return cls(tuple(header["languages"]), parts["values"], header["method"], parts["ranking"], origin)

@@ -1,0 +1,57 @@
+"""How the numbers of a column are written: its heading and its kind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["number", "change", "nats", "share", "rate", "p", "count"]
+FORMS: Mapping[str, str] = {"share": ".0%", "rate": ".2%", "p": ".3f", "count": ".0f"}  # others: by their size
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column is written.
+
+    Attributes:
+        heading: In place of its name.
+        kind: "number": three significant digits of the column's largest; "change": the same with a sign; "nats": a
+            change with as many decimals as all such columns of the table; "share" and "rate": per cent, without and
+            with decimals; "p": three decimals; "count": whole, also where some are missing.
+    """
+
+    heading: str = ""
+    kind: Kind = "number"
+
+
+# what `evaluation.verdict` and the controls call their columns, in tables of several rooms
+COMMON: Mapping[str, Column] = {
+    "own_rise": Column("own rise", "nats"),
+    "own_rise_bits_per_byte": Column("in bits/byte", "change"),
+    "own_rise_perplexity": Column("in perplexity", "change"),
+    "own_rise_low": Column("own rise, low", "nats"),
+    "own_rise_high": Column("high", "nats"),
+    "worst_other": Column("other hurt most"),
+    "worst_other_rise": Column("its rise", "nats"),
+    "mean_other_rise": Column("mean rise of others", "nats"),
+    "difference": Column("own minus worst other", "nats"),
+    "difference_low": Column("difference, low", "nats"),
+    "difference_high": Column("high", "nats"),
+    "own_hurt_most": Column("own hurt most"),
+    "hurt_most_in": Column("hurt most in"),
+    "hurt_most_share": Column("of replicates", "share"),
+    "surely_hurt_most": Column("surely"),
+    "random_mean": Column("random, mean", "nats"),
+    "random_sd": Column("random, sd", "nats"),
+    "share_above_random": Column("above random", "share"),
+    "rate": Column(kind="rate"),
+}
+SIGNED = ("_rise", "_rise_bits_per_byte", "_rise_perplexity")
+
+
+def column_of(name: str, columns: Mapping[str, Column]) -> Column:
+    """How a column is written: as a table says, else as `COMMON` does, else by what its name begins or ends with."""
+    known = columns.get(name) or COMMON.get(name)
+    if known is None:
+        is_p = name in ("p", "q") or name.startswith(("p_", "q_"))
+        known = Column(kind="p" if is_p else "change" if name.endswith(SIGNED) else "number")
+    return Column(known.heading or name.replace("_", " "), known.kind)

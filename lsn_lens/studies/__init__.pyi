@@ -1,0 +1,17 @@
+from .ground_truth import GroundTruthStudy as GroundTruthStudy
+from .ground_truth import ground_truth_study as ground_truth_study
+from .ground_truth import plant_parts as plant_parts
+from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
+from .settings.steering import SteeringSettings as SteeringSettings
+from .settings.workflow import WorkflowSettings as WorkflowSettings
+from .settings.working_language import WorkingLanguageSettings as WorkingLanguageSettings
+from .steering import SteeringStudy as SteeringStudy
+from .steering import steering_run as steering_run
+from .steering import steering_study as steering_study
+from .study import Study as Study
+from .workflow import WorkflowStudy as WorkflowStudy
+from .workflow import workflow_run as workflow_run
+from .workflow import workflow_study as workflow_study
+from .working_language import WorkingLanguageStudy as WorkingLanguageStudy
+from .working_language import working_language_labels as working_language_labels
+from .working_language import working_language_study as working_language_study

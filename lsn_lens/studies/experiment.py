@@ -1,0 +1,132 @@
+"""What every script shares: the settings of model and text, the command line, loading, and the folder of a report.
+
+Nothing slow is imported before it is used, so that `--help` answers at once.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from jsonargparse import auto_cli, set_loader
+
+if TYPE_CHECKING:
+    from lsn_lens.model.structure import Model
+    from lsn_lens.text.documents import LanguageCorpus
+
+STARTED = datetime.now(UTC)
+MODE = "yaml_with_languages"
+WORDS = re.compile(r"[\w-]+(,[\w-]+)+")  # en,no: a list without brackets
+BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError)  # these say in words what to do
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which model and which text, where it is loaded from files.
+
+    Attributes:
+        model: "demo", a local folder or a Hub id.
+        corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
+        out: Folder for the report and all else.
+        languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
+        files: Glob that picks files of a corpus folder.
+        column: The field with the text.
+    """
+
+    model: str = "demo"
+    corpus: str = "demo"
+    out: Path = Path("runs")
+    languages: tuple[str, ...] | None = None
+    files: str = "*"
+    column: str = "text"
+
+
+@dataclass(frozen=True)
+class Settings(Text):
+    """What every script that loads one model can be told.
+
+    Attributes:
+        device: For example "cuda"; a GPU if there is one.
+        dtype: Of the weights.
+        backend: TransformerLens class of the model.
+        revision: Branch, tag or commit of a Hub model.
+    """
+
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    backend: Literal["auto", "hooked", "bridge"] = "auto"
+    revision: str | None = None
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 as jsonargparse reads it, but only true and false are truth values, as in YAML 1.2."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag != BOOLEAN]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(BOOLEAN, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789"))
+
+
+def read_value(text: str) -> Any:
+    """A value of the command line, or a file of settings; `no` and `on` are languages."""
+    value = yaml.load(text, Loader=Loader)
+    return value.split(",") if isinstance(value, str) and WORDS.fullmatch(value) else value
+
+
+def run_cli(what: Callable[..., Any], **options: Any) -> Any:
+    """`jsonargparse.auto_cli` of a function or a dataclass of settings."""
+    set_loader(MODE, read_value, exceptions=(yaml.YAMLError,))
+    return auto_cli(what, as_positional=False, parser_mode=MODE, **options)
+
+
+def load_model(settings: Settings) -> "Model":
+    """The model that the settings name."""
+    import torch
+
+    from lsn_lens.model import loading
+
+    return loading.load_model(
+        settings.model, backend=settings.backend, device=settings.device, dtype=getattr(torch, settings.dtype),
+        revision=settings.revision,
+    )  # fmt: skip
+
+
+def load_text(settings: Text) -> "dict[str, LanguageCorpus]":
+    """The corpora that the settings name."""
+    from lsn_lens.text.corpora import load_corpora
+
+    return load_corpora(settings.corpus, settings.languages, files=settings.files, column=settings.column)
+
+
+def asked(settings: Any) -> dict[str, Any]:
+    """What `Study.report` writes into the provenance of a script: its settings, and when it began."""
+    from lsn_lens.studies.study import plain
+
+    return {"settings": plain(settings), "started": STARTED}
+
+
+def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], report: Callable[..., Path]) -> str:
+    """Read the settings, prepare and report; what is wrong with the settings is said in one line.
+
+    Args:
+        read: Gives the settings, for example `lambda: run_cli(Config)`.
+        prepare: From the settings to what `report` takes after them; refuses what cannot work.
+        report: Measures, writes, and gives the path of the page.
+
+    Returns:
+        Where the report is, in words.
+    """
+    try:
+        settings = read()
+        prepared = prepare(settings)
+    except SAID as error:
+        sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
+    return f"report: {report(settings, *prepared).resolve()}"

@@ -1,0 +1,1 @@
+"""What each study can be told; nothing slow is imported."""

@@ -1,0 +1,72 @@
+"""What a study gives back: its tables, and what it takes to know where they come from."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from lsn_lens.files import write_bytes
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.report.page import Report, provenance, save_tables, write_report
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Study:
+    """What a study measured; a mapping-like view of its tables, `study["summary"]`.
+
+    Attributes:
+        tables: By name; each study's function says what they hold.
+        settings: What was asked for, as plain data.
+        used: `model` and `text` that units were found on, as in a run's `settings`.
+        measured: The held-out text that was measured on.
+        found: The sets of units, by name.
+        started: When the study began.
+    """
+
+    page: ClassVar[Callable[..., Report]]  # writes the page, from the study and its provenance
+    tables: Mapping[str, pd.DataFrame] = field(repr=False)
+    settings: Mapping[str, Any]
+    used: Mapping[str, Any] = field(repr=False)
+    measured: Mapping[str, Any] = field(repr=False)
+    found: Mapping[str, NeuronSet] = field(default_factory=dict, repr=False)
+    started: datetime
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self.tables:
+            raise KeyError(f"no table {name!r}; there are {list(self.tables)}.")
+        return self.tables[name]
+
+    def report(
+        self, folder: Path | str, *, settings: Mapping[str, Any] | None = None, started: datetime | None = None
+    ) -> Path:
+        """Write report.html, report.md, provenance.json, tables/, figures/ and neurons/ into a folder.
+
+        Args:
+            folder: Made where it is not there.
+            settings: Stand in the provenance in place of the study's own.
+            started: The same.
+
+        Returns:
+            The path of report.html.
+        """
+        folder = Path(folder)
+        save_tables(self.tables, folder / "tables")
+        for name, found in self.found.items():
+            found.save(folder / "neurons" / f"{name}.safetensors")
+        origin = provenance(self.used, self.measured, settings or self.settings, started or self.started)
+        write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
+        return write_report(type(self).page(self, origin), folder)
+
+
+def now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as data that JSON can hold."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
