@@ -30,7 +30,7 @@ class Heatmap:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """One bar a category; several `Bars` of a chart stand beside each other."""
+    """One bar per category; several `Bars` of a chart stand beside each other."""
 
     values: pd.Series
     label: str
@@ -39,7 +39,7 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """Any number of points a category: the index of `values` repeats."""
+    """Any number of points per category: the index of `values` repeats."""
 
     values: pd.Series
     label: str

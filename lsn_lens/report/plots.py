@@ -96,7 +96,7 @@ def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own langu
         title: Above the figure.
     """
     own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
-    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot a seed", RANDOM))
+    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot per seed", RANDOM))
     return Chart(
         title, "language", "rise of its own loss, nats per token", marks,
         "Bars: the language's own loss when its units are ablated. Dots: the same number of random units in the same "

@@ -20,7 +20,7 @@ SHOWN = 160  # characters of a document
 def highest_on_text(
     model: Model, corpora: Mapping[str, LanguageCorpus], scores: NeuronScores, found: NeuronSet, each: int = 2
 ) -> str:
-    """Where each language's highest scoring neurons fire in the first held-out document of every language, as html.
+    """Where each language's highest scoring neurons fire in the first hold-out document of every language, as html.
 
     Args:
         model: A HookedTransformer or TransformerBridge with a fast tokenizer.
@@ -47,12 +47,12 @@ def activations_on_text(
     Args:
         model: A HookedTransformer or TransformerBridge with a fast tokenizer.
         texts: One text for each label, for example the same sentence in each language.
-        neurons: One row a neuron: `language` (whose it is), `layer`, `unit`, as in `NeuronSet.to_frame()`.
+        neurons: One row per neuron: `language` (whose it is), `layer`, `unit`, as in `NeuronSet.to_frame()`.
         site: Which tensor; act(gate) by default, the one whose sign LAPE counts.
 
     Returns:
-        One row for each text, piece and neuron: `text`, `place`, `piece`, `neuron`, `activation`. Tokens that are parts
-        of one character are one piece, with the activation furthest from 0. The begin token is read, but not shown.
+        One row per text, piece and neuron: `text`, `place`, `piece`, `neuron`, `activation`. Tokens that are parts of
+        one character are one piece, with the activation furthest from 0. The begin token is read, but not shown.
 
     Raises:
         ValueError: No neurons, or a text longer than the model's context.
@@ -77,7 +77,7 @@ def activations_on_text(
 def neuron_on_text(activations: pd.DataFrame) -> str:
     """A view to choose a neuron and see where it fires in all texts, as html that needs nothing from the network.
 
-    Activations below 0, where the neuron does not fire, are shown as 0. One colour scale a neuron, for all texts.
+    Activations below 0, where the neuron does not fire, are shown as 0. One colour scale per neuron, for all texts.
 
     Args:
         activations: From `activations_on_text`.

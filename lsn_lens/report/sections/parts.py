@@ -17,7 +17,7 @@ def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
     return Section(
         "How it was measured",
         (
-            f"Found on {rows}; what documents begin with: {used['separator']}. Measured on the held-out part of the "
+            f"Found on {rows}; what documents begin with: {used['separator']}. Measured on the hold-out part of the "
             "corpus, which the methods never saw.",
         ),
         {"Text that the units were found on": text},

@@ -144,11 +144,11 @@ def planted_section(tables: Tables) -> Section:
     return Section(
         "What was planted",
         (
-            "Means over units and plantings, on held-out text: share of tokens that a unit fires on in its languages "
+            "Means over units and plantings, on hold-out text: share of tokens that a unit fires on in its languages "
             "(the lowest) and others (the highest), its mean activation on its own, the shares of the layer's units "
             "that are quieter there and that write less, and by how much the loss of its languages (the lowest) and of "
-            "others (the highest) rises when it alone is switched off, in nats a token.",
+            "others (the highest) rises when it alone is switched off, in nats per token.",
             *left,
         ),
-        {"Measured": means.reset_index(), "Rise of the loss by planting, nats a token": tables["damage"]},
+        {"Measured": means.reset_index(), "Rise of the loss by planting, nats per token": tables["damage"]},
     )

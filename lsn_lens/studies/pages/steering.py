@@ -142,7 +142,7 @@ def doses_section(tables: Tables) -> Section:
         (
             "Texts from nothing, all targets together. Doses of average_precision are units of a language, all others "
             "are strengths. The dose that is used above has the largest share among those whose texts are at most 1 "
-            "nat a token less probable than texts without steering.",
+            "nat per token less probable than texts without steering.",
         ),
         {"Doses": doses},
         figures,

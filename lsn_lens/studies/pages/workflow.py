@@ -18,7 +18,7 @@ HOW_TO_READ = (
     "to English, the middle ones solve it in English, with multilingual knowledge from the FFN, and the last ones "
     "produce the question's language. If it holds for this model and these units, then turning off a language's "
     "units in the first or last layers hurts that language and spares English.",
-    "They measure the accuracy of tasks; this report measures the loss on held-out text, where every token is both "
+    "They measure the accuracy of tasks; this report measures the loss on hold-out text, where every token is both "
     "understood and generated, and nothing is solved. So it can speak for or against a language-specific "
     "beginning and end; it cannot test reasoning.",
     "A switch is one stage and one structure: attention (q, k, v, their output) or FFN (the MLP). Units turned off: "
@@ -100,7 +100,7 @@ def stages_section(stages: Stages, tables: Tables, found: NeuronSet, config: Map
     words = "; ".join(f"{name}: layers {each[0]} to {each[-1]}" for name, each in layers.items())
     if "stages" in tables:
         why = (
-            "Searched on every second held-out document; all else on this page is measured on the others. Criterion: "
+            "Searched on every second hold-out document; all else on this page is measured on the others. Criterion: "
             f"the largest sum of both stages' {config['criterion']}, with a layer left between them. A gap is own "
             f"minus {config['english']}, all units of the stage off. Rows with nearly the same number would do as "
             "well: the choice is no finding."

@@ -76,7 +76,7 @@ def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
         "In which language the layers predict",
         (
             "The residual stream after each layer is read as if the model ended there (logit lens). At each position "
-            "of held-out text the most probable tokens are looked up: those that belong to one language alone count, "
+            "of hold-out text the most probable tokens are looked up: those that belong to one language alone count, "
             "the others are left out. Shares are means over positions, then over documents. Layer 0 is the embedding, "
             "measured as all others; the last layer is the model's own output.",
             "A lens names some languages more than others whatever the text. The third figure shows it: an even lens "
@@ -98,7 +98,7 @@ def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
 
 
 def curves(study: Any) -> Section:
-    """One figure a text language."""
+    """One figure per language of the text."""
     layers = study["layers"]
     return Section(
         "Language by language",
@@ -116,7 +116,7 @@ def bias(study: Any) -> Section:
             f"A token belongs to a language whose text has it at least {settings['at_least']} times and "
             f"{settings['ratio']:g} times as often as any other (by {settings['by']}). Where languages share a script "
             "and words, few tokens belong to one alone, and a language with many such tokens is named more often. "
-            "Everything here is measured on held-out text that the labels were not made from.",
+            "Everything here is measured on hold-out text that the labels were not made from.",
             "own: share of real tokens of the language's text that are identified as it; other: as another language; "
             "none: not at all. precision: of the text tokens identified as this language, the share that come from its "
             "text. Two languages can be compared only as far as own and precision are alike.",
