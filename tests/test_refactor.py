@@ -68,7 +68,7 @@ COLUMNS: dict[str, str] = {  # "neurons": "units", or in one table only "compare
     "neurons": "units",
     "compare.ablations / random_rise": "random_mean",
 }
-WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other mean"
+WORDS = {"units a language": "units per language"}  # in cells and rows: "other languages' mean": "other mean"
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
 GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
     *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),

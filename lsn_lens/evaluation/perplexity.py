@@ -1,4 +1,4 @@
-"""Loss on held-out text, with and without an intervention: who is hurt when a language's units go?"""
+"""Loss on hold-out text, with and without an intervention: who is hurt when a language's units go?"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -47,13 +47,12 @@ def perplexity_table(
         progress: Show a progress bar.
 
     Returns:
-        One row for each set, intervened language ("none" first) and evaluated language: `set`, `action`,
-        `intervened`, `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token),
-        `perplexity` (exp of it), `bits_per_byte` (of the bytes that the scored tokens stand for), for each its change
-        against no intervention, `nll_change` and so on, and that change over the loss without intervention,
-        `nll_relative_change` and so on; `tokens` and `bytes` that were scored. Separators are read, but predicting
-        them is not scored, and neither is a block's first token.
-        `attrs["text"]` describes the text.
+        One row per set, intervened language ("none" first) and evaluated language: `set`, `action`, `intervened`,
+        `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token), `perplexity` (exp of
+        it), `bits_per_byte` (of the bytes that the scored tokens stand for), for each its change against no
+        intervention, `nll_change` and so on, and that change over the loss without intervention, `nll_relative_change`
+        and so on; `tokens` and `bytes` that were scored. Separators are read, but predicting them is not scored, and
+        neither is a block's first token. `attrs["text"]` describes the text.
 
     Raises:
         KeyError: A language to measure without text.
@@ -63,7 +62,7 @@ def perplexity_table(
         UserWarning: Nothing of a language was scored, so its losses are NaN; or the tokenizer does not tell which bytes
             its tokens stand for, so bits per byte are.
 
-    Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
+    Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability per token.
     """
     check_model(model)
     corpora = as_corpora(corpora)
@@ -85,8 +84,8 @@ def loss_table(
     Args: as `perplexity_table`.
 
     Returns:
-        One row for each intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and
-        losses and changes as in `perplexity_table`.
+        One row per intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and losses
+        and changes as in `perplexity_table`.
 
     Raises:
         ValueError: Two interventions of one name.
