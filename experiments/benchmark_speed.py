@@ -134,7 +134,7 @@ def benchmark(
             times[f"{SUMS}, one by one"] = [sum(each) for each in zip(*sums, strict=True)]
             times["everything, one by one"] = [sum(each) for each in zip(*whole, strict=True)]
             base = baseline_of(times)
-            print(f"\n{name}: {total} tokens a pass, {rounds} rounds, {torch.get_num_threads()} threads; medians")
+            print(f"\n{name}: {total} tokens per pass, {rounds} rounds, {torch.get_num_threads()} threads; medians")
             columns = {"x bare model": base, "x lape": times[LAPE], f"x {SUMS}": times[SUMS]}
             rows = {key: {title: ratio(each, other) for title, other in columns.items()} for key, each in times.items()}
             print(pd.DataFrame.from_dict(rows, orient="index").to_string())

@@ -34,7 +34,7 @@ class Config(Settings):
         controls: Slow checks that run the model, by their names in `lsn_lens.Checks`: "changed_text" (romanised, words
             shuffled), "ablations" (all kinds), "off_target" (numbers, code, repetition). None by default: several more
             passes each.
-        kind: Packed blocks, or one row a document; by default documents where all fit, else blocks.
+        kind: Packed blocks, or one row per document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
         max_tokens: Cap for each language when finding neurons.

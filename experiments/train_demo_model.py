@@ -138,7 +138,7 @@ def train(
         out: Folder for the model, its tokenizer, checkpoints and `training.json`.
         languages: Which languages; all that a folder has by default.
         files: Glob that picks files of the folder, for example "*.train.jsonl.gz".
-        limit: At most this many documents a language.
+        limit: At most this many documents per language.
         validation: Share of the documents held out for validation.
         repeat: Times that documents of a `source` (a field of the records) are repeated, for example {"news": 4}.
         tokens: Training tokens, equal parts of all languages.

@@ -6,9 +6,9 @@ from tqdm.auto import tqdm as _tqdm
 
 
 class tqdm(_tqdm):  # noqa: N801 (tqdm's own name)
-    """tqdm's bar, which a caller switches off by `disable=True` and anybody by `TQDM_DISABLE=1`.
+    """tqdm's progress bar, switched off by `disable=True` or by the environment variable `TQDM_DISABLE=1`.
 
-    tqdm itself heeds the variable only where `disable` is not given.
+    tqdm itself reads the variable only if `disable` is not given.
     """
 
     def __init__(self, *args: Any, disable: bool | None = False, **options: Any):

@@ -1,4 +1,4 @@
-"""What files hold: whole or not at all, safetensors with a JSON header, the released LAPE masks."""
+"""Read and write files: atomic writes, safetensors with a JSON header, the released LAPE masks."""
 
 import contextlib
 import errno
@@ -19,10 +19,10 @@ from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: a temporary file, flushed to disk, takes the place of `path`.
+    """Write a whole file or none: a temporary file, flushed to disk, replaces `path`.
 
     Raises:
-        OSError: The disk is full, or the place cannot be written to; what was there before is kept.
+        OSError: The disk is full, or `path` cannot be written to; an earlier file is kept.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -33,13 +33,13 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # where even this fails, the first error is the one to tell
+        with contextlib.suppress(OSError):  # if even this fails, the first error is reported
             temporary.unlink()
         do = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give a place that can be written to"
         raise OSError(
             error.errno,
-            f"{error.strerror or error} while writing {len(content):,} bytes. Nothing half written is left; "
-            f"what was finished before is kept. {do} and run the same call again",
+            f"{error.strerror or error} while writing {len(content):,} bytes. No partial file is left; "
+            f"finished files are kept. {do} and run the same call again",
             str(path),
         ) from error
 
@@ -57,11 +57,11 @@ def _with_suffix(path: Path) -> Path:
 
 
 def load_tensors(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote; as there, `.safetensors` may be left out of the path.
+    """Read a file that `save_tensors` wrote; the path may omit `.safetensors`.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: A file of another kind, or one that is damaged.
+        FileNotFoundError: The file does not exist.
+        ValueError: A file of another kind, or a damaged file.
     """
     path = path if Path(path).is_file() and not _with_suffix(Path(path)).is_file() else _with_suffix(Path(path))
     try:
@@ -85,7 +85,7 @@ def read_lape_masks(path: Path | str, labels: Sequence[str], d_mlp: int) -> Bool
     """Read a released LAPE file, which names no languages; see `NeuronSet.from_lape_file`.
 
     Raises:
-        ValueError: As there.
+        ValueError: A file that is damaged or does not fit `labels` and `d_mlp`.
     """
     d_mlp = whole_number(d_mlp, "d_mlp", least=1)
     lists = _load_lists(Path(path))
@@ -103,16 +103,16 @@ def read_lape_masks(path: Path | str, labels: Sequence[str], d_mlp: int) -> Bool
 
 
 def unit_mask(given: Any, width: int, where: str) -> Bool[Tensor, "unit"]:
-    """One layer's units as a mask, from a mask or from indices: what the values can only be, never a guess.
+    """One layer's units as a mask, from a mask or from indices; ambiguous values are refused.
 
-    A bool vector of `width` is a mask. So is a vector of `width` zeros and ones (more than two) of any type: as indices
-    it would name a unit twice. Integers that differ and lie in `0 ... width - 1` are indices; `[n, 1]`, a single number
-    and nothing at all (of any type) are taken for such. All else is refused.
+    A bool vector of length `width` is a mask. So is a vector of `width` zeros and ones (more than two) of any type: as
+    indices it would repeat a unit. Distinct integers in `0 ... width - 1` are indices; `[n, 1]`, a single number and an
+    empty value (of any type) count as indices too.
 
     Args:
         given: A tensor, a list of numbers or a number.
         width: Units of the layer.
-        where: Of what, for errors.
+        where: Description of the value, for errors.
 
     Raises:
         ValueError: Neither a mask nor indices, or a mask of another width.
@@ -160,7 +160,7 @@ def _is_truth(value: Any) -> bool:
 
 
 def _as_tensor(given: Any, where: str) -> Tensor:
-    """A plain tensor of what is numbers all through; nothing is rounded on the way."""
+    """A plain tensor of numbers only, without rounding."""
     if isinstance(given, list | tuple) and 0 < sum(map(_is_truth, given)) < len(given):
         raise ValueError(f"{where}: truth values and numbers are mixed: {str(given)[:60]}. Give one or the other.")
     try:
@@ -175,7 +175,7 @@ def _as_tensor(given: Any, where: str) -> Tensor:
 
 
 def _load_lists(path: Path) -> list[Any]:
-    """The nested lists of a `.pth`; only tensors and plain numbers are ever unpickled."""
+    """The nested lists of a `.pth`; only tensors and plain numbers are unpickled."""
     with open(path, "rb") as file:
         head = file.read(64)
     if head.startswith(b"version https://git-lfs"):
@@ -207,10 +207,10 @@ def _kinds(given: Any) -> str:
 
 
 def whole_number(given: Any, name: str, least: int = 0) -> int:
-    """An integer as it was meant: no truth value, nothing that would have to be rounded.
+    """An integer of at least `least`; truth values and numbers that need rounding are refused.
 
     Raises:
-        ValueError: Something else, or less than `least`.
+        ValueError: Another value, or an integer below `least`.
     """
     if not isinstance(given, bool) and hasattr(type(given), "__index__"):
         with contextlib.suppress(TypeError, ValueError):  # an array of several numbers has the method too
@@ -221,10 +221,10 @@ def whole_number(given: Any, name: str, least: int = 0) -> int:
 
 
 def labels_of(given: Any) -> tuple[str, ...]:
-    """Languages as a tuple.
+    """Language labels as a tuple.
 
     Raises:
-        ValueError: One string, a set (which has no order), labels that are not strings, or one named twice.
+        ValueError: One string, a set (which has no order), labels that are not strings, or a repeated label.
     """
     if isinstance(given, str | bytes):
         raise ValueError(f"languages={given!r} is one string: give a list, [{given!r}].")

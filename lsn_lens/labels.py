@@ -1,15 +1,15 @@
-"""What a language may be called, wherever labels are given."""
+"""Checks of language labels."""
 
 from collections.abc import Iterable
 
-RESERVED = ("none",)  # tables of losses call their row without an intervention so
+RESERVED = ("none",)  # in tables of losses, the row without an intervention
 
 
 def label_list(labels: Iterable[str], name: str = "languages") -> list[str]:
     """Labels in their order, without repeats.
 
     Raises:
-        ValueError: A lone string, which would be read letter by letter; or something that is not a label.
+        ValueError: A single string, which would be read letter by letter, or an element that is not a label.
     """
     if isinstance(labels, str):
         raise ValueError(f"{name}={labels!r} is one string: expected a list of labels, as [{labels!r}].")
@@ -17,10 +17,10 @@ def label_list(labels: Iterable[str], name: str = "languages") -> list[str]:
 
 
 def check_label(label: object, name: str = "languages") -> str:
-    """Refuse what cannot be a language's label.
+    """Require a valid language label, and return it.
 
     Raises:
-        ValueError: Not a text, an empty one, or a name that tables need for something else.
+        ValueError: Not a string, an empty string, or a name that tables reserve.
     """
     if isinstance(label, bool):
         raise ValueError(
@@ -31,7 +31,7 @@ def check_label(label: object, name: str = "languages") -> str:
         raise ValueError(f"{name}: {label!r} is not a label: expected a text such as 'en'.")
     if label in RESERVED:
         raise ValueError(
-            f"{name}: no language can be labelled {label!r}, as tables of losses call their row without an "
-            "intervention so. Give it another label."
+            f"{name}: no language can be labelled {label!r}: tables of losses use this name for the row without an "
+            "intervention. Choose another label."
         )
     return label

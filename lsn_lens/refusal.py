@@ -1,4 +1,4 @@
-"""What says that something does not apply here, or that a function has no such parameter."""
+"""Errors for methods that do not apply, and for unknown parameters."""
 
 import inspect
 from collections.abc import Callable
@@ -9,11 +9,11 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 class DoesNotApply(ValueError):
-    """A method or check that cannot be had on this model or text; the message says why."""
+    """A method or check cannot be computed on this model or text; the message says why."""
 
 
 def listing_parameters(function: Called) -> Called:
-    """A function that says which parameters it has where it is called with one that it has not."""
+    """Wrap a function so that an unknown parameter raises a `TypeError` that lists its parameters."""
     names = list(inspect.signature(function).parameters)
 
     @wraps(function)

@@ -336,7 +336,7 @@ def test_no_text_is_in_both_parts_and_none_is_measured_twice(hold_out, source, s
 
 def test_equal_documents_are_said_to_be_no_hold_out(tmp_path):
     corpus = load_corpora({"en": ["one river"] * 6})["en"]
-    with pytest.warns(UserWarning, match="every text to measure with is also a text to find units with.* All are kept"):
+    with pytest.warns(UserWarning, match="every hold-out text is also a text to find units with.* All are kept"):
         assert list(corpus.hold_out) == ["one river"] * 2
     assert corpus.hold_out.shared == 2 and corpus.hold_out.skipped == {}
     with pytest.warns(UserWarning, match="nothing is held out"):
@@ -469,7 +469,7 @@ def test_preset_codes(asked):
 
 
 def test_a_preset_needs_languages(asked):
-    with pytest.raises(ValueError, match="say which languages"):
+    with pytest.raises(ValueError, match="name the languages"):
         load_corpora("wikipedia")
     assert not asked
 

@@ -5,16 +5,14 @@ import functools
 import importlib.util
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from pages import PAGES, ROOT, blocks
 
 import lsn_lens
 from lsn_lens.methods.catalogue import METHODS
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs/tutorials").glob("*.py")])
 HARNESS = "lsn_lens.generation.tasks.harness.HarnessModel"  # no room hands it on: it needs an optional package
 ELSEWHERE = re.compile(r"(?:src|href|url|import)\s*[=(]\s*[\"']?\s*(?:https?:)?//", re.IGNORECASE)
 
@@ -22,10 +20,7 @@ ELSEWHERE = re.compile(r"(?:src|href|url|import)\s*[=(]\s*[\"']?\s*(?:https?:)?/
 def snippets():
     """Python of all documents: fenced blocks (also inside tabs), and the tutorials whole."""
     for path in PAGES:
-        text = path.read_text(encoding="utf-8")
-        blocks = [text] if path.suffix == ".py" else re.findall(r"^( *)```python\n(.*?)^\1```", text, re.M | re.S)
-        for block in blocks:
-            source = block if isinstance(block, str) else inspect.cleandoc("\n" + block[1])
+        for _, source in blocks(path):
             yield pytest.param(source, id=f"{path.relative_to(ROOT)}-{source[:20]!r}")
 
 

@@ -61,6 +61,17 @@ def test_functions_take_what_load_corpora_takes(load):
     assert runs[0].settings == runs[1].settings
 
 
+def test_losses_and_comparisons_take_what_load_corpora_takes(load):
+    model, made = load("llama"), lsn.load_corpora(TEXTS)
+    run = lsn.collect(model, TEXTS, ["lape"], progress=False)
+    found = lsn.detect(run, "lape", rate=0.2)
+    layout = {"layout": lsn.Layout(kind="documents"), "progress": False}
+    for measured in (lsn.perplexity_table, lsn.perplexity_matrix):
+        assert measured(model, TEXTS, found, **layout).equals(measured(model, made, found, **layout))
+    both = [lsn.compare(run, ["lape"], model=model, corpora=each, seeds=2, **layout).losses for each in (TEXTS, made)]
+    assert both[0].equals(both[1])
+
+
 def test_what_is_there_can_be_counted_and_looked_at(tmp_path):
     corpus = lsn.load_corpora({"en": ["One <b>.", "two", "", "two", "three", "one", "two"]})["en"]
     for part in (corpus.find, corpus.hold_out):

@@ -68,7 +68,7 @@ COLUMNS: dict[str, str] = {  # "neurons": "units", or in one table only "compare
     "neurons": "units",
     "compare.ablations / random_rise": "random_mean",
 }
-WORDS: dict[str, str] = {}  # in cells and rows: "other languages' mean": "other mean"
+WORDS = {"units a language": "units per language"}  # in cells and rows: "other languages' mean": "other mean"
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
 GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
     *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),
@@ -304,7 +304,7 @@ def tasks() -> Tables:
 def grouped() -> Tables:
     """Experts, and what languages share."""
     statistics = run().statistics
-    alike = experts.language_similarity(statistics)
+    alike = experts.expert_similarity(statistics)
     frequency = experts.frequencies(statistics).groupby(level="language").mean().reset_index()
     family = experts.family_test(alike, {"one": ["en", "fr"], "two": ["zh"]}, permutations=99)
     return {

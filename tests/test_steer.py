@@ -196,7 +196,7 @@ def summary(warning="", **shares):
 def test_the_lead_says_who_wins(shares, words):
     said = section.lead(summary(**shares))
     first = (
-        "Of all neurons, those of plnd steer best: on average 40% of the texts are in the target language (without "
+        "Of all sets of neurons, plnd steers best: on average 40% of the texts are in the target language (without "
         "steering 12%, random units 25%); clearly for 3 of 8 pairs of source and target."
     )
     assert said == " ".join([first, *words])

@@ -27,10 +27,10 @@ def contribution(statistics: Statistics, norms: Float[Tensor, "layer unit"], met
         method: Says which neurons are active.
 
     Returns:
-        One row a layer, language and type, means over items: `top_share`, the share of the type among the
-        `round(0.0488 * d_mlp)` neurons (one at least) of highest C; `chance`, its share among all neurons;
-        `sum_share`, of the sum of C; `mean`, `maximum` and `minimum` of C in the type; `coverage`, the share of items
-        in which a neuron has the type. Where none has, that item says nothing (NaN if there is no other).
+        One row per layer, language and type, means over items: `top_share`, the share of the type among the
+        `round(0.0488 * d_mlp)` neurons (one at least) of highest C; `chance`, its share among all neurons; `sum_share`,
+        of the sum of C; `mean`, `maximum` and `minimum` of C in the type; `coverage`, the share of items in which a
+        neuron has the type. Where none has, that item says nothing (NaN if there is no other).
 
     Raises:
         KeyError: As `categories`.
@@ -72,7 +72,7 @@ def effective_score(
         method: Says which neurons are active.
 
     Returns:
-        One row a layer, language and type: `mean`, `maximum` and `minimum` of E in the type, means over items, and
+        One row per layer, language and type: `mean`, `maximum` and `minimum` of E in the type, means over items, and
         `coverage`, as in `contribution`.
 
     Raises:

@@ -41,7 +41,7 @@ def expert_sets(
         families: Name -> languages, two or more each.
 
     Returns:
-        One row a layer and set: `layer`, `set` ("shared by all", "only <language>", "family <name>": in all of its
+        One row per layer and set: `layer`, `set` ("shared by all", "only <language>", "family <name>": in all of its
         languages and in no other), `experts` (how many), `expected` (by chance: each language's frequent experts drawn
         from the layer independently of the others'), `frequent` (the sizes that chance is drawn with).
 

@@ -159,11 +159,11 @@ def pair_similarity(embeddings: Embeddings) -> pd.DataFrame:
     """How alike the sentences of two languages are, at every layer.
 
     Returns:
-        One row for each layer and pair: `layer`, `language`, `other`; `similarity`, the mean cosine of a sentence and
-        its translation; `control`, the mean cosine of a sentence and the translations of all others, since in most
-        models any two vectors point the same way; `above_control`, the difference; `retrieval`, the share of sentences
-        whose most similar sentence of the other language is the translation, both directions averaged (chance is
-        1 / sentences; a tie counts as a miss).
+        One row per layer and pair: `layer`, `language`, `other`; `similarity`, the mean cosine of a sentence and its
+        translation; `control`, the mean cosine of a sentence and the translations of all others, since in most models
+        any two vectors point the same way; `above_control`, the difference; `retrieval`, the share of sentences whose
+        most similar sentence of the other language is the translation, both directions averaged (chance is 1 /
+        sentences; a tie counts as a miss).
 
     Raises:
         ValueError: Fewer than two languages or two sentences.
@@ -193,7 +193,7 @@ def pair_similarity(embeddings: Embeddings) -> pd.DataFrame:
 
 
 def language_similarity(embeddings: Embeddings) -> pd.DataFrame:
-    """The means of `pair_similarity` over all pairs of languages: one row for each layer."""
+    """The means of `pair_similarity` over all pairs of languages: one row per layer."""
     pairs = pair_similarity(embeddings).drop(columns=["language", "other"])
     return pd.DataFrame(pairs.groupby("layer", as_index=False).mean())
 
@@ -204,8 +204,8 @@ def language_dominance(embeddings: Embeddings) -> pd.DataFrame:
     A sentence of language c, minus the mean of c, plus the mean of t, is compared with its translation into t.
 
     Returns:
-        One row for each layer and language t: `layer`, `language`; `dominance`, the mean cosine over all c and
-        sentences; `control`, the same against all other sentences of t; `above_control`, the difference.
+        One row per layer and language t: `layer`, `language`; `dominance`, the mean cosine over all c and sentences;
+        `control`, the same against all other sentences of t; `above_control`, the difference.
 
     Raises:
         ValueError: Fewer than two languages or two sentences.

@@ -57,10 +57,10 @@ def profile(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
     """How many neurons of each layer have each type.
 
     Returns:
-        One row a layer and type: `mean`, `minimum` and `maximum` over items of the share of neurons; `chance`, if
+        One row per layer and type: `mean`, `minimum` and `maximum` over items of the share of neurons; `chance`, if
         languages chose their neurons independently, each as many as it has in the item; `chance_unrelated`, if each
-        neuron kept its own rate in each language, but items had nothing to do with each other across languages (as
-        if shuffled); and the number of `items` and `languages`. Profiles of different numbers of languages cannot be
+        neuron kept its own rate in each language, but items had nothing to do with each other across languages (as if
+        shuffled); and the number of `items` and `languages`. Profiles of different numbers of languages cannot be
         compared.
 
     Raises: as `categories`.
@@ -75,7 +75,7 @@ def profile(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
 
 
 def activity(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
-    """The share of active neurons: one row a layer and language, with `mean`, `minimum`, `maximum` over items.
+    """The share of active neurons: one row per layer and language, with `mean`, `minimum`, `maximum` over items.
 
     Raises: as `categories`.
     """
@@ -101,12 +101,12 @@ def repeatability(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataF
     """Do the same neurons have a type in every item?
 
     Returns:
-        One row a layer and type: `mean`, the share of neurons that have it in an item; `always`, in all items;
+        One row per layer and type: `mean`, the share of neurons that have it in an item; `always`, in all items;
         `chance`, the share that would have it in all if each item drew as many neurons as it has, afresh;
-        `chance_of_rates`, if each neuron had it with its own rate in each item, independently (the rates come from
-        the same items, so this is never below `always`); `jaccard`, the mean overlap of two items (pairs
-        without the type left out), and `jaccard_chance`, about what the draw afresh would give; `items`.
-        `always` and its chances fall with the number of items: only `jaccard` compares between runs.
+        `chance_of_rates`, if each neuron had it with its own rate in each item, independently (the rates come from the
+        same items, so this is never below `always`); `jaccard`, the mean overlap of two items (pairs without the type
+        left out), and `jaccard_chance`, about what the draw afresh would give; `items`. `always` and its chances fall
+        with the number of items: only `jaccard` compares between runs.
 
     Raises: as `categories`.
 

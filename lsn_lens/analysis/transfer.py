@@ -19,7 +19,7 @@ def transfer_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) 
         parameters: Of `Transfer`.
 
     Returns:
-        One row a checkpoint, in order, and language: `frozen` (neurons by the reference's thresholds), `fixed_share`
+        One row per checkpoint, in order, and language: `frozen` (neurons by the reference's thresholds), `fixed_share`
         (neurons by the checkpoint's own 1 %), and `frozen_total`, `fixed_share_total` (different neurons of all
         languages; the latter cannot fall or rise, whatever the model learned).
 

@@ -22,24 +22,25 @@ Doubts = Iterable[tuple[str, list[str]]]
 
 @dataclass(frozen=True)
 class Check:
-    """One way to see how far a method can be trusted. Options, tables, warnings and the report are read from it.
+    """One check of a method's reliability. Options, tables, warnings and the report are made from its fields.
 
     Attributes:
-        name: Of the check. With "_" for spaces, the name of its table in a `Comparison`.
-        run: From a `Subject` to a table. Raises `DoesNotApply` where the check cannot be had; the reason is kept in the
-            table "not_done", and nothing else is caught.
+        name: The check's name; with "_" for spaces, the name of its table in a `Comparison`.
+        run: From a `Subject` to a table. Raises `DoesNotApply` where the check does not apply; the reason is kept in
+            the table "not_done". No other error is caught.
         asks: How often `run` is called. "method": once per method that found its set itself, unless `without_draws`
             names the method. "methods": once with all such methods; the table has a column `method`. "units": once per
-            set of units and action, also for sets that were given; methods with the same ones share the rows.
+            set of units and action, also for given sets; methods with the same set and action share the rows.
         needs_model: Whether it runs the model. "units" implies an action on the units.
-        option: The field of `Checks` that asks for it; "" for one in `Checks.extra`, which is always done.
+        option: The field of `Checks` that asks for the check; "" for a check in `Checks.extra`, which is always done.
         summary: From the table of all methods to its main numbers: `method` as the index, one row per method.
         columns: How the main numbers are written.
-        ranked: Main numbers that stand in the ranking, too.
-        doubts: From one method's rows to warnings: words, and the languages that they hold for (none: no particular).
-        about: What it looks at, in a few words, to say that it was not done.
-        says: How to read it, for the report.
-        caption: Of its main numbers in the report; checks with the same caption share a table.
+        ranked: Main numbers that the ranking shows, too.
+        doubts: From one method's rows to warnings: the text, and the languages that it is about (none: not one in
+            particular).
+        about: What the check looks at, in a few words, for the list of checks that were not done.
+        says: How to read its numbers, for the report.
+        caption: Caption of its main numbers in the report; checks with the same caption share a table.
         figures: From the table to the report's figures, by the names of their files.
     """
 
@@ -74,14 +75,14 @@ class Subject:
     """What a check looks at.
 
     Attributes:
-        run: Of the methods' statistics.
-        methods: By name: the one method, or all, see `Check.asks`.
-        found: Their sets.
+        run: The run with the methods' statistics.
+        methods: Methods by name: one or all, see `Check.asks`.
+        found: The methods' sets.
         options: The `Checks` that were asked for.
-        model: The run's model; None where `compare` got none. So are the next two.
+        model: The run's model; `model`, `corpora` and `text` are None where `compare` got no model.
         corpora: The run's text.
-        text: The held-out text, with the unchanged model's losses.
-        actions: What to do to each method's units; methods without one cannot be ablated.
+        text: The hold-out text with the unchanged model's losses.
+        actions: The action on each method's units; methods without an action cannot be ablated.
         progress: Show progress bars.
         not_done: What did not apply, see `attempt`.
         shared: See `once`.
@@ -100,13 +101,13 @@ class Subject:
     shared: dict[str, Any] = field(default_factory=dict)
 
     def of(self, names: Iterable[str]) -> "Subject":
-        """The same for some methods."""
+        """The same subject with some of the methods."""
         kept = {name: self.methods[name] for name in names}
         return replace(self, methods=kept, found={name: self.found[name] for name in kept})
 
     @property
     def name(self) -> str:
-        """Of the one method."""
+        """The name of the one method."""
         (name,) = self.methods
         return name
 
@@ -122,7 +123,7 @@ class Subject:
 
     @property
     def action(self) -> Choice:
-        """What to do to the one method's units."""
+        """The action on the one method's units."""
         return self.actions[self.name]
 
     @cached_property
@@ -132,18 +133,18 @@ class Subject:
 
     @property
     def paired(self) -> bool:
-        """Whether the one method's draws take text of all languages together."""
+        """Whether draws for the one method keep parallel text parallel."""
         return self.options.paired or bool(getattr(self.method, "paired", False))
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What checks of several methods share: made when it is first asked for."""
+        """A value that several methods share, made at the first request."""
         if name not in self.shared:
             self.shared[name] = make()
         return self.shared[name]
 
     @contextmanager
     def attempt(self, part: str) -> Iterator[None]:
-        """Note what does not apply, and why, and go on; a fault is no such reason and is raised."""
+        """Note what does not apply, with the reason, and continue; every other error is raised."""
         try:
             yield
         except DoesNotApply as error:
@@ -157,5 +158,5 @@ def columns_of(kind: Kind, *names: str) -> dict[str, Column]:
 
 
 def where(rows: pd.DataFrame, holds: Any) -> list[str]:
-    """The languages of the rows for which it holds."""
+    """The languages of the rows where `holds` is true."""
     return list(rows.loc[holds, "language"])

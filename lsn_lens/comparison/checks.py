@@ -1,4 +1,4 @@
-"""The checks that there are, and which are asked for."""
+"""All checks, and the options that choose among them."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ class Checks:
     """What `compare` does to see how far each method can be trusted.
 
     Attributes:
-        replicates: Of the bootstrap, beside which each language is left out in turn; 0 leaves both out.
-        permutations: Of labels; 0 leaves them out.
-        without_draws: Names of methods that are not asked again on draws of the run: "average_precision" takes seconds
-            for each, others a tenth of one.
+        replicates: Bootstrap replicates; each language is also left out in turn. 0 skips both checks.
+        permutations: Permutations of the labels; 0 skips this check.
+        without_draws: Names of methods that are not run again on draws: "average_precision" takes seconds per draw,
+            others a tenth of a second.
         paired: Draw the same shards in all languages and permute labels within a position only, for parallel text.
-            Methods that say `paired = True` themselves, as "sharing" does, are always drawn so.
-        changed_text: Find units again on romanised text and on shuffled words, a pass over the text each, and, from the
-            run alone, without other scripts. Takes a model.
-        ablations: Every kind of ablation. Takes a model.
-        off_target: Numbers, arithmetic, code, and what the model writes. Takes a model.
-        seeds: Random sets beside the last two.
+            Methods with `paired = True`, such as "sharing", are always drawn like this.
+        changed_text: Find units again on romanised text and on shuffled words (one pass over the text each) and, from
+            the run alone, without other scripts. Needs a model.
+        ablations: Every kind of ablation. Needs a model.
+        off_target: Loss on numbers, arithmetic and code, and the generated text. Needs a model.
+        seeds: Random sets for `ablations` and `off_target`.
         extra: Checks of your own.
     """
 
@@ -55,10 +55,10 @@ class Checks:
 
 
 def asked(options: Checks) -> tuple[Check, ...]:
-    """The checks that the options ask for, the user's own last.
+    """The checks that the options choose, the user's own last.
 
     Raises:
-        ValueError: One of the user's own has the name of another.
+        ValueError: Two checks have the same name.
     """
     names = [row.table for row in (*CHECKS, *options.extra)]
     twice = sorted({name for name in names if names.count(name) > 1})

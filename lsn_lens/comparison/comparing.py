@@ -31,10 +31,11 @@ from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply, listing_parameters
 from lsn_lens.runs.run import Run
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
-LEFT_OUT = ("random",)  # it is the control of every method
+LEFT_OUT = ("random",)  # the control of every method
 
 
 @listing_parameters
@@ -43,7 +44,7 @@ def compare(
     methods: Methods | None = None,
     *,
     model: Model | None = None,
-    corpora: Mapping[str, LanguageCorpus] | None = None,
+    corpora: Any = None,
     action: Choice | None = None,
     seeds: int = verdict.RANDOM_SETS,
     more_seeds: int | None = None,
@@ -54,44 +55,46 @@ def compare(
     found: Mapping[str, NeuronSet] | None = None,
     trust: Checks | bool | None = None,
 ) -> Comparison:
-    """Put methods side by side on one run: where they agree, what their units do, and what it costs.
+    """Compare methods on one run: their agreement, the effect of their units, and their cost.
 
-    A language passes (`shown` in the ranking) if ablating its own units hurts it more than random sets like them do,
-    by a p-value that is corrected for all methods and languages, and surely more than any other language, in nats per
-    token and in bits per byte: the bootstrap intervals over documents of its rise and of the difference exclude 0.
-    Methods that pass for most languages come first; larger sets pass more easily, so the order is not one of methods
-    where sizes differ. Without a model the ranking has no effects, and methods are not ranked: those with the fewest
-    languages below 10 units come first.
+    A language passes (`shown` in the ranking) under two conditions. (1) Ablating its units raises its loss more than
+    ablating matched random sets does, by a p-value corrected for all methods and languages. (2) Its loss increase and
+    the distance to the largest other-language loss increase are above 0 by their bootstrap intervals over documents, in
+    nats per token and in bits per byte. Methods that pass for most languages come first. Larger sets pass more easily,
+    so the order does not rank methods where sizes differ. Without a model there are no effects and no ranking: methods
+    with the fewest languages below 10 units come first.
 
     Args:
         run: From `collect` or `load_run`.
-        methods: Names of `METHODS`, method objects, or either by names of your own. By default all but "random" whose
-            statistics the run has; `skipped` lists the others with the reason.
+        methods: Names of `METHODS`, method objects, or a mapping from names of your own to either. By default all but
+            "random" whose statistics the run has; `skipped` lists the others with the reason.
         model: The run's model, for the effects of ablation; with `corpora`.
-        corpora: Their held-out text is measured.
-        action: What to do to the units, or a function from the ablated language to it. By default the other
-            languages' mean where the run has the means of all bases of a set, else zero.
-        seeds: Random sets for each method and language. 39 give p-values down to 1/40; below 19 none reaches 0.05.
-        more_seeds: Further ones for each language whose rise none of the first reaches: correcting for many methods
-            and languages takes smaller p-values. By default twice as many and two: with 39, down to 1/120.
-        control_tokens: About how many tokens of each language the random sets are measured on, and the sets of equal
-            size.
-        layout: How held-out text becomes batches; packed blocks by default.
+        corpora: Corpora whose hold-out text is measured; from `load_corpora`, or what it takes.
+        action: The action on the units, a function from the ablated language to an action, or "zero", "mean" or "other
+            mean". By default the other languages' mean where the run has the means of all bases of a set, else zero.
+        seeds: Random sets per method and language. 39 sets give p-values down to 1/40; with fewer than 19 none reaches
+            0.05.
+        more_seeds: Further random sets for each language whose loss increase none of the first reaches, since the
+            correction for many methods and languages needs smaller p-values. By default 2 * seeds + 2: with 39, down to
+            1/120.
+        control_tokens: About how many tokens per language random sets and sets of equal size are measured on.
+        layout: How hold-out text becomes batches; packed blocks by default.
         progress: Show progress bars.
         parameters: Hyper-parameters by the name of the method.
-        found: Sets to use in place of what the methods of these names select.
-        trust: How to check how far the methods can be trusted, for example `Checks()`, which is what True means: from
-            the run alone, seconds per method for most. Without it, nothing is checked.
+        found: Sets by method name, used in place of the sets that these methods select.
+        trust: The reliability checks, for example `Checks()`, which is what True means: from the run alone, seconds per
+            method for most. By default nothing is checked.
 
     Raises:
-        TypeError: A parameter that there is not; the message lists them.
-        KeyError: An unknown method, or one asked for by name whose statistics the run lacks.
-        ValueError: No method that can be used, a model without corpora or the reverse, fewer than two seeds,
-            parameters or sets for methods that are not compared, checks that take a model without one, or
-            that have the name of another table.
+        TypeError: An unknown parameter; the message lists the known ones.
+        KeyError: An unknown method, or a method named in `methods` whose statistics the run lacks.
+        ValueError: No usable method, a model without corpora or corpora without a model, fewer than two seeds,
+            parameters or sets for methods that are not compared, checks that need a model without a model, or checks
+            with the name of another table.
     """
     started, options = datetime.now(UTC), Checks() if trust is True else trust or None
     action = None if action is None else action_of(action, run.statistics)
+    corpora = None if corpora is None else as_corpora(corpora)
     _refuse(model, corpora, seeds, more_seeds, options)
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
@@ -186,7 +189,7 @@ def _methods(
 
 
 def _skipped(run: Run, methods: Mapping[str, Method], skipped: Mapping[str, str]) -> pd.DataFrame:
-    """Methods left out, and the bases of the others that the model could not give."""
+    """Methods left out, and the bases of other methods that the model does not have."""
     rows = [(name, "", why) for name, why in skipped.items()]
     for name, method in methods.items():
         left_out = run.left_out(method)
@@ -198,7 +201,7 @@ def _skipped(run: Run, methods: Mapping[str, Method], skipped: Mapping[str, str]
 def _detect(
     run: Run, methods: Mapping[str, Method], given: Mapping[str, NeuronSet], skipped: dict[str, str], *, strict: bool
 ) -> tuple[dict[str, NeuronScores], dict[str, NeuronSet], dict[str, float]]:
-    """Scores, sets and the seconds they took; a method that was not asked for by name may refuse the run."""
+    """Scores, sets and their seconds; a method that was not named in `methods` may refuse the run."""
     scores: dict[str, NeuronScores] = {}
     sets: dict[str, NeuronSet] = {}
     seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Why not to trust a number, in words."""
+"""Warnings about numbers that are not to be trusted."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,8 @@ from lsn_lens.evaluation.verdict import COLLAPSE
 from lsn_lens.neurons.sets import NeuronSet
 
 FEW_TOKENS = 2000
-UNEQUAL = 1.1  # times as many units a language from which on sets are called of different sizes
-ALIKE = 0.5  # mean Jaccard of the languages' sets from which on they are nearly the same
+UNEQUAL = 1.1  # ratio of units per language from which on set sizes count as different
+ALIKE = 0.5  # mean Jaccard from which on the languages' sets count as nearly the same
 EVERY = "every method"
 NO_RANKING = "the order is not a ranking of methods"
 
@@ -30,7 +30,7 @@ def warnings_table(
     vocabulary: int | None = None,
     checked: Sequence[Row] = (),
 ) -> pd.DataFrame:
-    """One row per method and warning: `method`, `warning`, `languages` (which it holds for; "" for no particular one).
+    """One row per method and warning: `method`, `warning`, `languages` ("" for no particular one).
 
     Args:
         found: Each method's set.
@@ -86,14 +86,14 @@ def _of_set(neurons: NeuronSet) -> Doubts:
 
 
 def _of_sizes(found: Mapping[str, NeuronSet]) -> Doubts:
-    """Effects follow size, and what a kind of unit does: an order of methods is no ranking where these differ."""
+    """Effects depend on set size and kind of unit: where these differ, the order does not rank methods."""
     kinds: dict[str, dict[str, float]] = {}
     for name, each in found.items():
         kinds.setdefault(", ".join(sorted(each.masks)), {})[name] = float(np.mean(each.counts().to_numpy()))
     for kind, sizes in kinds.items():
         least, most = min(sizes.values()), max(sizes.values())
         if most > UNEQUAL * least:
-            yield f"sets of different sizes ({kind}: {least:.3g} to {most:.3g} units a language): {NO_RANKING}", []
+            yield f"sets of different sizes ({kind}: {least:.3g} to {most:.3g} units per language): {NO_RANKING}", []
     if len(kinds) > 1:
         yield f"sets of different kinds of unit: {NO_RANKING}", []
 
@@ -132,7 +132,7 @@ def _of_losses(changed: pd.DataFrame, uniform: float) -> Doubts:
 
 
 def _of_effects(effects: pd.DataFrame) -> Doubts:
-    """What `verdict.doubts` says of the rows, but for the number of neurons, which is said of the set."""
+    """The warnings of `verdict.doubts` except the number of neurons, which concerns the set."""
     reasons = verdict.by_reason(effects.loc[effects["units"] > 0].to_dict("records"))
     yield from ((words, where) for words, where in reasons.items() if words != verdict.FEW)
 

@@ -1,4 +1,4 @@
-"""Checks that ask a method again on other draws of the text, and on shuffled labels."""
+"""Checks that run a method again on other draws of the text and on shuffled labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from lsn_lens.comparison.checking import Check, Doubts, Subject, columns_of, whe
 from lsn_lens.controls.significance import permutation_test
 from lsn_lens.controls.stability import STABLE, bootstrap, leave_one_out, stability_table
 
-UNSTABLE = 0.5  # share of a set that is stable, below which the set is not
-NULL_LEVEL = 0.05  # p-value above which a set is not told from one on permuted labels
+UNSTABLE = 0.5  # share of stable units below which a set is unstable
+NULL_LEVEL = 0.05  # p-value above which a set counts as found on permuted labels, too
 DRAWS = "Other text of the same kind, and one language left out"
 
 
@@ -48,9 +48,10 @@ STABILITY = Check(
     about="draws of the text",
     caption=DRAWS,
     says=(
-        "Other text of the same kind: shards of documents are drawn with replacement and each method is asked "
-        "again. stable share: units that 95 % of these replicates choose too; the Jaccard overlap with the "
-        "replicates' sets is beyond chance: 1 for the same set, 0 for random units of the same layers."
+        "Other text of the same kind: shards of documents are drawn with replacement and each method runs again on "
+        "every draw. stable share: the share of units that at least 95 % of these replicates choose too. The Jaccard "
+        "overlap with the replicates' sets is corrected for chance: 1 for the same set, 0 for random units of the same "
+        "layers."
     ),
 )
 
@@ -73,8 +74,8 @@ LEAVE_ONE_OUT = Check(
     about="other sets of languages",
     caption=DRAWS,
     says=(
-        "Another set of languages: each language is left out in turn; the overlap of the others' sets with what "
-        "they were (leave one out jaccard, beyond chance)."
+        "Another set of languages: each language is left out in turn. leave one out jaccard: the overlap of each other "
+        "language's set with its set on all languages, corrected for chance."
     ),
 )
 
@@ -110,7 +111,7 @@ def _no_different(table: pd.DataFrame) -> Doubts:
 
 
 def _null_figures(table: pd.DataFrame) -> Mapping[str, Any]:
-    from lsn_lens.comparison.figures import null_chart  # which loads what draws figures
+    from lsn_lens.comparison.figures import null_chart  # which loads the figure libraries
 
     return {"trust-nulls": null_chart(table.set_index("method"))}
 
@@ -129,12 +130,12 @@ NULLS = Check(
     about="shuffled labels",
     caption="Shuffled labels",
     says=(
-        "Shuffled labels: the labels of shards are permuted across languages, so that there is nothing to find. "
-        "Many rules choose as many units there, so scores count too. null p: how often permuted labels give as "
-        "many units, or units that score as far out on average (the smaller share, doubled); beyond null: share "
-        "of the set's memberships at which their language stands out from every other language, more than any does at "
-        "any unit when the labels of the two are permuted. What is told from shuffled labels is a difference "
-        "between texts, not yet a unit of a language."
+        "Shuffled labels: the labels of shards are permuted across languages, so that there is nothing to find. Many "
+        "rules choose as many units on such labels, so scores count too. null p: the p-value of two permutation tests "
+        "(number of units; mean score), the smaller one times two. beyond null: the share of the set's memberships "
+        "whose language differs from every other language by more than the largest difference at any unit when the "
+        "labels of the two are permuted. A result that beats shuffled labels shows that the texts differ. It does not "
+        "show that the unit encodes the language."
     ),
     figures=_null_figures,
 )

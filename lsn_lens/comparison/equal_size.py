@@ -1,4 +1,4 @@
-"""Methods at equal size: the best units of each, as many for all, so that a larger set is no advantage."""
+"""Methods at equal size: the best units of each method, the same number for all methods."""
 
 from collections.abc import Mapping
 
@@ -17,10 +17,10 @@ COLUMNS = ["method", "bases", "units"]
 
 
 def equal_sizes(found: Mapping[str, NeuronSet], scores: Mapping[str, NeuronScores]) -> dict[str, NeuronSet]:
-    """The best units of each method, as many in each language for all methods on the same kind of unit.
+    """The best units of each method; per language, the same number for all methods on the same kind of unit.
 
-    As many as the smallest of these methods' sets has, of those with 10 or more units in the language; a method with
-    fewer has none there. Methods with nobody to compare with are left out.
+    The number is that of the smallest set with 10 or more units in the language; a method with fewer gets no units in
+    that language. Methods without another method to compare with are left out.
     """
     kinds: dict[tuple[str, ...], list[str]] = {}
     for name, each in found.items():
@@ -44,7 +44,7 @@ def measure_equal_size(
     actions: Mapping[str, Choice],
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Effects of `equal_sizes`, one row a method, see `Comparison.equal_size`; largest difference first."""
+    """Effects of `equal_sizes`, one row per method, see `Comparison.equal_size`; largest difference first."""
     cut = equal_sizes({name: found[name] for name in actions}, scores)
     if not cut:
         return pd.DataFrame(columns=COLUMNS)

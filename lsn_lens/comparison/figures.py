@@ -13,7 +13,7 @@ from lsn_lens.report.sections.parts import of, slug
 
 
 def first_figure(tables: Mapping[str, pd.DataFrame]) -> Chart:
-    """What to look at first, see `Comparison.plot`."""
+    """The first figure of a comparison, see `Comparison.plot`."""
     if "specificity" in tables:
         return plots.method_rises(tables["specificity"].merge(tables["control"][["method", "random_mean"]]))
     return plots.agreement(tables["agreement"], list(tables["ranking"]["method"]))
@@ -29,12 +29,12 @@ def null_chart(nulls: pd.DataFrame) -> Chart:
     )
     return Chart(
         "Units found on true and on permuted labels", "method", "different units", marks,
-        "A method that finds as many units on permuted labels says nothing by their number; see null p for the scores.",
+        "The number of units is no evidence where permuted labels give as many; null p also tests the scores.",
     )  # fmt: skip
 
 
 def survival_charts(survived: pd.DataFrame) -> dict[str, Chart]:
-    """What survives each change of the text, over the languages that it tests."""
+    """The share of each set that is found again after one change of the text."""
     charts = {}
     for control in dict.fromkeys(survived["control"]):
         table = of(survived, control=control, note="")

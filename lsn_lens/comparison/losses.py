@@ -1,4 +1,4 @@
-"""What ablating each method's units does: every table that takes a model."""
+"""The effect of ablating each method's units: every table that needs a model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,20 +26,20 @@ def effect_tables(
     statistics: Statistics,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """Effects on the text, random and equally large sets on the short one; equal sets are measured once.
+    """Effects on all hold-out text, random and equally large sets on the short text; identical sets are measured once.
 
     Args:
-        text: All held-out text.
-        short: The first tokens of it.
+        text: All hold-out text.
+        short: The first tokens of `text`.
         found: Each method's set.
         scores: Each method's scores.
-        actions: What to do to their units.
-        draws: Random sets for each method and language, and further ones where none of the first reaches the rise.
+        actions: The action on each method's units.
+        draws: Random sets per method and language, and further ones where none of the first reaches the loss increase.
         statistics: Of the run.
         progress: Show progress bars.
 
     Returns:
-        The tables of a `Comparison` that take a model, by name.
+        The tables of a `Comparison` that need a model, by name.
     """
     first = twins(found, actions)
     once = {name: action for name, action in actions.items() if first[name] == name}

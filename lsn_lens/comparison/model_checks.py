@@ -12,7 +12,7 @@ from lsn_lens.controls.neutral import measured_neutral, off_target
 from lsn_lens.controls.redetection import same_script_survival, survival
 from lsn_lens.evaluation.verdict import COLLAPSE
 
-SURVIVES = 0.5  # share of its ceiling below which a set does not survive
+SURVIVES = 0.5  # share of the ceiling below which a set does not survive
 LOST = {
     "romanised": "does not survive romanisation",
     "same script": "does not survive without the languages of other scripts",
@@ -24,7 +24,7 @@ CHANGED = ("romanised", "shuffled_words", "same_script")  # as columns begin
 def _survival(subject: Subject) -> pd.DataFrame:
     model, corpora, run, methods = subject.model, subject.corpora, subject.run, subject.methods
     usable, tables = {}, []
-    for name, control in CONTROLS.items():  # text is read later: this only asks whether it can be changed
+    for name, control in CONTROLS.items():  # text is read later: this only tests whether it can be changed
         with subject.attempt(name):
             control(corpora)
             usable[name] = control
@@ -71,11 +71,11 @@ SURVIVAL = Check(
     about="changed text",
     caption="Changed text",
     says=(
-        "Changed text: units are found again on text in plain Latin letters, on words in random order, and "
-        "without the languages of other scripts. Survival: share of the set that is found again, over the "
-        "languages that the change tests. The ceiling is what other text of the same kind gives (for scripts: "
-        "taking as many languages of the same script away). Units that depend on the order of words can be a "
-        "language's all the same: no warning comes from that."
+        "Changed text: units are found again on text in plain Latin letters, on words in random order, and without the "
+        "languages of other scripts. Survival: the share of the set that is found again, mean over the languages that "
+        "the change tests. The ceiling is the survival on other text of the same kind (for scripts: without as many "
+        "languages of the same script). Units that depend on word order can still be language-specific: they cause no "
+        "warning."
     ),
     figures=_survival_figures,
 )
@@ -119,11 +119,10 @@ ABLATIONS = Check(
     about="kinds of ablation",
     caption="Other ablations: numbers of languages",
     says=(
-        "Other ablations: zero, means, other text's values, half. How many languages are hurt most by the "
-        "ablation of their own units, in nats per token and in bits per byte: under every kind, and under some; "
-        "and how many are hurt more by them than by each of a few random sets of as many units in each layer, "
-        "under every kind (above random every kind; with two random sets a third of random units would be, under "
-        "one kind)."
+        "Other ablations: zero, means, other text's values, half. The columns count languages: those hurt most by "
+        "ablating their own units, in nats per token and in bits per byte, under every kind and under some kinds; and "
+        "those hurt more by their own units than by each of a few random sets of as many units in each layer, under "
+        "every kind (above random every kind; with two random sets a third of random units would be, under one kind)."
     ),
 )
 
@@ -169,8 +168,8 @@ OFF_TARGET = Check(
     about="side effects off target",
     caption="Off target",
     says=(
-        "Off target: the rise of the loss on numbers, arithmetic and code (neutral rise: that of the three which "
-        "rises most, mean over the languages whose units are changed; nats per token), and of repetition in what "
-        "the model writes (share of its character sequences that came before), beside those of random units."
+        "Off target: the loss increase on numbers, arithmetic and code (neutral: the largest of the three, mean over "
+        "the languages whose units are changed; nats per token), and the increase of repetition in generated text "
+        "(share of character sequences that occurred before), each beside the increase under random units."
     ),
 )

@@ -1,4 +1,4 @@
-"""The main number of every question about a method, those that pass for most languages first."""
+"""The main numbers of each method; methods that pass for most languages come first."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,10 +11,10 @@ COUNTS = ["shown", "shown_low", "shown_high", "own_hurt_most", "own_hurt_most_lo
 
 
 def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame, checked: Iterable[str] = ()) -> pd.DataFrame:
-    """One row per method from the tables of a comparison: what to read first. See `Comparison.ranking`.
+    """One row per method with the main number of each table. See `Comparison.ranking`.
 
-    The order is by `shown`, then by `own_hurt_most`, then that of the methods: never by how much an effect is, which
-    follows how many units a set has. `checked` names columns of the table "trust" that are shown.
+    The order is by `shown`, then by `own_hurt_most`, then as the methods were named; never by effect size, which
+    depends on the number of units. `checked` names the columns of the table "trust" to show.
     """
     sizes, cost = tables["sizes"].set_index("method"), tables["cost"].set_index("method")
     frame = pd.DataFrame(index=sizes.index)

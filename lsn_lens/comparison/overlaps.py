@@ -1,4 +1,4 @@
-"""Do two methods find the same units, and put all units in the same order?"""
+"""Whether two methods find the same units and rank all units alike."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -21,22 +21,21 @@ NO_BASIS = "no common basis"
 
 
 def agreement(found: Mapping[str, NeuronSet], scores: Mapping[str, NeuronScores]) -> pd.DataFrame:
-    """How much each pair of methods agrees, language by language.
+    """The agreement of each pair of methods, language by language.
 
-    Two sets are compared on the bases that both have, at equal size: of the larger one, the units with the best
-    scores. Chance is what two random sets share that have as many units in each layer as these two.
+    Two sets are compared on the bases that both have, at equal size: of the larger set only the units with the best
+    scores. Chance is the overlap of two random sets with as many units in each layer.
 
     Args:
         found: Each method's set.
         scores: Each method's scores, by the same names.
 
     Returns:
-        One row for each pair and language, best agreement first: `method`, `other`, `language`, `bases`, `units`
-        (of either set), `jaccard` (shared units over all units of both), `overlap` (shared units over `units`),
-        `expected_overlap` (the same by chance), `chance_corrected` ((overlap - expected) / (1 - expected): 1 for
-        equal sets, about 0 for unrelated ones; Cohen's kappa where there is one layer), `rank_correlation`
-        (Spearman's, over the units that either method gives a finite score; -inf ranks lowest), and `note`: why
-        values are missing.
+        One row per pair and language, best agreement first: `method`, `other`, `language`, `bases`, `units` (of either
+        set), `jaccard` (shared units over all units of both), `overlap` (shared units over `units`), `expected_overlap`
+        (the same by chance), `chance_corrected` ((overlap - expected) / (1 - expected): 1 for equal sets, about 0 for
+        unrelated ones; Cohen's kappa where there is one layer), `rank_correlation` (Spearman's, over the units that
+        either method gives a finite score; -inf ranks lowest), and `note`: why values are missing.
     """
     rows = [
         row
@@ -48,7 +47,7 @@ def agreement(found: Mapping[str, NeuronSet], scores: Mapping[str, NeuronScores]
 
 
 def average_agreement(by_language: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair: the means of `agreement` over the languages where both have units, best agreement first.
+    """One row per pair: the means of `agreement` over the languages where both have units, best agreement first.
 
     Returns:
         The columns of `agreement`, `languages` (how many have a value) in place of `language`.
@@ -71,7 +70,7 @@ def mean_agreement(average: pd.DataFrame) -> pd.Series:
 def overlap_at_equal_size(
     one: Bool[Tensor, "unit"], other: Bool[Tensor, "unit"], layers: Int[Tensor, "unit"]
 ) -> dict[str, float]:
-    """Overlap of two sets with as many units each, and what chance gives.
+    """Overlap of two sets of equal size, and the overlap expected by chance.
 
     Args:
         one: Units of the first set.
@@ -115,7 +114,7 @@ def strongest(chosen: Bool[Tensor, "unit"], scores: Float[Tensor, "unit"], count
 
 
 def strongest_set(found: NeuronSet, scores: NeuronScores, counts: Mapping[str, int]) -> NeuronSet:
-    """Of each language named, as many of its units as asked for, those with the best scores; others lose theirs."""
+    """For each language named, the given number of units with the best scores; other languages lose all units."""
     masks = {basis: torch.zeros_like(mask) for basis, mask in found.masks.items()}
     sizes = [mask[0].numel() for mask in found.masks.values()]
     for language, count in counts.items():
@@ -163,7 +162,7 @@ def _flat(tensors: Mapping[str, Tensor], bases: list[str], place: int) -> Tensor
 
 
 def _layers(found: NeuronSet, bases: list[str]) -> Int[Tensor, "unit"]:
-    """A number for each unit that says its basis and layer."""
+    """A number per unit that stands for its basis and layer."""
     shapes = [found.masks[basis].shape[1:] for basis in bases]
     units = torch.tensor([count for layers, count in shapes for _ in range(layers)])
     return torch.arange(len(units)).repeat_interleave(units)

@@ -1,4 +1,4 @@
-"""The report of a comparison: what each section shows and says, and the folder that it is written into."""
+"""The report of a comparison: its sections, and the folder that it is written into."""
 
 import json
 import re
@@ -32,8 +32,8 @@ from lsn_lens.report.text_view import activations_on_text, neuron_on_text
 
 SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
 COLUMNS: Mapping[str, Column] = {
-    "own_minus_worst_other": Column("own minus worst other", "nats"),
-    "own_rise_short_text": Column("own rise", "nats"),
+    "own_minus_worst_other": Column("in-language minus worst other", "nats"),
+    "own_rise_short_text": Column("in-language loss increase", "nats"),
     "own_rise_per_neuron": Column("per unit"),
     "own_rise_bits_per_byte_per_neuron": Column("in bits/byte per unit"),
     "shown": Column("languages that pass"),
@@ -52,7 +52,7 @@ def write(
     note: str,
     more: Sequence[Section],
 ) -> Path:
-    """Write everything that was compared, see `Comparison.report`; the path of report.html."""
+    """Write the report and all tables, see `Comparison.report`; return the path of report.html."""
     folder, text = Path(folder), comparison.run.to_frame().reset_index()
     sets = {f"neurons-{_file(name)}": each.to_frame() for name, each in comparison.found.items()}
     save_tables({**comparison, **sets, "text": text}, folder / "tables")
@@ -65,7 +65,7 @@ def write(
 
 
 def _file(method: str) -> str:
-    """A method's name as that of a file; objects are called as they print."""
+    """A method's name as a file name; a method object is named by its `repr`."""
     return re.sub(r"[^\w.=,()-]+", "-", method)
 
 
@@ -78,7 +78,7 @@ def comparison_report(
         comparison: From `compare`. Without a model, the sections on effects are left out.
         text: From `Run.to_frame`.
         origin: From `provenance`.
-        note: How large the sets are and why, in words.
+        note: A paragraph on the sizes of the sets.
         more: Further sections.
     """
     languages, has_effects = list(origin["corpus"]["languages"]), "effects" in comparison
@@ -108,11 +108,11 @@ def comparison_report(
     )  # fmt: skip
 
 
-NOT_RANKED = "No effect was measured, as no model was given: methods are not ranked. This says what they find."
+NOT_RANKED = "No effect was measured, as no model was given. Methods are not ranked; the tables show what they find."
 
 
 def neurons_on_text(comparison: Tables) -> str:
-    """Where each language's highest scoring neurons fire in the first held-out document of every language."""
+    """Where each language's highest scoring neurons fire in the first hold-out document of every language."""
     best = next((name for name in comparison.ranking["method"] if set(comparison.found[name].masks) == {"mlp"}), None)
     if best is None or not len(comparison.found[best]) or comparison.model is None or comparison.corpora is None:
         return ""
@@ -126,31 +126,31 @@ def neurons_on_text(comparison: Tables) -> str:
 
 
 def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
-    """What the first row of a ranking says, in words, also where it is little; `warnings`: those of all methods."""
+    """The first row of a ranking in words, also for a weak result; `warnings`: those for all methods."""
     interval = _interval(row, "shown")
     found = (
         f"{row['method']} passes for {row['shown']} of {row['languages']} languages{interval and f' ({interval})'}: "
-        "ablating the units that it finds hurts that language surely more than any other, and more than random sets of "
-        f"as many units in the same layers do. On average the loss of the own language changes by "
-        f"{row['own_rise']:+z.4f} nats per token, that is {row['own_minus_worst_other']:+z.4f} next to the other "
+        "ablating the method's units raises the loss of that language clearly more than the loss of any other, and "
+        "more than random sets of as many units in the same layers do. The mean in-language loss increase is "
+        f"{row['own_rise']:+z.2g} nats per token, {row['own_minus_worst_other']:+z.2g} more than that of the other "
         "language that is hurt most."
     )
     weak = 2 * row["shown"] <= row["languages"]
     found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
-    return f"{found} Other methods have {SIZES}." if doubts.NO_RANKING in warnings else found
+    return f"{found} {SIZES}" if doubts.NO_RANKING in warnings else found
 
 
-SIZES = "more or fewer units, or others, and effects follow that: their order here is not a ranking of methods"
+SIZES = "Methods have different numbers or kinds of units, on which effects depend: their order here is not a ranking."
 
 
 def _interval(row: Mapping[Hashable, Any], name: str) -> str:
-    """Between which numbers a count of languages would lie on other documents."""
+    """The 95 % interval of a count of languages, over documents."""
     low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
     return "" if pd.isna(low) else f"on other documents {low:.0f} to {high:.0f}"
 
 
 def facts(comparison: Tables) -> dict[str, str]:
-    """The numbers in short."""
+    """The main numbers, for the top of the page."""
     ranking = comparison.ranking
     row = ranking.to_dict("records")[0]
     left_out = {"methods left out": str(comparison.skipped["bases"].eq("").sum())}
@@ -163,7 +163,7 @@ def facts(comparison: Tables) -> dict[str, str]:
         counts[f"{words} ({about})"] = f"{row[name]} of {row['languages']}"
     return {
         **counts,
-        "mean own rise, nats per token": f"{row['own_rise']:+z.4f}",
+        "mean in-language loss increase, nats per token": f"{row['own_rise']:+z.2g}",
         "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
         "methods that pass for none": str(sum(ranking["shown"] == 0)),
         **left_out,

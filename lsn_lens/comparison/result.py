@@ -1,4 +1,4 @@
-"""Methods side by side: what `compare` gives back."""
+"""The result of `compare`."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -15,76 +15,76 @@ from lsn_lens.comparison.tables import OF_MODEL, Tables
 class Comparison(Tables):
     """One table for each question: `comparison["losses"]`, `comparison.losses`, `list(comparison)`.
 
-    Rises are in nats per token unless they say otherwise. `units` counts different units in `ranking`, `sizes`, `nulls`
-    and `trust`; in tables of effects and losses memberships, in which a unit of two languages counts twice.
+    Loss increases (`rise`) are in nats per token unless the column's name says otherwise. `units` counts different
+    units in `ranking`, `sizes`, `nulls` and `trust`, but memberships in tables of effects and losses: a unit of two
+    languages counts twice there.
 
-    No table is in the order of how large an effect is: effects follow how many units a set has, so that order would not
-    be one of methods. `equal_size` has effects of as many units of each.
+    No table is sorted by effect size, since effects depend on the number of units. `equal_size` has effects of equally
+    many units per method.
 
-    Tables, those from `effects` to `equal_size` with a model, `trust` and those behind it where it was asked for:
+    Tables (those from `effects` to `equal_size` need a model; `trust` and the tables after it need `compare(trust=)`):
         ranking: One row per method: the main number of each table, and the warnings in words. Read this first. `shown`:
-            how many languages pass, which takes an own rise beyond that of random sets (`q` at most 0.05) and the own
-            language surely hurt most; `shown_low`, `shown_high`: between which numbers it would be on other documents
-            (95 %, against the same random sets). `own_hurt_most`: for how many languages the own one is hurt most as
-            measured, in nats per token and in bits per byte, with the same interval. Most shown first; without a model
-            those of `shown` to `share_above_random` are absent, and methods are not ranked.
+            the number of languages that pass, see `compare`; `shown_low`, `shown_high`: its 95 % interval over
+            documents, against the same random sets. `own_hurt_most`: the number of languages that their own units hurt
+            most as measured, in nats per token and in bits per byte, with the same interval. Largest `shown` first;
+            without a model the columns `shown` to `share_above_random` are absent, and methods are not ranked.
         agreement: One row per pair of methods, averaged over languages; see `agreement.agreement` for the columns.
         agreement_by_language: The same, language by language.
         sizes: Units of each language, different units (`units`), their share of all units of the method's bases
             (`rate`), the mean Jaccard overlap of two languages' sets, and the set's notes. Methods with the fewest
             languages below 10 units come first.
         layers: Units in each layer (rows: method and layer) and language (columns).
-        cost: Seconds in the pass (the method's own statistics; those that several methods need count for each, the
-            model's forward pass, `attrs["forward"]`, for none, its backward pass for those with gradients), seconds
-            for scoring and selecting, bytes of the run
-            that hold its statistics, and whether these need gradients or single documents. Cheapest first.
-        warnings: Why not to trust a number: `method`, `warning`, `languages`.
-        skipped: Methods that were left out, and why; and of methods that were not, the kinds of units (`bases`) that
-            the model could not give them. `bases` is empty where the method was left out.
-        effects: What ablating a language's units does to it on all held-out text: the counts of the ranking, and means
-            over languages in total and per neuron, those without units counting as 0 in total and not at all per
-            neuron. A rise that is no number makes its mean none.
-        effects_by_language: The same, language by language, with what `verdict.rises` says of the others, the intervals
-            of `certainty.certainty` (of the own rise, of its `difference` to the worst other's, `hurt_most_share`,
-            `surely_hurt_most`), and the verdict: `p` and `q` of `control_by_language`, `above_random`, `passes`. Its
-            `units` are different ones, those of tables with one row per method memberships.
-        specificity: The rise of the own language against that of the worst other one: means over languages, their
-            difference and ratio (NaN where the worst other does not rise).
-        control: How a language's rise compares to that of random sets with as many units in each layer and, where the
-            run has it, as active in that language (`matched` in `control_by_language`), on the first tokens of its
-            held-out text: mean z, mean p, the share of languages above their random sets (`share_above_random`: q at
-            most 0.05), and the mean `activity` of the units found and of random ones (`random_activity`).
+        cost: Seconds in the pass (the method's own statistics; statistics of several methods count for each, the
+            model's forward pass, `attrs["forward"]`, for none, its backward pass for methods with gradients), seconds
+            for scoring and selecting, bytes of these statistics in the run, and whether these need gradients or single
+            documents. Cheapest first.
+        warnings: Reasons not to trust a number: `method`, `warning`, `languages`.
+        skipped: Methods that were left out (`bases` is empty), and kinds of units (`bases`) that the model could not
+            give to the other methods, with the reason.
+        effects: In-language effects of ablation on all hold-out text: the counts of the ranking, and means over
+            languages in total and per neuron; languages without units count as 0 in total and not at all per neuron.
+            One NaN makes a mean NaN.
+        effects_by_language: The same, language by language, with the columns of `verdict.rises`, the intervals of
+            `certainty` (of `own_rise`, of its `difference` to `worst_other_rise`, `hurt_most_share`,
+            `surely_hurt_most`), and the verdict: `p` and `q` of `control_by_language`, `above_random`, `passes`. Here
+            `units` counts different units; in tables with one row per method, memberships.
+        specificity: The in-language loss increase against the largest other-language one: means over languages, their
+            difference and ratio (NaN where the largest is not positive).
+        control: The in-language loss increase against that of random sets with as many units in each layer and, where
+            the run has activities, as active in that language (`matched` in `control_by_language`), on the first tokens
+            of the hold-out text: mean z, mean p, the share of languages above their random sets (`share_above_random`:
+            q at most 0.05), and the mean `activity` of the units found and of random ones (`random_activity`).
         control_by_language: The same, language by language: `own_rise`, `random_mean`, `random_sd`, `z`, `p`
-            (`verdict.p_value`: the share of sets, its own among them, that do as much; NaN without units), `q` (the
-            same adjusted for all methods and languages of the table, Benjamini-Hochberg), `seeds`, `activity`,
-            `random_activity` (see `controls.Draws.active`), `matched` (in words).
-        control_points: The random sets' rises one by one.
-        losses: What `perplexity_table` measures, for `effects` and `specificity`.
-        equal_size: Effects of the best units of each method, as many for all on the same kind of unit (`units` of a
-            language, mean), measured on the short text; the largest mean difference first. Empty where no two methods
-            can be compared so.
-        trust: One row per method, the main number of each check that was done; see `trust.trust_table`.
-        stability, leave_one_out, nulls, survival, ablations, off_target, not_done: The tables behind it, and one for
-            each check of your own; see `trust.measure`.
+            (`verdict.p_value`: the share of sets, including the language's own, with at least this loss increase; NaN
+            without units), `q` (`p` adjusted for all methods and languages of the table, Benjamini-Hochberg), `seeds`,
+            `activity`, `random_activity` (see `controls.Draws.active`), `matched` (in words).
+        control_points: The loss increase of each random set.
+        losses: The rows of `perplexity_table` behind `effects` and `specificity`.
+        equal_size: Effects of the best units of each method, equally many for all methods on the same kind of unit
+            (`units`: mean over languages), measured on the short text; largest mean difference first. Empty where no
+            two methods can be compared like this.
+        trust: One row per method with the main numbers of the checks that were done.
+        stability, leave_one_out, nulls, survival, ablations, off_target, not_done: The tables of the checks, and one
+            for each check of your own.
 
     Attributes:
-        tables: By name.
+        tables: All tables, by name.
         found: Each method's set.
         scores: Each method's scores.
-        run: What was compared on.
+        run: The run of the comparison.
         model: The run's model; None where effects were not measured.
-        corpora: The text that was measured on; None without a model.
-        rows: The checks that there are, asked for or not.
+        corpora: The text of the measurements; None without a model.
+        rows: All known checks, whether or not they ran.
         started: When the comparison began.
     """
 
     def plot(self) -> Any:
-        """The figure to look at first, as a `Chart`, which a notebook shows.
+        """The main figure, as a `Chart`, which a notebook shows.
 
-        Each method's mean rise of the own language, of other languages and under random units; without a model, how far
-        methods agree beyond chance.
+        Mean in-language loss increase per method, beside other languages and random units; without a model, the
+        agreement of methods beyond chance.
         """
-        from lsn_lens.comparison.figures import first_figure  # which loads what draws figures
+        from lsn_lens.comparison.figures import first_figure  # which loads the figure libraries
 
         return first_figure(self)
 
@@ -100,9 +100,9 @@ class Comparison(Tables):
         """Write report.html, report.md, provenance.json, tables/, figures/ and neurons/ into a folder.
 
         Args:
-            folder: Made where it is not there.
-            settings: What was asked for, as plain data, for the provenance.
-            started: When the work began, with a time zone; when `compare` did by default.
+            folder: Output folder; it is created if missing.
+            settings: Settings for the provenance, as plain data.
+            started: Start time, with a time zone; by default the start of `compare`.
             note: A paragraph beside the ranking, for example how sizes were chosen.
             sections: `report.Section`s of your own, with figures and tables, after those of the methods.
 
@@ -123,7 +123,7 @@ class Comparison(Tables):
         return lines
 
     def _head(self) -> str:
-        """How many methods, and in which order."""
+        """The number of methods and their order."""
         order = "those that pass for most languages first" if "effects" in self else "not ranked, as no model was given"
         return f"{len(self.ranking)} methods, {order}"
 

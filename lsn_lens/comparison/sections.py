@@ -1,5 +1,6 @@
-"""The parts of a comparison's report: what each shows and says."""
+"""The sections of a comparison's report."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,10 @@ from lsn_lens.report.page import Section
 from lsn_lens.report.sections.parts import of, slug
 
 PASSES = (
-    "A language passes if ablating its own units hurts it more than random sets like them do (q, the p-value corrected "
-    f"for all methods and languages, at most {verdict.LEVEL:g}), and surely more than any other language: the "
-    "intervals over documents of its rise and of the difference exclude 0, in nats per token and in bits per byte."
+    "A language passes under two conditions. (1) Ablating its units raises its loss more than ablating matched random "
+    f"sets does: q, the p-value corrected for all methods and languages, is at most {verdict.LEVEL:g}. (2) Its loss "
+    "increase, and the distance to the largest other-language loss increase, are above 0 by their 95 % intervals over "
+    "documents, in nats per token and in bits per byte."
 )
 
 
@@ -31,56 +33,53 @@ def ranking_section(comparison: Tables, note: str) -> Section:
     return Section(
         "Methods side by side",
         (
-            f"{PASSES} Beside the number of languages that pass stands between which numbers it would lie on other "
-            "documents of the same kind (95 %, against the same random sets), and for how many languages the own one "
-            "is hurt most as measured, in both units, with the same interval.",
-            "Those that pass for most languages come first, among equals those hurt most for more, then as they were "
-            "named; how large an effect is does not count, since larger sets have larger effects.",
+            f"{PASSES} pass, low and high: the 95 % interval of this number over documents, against the same random "
+            "sets. in-language hurt most: the number of languages that their own units hurt most as measured, in nats "
+            "and in bits, with the same interval.",
+            "Methods that pass for most languages come first, ties by in-language hurt most, then as named. Effect "
+            "size does not count, since larger sets have larger effects.",
             *remarks,
         ),
-        {"Main numbers; rises of the loss in nats per token, means over languages": numbers, WORDS: words, **left_out},
+        {"Main numbers; loss increases in nats per token, means over languages": numbers, WORDS: words, **left_out},
         {"methods": first_figure(comparison)},
     )
 
 
 WORDS = "Why not to trust them"
-UNITS_ARE = (
-    "Units are different ones here; in tables of effects they are memberships, where a unit of two languages counts "
-    "twice."
-)
+UNITS_ARE = "Here a unit of several languages counts once; the tables of effects count memberships: once per language."
 HOW_TO_READ = Section(
     "How to read this",
     (
         "A unit is one number that the model computes at each token: a neuron of an MLP layer, or one output of "
         "another projection, or one dimension of the residual stream. A method looks at what units do on text of each "
-        "language, and says which belong to which. Then the units of one language at a time are ablated, and the "
-        "model's loss is measured on held-out text of all languages.",
+        "language, and assigns units to languages. Then the units of one language at a time are ablated, and the "
+        "model's loss is measured on hold-out text of all languages.",
         "Ablated means: set to their mean over the other languages (the table names the action where it is another). "
-        "The loss is the mean negative log-probability of a token, in nats. A rise of 0.1 means that tokens become "
-        "10 % less probable on average. Tokens differ between languages, so bits per byte stand beside it.",
-        "Units that belong to a language should hurt that language: a matrix with a red diagonal, pale elsewhere. "
-        "Random units, as many in each layer and, where that is known, about as active in the language, are the "
-        "control: a rise that they reach as well says nothing about the language. A small model or little text makes "
-        "all numbers noisy; warnings in words say where.",
+        "The loss is the mean negative log-probability of a token, in nats. A loss increase of 0.1 means that tokens "
+        "become 10 % less probable on average. Tokens differ between languages, so the tables also show bits per byte.",
+        "Ablating the units of a language should hurt that language: the matrix has a red diagonal and is pale "
+        "elsewhere. The control is random units: as many in each layer and, where known, about as active in the "
+        "language. A loss increase that random units reach, too, is no evidence about the language. A small model or "
+        "little text makes all numbers noisy; the warnings say where.",
     ),
 )
 TEXT_VIEW = (
-    "The two highest scoring neurons of each language, by the best method on MLP neurons, on the first held-out "
-    "document of every language (in the demo text: the same sentence). Point at a neuron's name to see where it fires, "
-    "click to keep it. The darker a token, the higher act(gate); values below 0, where the neuron does not fire, are "
-    "white."
+    "The two highest scoring neurons of each language, by the first method of the ranking on MLP neurons, on the first "
+    "hold-out document of every language (in the demo text: the same sentence). Point at a neuron's name to see where "
+    "it fires, click to keep it. The darker a token, the higher act(gate); values below 0, where the neuron does not "
+    "fire, are white."
 )
 
 
 def effects_section(comparison: Tables) -> Section:
-    """Does it hurt, and whom?"""
+    """Which languages the ablation hurts, and how much."""
     equal = comparison.equal_size
     return Section(
         "What ablation does",
         (
-            "Rises of the loss on held-out text, means over languages: in total and for each neuron, which is lower in "
-            "larger sets and so does not make them comparable. Then the own language against the other one that is "
-            "hurt most.",
+            "Loss increases on hold-out text, means over languages. Effect: in total and per unit; larger sets have "
+            "less per unit, so this does not make sets comparable. Specificity: the in-language loss increase against "
+            "the largest other-language loss increase. units counts memberships.",
             *([EQUAL] if len(equal) else []),
         ),
         {
@@ -92,28 +91,28 @@ def effects_section(comparison: Tables) -> Section:
 
 
 EQUAL = (
-    "At equal size: of each language, the best units of each method by its own scores, as many for all methods on the "
-    "same kind of unit as the smallest set of 10 or more has (units: mean of a language), on the text that random sets "
-    "are measured on. Methods with fewer units in a language are left out of it."
+    "At equal size: per language, the units with the best scores of each method; all methods on the same kind of unit "
+    "give as many as the smallest set of 10 or more (units: mean over languages). Measured on the text of the random "
+    "sets. Methods with fewer units in a language are left out of that language."
 )
 
 
 def control_section(comparison: Tables) -> Section:
     """Against matched random sets."""
     seeds: Any = comparison.control_by_language["seeds"]
-    more = f", {seeds.max()} where none of {seeds.min()} reaches the rise" if seeds.max() > seeds.min() else ""
+    more = f", {seeds.max()} where none of {seeds.min()} reaches the loss increase" if seeds.max() > seeds.min() else ""
     return Section(
         "Against random units",
         (
-            f"For each method and language, {seeds.min()} random sets{more}, with as many units in each layer and "
-            "basis, none of them the language's own, where the run knows it also about as active in the language "
-            "(column matched, under each method), ablated in the same way and measured on the same text (the first "
-            "tokens of the held-out part). Units that a method finds are often the most active of all, so that random "
-            "ones do not quite reach them: activity and random activity are the means of both.",
-            "p: the share of sets, the method's own among them, whose rise is as large or larger; above random: the "
-            f"share of the languages where p, corrected for all methods and languages (q, Benjamini-Hochberg), is at "
-            f"most {verdict.LEVEL:g}; z: how many standard deviations of the random sets the rise lies above their "
-            "mean.",
+            f"For each method and language, {seeds.min()} random sets{more}. A random set has as many units in each "
+            "layer and basis, none of them the language's own and, where the run knows activities, about as active in "
+            "the language (column matched, under each method). It is ablated in the same way and measured on the same "
+            "text (the first tokens of the hold-out part). Found units are often the most active of all, so random "
+            "units may be less active: activity and random activity are the means of both.",
+            "p: the share of sets, including the method's own, with at least this loss increase. above random: the "
+            "share of languages where q, the p corrected for all methods and languages (Benjamini-Hochberg), is at "
+            f"most {verdict.LEVEL:g}. z: the distance of the loss increase from the mean of the random sets, in their "
+            "standard deviations.",
         ),
         {"Most languages above their random sets first": comparison.control},
     )
@@ -125,9 +124,9 @@ def agreement_section(comparison: Tables) -> Section:
     return Section(
         "Who agrees with whom",
         (
-            "Two methods at equal size: of the larger set, the units with the best scores. Chance-corrected: 1 for "
-            "equal sets, about 0 for what two random sets with the same layers share. Methods on different kinds of "
-            "units cannot be compared and are left empty.",
+            "Two methods are compared at equal size: of the larger set only the units with the best scores count. "
+            "Chance-corrected: 1 for equal sets, about 0 for two random sets of the same layers. Methods on different "
+            "kinds of units cannot be compared: their cells are empty.",
         ),
         {"Pairs of methods, best agreement first": of(table, note="").drop(columns="note")},
         {"agreement": plots.agreement(table, list(comparison.ranking["method"]))},
@@ -135,37 +134,41 @@ def agreement_section(comparison: Tables) -> Section:
 
 
 def sizes_section(comparison: Tables) -> Section:
-    """How many units."""
+    """The number of units of each language."""
     return Section(
         "How many units",
-        ("Units of each language; a unit of two languages counts for both, and once under units.",),
+        ("Units of each language. A unit of two languages counts for both, and once in the column units.",),
         {"Fewest languages below 10 units first": comparison.sizes},
     )
 
 
 def cost_section(comparison: Tables) -> Section:
-    """What each method takes."""
+    """The time and storage of each method."""
     forward = comparison.cost.attrs["forward"]
     return Section(
         "What it costs",
         (
-            f"Seconds that a method's own statistics took while collecting, and those for scoring and selecting; the "
-            f"model's forward passes took {forward:.1f} seconds and count for none, its backward passes for those with "
-            "gradients. What several methods need is counted for each. Bytes: of the run's folder.",
+            "Seconds for a method's own statistics while collecting, and for scoring and selecting. The model's "
+            f"forward passes took {forward:.1f} seconds and count for no method, its backward passes for methods with "
+            "gradients. Statistics of several methods count for each of them. Bytes: in the run's folder.",
         ),
         {"Cheapest first": comparison.cost},
     )
 
 
 def method_section(name: str, comparison: Tables) -> Section:
-    """One method: who is hurt, against the control, and where the units are."""
+    """One method: loss increases by language, the control, and the layers of the units."""
     found, end = comparison.found[name], slug(name)
     losses = of(comparison.losses, set=name) if "losses" in comparison else pd.DataFrame()
     warnings = "; ".join(
         f"{row['warning']}{' (' + row['languages'] + ')' if row['languages'] else ''}"
         for row in of(comparison.warnings, method=name).to_dict("records")
     )
-    tables, figures, text = {}, {}, [f"{found.method}.", f"Warnings: {warnings}." if warnings else "No warnings."]
+    tables, figures, text = (
+        {},
+        {},
+        [f"{_in_words(found.method)}.", f"Warnings: {warnings}." if warnings else "No warnings."],
+    )
     if len(losses):
         action = losses["action"].iloc[0]
         rows, control = (
@@ -174,17 +177,24 @@ def method_section(name: str, comparison: Tables) -> Section:
         )
         control = control.drop(columns=["units", "seeds"]).rename(columns={"own_rise": "own_rise_short_text"})
         nats, bits = (rows[[name for name in rows if _is_of(str(name), unit)]] for unit in UNITS)
-        tables[f"Set to: {action}. Rises of the loss in nats per token"] = nats
+        tables[f"Units set to: {action}. Loss increases in nats per token"] = nats
         tables["The same in bits per byte"] = bits
         tables["Against random units, on the shorter text"] = control
         matrix = as_matrix(losses)
-        figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: change of the loss, units set to: {action}")
+        figures[f"change-{end}"] = plots.change_matrix(matrix, f"{name}: loss increase, units set to: {action}")
         points = of(comparison.control_points, method=name)
         title = f"{name} against random units, on the shorter text"
         figures[f"control-{end}"] = plots.control(of(comparison.control_by_language, method=name), points, title)
     figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
     figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")
     return Section(f"Method: {name}", tuple(text), tables, figures)
+
+
+def _in_words(method: str) -> str:
+    """A method as it prints, without Python's marks: "Lape: rate 0.01, at_least 10"."""
+    name, _, settings = method.partition("(")
+    settings = re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", settings.removesuffix(")"))
+    return f"{name}: {settings.replace('=', ' ')}".replace("'", "") if settings else name
 
 
 SAID = ["own_rise_perplexity", "own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "ratio", "own_rank",
@@ -195,7 +205,7 @@ UNITS = ("nats", "bits")
 
 
 def _is_of(column: str, unit: str) -> bool:
-    """Whether a column belongs into the table of a unit; those of neither stand in the first, relative ones nowhere."""
+    """Whether the table in this unit, nats or bits, has a column; the nats table also has all columns without unit."""
     if column in SAID or column.endswith("_relative"):
         return False
     return ("bits_per_byte" in column) == (unit == "bits") or (unit == "bits" and column == "language")

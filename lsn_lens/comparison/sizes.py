@@ -1,4 +1,4 @@
-"""How many units each method finds, and what finding them costs."""
+"""The number of units that each method finds, and the cost of finding them."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from lsn_lens.runs.run import Run
 
 
 def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
-    """One row a method, fewest languages below 10 units first; see `Comparison.sizes`."""
+    """One row per method, fewest languages below 10 units first; see `Comparison.sizes`."""
     rows = [
         {
             "method": name,
@@ -27,7 +27,7 @@ def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
             "units": len(each),
             "rate": len(each) / sum(mask[0].numel() for mask in each.masks.values()),
             "mean_jaccard": mean_jaccard(each),
-            "notes": "; ".join(f"{key} {_plain(value)}" for key, value in each.notes.items()),
+            "notes": "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in each.notes.items()),
         }
         for name, each in found.items()
     ]
@@ -37,17 +37,22 @@ def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        part_and_whole = len(value) == 2 and all(isinstance(each, int) for each in value)
+        return (" of " if part_and_whole else ", ").join(map(_plain, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def layers_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
-    """One row a method and layer, one column a language."""
+    """One row per method and layer, one column per language."""
     frames = {name: each.layer_counts() for name, each in found.items()}
     return pd.concat(frames, names=["method"]).reset_index().rename_axis(columns=None)
 
 
 def cost_table(run: Run, methods: Mapping[str, Method], seconds: Mapping[str, float]) -> pd.DataFrame:
-    """One row a method, cheapest first; `seconds` are those of scoring and selecting. See `Comparison.cost`."""
+    """One row per method, cheapest first; `seconds` are those of scoring and selecting. See `Comparison.cost`."""
     stored = stored_bytes(run)
     rows = []
     for name, method in methods.items():
@@ -73,7 +78,7 @@ def cost_table(run: Run, methods: Mapping[str, Method], seconds: Mapping[str, fl
 
 
 def stored_bytes(run: Run) -> Counter[str]:
-    """Bytes of the run's tensors by the need they belong to: the longest key that theirs begins with."""
+    """Bytes of the run's tensors by need: the longest key of a need that begins a tensor's key."""
     keys = sorted(run.settings["statistics"], key=len, reverse=True)
     total: Counter[str] = Counter()
     for parts in (*run.shards.values(), *run.documents.values()):

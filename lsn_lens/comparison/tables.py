@@ -1,4 +1,4 @@
-"""What a comparison measured: a mapping of named tables, which are attributes as well."""
+"""The results of a comparison: a mapping of named tables, which are also attributes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ OF_MODEL = (
     "equal_size",
 )  # fmt: skip
 TRUST = "trust"
-TAKEN = (*ALWAYS, *OF_MODEL, TRUST, NOT_DONE)  # names that no check can have
+TAKEN = (*ALWAYS, *OF_MODEL, TRUST, NOT_DONE)  # names that a check must not have
 
 
 def _now() -> datetime:
@@ -32,7 +32,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tables(Mapping[str, pd.DataFrame]):
-    """Named tables, the sets and scores that they are of, and what was looked at; see `Comparison`."""
+    """Named tables with their sets, scores, run and model; see `Comparison`."""
 
     tables: Mapping[str, pd.DataFrame]
     found: Mapping[str, NeuronSet]
@@ -74,7 +74,7 @@ class Tables(Mapping[str, pd.DataFrame]):
         return list(self.tables)
 
     def _absent(self, name: str) -> str:
-        """Why there is no such table."""
+        """The error text for a name that is no table: why, and the names of all tables."""
         options = {row.table: f"{row.option}=..." for row in self.rows} | {TRUST: "", NOT_DONE: ""}
         why = "there is no such table"
         if name in OF_MODEL:

@@ -1,4 +1,4 @@
-"""All checks of all methods: their tables, the main number of each in one table, and what they warn of."""
+"""All checks of all methods: their tables, one table of main numbers, and their warnings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,18 +21,18 @@ Tables = dict[str, pd.DataFrame]
 
 
 def measure(subject: Subject, given: Iterable[str] = ()) -> Tables:
-    """All checks that `subject.options` asks for, of all methods.
+    """Run all checks that `subject.options` chooses, for all methods.
 
     Args:
-        subject: All methods, and what they are looked at with.
-        given: Methods whose sets they did not find themselves, so that only checks of units apply.
+        subject: All methods, the run, the model and the options.
+        given: Methods whose sets were given, not found: only checks of units apply.
 
     Returns:
-        By `Check.table` the tables of those that were done, with a column `method`: "stability" as `stability_table`,
-        "leave_one_out" as `leave_one_out`, "nulls" (`units`, different ones, `null_units`, `null_low`, `null_high` on
-        permuted labels, `mean_score`, `null_score`, the mean over permutations that find any, `null_p` as
-        `PermutationTest.set_p_value`, `beyond_null`, the share of its memberships at which their language stands out,
-        max-T, `permutations`), "survival" as `survival` and `same_script_survival`, "ablations" as
+        The tables of the checks that were done, by `Check.table`, with a column `method`: "stability" as
+        `stability_table`, "leave_one_out" as `leave_one_out`, "nulls" (`units`, different ones, `null_units`,
+        `null_low`, `null_high` on permuted labels, `mean_score`, `null_score`, the mean over permutations that find
+        any, `null_p` as `PermutationTest.set_p_value`, `beyond_null`, the share of the set's memberships whose language
+        stands out, max-T, `permutations`), "survival" as `survival` and `same_script_survival`, "ablations" as
         `ablation_sensitivity`, "off_target" as `off_target`; and "not_done" (`method`, `check`, `reason`).
     """
     if subject.model is not None:
@@ -56,7 +56,7 @@ def measure(subject: Subject, given: Iterable[str] = ()) -> Tables:
 def _jobs(
     rows: Sequence[Check], subject: Subject, given: set[str], first: Mapping[str, str]
 ) -> Iterator[tuple[Check, Subject, Subject]]:
-    """Each check that is to be done, what it looks at, and the methods that its result is of."""
+    """Each check to run, its subject, and the methods that the result is about."""
     for name in tqdm(subject.methods, desc="how far to trust", disable=not subject.progress):
         one = subject.of([name])
         for row in rows:
@@ -74,7 +74,7 @@ def _jobs(
 
 
 def _why_not(row: Check, one: Subject, was_given: bool, first: Mapping[str, str]) -> str:
-    """Why a check of one method is not done; "" where it is."""
+    """The reason why a check of one method is not run; "" for a check that is run."""
     if row.asks == "units":
         return "" if one.name in first else f"no intervention writes to {', '.join(one.units.masks)}"
     if was_given:
@@ -84,13 +84,13 @@ def _why_not(row: Check, one: Subject, was_given: bool, first: Mapping[str, str]
 
 
 def for_draws(method: Method) -> Method:
-    """A method as draws of a run ask it: whether text is parallel was checked on the run itself."""
+    """A method for draws of a run; whether the text is parallel was checked on the run itself."""
     parallel: Any = method if getattr(method, "check_parallel", False) else None
     return method if parallel is None else replace(parallel, check_parallel=False)
 
 
 def twins(found: Mapping[str, NeuronSet], actions: Mapping[str, Choice]) -> dict[str, str]:
-    """Each method that has an action, with the first one of the same units and action: measured once for all."""
+    """Each method that has an action, with the first method of the same units and action: one is measured."""
     firsts: dict[str, str] = {}
     for name in actions:
         alike = (each for each in dict.fromkeys(firsts.values()) if actions[each] is actions[name])
@@ -99,7 +99,7 @@ def twins(found: Mapping[str, NeuronSet], actions: Mapping[str, Choice]) -> dict
 
 
 def with_twins(table: pd.DataFrame, column: str, firsts: Mapping[str, str]) -> pd.DataFrame:
-    """Rows of the methods that were measured, copied for their twins; in the order of the methods, others in front."""
+    """Rows of the measured methods, copied for methods with the same set; in the order of the methods, others first."""
     copies = [table.loc[table[column].eq(first)].assign(**{column: name}) for name, first in firsts.items()]
     others = table.loc[~table[column].isin(list(firsts))]
     return pd.concat([others, *copies], ignore_index=True)
@@ -115,12 +115,12 @@ def _first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def trust_table(tables: Mapping[str, pd.DataFrame], methods: list[str], rows: Sequence[Check] = CHECKS) -> pd.DataFrame:
-    """One row per method: the main number of each check that was done, in a column if any was.
+    """One row per method with the main numbers of the checks that were done.
 
     Args:
         tables: From `measure`.
-        methods: In which order.
-        rows: The checks.
+        methods: The methods, in the order of the rows.
+        rows: All checks.
 
     Returns:
         `method`, and
@@ -128,16 +128,16 @@ def trust_table(tables: Mapping[str, pd.DataFrame], methods: list[str], rows: Se
         (overlap with the replicates' sets beyond chance), `replicates`;
         one language left out: `leave_one_out_jaccard`, the same with the sets that the other languages then have;
         permuted labels: `units` (different ones) on the true ones, `null_units` found there on average, `null_low`,
-        `null_high`, `null_p` (do they give as many units, or scores as far out), `beyond_null` (share of the set's
-        memberships at which their language stands out from every other, more than any does at any unit there),
+        `null_high`, `null_p` (the p-value of number of units and mean score), `beyond_null` (share of the set's
+        memberships whose language differs from every other by more than the largest difference at any unit there),
         `permutations`;
         changed text: `survival` and its `ceiling` after `romanised_`, `shuffled_words_` and `same_script_`, means over
         the languages that the change tests;
-        ablations: `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the own rise is above
-        that of every random set: of n sets, in 1 of n + 1 cases by chance), numbers of languages;
-        off target: `neutral_rise` (of numbers, arithmetic and code the one that rises most; nats per token, mean over
-        languages), `repetition_rise`, and both of random units (`random_`);
-        `not_done`: the checks that could not be done, and why.
+        ablations: `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the in-language loss
+        increase is above that of all n random sets: by chance in 1 of n + 1 cases), numbers of languages;
+        off target: `neutral_rise` (the largest loss increase of numbers, arithmetic and code; nats per token, mean over
+        languages), `repetition_rise`, and both for random units (`random_`);
+        `not_done`: the checks that were not done, with the reason.
     """
     frame = main_numbers(tables, methods, rows)
     by_reason: dict[str, dict[str, list[str]]] = {name: {} for name in methods}
@@ -163,7 +163,7 @@ def main_numbers(tables: Mapping[str, pd.DataFrame], methods: list[str], rows: S
 def doubts_of(
     tables: Mapping[str, pd.DataFrame], methods: list[str], rows: Sequence[Check] = CHECKS
 ) -> list[tuple[str, str, list[str]]]:
-    """What the checks warn of: method, words, and the languages that they hold for."""
+    """The warnings of the checks: method, text, and languages."""
     return [
         (name, *each)
         for row in rows if row.doubts and row.table in tables

@@ -1,4 +1,4 @@
-"""The part of a report that says how far its methods can be trusted."""
+"""The section of a report on the reliability of its methods."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ WORDS = "What it says, in words"
 
 
 def columns_of_checks(comparison: Tables) -> dict[str, Column]:
-    """How the main numbers of all checks are written."""
+    """Headings and formats of the main numbers of all checks."""
     return {name: column for row in comparison.rows for name, column in row.columns.items()}
 
 
 def trust_section(comparison: Tables) -> Section:
-    """All checks that were done, what they warn of, and what was not done."""
+    """The numbers and warnings of all checks, and the checks that were not done."""
     if TRUST not in comparison:
         return Section(TITLE, ("Nothing was checked beyond the effects above. Give compare trust=Checks(...).",))
     methods = list(comparison.ranking["method"])
@@ -41,9 +41,9 @@ def trust_section(comparison: Tables) -> Section:
     return Section(
         TITLE,
         (
-            "Effects say that units matter. This says whether they would be found again, whether as much is found "
-            "where there is nothing to find, and what else could explain them. Warnings come at thresholds that are "
-            "conventions of this report, not laws.",
+            "The effects show that the units matter. These checks show whether the same units are found again, whether "
+            "as many are found where there is nothing to find, and which other explanations remain. The thresholds of "
+            "the warnings are conventions of this report.",
             *(row.says for row in done if row.says),
             *missing,
         ),
@@ -54,7 +54,7 @@ def trust_section(comparison: Tables) -> Section:
 
 
 def verdicts(comparison: Tables) -> pd.DataFrame:
-    """One row per method: what the checks warn of."""
+    """One row per method: the warnings of the checks."""
     methods = list(comparison.ranking["method"])
     table = doubts.table_of(doubts_of(comparison, methods, comparison.rows), methods)
     checked = {name for row in comparison.rows if row.table in comparison for name in comparison[row.table]["method"]}

@@ -80,18 +80,18 @@ def ablation_sensitivity(
 
     Args:
         model: The run's model.
-        corpora: Their held-out text is measured; the `find` text of others is resampled from.
+        corpora: Their hold-out text is measured; the `find` text of others is resampled from.
         run: For the means, and for how active units are.
         found: The set.
         actions: Kinds of ablation by name; `kinds_of_ablation` by default.
         seeds: Random sets, matched as by `controls.matched_draws`; the same for each kind.
-        layout: How held-out text becomes batches; packed blocks by default.
+        layout: How hold-out text becomes batches; packed blocks by default.
         text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show progress bars.
 
     Returns:
-        One row for each kind and language: `ablation`, `language`, `units` (different ones), what `verdict.rises` says
-        of the others and of the random sets (`p` is at least 1 / (seeds + 1)), and `matched` (what random sets share).
+        One row per kind and language: `ablation`, `language`, `units` (different ones), what `verdict.rises` says of
+        the others and of the random sets (`p` is at least 1 / (seeds + 1)), and `matched` (what random sets share).
 
     Raises:
         ValueError: No kinds, no seed, a set of one language on text of one, or as `kinds_of_ablation`.

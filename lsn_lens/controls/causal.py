@@ -87,8 +87,8 @@ def measure_controls(
         progress: Show a progress bar.
 
     Returns:
-        One row for each method and language, see `Comparison.control_by_language`; and the random sets' rises one by
-        one, see `Comparison.control_points`.
+        One row per method and language, see `Comparison.control_by_language`; and the random sets' rises one by one,
+        see `Comparison.control_points`.
     """
     rows, drawn = [], []
     for name, action in actions.items():  # one method at a time: random sets of a large model take room
@@ -134,7 +134,7 @@ def _against_random(name: str, row: Mapping[Any, Any], drawn: pd.Series) -> dict
 
 
 def control_table(by_language: pd.DataFrame) -> pd.DataFrame:
-    """One row a method from `measure_controls`, most languages above their random sets first."""
+    """One row per method from `measure_controls`, most languages above their random sets first."""
     above = by_language["q"] <= verdict.LEVEL
     groups: Any = by_language.assign(above=above).groupby("method", sort=False)
     frame = means_of(groups, ["own_rise", "random_mean", "random_sd", "z", "p", "activity", "random_activity"])
@@ -146,7 +146,7 @@ def control_table(by_language: pd.DataFrame) -> pd.DataFrame:
 
 
 def effects_by_language(losses: pd.DataFrame, sure: pd.DataFrame, control: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row for each method and language, see `Comparison.effects_by_language`.
+    """One row per method and language, see `Comparison.effects_by_language`.
 
     Args:
         losses: From `measure_effects`.
@@ -170,7 +170,7 @@ def effects_by_language(losses: pd.DataFrame, sure: pd.DataFrame, control: pd.Da
 
 
 def effects_table(by_language: pd.DataFrame, sure: Certainty) -> pd.DataFrame:
-    """One row a method: how many languages pass, with an interval; how many are hurt most, with another; mean rises."""
+    """One row per method: languages that pass and languages hurt most, each with an interval; mean loss increases."""
     rises = ["own_rise", "own_rise_per_neuron", "own_rise_bits_per_byte", "own_rise_bits_per_byte_per_neuron"]
     frame = _methods(by_language, rises)
     place = list(frame).index("languages") + 1
@@ -191,7 +191,7 @@ def effects_table(by_language: pd.DataFrame, sure: Certainty) -> pd.DataFrame:
 
 
 def specificity_table(by_language: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: the own rise beside the worst other's, and their difference, means over languages."""
+    """One row per method: the own rise beside the worst other's, and their difference, means over languages."""
     means = ["own_rise", "worst_other_rise", "mean_other_rise", "difference", "difference_bits_per_byte"]
     frame = _methods(by_language, means)
     worst = frame["worst_other_rise"]

@@ -1,4 +1,4 @@
-"""How sure effects are: a bootstrap over held-out documents, the same draws for every method."""
+"""How sure effects are: a bootstrap over hold-out documents, the same draws for every method."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Certainty:
     """From `certainty`.
 
     Attributes:
-        table: One row for each method and language, see there.
+        table: One row per method and language, see there.
         hurt_most: By method and language, in which replicates its own language is hurt most, in both units.
         surely: The same, for a verdict that allows for the width of the interval: those replicates in which the own
             rise and its distance to the worst other exceed 0 by as much as their lower bounds lie below them.
@@ -55,7 +55,7 @@ def certainty(text: HeldOut, measured: Measured, *, seed: int = 0) -> Certainty:
         seed: Of the draws.
 
     Returns:
-        Its table has one row for each set (`method`) and `language`: `own_rise_low`, `own_rise_high` (nats per token),
+        Its table has one row per set (`method`) and `language`: `own_rise_low`, `own_rise_high` (nats per token),
         `difference_low`, `difference_high` (of the own rise less the worst other's), both again with `_bits_per_byte`;
         `hurt_most_share` (of replicates in which the own rise is positive and the largest, in both units),
         `surely_hurt_most` (all four lower bounds are above 0), `documents` (of the language itself). Missing, and

@@ -203,18 +203,18 @@ def outlier_effects(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Their held-out text is measured.
+        corpora: Their hold-out text is measured.
         found: The set.
         units: From `outliers`.
         action: What to do to the units, or a function from the ablated language to it.
-        layout: How held-out text becomes batches; packed blocks by default.
+        layout: How hold-out text becomes batches; packed blocks by default.
         text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
-        One row a language: `language`, `units` (different ones), `outliers` (of these), and the rises of the language's
-        own loss `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token), with `_bits_per_byte` the
-        same in bits per byte.
+        One row per language: `language`, `units` (different ones), `outliers` (of these), and the rises of the
+        language's own loss `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token), with
+        `_bits_per_byte` the same in bits per byte.
     """
     check_model(model)
     left = without(found, units)

@@ -40,7 +40,7 @@ class OffTarget:
     """What `off_target` measured.
 
     Attributes:
-        table: One row a language whose units were changed: `language`, `units` (different ones); the rises of loss
+        table: One row per language whose units were changed: `language`, `units` (different ones); the rises of loss
             `own_rise` (what is claimed), `worst_other` and its `worst_other_rise`, `mean_other_rise`, `<kind>_rise` for
             each kind of neutral text, each in the scales of `verdict.rises`, and after `random_` the means of the same
             over the random sets; `repetition` and `distinct_2` of what the model writes in the language, with `_before`
@@ -94,7 +94,7 @@ def off_target(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Their held-out text is measured and its beginnings are continued.
+        corpora: Their hold-out text is measured and its beginnings are continued.
         found: The set; each language's units are changed by themselves.
         action: What to do to the units, or a function from the intervened language to it.
         statistics: Of the run, to match random sets by activity (`controls.matched_draws`).
@@ -106,7 +106,7 @@ def off_target(
         words: Their first words, or, where these are more than a third of the document (words that are not spaced),
             its first third.
         tokens: New ones of each text.
-        layout: How held-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
+        layout: How hold-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
         text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
         progress: Show progress bars.
 

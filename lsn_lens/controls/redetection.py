@@ -51,11 +51,11 @@ def survival(
         progress: Show progress bars.
 
     Returns:
-        One row for each control, method and language: `control`, `method`, `language`, `before` and `after` (units
-        found), `both`, `survival` (`both` of `before`; NaN without units), `chance` (that of as many random units in
-        each layer), `ceiling` (of the first half's units, those that the second half gives again), `changed` (share of
-        the documents in which letters change or move), and `note`: "" or why the row tests nothing; leave such rows out
-        of a mean.
+        One row per control, method and language: `control`, `method`, `language`, `before` and `after` (units found),
+        `both`, `survival` (`both` of `before`; NaN without units), `chance` (that of as many random units in each
+        layer), `ceiling` (of the first half's units, those that the second half gives again), `changed` (share of the
+        documents in which letters change or move), and `note`: "" or why the row tests nothing; leave such rows out of
+        a mean.
 
     Raises:
         ValueError: No methods or controls, a control that changes the languages or cannot be used on these, a run with

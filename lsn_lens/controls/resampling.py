@@ -125,7 +125,7 @@ def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
     A language's draw depends on its label and the seed, not on the other languages or their order.
 
     Args:
-        run: With 5 shards a language or more; from `load_shards` where many replicates are wanted.
+        run: With 5 shards per language or more; from `load_shards` where many replicates are wanted.
         seed: Of the draw, 0 or more.
         paired: Draw the same shards in all languages. For parallel text, where document i is the same in each:
             "sharing" needs it.

@@ -1,4 +1,4 @@
-"""How much a method finds where there is nothing to find, and at which units a language is more than chance."""
+"""How much a method finds where there is nothing to find, and at which units per language is more than chance."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -96,7 +96,7 @@ class PermutationTest:
         return NeuronSet(self.scores.languages, masks, f"{self.scores.method}, {rule}", origin=self.scores.origin)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each member of `found`.
+        """One row per member of `found`.
 
         Returns:
             `language`, `basis`, `layer`, `unit`, `score`; `p_value` and `family_wise` of the language at the unit;
@@ -148,7 +148,7 @@ def permutation_test(
     where a unit's score hangs on that unit, and takes a scoring for each permutation and two languages.
 
     Args:
-        run: With 5 shards a language or more.
+        run: With 5 shards per language or more.
         method: A name of `lsn.METHODS` or a method object.
         permutations: Permutations.
         seed: Of the draws.
@@ -244,13 +244,13 @@ def null_counts(
     Args: as `permutation_test`, for each of `methods`; a method object is named by its hyper-parameters.
 
     Returns:
-        One row for each method and language, and one with the language "all" for different units: `method`,
-        `language`, `units`, `null_mean`, `null_low`, `null_high` (smallest and largest count), `fixed` (the count was
-        the same under every permutation and the true labels), `beyond_null` (units at which the language stands out,
-        max-T at 0.05), `significant` (the same, Benjamini-Hochberg at 0.05), `differing` (only with "all": units at
-        which languages differ, whichever, Benjamini-Hochberg at 0.05), `permutations`, and `needed`: how many pairs of
-        unit and language must have the smallest p that so many permutations allow before Benjamini-Hochberg finds any.
-        No test finds anything with fewer than 19.
+        One row per method and language, and one with the language "all" for different units: `method`, `language`,
+        `units`, `null_mean`, `null_low`, `null_high` (smallest and largest count), `fixed` (the count was the same
+        under every permutation and the true labels), `beyond_null` (units at which the language stands out, max-T at
+        0.05), `significant` (the same, Benjamini-Hochberg at 0.05), `differing` (only with "all": units at which
+        languages differ, whichever, Benjamini-Hochberg at 0.05), `permutations`, and `needed`: how many pairs of unit
+        and language must have the smallest p that so many permutations allow before Benjamini-Hochberg finds any. No
+        test finds anything with fewer than 19.
 
     Raises: as `permutation_test`.
     """

@@ -34,10 +34,10 @@ class Stability:
     Attributes:
         found: The set on all shards.
         frequency: By basis, the share of the replicates in which a unit was chosen for a language, in [0, 1].
-        intervals: One row for each unit of `found`: `language`, `basis`, `layer`, `unit`, `score`, the interval's
-            `low` and `high`, and `frequency`. A bound of -inf says that the unit could not belong to the language in
-            that many replicates.
-        overlaps: One row a replicate and language: `replicate`, `language`, `units`, `jaccard` with the set on all
+        intervals: One row per unit of `found`: `language`, `basis`, `layer`, `unit`, `score`, the interval's `low` and
+            `high`, and `frequency`. A bound of -inf says that the unit could not belong to the language in that many
+            replicates.
+        overlaps: One row per replicate and language: `replicate`, `language`, `units`, `jaccard` with the set on all
             shards, `expected_jaccard`, `corrected_jaccard`.
         shards: The smallest number of shards of a language.
         level: Of the intervals.
@@ -67,7 +67,7 @@ def bootstrap(
     those of a set are there because their scores are high, so their scores tend to be too high.
 
     Args:
-        run: With 5 shards a language or more, better 16.
+        run: With 5 shards per language or more, better 16.
         method: A name of `lsn.METHODS` or a method object.
         replicates: Draws; 1,000 or more for intervals.
         seed: Of the draws.
@@ -111,7 +111,7 @@ def _values(scores: NeuronScores, found: NeuronSet) -> Float[Tensor, "member"]:
 
 
 def stability_table(stability: Stability) -> pd.DataFrame:
-    """One row a language, from `bootstrap`.
+    """One row per language, from `bootstrap`.
 
     Returns:
         `language`; `units` of the set on all shards; `units_low` and `units_high`, the interval of the number of units;
@@ -155,9 +155,9 @@ def across(sets: Mapping[str, NeuronSet]) -> pd.DataFrame:
         sets: Two sets or more by name, of one model; bases and shapes must be the same.
 
     Returns:
-        One row a pair and language that both have: `set`, `other`, `language`, `units`, `other_units`, `jaccard`,
-        `expected_jaccard` of random sets with as many units in each layer, and `corrected_jaccard`, which is
-        (jaccard - expected) / (1 - expected): 1 for equal sets, about 0 for unrelated ones. NaN for two empty sets.
+        One row per pair and language that both have: `set`, `other`, `language`, `units`, `other_units`, `jaccard`,
+        `expected_jaccard` of random sets with as many units in each layer, and `corrected_jaccard`, which is (jaccard -
+        expected) / (1 - expected): 1 for equal sets, about 0 for unrelated ones. NaN for two empty sets.
 
     Raises:
         ValueError: Fewer than two sets, or sets of other bases or shapes.
@@ -181,9 +181,9 @@ def leave_one_out(run: Run, method: str | Method = "lape", *, progress: bool = T
         progress: Show a progress bar.
 
     Returns:
-        One row for each language left out and each other language: `left_out`, `language`, `units` without it,
-        `other_units` with all languages, `jaccard`, `expected_jaccard`, `corrected_jaccard` as `across`, `gained`
-        and `lost` (units), and `gained_from_left_out`: units of the language left out among those gained.
+        One row per language left out and each other language: `left_out`, `language`, `units` without it, `other_units`
+        with all languages, `jaccard`, `expected_jaccard`, `corrected_jaccard` as `across`, `gained` and `lost` (units),
+        and `gained_from_left_out`: units of the language left out among those gained.
 
     Raises:
         ValueError: Fewer than three languages.

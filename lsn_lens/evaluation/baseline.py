@@ -31,6 +31,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan
 from lsn_lens.text.tokens import separator_id, tokenize
@@ -185,7 +186,7 @@ class HeldOut:
 
 def held_out(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     layout: Layout | None = None,
     *,
     text: HeldOut | None = None,
@@ -195,7 +196,7 @@ def held_out(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Text to measure on.
+        corpora: Text to measure on, from `load_corpora`, or what it takes.
         layout: How text becomes batches; packed blocks by default.
         text: One that was made from the same model and languages: nothing is done, and it is returned.
         progress: Show progress bars.
@@ -208,6 +209,7 @@ def held_out(
             its tokens stand for, so bits per byte are.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     if text is not None:
         return _fitting(text, model, corpora, layout)
     plan = _plan(model, corpora, layout or Layout(), progress)

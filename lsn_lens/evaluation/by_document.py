@@ -1,6 +1,6 @@
 """Loss document by document, and intervals on what an intervention does to it."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,6 @@ from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.bootstrap import check_replicates, percentile_interval
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
 FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
@@ -17,13 +16,13 @@ FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
 
 def document_losses(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     *,
     max_tokens: int | None = None,
     separator: str = "bos",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Next-token loss of every held-out document, under whatever interventions are in place.
+    """Next-token loss of every hold-out document, under whatever interventions are in place.
 
     Each document is read on its own, so losses differ from those of `perplexity_table`, which packs documents into
     blocks by default. Predicting the first token after the separator is scored, the separator itself is not. For
@@ -32,12 +31,12 @@ def document_losses(
     Args:
         model: A HookedTransformer or TransformerBridge.
         corpora: Text to measure on, its `hold_out` part; documents must fit into the model's context.
-        max_tokens: About how many tokens a language; documents are taken whole.
+        max_tokens: About how many tokens per language; documents are taken whole.
         separator: What each document begins with, as in `Layout`.
         progress: Show a progress bar.
 
     Returns:
-        One row a document: `language`, `document` (its place in the text), `loss` (nats, summed over its tokens),
+        One row per document: `language`, `document` (its place in the text), `loss` (nats, summed over its tokens),
         `tokens` (that were scored) and `bytes` (that these stand for; NaN where the tokenizer does not tell). The loss
         of a document of which nothing was scored is NaN.
 
@@ -70,8 +69,8 @@ def rise_intervals(
         level: Of the intervals, in (0, 1).
 
     Returns:
-        One row a language: `language`, `documents`, `tokens`, `rise` (nats a token: the rise of the summed loss over
-        all tokens), `low`, `high` (expanded percentile interval).
+        One row per language: `language`, `documents`, `tokens`, `rise` (nats per token: the rise of the summed loss
+        over all tokens), `low`, `high` (expanded percentile interval).
 
     Raises:
         ValueError: Frames of different text, or fewer than 5 documents with scored tokens in a language.

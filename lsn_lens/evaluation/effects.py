@@ -1,4 +1,4 @@
-"""What a `perplexity_table` says: one row a method and language, and its random controls."""
+"""What a `perplexity_table` says: one row per method and language, and its random controls."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ def control_name(method: str, seed: int) -> str:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each action, method and language, from the rows of several named sets.
+    """One row per action, method and language, from the rows of several named sets.
 
     Args:
         table: From `perplexity_table`, with each method's set and any number of random controls named by
@@ -38,10 +38,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def control_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The own rises of the controls, one row for each action, method, language and control.
+    """The own rises of the controls, one row per action, method, language and control.
 
     Returns:
-        Columns `action`, `method`, `language`, `seed`, `own_rise` (nats a token).
+        Columns `action`, `method`, `language`, `seed`, `own_rise` (nats per token).
     """
     rows = _named(table)
     is_own = rows["seed"].notna() & rows["intervened"].eq(rows["evaluated"])

@@ -1,7 +1,7 @@
-"""Loss on held-out text, with and without an intervention: who is hurt when a language's units go?"""
+"""Loss on hold-out text, with and without an intervention: who is hurt when a language's units go?"""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 Measure = Literal[
@@ -24,7 +24,7 @@ Measure = Literal[
 
 def perplexity_table(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     sets: NeuronSet | Mapping[str, NeuronSet],
     action: Choice = zero,
     *,
@@ -37,7 +37,7 @@ def perplexity_table(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Text to measure on.
+        corpora: Text to measure on, from `load_corpora`, or what it takes.
         sets: One set, or several by name: measured one after the other on the same text.
         action: What to do to the units, or a function from the intervened language to it.
         evaluate: Measure every language, only the one whose units are changed (for many random controls), or those
@@ -47,13 +47,12 @@ def perplexity_table(
         progress: Show a progress bar.
 
     Returns:
-        One row for each set, intervened language ("none" first) and evaluated language: `set`, `action`,
-        `intervened`, `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token),
-        `perplexity` (exp of it), `bits_per_byte` (of the bytes that the scored tokens stand for), for each its change
-        against no intervention, `nll_change` and so on, and that change over the loss without intervention,
-        `nll_relative_change` and so on; `tokens` and `bytes` that were scored. Separators are read, but predicting
-        them is not scored, and neither is a block's first token.
-        `attrs["text"]` describes the text.
+        One row per set, intervened language ("none" first) and evaluated language: `set`, `action`, `intervened`,
+        `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token), `perplexity` (exp of
+        it), `bits_per_byte` (of the bytes that the scored tokens stand for), for each its change against no
+        intervention, `nll_change` and so on, and that change over the loss without intervention, `nll_relative_change`
+        and so on; `tokens` and `bytes` that were scored. Separators are read, but predicting them is not scored, and
+        neither is a block's first token. `attrs["text"]` describes the text.
 
     Raises:
         KeyError: A language to measure without text.
@@ -63,16 +62,17 @@ def perplexity_table(
         UserWarning: Nothing of a language was scored, so its losses are NaN; or the tokenizer does not tell which bytes
             its tokens stand for, so bits per byte are.
 
-    Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability a token.
+    Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability per token.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     jobs = jobs_of(model, corpora, sets, action, evaluate)
     return held_out(model, corpora, layout, text=text, progress=progress).measure_jobs(jobs, progress=progress).table
 
 
 def loss_table(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     interventions: Iterable[Intervention],
     *,
     layout: Layout | None = None,
@@ -84,8 +84,8 @@ def loss_table(
     Args: as `perplexity_table`.
 
     Returns:
-        One row for each intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and
-        losses and changes as in `perplexity_table`.
+        One row per intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and losses
+        and changes as in `perplexity_table`.
 
     Raises:
         ValueError: Two interventions of one name.
@@ -95,6 +95,7 @@ def loss_table(
     names = [NONE, *(what.name for what in each)]
     if len(set(names)) < len(names):
         raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
+    corpora = as_corpora(corpora)
     jobs = jobs_for(model, corpora, each)
     measured = held_out(model, corpora, layout, text=text, progress=progress).measure_jobs(jobs, progress=progress)
     table = measured.table.drop(columns=["action", "intervened"]).rename(columns={"set": "intervention"})
@@ -105,7 +106,7 @@ def loss_table(
 
 def perplexity_matrix(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     found: NeuronSet,
     action: Choice = zero,
     *,

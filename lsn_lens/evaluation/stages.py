@@ -83,7 +83,7 @@ def switch_sets(found: NeuronSet, stages: Stages) -> dict[str, NeuronSet]:
 def split_hold_out(
     corpora: Mapping[str, LanguageCorpus],
 ) -> tuple[dict[str, LanguageCorpus], dict[str, LanguageCorpus]]:
-    """Two corpora, each with every second held-out document to measure with: one to choose by, one to report."""
+    """Two corpora, each with every second hold-out document to measure with: one to choose by, one to report."""
     halves = ({}, {})
     for label, corpus in corpora.items():
         records = Records(f"{corpus.source}, held out", partial(iter, corpus.hold_out))
@@ -126,7 +126,7 @@ def search_stages(
         progress: Show a progress bar.
 
     Returns:
-        The stages, and one row for each candidate: `stage`, `layers`, `units` (mean over languages), `own_rise`,
+        The stages, and one row per candidate: `stage`, `layers`, `units` (mean over languages), `own_rise`,
         `english_rise`, `gap_rise`, `gap_per_unit_rise`, `chosen`.
 
     Raises:

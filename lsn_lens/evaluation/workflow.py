@@ -62,7 +62,7 @@ def workflow_grid(
 
     Returns:
         One row for each `switch`, `seed` (missing for the units found), `deactivated` and `evaluated` language:
-        `units`, `before` (nats a token, or the function's number), `rise`, and `why_empty` ("" with units). A switch
+        `units`, `before` (nats per token, or the function's number), `rise`, and `why_empty` ("" with units). A switch
         without units changes nothing, and has no random sets. Random sets have rows for the deactivated language and
         English alone. `attrs["text"]` describes the text.
 
@@ -71,7 +71,7 @@ def workflow_grid(
         ValueError: Stages or a set that do not fit the model.
 
     Source: Zhao et al. 2024, the released code's six switches and control. They measure task accuracy; the loss on
-    held-out text, several random sets in place of one, and the p-values among them are ours.
+    hold-out text, several random sets in place of one, and the p-values among them are ours.
     """
     check_model(model)
     parts = switch_sets(found, stages)
@@ -152,7 +152,7 @@ def _by_function(
 
 
 def workflow_effects(grid: pd.DataFrame, english: str = "en") -> pd.DataFrame:
-    """One row for each switch and deactivated language.
+    """One row per switch and deactivated language.
 
     Args:
         grid: From `workflow_grid`.
@@ -232,7 +232,7 @@ def _is_low(q: float) -> bool:
 
 
 def workflow_summary(effects: pd.DataFrame, english: str = "en") -> pd.DataFrame:
-    """One row a switch, means over the deactivated languages but English.
+    """One row per switch, means over the deactivated languages but English.
 
     Args:
         effects: From `workflow_effects`.

@@ -34,7 +34,7 @@ Choose = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Row:
-    """A text to be written: what it begins with, and its own random numbers, one a token."""
+    """A text to be written: what it begins with, and its own random numbers, one per token."""
 
     prompt: int
     sample: int
@@ -83,9 +83,9 @@ def generate(
         progress: Show a progress bar.
 
     Returns:
-        One row a text: `prompt` (its number), `sample`, `text` (what follows the prompt, with its leading space), `ids`
-        (the new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the chosen
-        tokens, before temperature and penalty, in nats).
+        One row per text: `prompt` (its number), `sample`, `text` (what follows the prompt, with its leading space),
+        `ids` (the new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the
+        chosen tokens, before temperature and penalty, in nats).
 
     Raises:
         ValueError: No prompts, one that is no text, has tokens that the model lacks, or with the new tokens exceeds the

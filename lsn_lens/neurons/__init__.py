@@ -1,4 +1,4 @@
-"""What a unit is, and sets and scores of units."""
+"""Units, sets of units, and scores of units."""
 
 import lazy_loader
 

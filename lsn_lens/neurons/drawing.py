@@ -1,19 +1,19 @@
-"""Who draws the figures: said by the package itself, so that no room below needs to know one above it."""
+"""Figures of sets and scores. The package names the module that draws them, so that this room imports no later one."""
 
 from collections.abc import Callable
 from typing import Any
 
-PLOTS: list[Callable[[], Any]] = []  # one function that imports and gives the module with the figures
+PLOTS: list[Callable[[], Any]] = []  # one function, which imports and returns the module with the figures
 
 
-FIGURES = {"layers": "layer_counts", "overlap": "overlap"}  # what may be drawn of a set
+FIGURES = {"layers": "layer_counts", "overlap": "overlap"}  # kind of figure -> function of that module
 
 
 def draw(kind: str, data: Any) -> Any:
-    """The figure of this kind.
+    """Draw a set: `kind` is a key of `FIGURES`.
 
     Raises:
-        ValueError: Another kind.
+        ValueError: An unknown kind.
     """
     if kind not in FIGURES:
         raise ValueError(f"kind={kind!r}: expected one of {list(FIGURES)}.")

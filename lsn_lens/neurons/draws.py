@@ -1,4 +1,4 @@
-"""Random units in place of given ones, by layer and by how active they are."""
+"""Draw random units that replace given units, matched by layer and by activity."""
 
 import hashlib
 import json
@@ -8,31 +8,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-NEAREST = 20  # units, of which one is drawn in place of each: fewer are more alike, but say less about chance
-ALTERNATIVES = 40  # in place of a single unit: among fewer, 39 draws would be few units many times
+NEAREST = 20  # candidates for each unit: fewer candidates are more similar, but tell less about chance
+ALTERNATIVES = 40  # candidates for a single unit: with fewer, 39 draws would repeat the same units
 
 
 def generator_of(*words: str | int) -> torch.Generator:
-    """Randomness that depends on the words alone, not on what was drawn before."""
+    """A random generator seeded by the words alone; earlier draws do not change it."""
     digest = hashlib.sha256(json.dumps(words).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 def draw(own: Bool[Tensor, "layer unit"], generator: torch.Generator) -> Bool[Tensor, "layer unit"]:
-    """As many other units in each layer; where there are too few, own ones too."""
+    """Draw the same number of other units in each layer; where other units are too few, some of the given ones too."""
     chances = torch.rand(own.shape, generator=generator) + own
-    order = chances.argsort(-1).argsort(-1)  # own units, all above 1, come last
+    order = chances.argsort(-1).argsort(-1)  # the given units, all above 1, come last
     return order < own.sum(-1, keepdim=True)
 
 
 def draw_alike(
     own: Bool[Tensor, "layer unit"], generator: torch.Generator, activity: Float[Tensor, "layer unit"]
 ) -> Bool[Tensor, "layer unit"]:
-    """As many other units in each layer: for each unit one of the 20 that are nearest to it in activity.
+    """Draw the same number of other units in each layer, each among the 20 nearest in activity to the unit it replaces.
 
-    For a single unit one of 40, for two units as well 20. Units are drawn one after the other in random order, none
-    twice; where all of the nearest are taken, the nearest that is left. A layer with too few others gives all of
-    them, and own ones.
+    A single unit has 40 candidates instead of 20. Units are drawn in random order and without repetition; where all
+    candidates are taken, the nearest remaining unit is drawn. A layer with too few other units gives all of them, and
+    some of the given units.
     """
     near = max(NEAREST, -(-ALTERNATIVES // max(1, int(own.sum()))))
     drawn = torch.zeros_like(own)
@@ -40,7 +40,7 @@ def draw_alike(
         members, others = (each.nonzero()[:, 0] for each in (own[layer], ~own[layer]))
         others = others[activity[layer, others].argsort(stable=True)]
         members = members[torch.randperm(len(members), generator=generator)]
-        rest = members[len(others) :]  # no others are left for these
+        rest = members[len(others) :]  # no other units remain for these
         places = _places(activity[layer, members[: len(others)]], activity[layer, others], near, generator)
         drawn[layer, others[places]] = True
         drawn[layer, rest] = True
@@ -50,11 +50,11 @@ def draw_alike(
 def _places(
     wanted: Float[Tensor, "member"], sorted_values: Float[Tensor, "other"], near: int, generator: torch.Generator
 ) -> Int[Tensor, "member"]:
-    """For each value, in turn, a place among the `near` nearest of sorted ones that nobody has taken."""
+    """For each value in turn, the index of one of its `near` nearest sorted values that is not yet taken."""
     count = len(sorted_values)
     if not len(wanted):
         return torch.zeros(0, dtype=torch.long)
-    # of sorted values, the nearest lie in a window around the place of the value itself
+    # the nearest of sorted values lie in a window around the value's own index
     first = (torch.searchsorted(sorted_values, wanted) - near).clamp(0, max(0, count - 2 * near))
     window = first[:, None] + torch.arange(min(2 * near, count))
     distance = (sorted_values[window] - wanted[:, None]).abs()
@@ -77,7 +77,7 @@ def draw_sets(
     seed: int,
     activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None,
 ) -> tuple[dict[str, Bool[Tensor, "language layer unit"]], dict[str, int]]:
-    """Random units of every language and basis, see `NeuronSet.random_like`; and how many of them are own ones."""
+    """Random units of every language and basis (`NeuronSet.random_like`), and how many of them were given units."""
     if activity is not None:
         check_activity(masks, activity)
     drawn = {basis: torch.empty_like(mask) for basis, mask in masks.items()}
@@ -96,7 +96,7 @@ def draw_sets(
 
 
 def check_activity(masks: Mapping[str, Tensor], activity: Mapping[str, Tensor]) -> None:
-    """Refuse activity that is not of all units of the masks.
+    """Require one activity value for every unit of the masks.
 
     Raises:
         KeyError: A basis without activity.
@@ -104,7 +104,7 @@ def check_activity(masks: Mapping[str, Tensor], activity: Mapping[str, Tensor]) 
     """
     for basis, mask in masks.items():
         if basis not in activity:
-            raise KeyError(f"no activity of the basis {basis!r}; there is that of {list(activity)}.")
+            raise KeyError(f"no activity for basis {basis!r}; activity has the bases {list(activity)}.")
         shape, expected = tuple(activity[basis].shape), tuple(mask.shape)
         if shape not in (expected, expected[1:]) or not bool(activity[basis].isfinite().all()):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a method says of every unit: how specific it is for each language."""
+"""A method's scores: how specific every unit is for each language."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from lsn_lens.neurons.identity import Origin, check_origin
 
 @dataclass(frozen=True, eq=False)
 class NeuronScores:
-    """Per language, layer and unit, on one or several bases: higher means more specific.
+    """Scores per language, layer and unit, on one or several bases; a higher score is more specific.
 
-    A score of -inf says that the unit cannot belong to the language. `ranking` orders the units for
-    rules that select them for all languages at once; by default a unit's best score. `origin` as in `NeuronSet`.
+    A unit with the score -inf cannot belong to the language. `ranking` orders the units for rules that select units
+    for all languages at once; by default it is a unit's highest score. `origin`: see `NeuronSet`.
     """
 
     languages: Sequence[str]
@@ -40,26 +40,26 @@ class NeuronScores:
                 )
 
     def rank(self, basis: str) -> Float[Tensor, "layer unit"]:
-        """What orders the units of a basis over all languages."""
+        """The values that order a basis's units over all languages: `ranking`, or each unit's highest score."""
         return self.ranking.get(basis, self.values[basis].amax(0))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each finite score: language, basis, layer, unit, score."""
+        """One row per finite score: language, basis, layer, unit, score."""
         finite = {basis: each.isfinite() for basis, each in self.values.items()}
         return units.frame_of(self.languages, finite, self.values)
 
     def top(self, language: str, count: int = 10, basis: str | None = None) -> pd.DataFrame:
-        """A language's best units, best first: layer, unit, basis, score and rank, from 1.
+        """The highest-scoring units of a language, highest first: layer, unit, basis, score, and rank from 1.
 
-        Units of one score go in the order of bases, layers and units. What cannot belong to the language is left out.
+        Units with equal scores are ordered by basis, layer and unit. Units with the score -inf are left out.
 
         Args:
-            language: The language.
-            count: How many, at most.
-            basis: The best of one basis; by default of all together.
+            language: A label of `languages`.
+            count: Maximum number of units.
+            basis: One basis; by default all bases are ranked together.
 
         Raises:
-            KeyError: No such language or basis.
+            KeyError: An unknown language or basis.
         """
         bases = list(self.values) if basis is None else [basis]
         if language not in self.languages or bases[0] not in self.values:
@@ -83,7 +83,7 @@ class NeuronScores:
         return f"<p><b>NeuronScores</b>: the best of each language, {html.escape(self.method)}</p>{best.to_html()}"
 
     def save(self, path: Path | str) -> Path:
-        """Write one safetensors file with a JSON header."""
+        """Write one safetensors file with a JSON header; returns its path."""
         parts = {"values": self.values, "ranking": self.ranking}
         tensors = {f"{part}.{basis}": each for part, bases in parts.items() for basis, each in bases.items()}
         header = {"kind": "scores", "languages": self.languages, "method": self.method, "origin": dict(self.origin)}
@@ -91,7 +91,7 @@ class NeuronScores:
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronScores":
-        """Read what `save` wrote; as there, `.safetensors` may be left out of the path."""
+        """Read a file that `save` wrote; the path may omit `.safetensors`."""
         tensors, header = files.load_tensors(path, "scores")
         parts: dict[str, dict[str, Tensor]] = {"values": {}, "ranking": {}}
         for key, value in tensors.items():

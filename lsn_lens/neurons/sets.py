@@ -1,4 +1,4 @@
-"""Sets of units by language, and their algebra."""
+"""Sets of units by language, and set algebra."""
 
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,18 +19,18 @@ from lsn_lens.neurons.units import Mask
 
 @dataclass(frozen=True, eq=False)
 class NeuronSet:
-    """Per language, on one or several bases, a bool mask `[layer, unit]`.
+    """Units per language: on one or several bases, a bool mask `[layer, unit]` for each language.
 
-    `found["fr"]` is the set of one language. `&`, `|`, `-` and `^` work language by language and need
-    the same languages, bases and shapes. A language without units keeps its place.
+    `found["fr"]` is the set of one language. `&`, `|`, `-` and `^` work language by language; both sets need the same
+    languages, bases and shapes. A language without units stays in the set.
 
     Attributes:
         languages: Labels, in the order of the masks.
         masks: Basis -> mask.
-        method: What found them.
-        notes: What the method has to say about this set.
-        origin: Of what model, text and versions, see `detect`; empty for a set made by hand. A set is refused on
-            other weights than it is from; `for_model` carries it over.
+        method: The method that found the units.
+        notes: The method's remarks about this set.
+        origin: Model, text and versions, see `detect`; empty for a set made by hand. A model with other weights
+            refuses the set; `for_model` carries it over.
     """
 
     languages: Sequence[str]
@@ -49,7 +49,7 @@ class NeuronSet:
     def __getitem__(self, languages: str | Iterable[str]) -> "NeuronSet":
         """The set of one language, or of several in the order given."""
         if not isinstance(languages, str) and not isinstance(languages, Iterable):
-            raise KeyError(f"{languages!r} is no language: found['fr'] is the set of one, of {list(self.languages)}.")
+            raise KeyError(f"{languages!r} is not a label: found['fr'] is the set of one of {list(self.languages)}.")
         labels = (languages,) if isinstance(languages, str) else tuple(languages)
         unknown = [label for label in labels if label not in self.languages]
         if unknown:
@@ -58,14 +58,14 @@ class NeuronSet:
         return replace(self, languages=labels, masks={basis: mask[index] for basis, mask in self.masks.items()})
 
     def __iter__(self) -> Iterator[tuple[str, "NeuronSet"]]:
-        """Each language with its set, as `dict.items()` gives them; `dict(found)` is a dictionary."""
+        """Pairs of a language and its set, like `dict.items()`; `dict(found)` makes a dictionary."""
         return ((language, self[language]) for language in self.languages)
 
     def __contains__(self, language: object) -> bool:
         return language in self.languages
 
     def __eq__(self, other: object) -> bool:
-        """Same languages and the same units; method and notes may differ."""
+        """Whether both sets have the same languages and units; method and notes may differ."""
         return (
             isinstance(other, NeuronSet)
             and self.languages == other.languages
@@ -74,7 +74,7 @@ class NeuronSet:
         )
 
     def __len__(self) -> int:
-        """How many different units belong to at least one language."""
+        """Number of different units that belong to at least one language."""
         return sum(int(mask.any(0).sum()) for mask in self.masks.values())
 
     def _combine(self, other: "NeuronSet", symbol: str) -> "NeuronSet":
@@ -82,7 +82,7 @@ class NeuronSet:
         if self.languages != other.languages or shapes[0] != shapes[1]:
             raise ValueError(
                 f"sets differ in languages or shape: {self.languages} {shapes[0]} and {other.languages} {shapes[1]}. "
-                'Languages of one set are put together by found.shared("fr", "en") and found.only_in("fr").'
+                'To combine languages of one set: found.shared("fr", "en"), found.only_in("fr").'
             )
         operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "-": torch.gt, "^": torch.bitwise_xor}[symbol]
         masks = {basis: operation(mask, other.masks[basis]) for basis, mask in self.masks.items()}
@@ -104,11 +104,11 @@ class NeuronSet:
         return self._combine(other, "^")
 
     def shared(self, *languages: str) -> "NeuronSet":
-        """The units that belong to all of these languages, by default to all there are: a set of one, "fr & en"."""
+        """The units that belong to all of these languages (default: all of the set), as one language "fr & en"."""
         return self._together("shared", languages or self.languages)
 
     def only_in(self, *languages: str) -> "NeuronSet":
-        """The units that belong to this language, or to all of these, and to no other of the set."""
+        """The units that belong to all of these languages and to no other language of the set."""
         rest = [language for language in self.languages if language not in languages]
         return self._together("only in", languages, rest)
 
@@ -122,7 +122,7 @@ class NeuronSet:
         return {CARRIED: self.notes[CARRIED]} if CARRIED in self.notes else {}
 
     def only(self, layers: Iterable[int] | None = None, bases: Iterable[str] | None = None) -> "NeuronSet":
-        """The units in these layers and of these bases; shapes stay, so that `|` of such parts gives the whole again.
+        """The units in these layers and of these bases; shapes stay, so that `|` of all parts gives the whole set.
 
         Raises:
             KeyError: A layer or basis that the set does not have.
@@ -130,11 +130,11 @@ class NeuronSet:
         return replace(self, masks=units.only(self.masks, layers, bases))
 
     def plot(self, kind: Literal["layers", "overlap"] = "layers") -> Any:
-        """A figure: how many units each layer has, or how languages overlap; `report.plots` has more."""
+        """Draw the units per layer ("layers") or the overlap of languages ("overlap"); `report.plots` has more."""
         return drawing.draw(kind, self)
 
     def units(self, basis: str) -> Bool[Tensor, "layer unit"]:
-        """The units of a basis that belong to any of the languages."""
+        """The units of a basis that belong to at least one language."""
         return self.masks[basis].any(0)
 
     def counts(self) -> pd.Series:
@@ -156,19 +156,19 @@ class NeuronSet:
     def random_like(
         self, seed: int = 0, activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None = None
     ) -> "NeuronSet":
-        """Random units, as many in each language and layer, none of them the language's own.
+        """A random set with as many units in each language and layer as this set, but none of this set's units.
 
-        A language's draw depends on its label and the seed, not on which other languages there are.
+        The draw for a language depends on its label and the seed, not on the other languages of the set.
 
         Args:
-            seed: Of the draw.
-            activity: How active each unit of each basis is, for each of the set's languages or for all alike, see
-                `evaluation.controls.activity`: then each unit gives way to one of those of its layer that are nearest
-                to it in activity, see `draws.draw_alike`.
+            seed: Seed of the draw.
+            activity: Basis -> activity of each unit, per language or one for all languages, see
+                `controls.matched.activity`: each unit is then replaced by one of the units of its layer that are
+                nearest in activity, see `draws.draw_alike`.
 
         Returns:
-            The set. Where a layer has too few other units, own ones are drawn as well. With `activity`, `notes` has
-            "matched" on what, and for each language how many units are "own".
+            The set. A layer with too few other units draws some of the language's own units too. With `activity`,
+            `notes` has the matching criteria ("matched") and the number of a language's own units drawn ("own").
 
         Raises:
             KeyError: A basis without activity.
@@ -180,10 +180,10 @@ class NeuronSet:
         return replace(self, masks=masks, method=f"random like {self.method}, seed {seed}", notes=notes)
 
     def for_model(self, model: Any) -> "NeuronSet":
-        """The same units by number, as a set of another model or of other weights: on purpose, and said so.
+        """The same unit numbers as a set of another model or of other weights, recorded in `notes`.
 
-        For checkpoints of one training, edited weights, or weights loaded with another rounding. `notes` has "carried
-        over" from which models, and goes with the set into its files.
+        Meant for checkpoints of one training, edited weights, or weights loaded with another rounding. `notes` lists
+        the earlier models under "carried over" and is saved with the set.
         """
         origin = origin_of(model)
         if origin["fingerprint"] is not None and self.origin.get("fingerprint") == origin["fingerprint"]:
@@ -192,7 +192,7 @@ class NeuronSet:
         return replace(self, notes={**self.notes, CARRIED: told}, origin={**self.origin, **origin})
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each unit of each language: language, basis, layer, unit."""
+        """One row per unit of each language: language, basis, layer, unit."""
         return units.frame_of(self.languages, self.masks)
 
     def save(self, path: Path | str) -> Path:
@@ -205,7 +205,7 @@ class NeuronSet:
 
     @classmethod
     def load(cls, path: Path | str) -> "NeuronSet":
-        """Read what `save` wrote; as there, `.safetensors` may be left out of the path."""
+        """Read a file that `save` wrote; the path may omit `.safetensors`."""
         masks, header = files.load_tensors(path, "neurons")
         return cls(tuple(header["languages"]), masks, header["method"], header["notes"], header.get("origin", {}))
 
@@ -218,19 +218,19 @@ class NeuronSet:
         method: str = "",
         notes: Mapping[str, Any] | None = None,
     ) -> "NeuronSet":
-        """A set from a table with one row for each unit of each language: what `to_frame` gives, read back.
+        """A set from a table with one row per unit of each language, as `to_frame` returns it.
 
         Args:
-            frame: Columns `language`, `layer`, `unit` and `basis`, which may be missing where `shapes` has one basis or
-                is a model ("mlp" then). Somebody's CSV comes in by `pandas.read_csv`.
-            shapes: Basis -> layers and units of a layer, or the model. A table does not say how many there are.
-            languages: In the order wanted, those without units included; by default those of the table as they come.
-            method: What found them.
-            notes: What to say about them.
+            frame: Columns `language`, `layer`, `unit` and `basis`; `basis` may be missing where `shapes` has one basis
+                or is a model (then "mlp"). Read a CSV file with `pandas.read_csv`.
+            shapes: Basis -> number of layers, units per layer; or the model. The table alone does not tell them.
+            languages: Labels in order, including languages without units; by default the table's, as they appear.
+            method: The method that found the units.
+            notes: Remarks about the set.
 
         Raises:
-            KeyError: A column that is missing, a language or basis that was not named.
-            ValueError: Layers or units that are no whole numbers or lie outside the shape; a row that is there twice.
+            KeyError: A missing column; a language or basis that was not named.
+            ValueError: Layers or units that are not whole numbers or lie outside the shape; a repeated row.
         """
         labels, masks = units.masks_of_frame(frame, shapes, languages)
         return cls(labels, masks, method, notes or {})
@@ -239,15 +239,15 @@ class NeuronSet:
     def from_dict(
         cls, given: Mapping[str, Iterable[Sequence[int]]], shape: tuple[int, int] | Any, basis: str = "mlp"
     ) -> "NeuronSet":
-        """A set by hand, `NeuronSet.from_dict({"fr": [(layer, unit), ...]}, shape=(layers, units))`.
+        """A set made by hand: `NeuronSet.from_dict({"fr": [(layer, unit), ...]}, shape=(layers, units))`.
 
         Args:
-            given: Language -> its units, pairs of layer and unit; none for a language without units.
-            shape: How many layers there are, and units of a layer; or the model.
-            basis: Of all units.
+            given: Language -> pairs of layer and unit; an empty list for a language without units.
+            shape: Number of layers and units per layer; or the model.
+            basis: The basis of all units.
 
         Raises:
-            ValueError: Something else than pairs; a layer or unit outside the shape, or named twice.
+            ValueError: An entry that is not a pair; a layer or unit outside the shape, or a repeated unit.
         """
         shapes = {basis: shape} if isinstance(shape, tuple | list) else units.shapes_of(shape, [basis])
         return cls.from_frame(units.frame_of_pairs(given, basis), shapes, list(given), "by hand")
@@ -259,7 +259,7 @@ class NeuronSet:
             ValueError: The set has another basis than `mlp`, which this format cannot hold.
         """
         if set(self.masks) != {"mlp"}:
-            raise ValueError(f"the format holds the basis 'mlp' alone, this set has {list(self.masks)}.")
+            raise ValueError(f"the format holds only the basis 'mlp', this set has {list(self.masks)}.")
         files.write_lape_masks(path, self.masks["mlp"])
 
     @classmethod
@@ -269,13 +269,13 @@ class NeuronSet:
         Args:
             path: A `.pth` with `list[language] of list[layer]`, each a LongTensor of indices, or a bool mask of `d_mlp`
                 (zeros and ones of any type, if there are `d_mlp`).
-            languages: Their labels, in the file's order (released files: en, zh, fr, es, vi, id, and ja in some).
-            d_mlp: Neurons of one layer.
+            languages: Labels, in the file's order (released files: en, zh, fr, es, vi, id, and ja in some).
+            d_mlp: Neurons per layer.
 
         Raises:
-            ValueError: Another number of languages than the file has, layers that differ, an index beyond `d_mlp` or
-                named twice, values that are neither indices nor a mask, or a file that is damaged or holds more than
-                tensors and numbers (which could run code).
+            ValueError: A wrong number of languages, languages with different numbers of layers, an index beyond
+                `d_mlp` or repeated, values that are neither indices nor a mask, or a file that is damaged or holds
+                objects other than tensors and numbers (which could run code).
 
         Source: RUCAIBox/Language-Specific-Neurons, `identify.py` and its released files.
         """

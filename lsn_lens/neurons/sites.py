@@ -1,4 +1,4 @@
-"""Which tensor, on which basis: the sites of a model as rows of a table."""
+"""The sites of a model as a table: which tensor each site names, and on which basis."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ class Site:
     """A named tensor whose last axis (two axes where `heads`) counts the units of a basis.
 
     `hook` is the TransformerLens name inside a block; `activated` applies the model's activation
-    function to what the hook gives, since TransformerLens has no hook for act(gate).
+    function to the hooked tensor, since TransformerLens has no hook for act(gate).
     """
 
     name: str
@@ -37,16 +37,16 @@ SITES: dict[str, Site] = {
         Site("z", "z", "attn.hook_z", heads=True),
         Site("attn_out", "attn_out", "hook_attn_out"),
         Site("mlp_out", "mlp_out", "hook_mlp_out"),
-        Site("resid_pre", "resid", "hook_resid_pre"),  # read only, as the next: what the block takes in
+        Site("resid_pre", "resid", "hook_resid_pre"),  # read only, like the next: the input of the block
         Site("resid_mid", "resid", "hook_resid_mid"),  # before the MLP; blocks whose halves run in parallel have none
         Site("resid_post", "resid", "hook_resid_post"),
     )
 }
 
 WRITE_SITE: dict[str, str] = {
-    # where an intervention on a unit of the basis takes hold
+    # basis -> the site at which an intervention on its units acts
     "mlp": "mlp_post",
-    "mlp_pre": "mlp_pre",  # the outputs of the projections as units of their own
+    "mlp_pre": "mlp_pre",  # the projections' outputs are units of separate bases
     "mlp_up": "mlp_up",
     "q": "q",
     "k": "k",
@@ -59,10 +59,10 @@ WRITE_SITE: dict[str, str] = {
 
 
 def get_site(name: str) -> Site:
-    """The row of a name.
+    """The site with this name.
 
     Raises:
-        KeyError: No such site; the message lists them.
+        KeyError: An unknown site; the message lists all sites.
     """
     if name not in SITES:
         raise KeyError(f"unknown site {name!r}; the sites are {list(SITES)}.")
@@ -75,9 +75,9 @@ def flat(acts: Any, site: Site) -> Any:
 
 
 def widths_of(cfg: Any) -> dict[str, int]:
-    """Units of a layer on each basis that can be written to, by a model's configuration.
+    """Units per layer on each writable basis, from a model's configuration.
 
-    What a model's tensors really are is measured by `model.structure.site_width`, and checked wherever a set is used.
+    `model.structure.site_width` measures the real width of a tensor, which is checked wherever a set is used.
     """
     heads, shared = cfg.n_heads, getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     known: dict[str, Any] = {"mlp": cfg.d_mlp, "mlp_pre": cfg.d_mlp, "mlp_up": cfg.d_mlp}

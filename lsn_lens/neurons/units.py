@@ -1,4 +1,4 @@
-"""Units as masks, as rows of a table, and as pairs of numbers."""
+"""Convert units between masks, table rows, and pairs of layer and unit."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ Mask = Bool[Tensor, "language layer unit"]
 
 
 def check_masks(languages: Sequence[str], masks: Any) -> None:
-    """Refuse what is no bool mask `[language, layer, unit]` for each basis.
+    """Require a bool mask `[language, layer, unit]` for each basis.
 
     Raises:
-        ValueError: Saying what was given.
+        ValueError: Something else; the message says what was given.
     """
     if not isinstance(masks, Mapping):
         raise ValueError(f'masks: expected {{"mlp": mask}} or other bases, got {told(masks)}.')
@@ -53,14 +53,14 @@ def jaccard(masks: Mapping[str, Mask]) -> Float[Tensor, "language language"]:
 
 
 def told(given: Any) -> str:
-    """What was given where a tensor was expected: its type and shape, for an error."""
+    """The type and shape of a value given where a tensor was expected, for an error message."""
     return f"{given.dtype} {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
 
 
 def frame_of(
     languages: Sequence[str], masks: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None
 ) -> pd.DataFrame:
-    """One row for each unit of each language: language, basis, layer, unit, and its score where there are values."""
+    """One row per unit of each language: language, basis, layer, unit, and score if `values` are given."""
     frames = []
     for basis, mask in masks.items():
         language, layer, unit = mask.nonzero(as_tuple=True)
@@ -77,10 +77,10 @@ def frame_of(
 
 
 def frame_of_pairs(given: Mapping[str, Iterable[Sequence[int]]], basis: str) -> pd.DataFrame:
-    """One row for each pair of layer and unit of each language.
+    """One row per pair of layer and unit of each language.
 
     Raises:
-        ValueError: Something else than pairs.
+        ValueError: An entry that is not a pair.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f'got {told(given)}, expected {{"fr": [(layer, unit), ...]}}.')
@@ -91,11 +91,11 @@ def frame_of_pairs(given: Mapping[str, Iterable[Sequence[int]]], basis: str) -> 
 
 
 def shapes_of(given: Any, bases: Iterable[str]) -> Mapping[str, tuple[int, int]]:
-    """Basis -> layers and units of a layer: as given, or those of a model for the bases named.
+    """Basis -> number of layers and units per layer: as given, or read from a model for the bases named.
 
     Raises:
         ValueError: Neither shapes nor a model.
-        KeyError: A basis that no model has.
+        KeyError: An unknown basis.
     """
     if isinstance(given, Mapping):
         return given
@@ -110,9 +110,9 @@ def shapes_of(given: Any, bases: Iterable[str]) -> Mapping[str, tuple[int, int]]
 def masks_of_frame(
     frame: pd.DataFrame, shapes: Any, languages: Iterable[str] | None
 ) -> tuple[tuple[str, ...], dict[str, Mask]]:
-    """Languages, and masks of the units that a table has, one row for each; see `NeuronSet.from_frame`."""
+    """Languages and masks from a table with one row per unit, see `NeuronSet.from_frame`."""
     if not isinstance(frame, pd.DataFrame):
-        raise ValueError(f"got {told(frame)}, expected a DataFrame: read a table first, as pandas.read_csv(path) does.")
+        raise ValueError(f"got {told(frame)}, expected a DataFrame: read a file first, as by pandas.read_csv(path).")
     column, bases = ([*dict.fromkeys(frame[each])] if each in frame else [] for each in ("language", "basis"))
     labels = files.labels_of(column if languages is None else languages)
     shapes = shapes_of(shapes, bases or ["mlp"])
@@ -123,12 +123,12 @@ def masks_of_frame(
     columns: tuple[tuple[str, Any, Any], ...] = (("language", frame["language"], labels), ("basis", basis, shapes))
     for name, given, known in columns:
         if unknown := sorted(set(given) - set(known), key=str):
-            raise KeyError(f"the table has the {name} {unknown}; named were {list(known)}.")
+            raise KeyError(f"the table has the {name} {unknown}, which were not named; named were {list(known)}.")
     for name in ("layer", "unit"):
         column: Any = frame[name]
         if len(frame) and (not pd.api.types.is_integer_dtype(column) or column.isna().any()):
             raise ValueError(
-                f"column {name!r} is {column.dtype}, expected whole numbers and none missing. If they are whole: "
+                f"column {name!r} is {column.dtype}, expected whole numbers, none missing. If all are whole: "
                 f"frame.astype({{{name!r}: int}})."
             )
     masks = {}
@@ -143,7 +143,7 @@ def masks_of_frame(
         twice = rows.duplicated(["language", "layer", "unit"])
         if twice.any():
             there = rows[twice][["language", "layer", "unit"]].values.tolist()
-            raise ValueError(f"basis {each!r}: rows that are there twice: {there[:5]}. Expected each unit once.")
+            raise ValueError(f"basis {each!r}: repeated rows: {there[:5]}. Expected each unit once.")
         masks[each] = torch.zeros(len(labels), layers, units, dtype=torch.bool)
         place = [labels.index(label) for label in rows["language"]]
         masks[each][place, rows["layer"].tolist(), rows["unit"].tolist()] = True

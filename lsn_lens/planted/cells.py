@@ -15,7 +15,7 @@ from lsn_lens.planted.parts import PartName
 from lsn_lens.planted.reading import Inputs
 from lsn_lens.planted.roles import ROLES, Role
 
-USABLE = (0.9, 0.1)  # shares of held-out tokens inside and outside that a direction may fire on
+USABLE = (0.9, 0.1)  # shares of hold-out tokens inside and outside that a direction may fire on
 # outside a language, since no gate cuts off what is left of a value there; and of all tokens, for one that is always
 # on, which is less for values, since only their means are written
 OUTSIDE: Mapping[PartName, float] = {"mlp": 0.1, "attention": 0.05}
@@ -120,8 +120,8 @@ def usable_layers(
 ) -> tuple[dict[int, list[int]], list[str]]:
     """For each concept the layers in which a direction tells its tokens from others, and how well at best.
 
-    It does where a unit that reads it fires on nearly all tokens inside and on few outside, in each language's
-    held-out text: a gate where it is positive, a value where it is large.
+    It does where a unit that reads it fires on nearly all tokens inside and on few outside, in each language's hold-out
+    text: a gate where it is positive, a value where it is large.
     """
     sides = inside_and_known(concepts, find, scripts, languages)
     inside, known = inside_and_known(concepts, held_out, scripts, languages)

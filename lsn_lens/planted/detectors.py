@@ -37,14 +37,13 @@ class DetectorScores:
     """What `score_detectors` returns, best average precision first.
 
     Attributes:
-        methods: One row for each part (MLPs, attention) and method: each of `MEASURES` as the mean over plantings, with
-            a 95 % interval from their spread (`_low`, `_high`; missing for a single planting), and `found` (planted
-            units chosen, all languages).
-        by_language: One row for each planting, method and language: the same measures, `planted` and `true` units.
-        roles: One row for each part, method and role: `units`, `own` (share of them that the method chose for one of
-            the languages that the unit belongs to or looks like), `other` (for any other language). The role "the
-            model's own" is all that was not planted: of it only `any`, the share chosen for some language, says
-            something.
+        methods: One row per part (MLPs, attention) and method: each of `MEASURES` as the mean over plantings, with a 95
+            % interval from their spread (`_low`, `_high`; missing for a single planting), and `found` (planted units
+            chosen, all languages).
+        by_language: One row per planting, method and language: the same measures, `planted` and `true` units.
+        roles: One row per part, method and role: `units`, `own` (share of them that the method chose for one of the
+            languages that the unit belongs to or looks like), `other` (for any other language). The role "the model's
+            own" is all that was not planted: of it only `any`, the share chosen for some language, says something.
         skipped: Methods that do not score the units of a part, and why.
         settings: Of the run on the first planting: model and text.
     """
@@ -137,7 +136,7 @@ def score_detectors(
 
 
 def _bases(planted: Planted, scores: NeuronScores) -> list[str]:
-    """On which the method scores the very units that were planted, one value a unit."""
+    """On which the method scores the very units that were planted, one value per unit."""
     shapes = {basis: tuple(each.shape[1:]) for basis, each in scores.values.items()}
     return [basis for basis in PARTS[planted.part].scored if shapes.get(basis) == planted.shape]
 

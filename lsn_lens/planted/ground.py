@@ -95,7 +95,7 @@ class Ground:
 
 @torch.no_grad()
 def mean_loss(hf_model: Any, text: Text) -> float:
-    """Nats a token of a Hugging Face model on some text."""
+    """Nats per token of a Hugging Face model on some text."""
     total, count = 0.0, 0
     for ids, keep, _ in text.batches():
         logits = hf_model(ids, attention_mask=keep.long(), use_cache=False).logits[:, :-1]

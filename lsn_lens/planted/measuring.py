@@ -36,26 +36,26 @@ def measure_roles(
     part: PartName = "mlp",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What each planted unit does on held-out text, in either model class.
+    """What each planted unit does on hold-out text, in either model class.
 
     Args:
         model: The planted model, as HookedTransformer or TransformerBridge.
         text: From `read_text`.
         units: `Planted.units`.
-        effect: What was asked for, nats a token.
+        effect: What was asked for, nats per token.
         part: That the units are of.
         progress: Show a progress bar.
 
     Returns:
-        One row a unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on (`mlp_pre`
-        above zero; a value, `v`, beyond its `level`): `own_rate` (lowest of its languages), `other_rate` and
+        One row per unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on
+        (`mlp_pre` above zero; a value, `v`, beyond its `level`): `own_rate` (lowest of its languages), `other_rate` and
         `lowest_rate` (highest and lowest of the others); `own_value`, `lowest_value` (mean of `mlp_post` or `v`, its
         languages' highest and the others' lowest); `loudness` (share of the layer's units whose mean size on all text
         is below its own on its languages); `writes` (its mean size there times the norm of its output weights, as a
         multiple of that of the units that languages need; NaN without any); `own_rise` (lowest of its languages) and
-        `other_rise` (highest of the others): rise of the loss when it is zero, nats a token; `script_rate`,
-        `other_script_rate` (its lowest rate in a language on tokens of its script, its highest on tokens of others;
-        NaN without a script); `effect`. Units of nobody: all languages are both own and others.
+        `other_rise` (highest of the others): rise of the loss when it is zero, nats per token; `script_rate`,
+        `other_script_rate` (its lowest rate in a language on tokens of its script, its highest on tokens of others; NaN
+        without a script); `effect`. Units of nobody: all languages are both own and others.
     """
     check_model(model)
     values = _values(model, text, units, PARTS[part], progress)
@@ -267,7 +267,7 @@ def _rises(
 
 
 def _losses(model: Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "language"]:
-    """Mean loss of each language, nats a token."""
+    """Mean loss of each language, nats per token."""
     totals, counts = np.zeros(len(text.languages)), np.zeros(len(text.languages))
     device = structure.device_of(model)
     with forward.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):

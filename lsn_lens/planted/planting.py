@@ -34,12 +34,12 @@ class Planted:
         part: What was widened: "mlp", or "attention", whose units are values of new heads.
         shape: Layers, and units in each, the model's own included.
         languages: Labels.
-        units: One row for each planted unit: `layer`, `unit`, `role`, `concept`, `languages` (whose unit it is, or
-            which it looks like), `script`, `truth` (whether its languages need it), `sign`, `level` (which it fires
-            beyond: zero for the gate of an MLP).
-        measured: What was seen of each on held-out text; see `measure_roles`.
+        units: One row per planted unit: `layer`, `unit`, `role`, `concept`, `languages` (whose unit it is, or which it
+            looks like), `script`, `truth` (whether its languages need it), `sign`, `level` (which it fires beyond: zero
+            for the gate of an MLP).
+        measured: What was seen of each on hold-out text; see `measure_roles`.
         damage: For each language, how much the loss of the model with all its new units is above that of the model
-            before, nats a token.
+            before, nats per token.
     """
 
     folder: Path
@@ -98,7 +98,7 @@ def plant(
             that counts heads apart from their width.
         roles: Of `ROLES`; "balance" comes with any that is needed.
         each: Units for each role and language, group or script.
-        effect: By how much (nats a token) the loss of a language is to rise when one unit that it needs is off.
+        effect: By how much (nats per token) the loss of a language is to rise when one unit that it needs is off.
         tokens: Of each language, to write the weights from; half as many measure.
         seed: Of layers, groups, places and random directions.
         attempts: Draws to try until all roles hold; what did not hold in a layer is not tried there again.
@@ -192,7 +192,7 @@ def _choose(
 
 
 def _table(written: Sequence[Written]) -> pd.DataFrame:
-    """One row a unit."""
+    """One row per unit."""
     rows = [
         {
             "layer": each.cell.layer,

@@ -105,7 +105,7 @@ class Inputs:
 
 @torch.no_grad()
 def inputs_of(hf_model: Any, projections: Sequence[str], text: Text) -> Inputs:
-    """Run a Hugging Face model and keep what the named projections read, one name a layer."""
+    """Run a Hugging Face model and keep what the named projections read, one name per layer."""
     seen: list[Tensor] = [torch.empty(0)] * len(projections)
 
     def keep_input(layer: int) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-# what a unit must show on held-out text; shares of tokens, and rises of the loss as shares of the effect asked for
+# what a unit must show on hold-out text; shares of tokens, and rises of the loss as shares of the effect asked for
 FIRES, QUIET, SCRIPT_FIRES = 0.85, 0.15, 0.2
 FELT, UNFELT = 1 / 4, 1 / 2
 MUCH = 0.5  # of what units that languages need write on average

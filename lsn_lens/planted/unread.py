@@ -14,7 +14,7 @@ TOKENS = 800  # of a language, to see what its loss heeds
 def unread_direction(hf_model: Any, name: str, text: Text) -> Float[Tensor, "d_model"]:
     """The direction along which what the named module writes changes the loss of some text least.
 
-    The last eigenvector of the mean outer product of the loss's gradients, one a token (the empirical Fisher matrix):
+    The last eigenvector of the mean outer product of the loss's gradients, one per token (the empirical Fisher matrix):
     how far the loss moves with a small step, squared, is least along it.
     """
     written: list[Tensor] = []

@@ -28,12 +28,12 @@ WORDS, LETTERS = 60, (3, 7)  # of each language, and of a word
 LENGTH = 48  # words of a document
 DOCUMENTS = 180  # of each language, a third of them held out
 FOLLOWERS, FOLLOWED = 3, 0.6  # words that follow another by rule, and how often one of them does
-BATCH, RATE = 16, 5e-3  # documents a step, and the highest learning rate
+BATCH, RATE = 16, 5e-3  # documents per step, and the highest learning rate
 SPECIAL = ("<bos>", "<unk>")
 D_MODEL, CONTEXT = 48, 64
 COMMON = 0.5  # what all tokens share to begin with, as in models of real text
 SIZES: dict[str, dict[str, Any]] = {
-    # model type in transformers -> a model whose MLPs have one neuron a layer
+    # model type in transformers -> a model whose MLPs have one neuron per layer
     "llama": {"hidden_size": D_MODEL, "intermediate_size": 1, "num_hidden_layers": 2, "num_attention_heads": 4,
               "max_position_embeddings": CONTEXT},
     "gpt_neox": {"hidden_size": D_MODEL, "intermediate_size": 1, "num_hidden_layers": 2, "num_attention_heads": 3,
@@ -74,8 +74,9 @@ def make_world(
     """Artificial languages and a model of them in which every MLP neuron is yet to be planted.
 
     A language has words of random letters, whose frequencies fall as Zipf's law says, and an order of its own: after
-    each word, a few words are likelier. The model has attention and embeddings; its MLPs have one neuron a layer, which
-    does nothing. So all that `plant` puts there is known, and nothing else is there. It is made on one core in seconds.
+    each word, a few words are likelier. The model has attention and embeddings; its MLPs have one neuron per layer,
+    which does nothing. So all that `plant` puts there is known, and nothing else is there. It is made on one core in
+    seconds.
 
     Args:
         folder: Where to: new or empty.
@@ -166,7 +167,7 @@ def _walks(chain: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarr
 
 
 def _tokenizer(words: Mapping[str, Sequence[str]]) -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """One token per word."""
     known = dict.fromkeys([*SPECIAL, *(word for each in words.values() for word in each)])
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(known)}, unk_token=SPECIAL[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[attr-defined]

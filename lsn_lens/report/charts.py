@@ -1,4 +1,4 @@
-"""One description of a figure, drawn by matplotlib (png, svg, pdf) or plotly (html)."""
+"""A library-independent figure, drawn by matplotlib (png, svg, pdf) or plotly (html)."""
 
 import html
 import io
@@ -34,14 +34,14 @@ LETTER = 0.08  # inches that a letter of a tick label takes, at 9 points
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw, for either library. In a notebook it shows itself as an image; `.plotly()` is interactive.
+    """A figure for either library. A notebook shows it as an image; `.plotly()` is interactive.
 
     Attributes:
-        title: Above the figure.
+        title: Title of the figure.
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
         marks: One `Heatmap`, or `Bars`, `Dots` and `Line`s over the same categories.
-        caption: How to read it, for whoever shows it.
+        caption: How to read the figure.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Chart:
             return self._relabelled(letters.of)._drawn()
 
     def _labels(self) -> Iterator[str]:
-        """All that is written in the figure, but numbers in cells and on axes."""
+        """All texts of the figure except numbers in cells and on axes."""
         yield from (self.title, self.x, self.y)
         for mark in self.marks:
             yield from labels_of(mark)
@@ -123,11 +123,11 @@ def save(chart: Chart, path: Path | str, script: Literal["inside", "beside"] = "
 
     Args:
         chart: The figure.
-        path: Where to; its ending says what.
+        path: Output file; its ending selects the format.
         script: For .html: plotly.js (5 MB) "inside" each file, or once "beside" all files of the folder.
 
     Raises:
-        ValueError: Another ending.
+        ValueError: An unknown file ending.
     """
     path = Path(path)
     if path.suffix not in (*IMAGES, ".html"):
@@ -142,14 +142,14 @@ def save(chart: Chart, path: Path | str, script: Literal["inside", "beside"] = "
 
 
 def fragment(chart: Chart, name: str) -> str:
-    """A chart as a piece of html, for a page that has plotly.js."""
+    """A chart as an html fragment, for a page that loads plotly.js."""
     return chart.plotly().to_html(
         full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=PLOTLY_OPTIONS
     )
 
 
 def _plain(label: object) -> str:
-    """Plotly reads a little html in texts; labels are no html."""
+    """Labels escaped for plotly, which reads some html in texts."""
     return html.escape(str(label), quote=False)
 
 
@@ -216,13 +216,13 @@ def _lines(axes: Axes) -> None:
 
 
 def _legend(axes: Axes, handles: list[Any], marks: tuple[Mark, ...]) -> None:
-    """Curves are many, so their names stand beside them; those of bars and dots stand above."""
+    """The legend: beside the axes for curves, which are many, and above for bars and dots."""
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderpad": 0}
     where: dict[str, Any] = beside if isinstance(marks[-1], Line) else above
     legend = axes.legend(handles, ["-"] * len(handles), fontsize=8, frameon=False, **where)
     for text, mark in zip(legend.get_texts(), marks, strict=True):
-        text.set_text(mark.label)  # now, as matplotlib leaves names out that begin with "_"
+        text.set_text(mark.label)  # set now, since matplotlib hides labels that begin with "_"
 
 
 def _heatmap_trace(mark: Heatmap) -> go.Heatmap:
@@ -267,7 +267,7 @@ def _traces(mark: Mark) -> list[Any]:
 
 
 def _band_trace(mark: Mark, band: pd.DataFrame) -> go.Scatter:
-    """There along the upper edge and back along the lower one."""
+    """The outline of a band: the upper edge forwards, the lower edge backwards."""
     names = [*map(_plain, mark.values.index)]
     return go.Scatter(
         x=[*names, *reversed(names)], y=[*band["high"], *reversed(list(band["low"]))], fill="toself", mode="none",

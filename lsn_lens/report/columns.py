@@ -1,4 +1,4 @@
-"""How the numbers of a column are written: its heading and its kind."""
+"""How a report writes the columns of its tables: headings and number formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ FORMS: Mapping[str, str] = {"share": ".0%", "rate": ".2%", "p": ".3f", "count": 
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is written.
+    """The heading and number format of a column.
 
     Attributes:
-        heading: In place of its name.
+        heading: Replaces the column's name.
         kind: "number": three significant digits of the column's largest; "change": the same with a sign; "nats": a
             change with as many decimals as all such columns of the table; "share" and "rate": per cent, without and
             with decimals; "p": three decimals; "count": whole, also where some are missing.
@@ -23,20 +23,20 @@ class Column:
     kind: Kind = "number"
 
 
-# what `evaluation.verdict` and the controls call their columns, in tables of several rooms
+# columns of `evaluation.verdict` and the controls, in tables of several rooms
 COMMON: Mapping[str, Column] = {
-    "own_rise": Column("own rise", "nats"),
+    "own_rise": Column("in-language loss increase", "nats"),
     "own_rise_bits_per_byte": Column("in bits/byte", "change"),
     "own_rise_perplexity": Column("in perplexity", "change"),
-    "own_rise_low": Column("own rise, low", "nats"),
+    "own_rise_low": Column("in-language, low", "nats"),
     "own_rise_high": Column("high", "nats"),
     "worst_other": Column("other hurt most"),
-    "worst_other_rise": Column("its rise", "nats"),
-    "mean_other_rise": Column("mean rise of others", "nats"),
-    "difference": Column("own minus worst other", "nats"),
+    "worst_other_rise": Column("its loss increase", "nats"),
+    "mean_other_rise": Column("mean other-language loss increase", "nats"),
+    "difference": Column("in-language minus worst other", "nats"),
     "difference_low": Column("difference, low", "nats"),
     "difference_high": Column("high", "nats"),
-    "own_hurt_most": Column("own hurt most"),
+    "own_hurt_most": Column("in-language hurt most"),
     "hurt_most_in": Column("hurt most in"),
     "hurt_most_share": Column("of replicates", "share"),
     "surely_hurt_most": Column("surely"),
@@ -49,7 +49,7 @@ SIGNED = ("_rise", "_rise_bits_per_byte", "_rise_perplexity")
 
 
 def column_of(name: str, columns: Mapping[str, Column]) -> Column:
-    """How a column is written: as a table says, else as `COMMON` does, else by what its name begins or ends with."""
+    """The format of a column: from `columns`, else from `COMMON`, else from the beginning or end of its name."""
     known = columns.get(name) or COMMON.get(name)
     if known is None:
         is_p = name in ("p", "q") or name.startswith(("p_", "q_"))

@@ -1,4 +1,4 @@
-"""What a figure's labels can be drawn with: fonts that are installed and have the letters, or else other letters."""
+"""Fonts for a figure's labels: installed fonts with the letters, or ASCII substitutes."""
 
 import itertools
 import unicodedata
@@ -15,34 +15,34 @@ from matplotlib import font_manager, ft2font
 
 from lsn_lens.text.scripts import script_of
 
-# scripts whose letters change or move beside each other, which a matplotlib without text shaping does not draw
+# scripts that need text shaping, which older matplotlib lacks
 SHAPED_NAMES = """
 ARABIC BALINESE BENGALI DEVANAGARI GUJARATI GURMUKHI HEBREW JAVANESE KANNADA KHMER LAO MALAYALAM MONGOLIAN MYANMAR
 NKO ORIYA SINHALA SYRIAC TAMIL TELUGU THAANA THAI TIBETAN
 """
 SHAPED = frozenset(SHAPED_NAMES.split())
-# script -> Debian's package of a font that has it, and the font; others are in the first
+# script -> Debian package and font; all other scripts are in the first package
 PACKAGES = {
     **dict.fromkeys(("HAN", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO"), ("fonts-noto-cjk", "Noto Sans CJK")),
     "symbols": ("fonts-symbola", "Symbola"),
 }
-PREFERRED = ("Noto Sans", "Noto", "Source Han Sans", "Symbola")  # beginnings of names; then in the alphabet's order
+PREFERRED = ("Noto Sans", "Noto", "Source Han Sans", "Symbola")  # beginnings of names; then alphabetically
 
 
 @dataclass(frozen=True)
 class Lettering:
-    """How to draw labels.
+    """Fonts and substitutes for labels.
 
     Attributes:
-        families: Names of fonts, the usual ones first.
-        substitutes: Label -> what is drawn in its place, for those that no font has.
+        families: Font names, matplotlib's default first.
+        substitutes: Label -> its substitute, for labels that no font can draw.
     """
 
     families: tuple[str, ...]
     substitutes: Mapping[str, str]
 
     def of(self, label: object) -> str:
-        """What is drawn for a label."""
+        """The text to draw for a label."""
         return self.substitutes.get(str(label), str(label))
 
 
@@ -52,7 +52,7 @@ def lettering(labels: Iterable[object]) -> Lettering:
     Letters that no installed font has are written in ASCII (by anyascii), and different labels stay different.
 
     Warns:
-        UserWarning: There are such letters; it names their scripts, and a font that has them.
+        UserWarning: Letters without a font; the warning names their scripts and a font for each.
     """
     texts = list(dict.fromkeys(map(str, labels)))
     families, wanted = _usual(), {char for text in texts for char in text if not _silent(char)}
@@ -84,7 +84,7 @@ def _substitutes(texts: list[str], missing: set[str]) -> dict[str, str]:
 
 
 def _in_ascii(text: str, missing: set[str]) -> str:
-    """A text with all letters of the scripts of missing ones in ASCII: half a word in each reads badly."""
+    """A text with every letter of the missing scripts in ASCII, so that no word mixes both."""
     scripts = {script_of(char) for char in missing} - {None}
     runs = itertools.groupby(text, lambda char: char in missing or script_of(char) in scripts)
     pieces = []
@@ -114,7 +114,7 @@ def _warn(missing: set[str]) -> None:
 
 
 def _silent(char: str) -> bool:
-    """What is nothing to draw by itself: spaces, line feeds, joiners, variation selectors."""
+    """Whether a character draws nothing: spaces, line feeds, joiners, variation selectors."""
     return char.isspace() or unicodedata.category(char) == "Cf" or "VARIATION SELECTOR" in unicodedata.name(char, "")
 
 
@@ -123,7 +123,7 @@ def _can_shape() -> bool:
 
 
 def _usual() -> list[str]:
-    """The fonts that matplotlib is set to, by their own names."""
+    """The font names that matplotlib is configured with."""
     return list(dict.fromkeys(
         font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=[family]))).family_name
         for family in matplotlib.rcParams["font.family"]
@@ -132,7 +132,7 @@ def _usual() -> list[str]:
 
 @cache
 def _installed(found: tuple[str, ...]) -> dict[str, str]:
-    """Name -> file of upright fonts of usual weight; new ones are made known to matplotlib."""
+    """Name -> file of upright fonts of normal weight; new fonts are registered with matplotlib."""
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
     for path in found:
         if path not in known:
@@ -154,12 +154,12 @@ def _file(name: str) -> str | None:
 
 
 def _others() -> Iterable[tuple[str, frozenset[int]]]:
-    """Fonts and the characters they have, the better ones first; each is read only when it is asked for."""
+    """Fonts and their characters, preferred fonts first; each font file is read only when needed."""
 
     def rank(name: str) -> tuple[int, str]:
         return next((i for i, start in enumerate(PREFERRED) if name.startswith(start)), len(PREFERRED)), name
 
-    own = matplotlib.get_data_path()  # fonts for mathematics, with other characters in the places of letters
+    own = matplotlib.get_data_path()  # fonts for mathematics, with other glyphs at the code points of letters
     files = {name: path for name, path in _files().items() if not path.startswith(own)}
     return ((name, _covered(files[name])) for name in sorted(files, key=rank))
 

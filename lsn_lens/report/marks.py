@@ -1,4 +1,4 @@
-"""What a figure shows: coloured cells, bars, points, curves."""
+"""The marks of a figure: coloured cells, bars, points, curves."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-MOST_WRITTEN_CELLS = 24  # columns, beyond which numbers in the cells no longer fit
+MOST_WRITTEN_CELLS = 24  # columns; with more, numbers do not fit into the cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Heatmap:
     form: str
 
     def texts(self) -> list[list[str]]:
-        """What the cells say."""
+        """The texts of the cells."""
         fits = self.values.shape[1] <= MOST_WRITTEN_CELLS
         return [
             [format(value, self.form) if fits and math.isfinite(value) else "" for value in row]
@@ -30,7 +30,7 @@ class Heatmap:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """One bar a category; several `Bars` of a chart stand beside each other."""
+    """One bar per category; several `Bars` of a chart are drawn side by side."""
 
     values: pd.Series
     label: str
@@ -39,7 +39,7 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """Any number of points a category: the index of `values` repeats."""
+    """Any number of points per category: the index of `values` repeats."""
 
     values: pd.Series
     label: str
@@ -48,7 +48,7 @@ class Dots:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A curve over categories, in their order; NaN leaves a gap. A dashed one is what others are compared with.
+    """A curve over categories, in their order; NaN leaves a gap. A dashed curve is a reference.
 
     `band` has the columns `low` and `high`, drawn around it.
     """
@@ -64,14 +64,14 @@ Mark = Heatmap | Bars | Dots | Line
 
 
 def labels_of(mark: Mark) -> Iterator[str]:
-    """A mark's own name and those of its categories."""
+    """The names of a mark and of its categories."""
     yield mark.label
     yield from map(str, mark.values.index)
     yield from map(str, mark.values.columns if isinstance(mark, Heatmap) else ())
 
 
 def relabelled(mark: Mark, name: Callable[[object], str]) -> Mark:
-    """A mark with other names, of its categories too."""
+    """A copy of a mark with other names for itself and its categories."""
     values = mark.values.set_axis([*map(name, mark.values.index)], axis=0)
     if isinstance(mark, Heatmap):
         values = values.set_axis([*map(name, mark.values.columns)], axis=1)

@@ -1,4 +1,4 @@
-"""A folder that answers a question: report.html (one file, opens offline), report.md, figures and provenance."""
+"""Reports: a folder with report.html (one file, opens offline), report.md, figures and provenance."""
 
 import html
 import json
@@ -29,17 +29,17 @@ PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "p
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of a report.
+    """One section of a report.
 
     Attributes:
         title: The heading.
         text: Paragraphs.
         tables: Caption -> table.
         figures: File name without ending -> figure.
-        code: Commands, shown as they are.
-        view: Ready html that is shown as it is, for example from `neuron_on_text`; not in report.md.
-        data: Plain data, folded away as JSON.
-        columns: How columns of its tables are written, by name, where `columns.COMMON` does not say so.
+        code: Commands, shown verbatim.
+        view: Ready html, for example from `neuron_on_text`; not in report.md.
+        data: Plain data, shown as folded JSON.
+        columns: Formats of table columns by name; other columns follow `columns.COMMON`.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A title, what was found in one or two sentences, its numbers in short, and the sections."""
+    """A report: title, main finding in one or two sentences, main numbers, and sections."""
 
     title: str
     subtitle: str
@@ -66,8 +66,7 @@ class Report:
 def write_report(report: Report, folder: Path | str) -> Path:
     """Write report.html, report.md and figures/ (png and html); returns the path of report.html.
 
-    report.html asks nothing of the network: styles, plotly.js and figures are inside. All texts, labels and cells
-    are escaped.
+    report.html needs no network: it contains styles, plotly.js and figures. All texts, labels and cells are escaped.
     """
     folder = Path(folder)
     for section in report.sections:
@@ -93,13 +92,13 @@ def write_report(report: Report, folder: Path | str) -> Path:
 def provenance(
     used: Mapping[str, Any], measured: Mapping[str, Any], settings: Mapping[str, Any], started: datetime
 ) -> dict[str, Any]:
-    """What it takes to know where a result came from, as plain data.
+    """The origin of a result, as plain data: model, text, settings, versions, time.
 
     Args:
-        used: The settings of the run, or as there `model` (from `structure.describe`) and `text`.
-        measured: The text that losses were measured on, from `perplexity_table`'s `attrs["text"]`.
-        settings: Of the experiment.
-        started: When it began, with a time zone.
+        used: The settings of the run, or a mapping with `model` (from `structure.describe`) and `text`.
+        measured: The text of the loss measurements, from `perplexity_table`'s `attrs["text"]`.
+        settings: Settings of the experiment.
+        started: Start time, with a time zone.
     """
     text = used["text"]
     return {
@@ -118,7 +117,7 @@ def provenance(
 
 
 def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path | str) -> None:
-    """Each table as parquet and csv."""
+    """Write each table as parquet and csv."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
@@ -127,7 +126,7 @@ def save_tables(tables: Mapping[str, pd.DataFrame], folder: Path | str) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that the package is run from; None where it is none."""
+    """The commit of the package's git checkout; None without a checkout."""
     folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -148,7 +147,7 @@ def table_cells(frame: pd.DataFrame, columns: Mapping[str, Column] | None = None
 
     Args:
         frame: The table.
-        columns: How its columns are written, by name; those that are not named, as `columns.column_of` says.
+        columns: Formats by column name; see `columns.column_of` for other columns.
     """
     said = [column_of(str(name), columns or {}) for name in frame.columns]
     largest = _largest(frame.loc[:, [each.kind == "nats" for each in said]])
@@ -157,7 +156,7 @@ def table_cells(frame: pd.DataFrame, columns: Mapping[str, Column] | None = None
 
 
 def _kind(name: Hashable, values: pd.Series) -> str:
-    """The style of a column: numbers stand to the right, warnings are coloured."""
+    """The style of a column: numbers are right-aligned, warnings coloured."""
     if pd.api.types.is_numeric_dtype(values):
         return "number"
     return "warning" if name in ("warning", "warnings", "note") else "word"

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def layer_counts(frame: pd.DataFrame | NeuronSet, title: str = "Neurons per layer and language") -> Chart:
-    """Of a set, or its `layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    """Heat map of a set or its `layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
     counts = (frame.layer_counts() if isinstance(frame, NeuronSet) else frame).T
     limit = max(1.0, float(counts.to_numpy().max()))
     cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")
@@ -34,14 +34,15 @@ def layer_counts(frame: pd.DataFrame | NeuronSet, title: str = "Neurons per laye
 
 def change_matrix(
     matrix: pd.DataFrame,
-    title: str = "Change of the loss",
+    title: str = "Loss increase",
     unit: str = "nats per token",
     limit: float | None = None,
 ) -> Chart:
-    """From `perplexity_matrix`: rows = neurons switched off of, columns = evaluated on; red = hurt, blue = helped.
+    """Heat map of `perplexity_matrix`: rows = ablated language, columns = evaluated language; red = hurt, blue =
+    helped.
 
-    The colours end at `limit`, by default `robust_limit`, so that one broken language does not wash out the rest; give
-    two matrices the same limit to compare them.
+    The colours end at `limit`, by default `robust_limit`, so that one broken language does not hide the rest; give two
+    matrices the same limit to compare them.
     """
     shown = matrix.drop(index="none", errors="ignore")
     limit = limit or robust_limit(shown)
@@ -51,15 +52,15 @@ def change_matrix(
     label = f"{unit}<br>from {low:{form}} to {high:{form}}"
     cells = Heatmap(shown, (-limit, limit), DIVERGING, label, form)
     caption = (
-        f"Each cell: what ablating the row's units does to the loss on the column's text ({unit}). "
+        f"Each cell: the loss increase on the column's text when the row's units are ablated ({unit}). "
         f"Values go from {low:{form}} to {high:{form}}; the colours end at ±{limit:.{digits(limit)}f}, "
-        "so that one language with huge values does not wash out the others."
+        "so that one language with huge values does not hide the others."
     )
     return Chart(title, "evaluated on", "units ablated of", (cells,), caption)
 
 
 def robust_limit(matrix: pd.DataFrame) -> float:
-    """Where a symmetric colour scale ends: what three quarters of the rows, or of the columns, stay below.
+    """The end of a symmetric colour scale: a bound on three quarters of the rows, or of the columns.
 
     The largest |value| of each row, its upper quartile, the same for the columns, and the smaller of the two: one
     row or one column of huge values changes neither. Positive, whatever the matrix.
@@ -76,7 +77,7 @@ def digits(limit: float) -> int:
 
 
 def overlap(jaccard: pd.DataFrame | NeuronSet, title: str = "Overlap between languages") -> Chart:
-    """Of a set, or its `jaccard()`: shared neurons over all neurons of both; the diagonal is left empty."""
+    """Heat map of a set or its `jaccard()`: shared neurons over all neurons of both; the diagonal is empty."""
     jaccard = jaccard.jaccard() if isinstance(jaccard, NeuronSet) else jaccard
     apart = jaccard.mask(np.eye(len(jaccard), dtype=bool))
     highest = float(np.nan_to_num(apart.to_numpy(dtype=float)).max(initial=0.0))
@@ -88,28 +89,28 @@ def overlap(jaccard: pd.DataFrame | NeuronSet, title: str = "Overlap between lan
 
 
 def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own language against random neurons") -> Chart:
-    """Own rise of each language beside the rises of its random controls, for one method and action.
+    """Bars: in-language loss increases of one method and action; dots: those of the random controls.
 
     Args:
         summary: `Comparison.control_by_language` of one method, or rows of `effects.summarise`.
-        points: `Comparison.control_points` of it, or rows of `effects.control_points`.
-        title: Above the figure.
+        points: `Comparison.control_points` of the method, or rows of `effects.control_points`.
+        title: Title of the figure.
     """
     own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
-    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot a seed", RANDOM))
+    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot per seed", RANDOM))
     return Chart(
-        title, "language", "rise of its own loss, nats per token", marks,
-        "Bars: the language's own loss when its units are ablated. Dots: the same number of random units in the same "
-        "layers. A bar that does not clear its dots shows nothing.",
+        title, "language", "in-language loss increase, nats per token", marks,
+        "Bars: loss increase of the language whose units are ablated. Dots: as many random units in the same layers. A "
+        "bar that is not above its dots is no evidence.",
     )  # fmt: skip
 
 
 def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Chart:
-    """Mean rise of the own language, the other languages, and under random units.
+    """Mean loss increases per method: in-language, other-language, and in-language under random units.
 
     Args:
         table: `Comparison.specificity` with the column `random_mean` of `Comparison.control`.
-        title: Above the figure.
+        title: Title of the figure.
     """
     rows = table.set_index("method")
     series = (
@@ -118,11 +119,11 @@ def method_rises(table: pd.DataFrame, title: str = "Methods side by side") -> Ch
         ("own language, random units (shorter text)", "random_mean", RANDOM),
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
-    return Chart(title, "method", "mean rise of the loss, nats per token", marks, "Means over languages.")
+    return Chart(title, "method", "mean loss increase, nats per token", marks, "Means over languages.")
 
 
 def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stages and structures") -> Chart:
-    """From `workflow_summary`: for each switch, what turning units off does to whom."""
+    """Bars from `workflow_summary`: per switch, the loss increases of the own and other languages."""
     rows = summary.set_index("switch")
     series = (
         ("own language", "own_rise", HURT),
@@ -131,12 +132,12 @@ def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stage
         ("own language, random units", "random_own_rise", RANDOM),
     )
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
-    caption = f"Means over the languages but {english}. Switches differ in how many units they hold."
-    return Chart(title, "units turned off", "mean rise of the loss, nats per token", marks, caption)
+    caption = f"Means over the languages but {english}. Switches have different numbers of units."
+    return Chart(title, "units turned off", "mean loss increase, nats per token", marks, caption)
 
 
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
-    """From `Comparison.agreement`: 1 for equal sets, 0 for chance; empty where methods share no kind of unit."""
+    """Heat map of `Comparison.agreement`: 1 for equal sets, 0 for chance; empty without a common kind of unit."""
     matrix = pd.DataFrame(np.nan, index=methods, columns=methods)
     for row in table.to_dict("records"):
         matrix.loc[row["method"], row["other"]] = matrix.loc[row["other"], row["method"]] = row["chance_corrected"]
@@ -152,7 +153,7 @@ def expert_heatmap(table: pd.DataFrame, language: str) -> Chart:
 
 
 def language_curves(table: pd.DataFrame, text: str, title: str = "") -> Chart:
-    """From `working_language`: on text of one language, each language's share over the layers."""
+    """Curves from `working_language`: on text of one language, each language's share by layer."""
     rows = table.loc[table["text"].eq(text)]
     wide = rows.pivot(index="layer", columns="language", values="share")[list(rows["language"].unique())]
     marks = [Line(wide[each], str(each), CURVES[place % len(CURVES)]) for place, each in enumerate(wide.columns)]
@@ -162,25 +163,25 @@ def language_curves(table: pd.DataFrame, text: str, title: str = "") -> Chart:
         marks += [Line(own[column], f"{text}: {name}", colour, dashed=True) for column, name, colour in beside]
     return Chart(
         title or f"{text}: the language of what each layer predicts", "layer (0: embedding)", "share", tuple(marks),
-        "Of the identified tokens among the most probable ones at each position, the share of each language. Dashed: "
-        "what the text's own tokens would give, and tokens drawn at random from text of all languages.",
+        "Share of each language in the identified tokens among the most probable tokens at each position. Dashed: the "
+        "share in the text itself, and in random tokens from text of all languages.",
     )  # fmt: skip
 
 
 def language_map(matrix: pd.DataFrame, title: str, label: str = "share", rows: str = "language of the text") -> Chart:
-    """Rows = languages, columns = layers, values in [0, 1], the same colours for every matrix."""
+    """Heat map: rows = languages, columns = layers, values in [0, 1], the same colours for every matrix."""
     return Chart(title, "layer (0: embedding)", rows, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, label, ".2f"),))
 
 
 def log_odds_map(matrix: pd.DataFrame, title: str, caption: str = "") -> Chart:
-    """From `word_probes`: rows = languages, columns = layers, red = the first word is the more probable one."""
+    """Heat map of `word_probes`: rows = languages, columns = layers, red = the first word is more probable."""
     limit = robust_limit(matrix)
     cells = Heatmap(matrix, (-limit, limit), DIVERGING, "log-odds, nats", f"+z.{digits(limit)}f")
     return Chart(title, "layer (0: embedding)", "language of the prompt", (cells,), caption)
 
 
 def similarity_curves(tables: Mapping[str, pd.DataFrame], measure: str = "similarity", title: str = "") -> Chart:
-    """From `language_similarity` under several conditions: one curve each over the layers, its control dashed."""
+    """Curves from `language_similarity`: one per condition over the layers, its control dashed."""
     marks = []
     for place, (name, table) in enumerate(tables.items()):
         rows, colour = table.set_index("layer"), CURVES[place % len(CURVES)]
@@ -195,12 +196,12 @@ def similarity_curves(tables: Mapping[str, pd.DataFrame], measure: str = "simila
 
 
 def share_map(matrix: pd.DataFrame, title: str, x: str, y: str, label: str = "share of texts") -> Chart:
-    """Rows and columns as they are, shares in [0, 1]."""
+    """Heat map of shares in [0, 1], with rows and columns in the given order."""
     return Chart(title, x, y, (Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, label, ".2f"),))
 
 
 def dose_curve(doses: pd.DataFrame, name: str) -> Chart:
-    """From `dose_response`, one steering: its share over the doses with its interval, beside random units and none."""
+    """Curves from `dose_response` for one steering: share by strength, with interval, random units and no steering."""
     doses = doses.sort_values("dose")
     rows: pd.DataFrame = doses.assign(dose=[f"{each:g}" for each in doses["dose"]]).set_index("dose")
     marks = (
@@ -209,4 +210,6 @@ def dose_curve(doses: pd.DataFrame, name: str) -> Chart:
         Line(rows.loc[:, "none_share"], "no steering", OTHER, dashed=True),
     )
     caption = "Share of texts in the target language. The band is Wilson's 95 % interval over texts."
-    return Chart(f"{name}: dose and response", "dose", "share of texts in the target language", marks, caption)
+    return Chart(
+        f"{name}: strength and response", "strength or count", "share of texts in the target language", marks, caption
+    )

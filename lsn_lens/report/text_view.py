@@ -1,4 +1,4 @@
-"""What a few neurons do on a few sentences: a table of activations, and a coloured text made from it."""
+"""Activations of a few neurons on a few sentences, as a table and as coloured text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,14 +20,14 @@ SHOWN = 160  # characters of a document
 def highest_on_text(
     model: Model, corpora: Mapping[str, LanguageCorpus], scores: NeuronScores, found: NeuronSet, each: int = 2
 ) -> str:
-    """Where each language's highest scoring neurons fire in the first held-out document of every language, as html.
+    """Activations of each language's best neurons on the first hold-out document of every language, as html.
 
     Args:
         model: A HookedTransformer or TransformerBridge with a fast tokenizer.
-        corpora: Text; the first 160 characters are shown.
+        corpora: Text, of which the first 160 characters are shown.
         scores: Of the method that found the set.
         found: Neurons of the MLPs.
-        each: Neurons of each language.
+        each: Neurons per language.
     """
     keys = ["language", "basis", "layer", "unit"]
     ranked = scores.to_frame().merge(found.to_frame(), on=keys).sort_values("score", ascending=False, kind="stable")
@@ -47,12 +47,12 @@ def activations_on_text(
     Args:
         model: A HookedTransformer or TransformerBridge with a fast tokenizer.
         texts: One text for each label, for example the same sentence in each language.
-        neurons: One row a neuron: `language` (whose it is), `layer`, `unit`, as in `NeuronSet.to_frame()`.
-        site: Which tensor; act(gate) by default, the one whose sign LAPE counts.
+        neurons: One row per neuron: `language` (whose it is), `layer`, `unit`, as in `NeuronSet.to_frame()`.
+        site: Site to read; by default act(gate), whose sign LAPE counts.
 
     Returns:
-        One row for each text, piece and neuron: `text`, `place`, `piece`, `neuron`, `activation`. Tokens that are parts
-        of one character are one piece, with the activation furthest from 0. The begin token is read, but not shown.
+        One row per text, piece and neuron: `text`, `place`, `piece`, `neuron`, `activation`. Tokens of one character
+        form one piece, with the activation furthest from 0. The BOS token is read, but not shown.
 
     Raises:
         ValueError: No neurons, or a text longer than the model's context.
@@ -75,9 +75,9 @@ def activations_on_text(
 
 
 def neuron_on_text(activations: pd.DataFrame) -> str:
-    """A view to choose a neuron and see where it fires in all texts, as html that needs nothing from the network.
+    """All texts coloured by the activation of a selectable neuron, as html that works offline.
 
-    Activations below 0, where the neuron does not fire, are shown as 0. One colour scale a neuron, for all texts.
+    Activations below 0, where the neuron does not fire, are shown as 0. One colour scale per neuron, for all texts.
 
     Args:
         activations: From `activations_on_text`.

@@ -1,4 +1,4 @@
-"""A collected run: labelled statistics, where they come from, and its folder."""
+"""A collected run: labelled statistics, their origin, and the run's folder."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,16 +36,16 @@ DESCRIPTION = "run.json"
 
 @dataclass(frozen=True)
 class Run:
-    """What `collect` returns: everything left of the scores, without the model.
+    """The result of `collect`: all statistics that scores need, without the model.
 
     Attributes:
-        shards: language -> each shard in order, as sums in memory or the file that holds them.
-        settings: Model, text and layout that the sums belong to.
+        shards: Language -> shards in order, each as sums in memory or as the file that holds them.
+        settings: Model, text and layout of the run.
         path: The run's folder; None for a run in memory.
-        documents: language -> each shard's values of single documents, likewise; keys are those of `row_key`.
-        constants: What the sums were made with and no text changes, likewise.
-        costs: Seconds that each need took while collecting, and "forward" and "backward" for the model itself. For
-            a resumed run, those of the last call. On a GPU, work is only queued in that time.
+        documents: Language -> values of single documents per shard, in memory or as files, with keys of `row_key`.
+        constants: Tensors behind the sums that do not depend on the corpora, in memory or as files.
+        costs: Seconds per need while collecting, and "forward" and "backward" for the model itself. A resumed run has
+            the seconds of its last call. On a GPU, the seconds only cover queuing the work.
     """
 
     shards: Mapping[str, Sequence[Path | Mapping[str, Tensor]]] = field(repr=False)
@@ -62,7 +62,7 @@ class Run:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """All shards merged, in their order, one in memory at a time."""
+        """The merged sums of all shards; one shard is in memory at a time."""
         merged = [merge(self.parts(label)) for label in self.shards]
         sums = {key: torch.stack([each[key] for each in merged]) for key in merged[0]}
         read = self.read_documents if any(self.documents.values()) else None
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What goes with everything found in this run: the model and its weights, the text, the layout."""
+        """The origin of all results from this run: the model and its weights, the text, the layout."""
         model, text = self.settings.get("model", {}), self.settings.get("text")
         kept = ("revision", "fingerprint", "class", "dtype", "layers")
         known = {"model": model["name"], **{key: model[key] for key in kept if key in model}} if model else {}
@@ -81,8 +81,8 @@ class Run:
         """Values of single documents in one layer, `[document unit]` for each language.
 
         Raises:
-            KeyError: The run did not collect them.
-            ValueError: A file that is missing or damaged.
+            KeyError: The run did not collect these values.
+            ValueError: A missing or damaged file.
         """
         name = row_key(key, layer)
         return {
@@ -90,8 +90,8 @@ class Run:
         }
 
     def lacks(self, method: Any) -> list[str]:
-        """Keys of what a method needs and the run did not collect; of what is optional, only where it has none."""
-        if "statistics" not in self.settings:  # made by hand: scoring says what is missing
+        """Keys of a method's needs that the run lacks; optional needs count only if the run has none of them."""
+        if "statistics" not in self.settings:  # a run made by hand: scoring reports missing sums
             return []
         kept = set(self.settings["statistics"])
         missing = [need for need in method.statistics() if need.key not in kept]
@@ -103,7 +103,7 @@ class Run:
         return self.settings.get("left_out", {}).get("methods", {}).get(name)
 
     def left_out(self, method: Any) -> dict[str, str]:
-        """Bases that a method would take and the model could not give, and why."""
+        """The method's bases that the model lacks: basis -> reason."""
         bases = self.settings.get("left_out", {}).get("bases", {})
         return {basis: why for need in method.statistics() for basis, why in bases.get(need.key, {}).items()}
 
@@ -116,11 +116,11 @@ class Run:
         yield from map(_whole, self.shards[language])
 
     def save(self, folder: str | Path) -> Path:
-        """Write the run to a folder, which `load_run` reads and `collect(..., out=folder)` adds methods to.
+        """Write the run to a folder; `load_run` reads it, and `collect(..., out=folder)` adds methods to it.
 
         Raises:
-            FileExistsError: There is something in the folder.
-            ValueError: A file of the run that is missing or damaged.
+            FileExistsError: The folder is not empty.
+            ValueError: A missing or damaged file of the run.
         """
         folder, names = Path(folder), dict[str, list[str]]()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -139,11 +139,10 @@ class Run:
         return folder
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a language: tokens used, and what its text is like.
+        """One row per language: tokens used, and properties of the text.
 
-        Columns: `tokens_used`; `tokens`, `documents` and `bytes` that were read; records `skipped`; documents
-        `repeated`; `control_tokens` spelled out in the text; `unknown`, the share of tokens that the tokenizer does
-        not know; `shards`.
+        Columns: `tokens_used`; `tokens`, `documents` and `bytes` read; records `skipped`; documents `repeated`;
+        `control_tokens` spelled out in the text; `unknown`, the share of tokens unknown to the tokenizer; `shards`.
         """
         rows = {label: self._row(label, each) for label, each in self.settings["text"]["languages"].items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("language")
@@ -203,17 +202,17 @@ def _read_rows(shard: Path | Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def write_description(folder: Path, settings: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> None:
-    """Write what a run is made of; from then on, it is one."""
+    """Write the description of a run, which makes the folder a run."""
     versions = {name: version(name) for name in ("lsn-lens", "torch", "transformers", "transformer-lens")}
     content = {"schema": SCHEMA, "settings": settings, "shards": names, "versions": versions}
     write_bytes(folder / DESCRIPTION, json.dumps(content, indent=1).encode())
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """What a run is made of; None where there is none.
+    """Read the description of a run; None if the folder has none.
 
     Raises:
-        ValueError: One of another version.
+        ValueError: A description of another version.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
@@ -225,7 +224,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 
 def layers_of(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was collected one after the other, each with its `folder` inside the run's, `statistics` and `rows`."""
+    """The parts of a run, in the order collected, each with its `folder` inside the run's, `statistics` and `rows`."""
     return settings.get("layers") or [{"folder": "", **{key: settings[key] for key in ("statistics", "rows")}}]
 
 
@@ -233,7 +232,7 @@ def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
     Raises:
-        ValueError: Not a run, or one of another version.
+        ValueError: The folder is not a run, or a run of another version.
     """
     folder = Path(path)
     stored = read_description(folder)

@@ -1,4 +1,4 @@
-"""A shard of a run as files: sums, and values of single documents, each whole or not at all."""
+"""Files of a shard: sums, and values of single documents, each written whole or not at all."""
 
 import contextlib
 import hashlib
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from lsn_lens.files import write_bytes
 
-TOKENS = "tokens"  # the key of the number of tokens each layer saw
+TOKENS = "tokens"  # the key of the number of tokens per layer
 DOCUMENTS = "documents"  # the key of the number of documents, in the layout "documents"
 CONSTANTS = "constants.safetensors"
-LENGTH = "length"  # the key of the number of tokens of each document
+LENGTH = "length"  # the key of the number of tokens per document
 REDO = "Call collect with the arguments of the run: it redoes that shard."
 
 
 def row_key(key: str, layer: int) -> str:
-    """The name of a document value in one layer."""
+    """The key of a document value in one layer."""
     return f"{key}@{layer}"
 
 
 def checksum(sums: Mapping[str, Tensor]) -> str:
-    """A hash over names, types, shapes and bytes."""
+    """A hash over the names, types, shapes and bytes of the tensors."""
     digest = hashlib.sha256()
     for key in sorted(sums):
         value = sums[key].contiguous()
@@ -34,7 +34,7 @@ def checksum(sums: Mapping[str, Tensor]) -> str:
 
 
 def write_shard(path: Path, sums: Mapping[str, Tensor], documents: Path | None = None) -> None:
-    """Write one shard's sums with their checksum, and that of the file with its documents' values."""
+    """Write one shard's sums with their checksum and the hash of the shard's file of document values."""
     metadata = {"checksum": checksum(sums)} | ({"documents": _file_hash(documents)} if documents else {})
     write_bytes(path, save(dict(sums), metadata=metadata))
 
@@ -45,7 +45,7 @@ def _file_hash(path: Path) -> str:
 
 
 def is_finished(path: Path, documents: Path | None) -> bool:
-    """Whether a shard's sums, and the values of its documents where there are any, are whole on disk."""
+    """Whether a shard's sums, and its document values if it has any, are complete on disk."""
     if read_shard(path) is None:
         return False
     if documents is None:
@@ -56,7 +56,7 @@ def is_finished(path: Path, documents: Path | None) -> bool:
 
 
 def read_shard(path: Path) -> dict[str, Tensor] | None:
-    """A shard's sums; None where the file is missing, truncated or altered."""
+    """A shard's sums; None if the file is missing, truncated or altered."""
     try:
         with safe_open(str(path), framework="pt") as file:
             sums = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -67,18 +67,18 @@ def read_shard(path: Path) -> dict[str, Tensor] | None:
 
 
 def shard_path(folder: Path, name: str) -> Path:
-    """Where a shard lies in a run's folder."""
+    """The path of a shard in a run's folder."""
     return folder / "shards" / f"{name}.safetensors"
 
 
 def documents_path(folder: Path, name: str) -> Path:
-    """Where the values of a shard's documents lie in a run's folder."""
+    """The path of a shard's document values in a run's folder."""
     return folder / "documents" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
 class Layered(Mapping[str, Tensor]):
-    """One shard whose tensors lie in several files, as they were collected one after the other; read when asked for."""
+    """One shard whose tensors were collected into several files; a tensor is read on access."""
 
     paths: tuple[Path, ...]
 
@@ -97,10 +97,10 @@ class Layered(Mapping[str, Tensor]):
         return iter(names)
 
     def check(self) -> None:
-        """Read every file to its end.
+        """Read every file to its end, to verify it.
 
         Raises:
-            ValueError: One is missing or damaged.
+            ValueError: A missing or damaged file.
         """
         for path in self.paths:
             if read_shard(path) is None:
@@ -111,5 +111,5 @@ class Layered(Mapping[str, Tensor]):
 
 
 def layered(paths: list[Path]) -> Path | Layered:
-    """A shard that lies in these files."""
+    """The shard in these files: the path itself if there is one file."""
     return paths[0] if len(paths) == 1 else Layered(tuple(paths))

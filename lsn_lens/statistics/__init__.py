@@ -1,4 +1,4 @@
-"""What is summed over text, and its mathematics."""
+"""Statistics that are summed over text, and their mathematics."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Fine-grained experts: MLP neurons in groups of equal size by their weights, and which of them a token selects."""
+"""Fine-grained experts: groups of MLP neurons of equal size, by their weights, and the experts each token selects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Scores = Float[Tensor, "token expert"]
 
 @dataclass(frozen=True)
 class ExpertCounts(Need):
-    """How often each expert is among those that a token selects; see `ExpertFrequency` for the parameters.
+    """How many tokens select each expert; see `ExpertFrequency` for the parameters.
 
     Keeps `<key>.selected` `[layer expert]` and `<key>.counted` `[layer]` (tokens), with the constant
     `<key>.assignment` `[layer unit]`: the expert of each neuron.
@@ -42,11 +42,11 @@ class ExpertCounts(Need):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The dense hidden state; act(gate) for the score "pos"."""
+        """The site that experts are scored by: the dense hidden state, or act(gate) for the score "pos"."""
         return ("mlp_act", "mlp_post") if self.score == "pos" else ("mlp_post",)
 
     def sums(self, layers: int, widths: Widths) -> Tensors:
-        """Counts of selections, and of tokens."""
+        """Shapes of the counts of selections and of tokens."""
         experts = n_experts(widths["mlp_post"], self.size)
         return {
             f"{self.key}.selected": ((layers, experts), torch.int64),
@@ -55,10 +55,10 @@ class ExpertCounts(Need):
 
 
 def n_experts(d_mlp: int, size: int) -> int:
-    """Experts of a layer.
+    """Number of experts per layer.
 
     Raises:
-        DoesNotApply: The size does not divide the layer's neurons.
+        DoesNotApply: The size does not divide the number of neurons.
     """
     if size < 1 or d_mlp % size:
         sizes = [each for each in range(1, d_mlp + 1) if d_mlp % each == 0]
@@ -69,8 +69,8 @@ def n_experts(d_mlp: int, size: int) -> int:
 def balanced_clusters(features: Float[Tensor, "unit feature"], size: int, seed: int = 0) -> Int[Tensor, "unit"]:
     """Clusters of exactly `size` units each, by the direction of their features.
 
-    k-means gives the centres; then the closest pairs of unit and centre are taken first, as long as the cluster has
-    room. A few rounds of new centres follow, of which the tightest is kept.
+    k-means gives the centres; units are then assigned in order of their distance to a centre, as long as the cluster
+    has room. A few rounds with new centres follow, and the tightest clustering is kept.
 
     Source: balanced clustering of weights as in MoEfication, which Unraveling Babel builds on. That code solves the
     balanced assignment exactly; the greedy one here takes seconds at 14,336 neurons.
@@ -108,12 +108,12 @@ def _closest_pairs_first(distances: np.ndarray, size: int) -> np.ndarray:
 def expert_scores(
     hidden: Float[Tensor, "token unit"], order: Int[Tensor, "unit"], size: int, score: str
 ) -> Float[Tensor, "token expert"]:
-    """Scores from the hidden state (or act(gate) for "pos", or hidden times norms for "contribution").
+    """Scores of experts per token, from the hidden state (act(gate) for "pos", hidden times norms for "contribution").
 
     Args:
         hidden: Neurons in the order of the layer.
-        order: Neurons sorted by expert: an expert is then `size` neighbours.
-        size: Neurons of an expert.
+        order: Neurons sorted by expert, so that each expert is `size` consecutive entries.
+        size: Neurons per expert.
         score: See `ExpertFrequency`.
     """
     values = UNIT_SCORES[score](hidden.float())
@@ -129,13 +129,13 @@ UNIT_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def select_top(scores: Scores, count: int) -> Bool[Tensor, "token expert"]:
-    """The `count` highest of each row; ties go to the lower index."""
+    """Mask of the `count` highest scores per row; ties go to the lower index."""
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
 
 
 def select_mass(scores: Scores, share: float) -> Bool[Tensor, "token expert"]:
-    """The smallest set of each row that holds `share` of its sum."""
+    """Mask of the fewest scores per row that hold `share` of the row's sum."""
     values, order = scores.sort(dim=1, descending=True, stable=True)
     before = values.cumsum(1) - values
     chosen = before < share * values.sum(1, keepdim=True)
@@ -145,7 +145,7 @@ def select_mass(scores: Scores, share: float) -> Bool[Tensor, "token expert"]:
 def select_experts(
     scores: Float[Tensor, "layer token expert"], select: str, share: float, relative: bool = False
 ) -> Bool[Tensor, "layer token expert"]:
-    """Which experts each token selects, in every layer."""
+    """Mask of the experts that each token selects, in every layer."""
     layers, tokens, experts = scores.shape
     if select == "cross_layer":
         scores = scores / scores.mean(2, keepdim=True).clamp_min(1e-30) if relative else scores

@@ -1,4 +1,4 @@
-"""What removing one unit changes: PLND's closed forms, and the need that keeps them."""
+"""PLND's importance: closed forms for the effect of removing one unit, and the need that keeps them."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,23 +21,23 @@ Factors = Float[Tensor, "pos head d_head factor"]
 
 @dataclass(frozen=True)
 class Importance(Need):
-    """Importance of each unit for each document, kept as what "in every document" takes.
+    """Importance of each unit over the documents, kept as extremes and sums.
 
-    Of each basis: `<key>.<basis>.minimum`, the smallest importance over the documents; `<key>.<basis>.rank.maximum`,
-    the worst rank within its layer (0 is the most important; ties go to the lower unit); `<key>.<basis>.sum`. A unit
-    is among the first n of every document when its worst rank is below n, whatever n is. Importance is per token:
-    norms are divided by the root of the number of tokens, sums by the number. Documents in which no unit of the basis
-    has any importance (attention in a single token) are left out of minimum and rank.
+    Per basis: `<key>.<basis>.minimum`, the smallest importance over the documents; `<key>.<basis>.rank.maximum`, the
+    worst rank within the layer (0 is the most important; ties go to the lower unit); `<key>.<basis>.sum`. A unit is
+    among the first n of every document if and only if its worst rank is below n. Importance is per token: norms are
+    divided by the root of the number of tokens, sums by the number. Documents in which every unit of the basis has
+    importance 0 (attention in a single token) are left out of minimum and rank.
 
     Attributes:
-        bases: Of "mlp", "q", "k", "v", "z".
+        bases: Some of "mlp", "q", "k", "v", "z".
         variant: "paper" or "released".
-        rotary: Whether a dimension of q or k is one before or after the rotary embedding.
-        exact: Of how many q and k units a document and layer the importance is exact, share or number. Below all of
-            them, a first-order estimate picks these and is kept for the rest.
-        skip_bos: Leave out the separator that a document begins with.
-        asked: The bases that name it in files, where a model gives only some of them.
-        optional: What the model cannot give is left out.
+        rotary: Whether units of q and k are dimensions before or after the rotary embedding.
+        exact: Share or number of q and k units per document and layer with exact importance. If not all are, a
+            first-order estimate picks these units and is kept for the others.
+        skip_bos: Leave out the leading BOS token of each document.
+        asked: The bases in the key, where a model has only some of them.
+        optional: Leave out bases that the model lacks.
     """
 
     bases: tuple[str, ...] = BASES
@@ -58,17 +58,17 @@ class Importance(Need):
         return ".".join(parts + (["skip_bos"] if self.skip_bos else []))
 
     def without(self, bases: Collection[str]) -> "Importance":
-        """The same of fewer bases, under the same name."""
+        """The same need with fewer bases, under the same key."""
         kept = tuple(basis for basis in self.bases if basis not in bases)
         return replace(self, bases=kept, asked=self.asked or self.bases)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """One site of each basis's width."""
+        """One site per basis, of the basis's width."""
         return tuple(WRITE_SITE[basis] for basis in self.bases)
 
     def sums(self, layers: int, widths: Widths) -> Tensors:
-        """`[layer unit]` three times for each basis."""
+        """Three tensors `[layer unit]` per basis."""
         kinds = {"minimum": torch.float32, "rank.maximum": torch.float32, "sum": torch.float64}
         return {
             f"{self.key}.{basis}.{kind}": ((layers, widths[WRITE_SITE[basis]]), dtype)
@@ -78,14 +78,14 @@ class Importance(Need):
 
 
 def number_of(amount: int | float, units: int) -> int:
-    """A number of units from a number (int) or a share (float) of them; a share gives one or more."""
+    """The number of units, from a number (int) or a share (float); a share gives at least one unit."""
     return amount if isinstance(amount, int) else max(1, round(amount * units))
 
 
 def worst_first_ranks(
     values: Float[Tensor, "document unit"], is_exact: Bool[Tensor, "document unit"] | None = None
 ) -> Float[Tensor, "document unit"]:
-    """Rank of each unit, 0 for the highest; ties by unit. Units finished exactly come before all others."""
+    """Rank of each unit, 0 for the highest; ties by unit. Units with exact importance rank before all others."""
     order = values.argsort(dim=1, descending=True, stable=True)
     if is_exact is not None:
         order = order.gather(1, is_exact.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
@@ -102,7 +102,7 @@ def gram_of_heads(w_o: Float[Tensor, "head d_head d_model"], groups: int) -> Flo
 def value_change(
     z: Float[Tensor, "document pos head d_head"], gram: Float[Tensor, "group d_head n n"]
 ) -> Float[Tensor, "document group d_head"]:
-    """Norm of what a dimension of a value head adds to the attention output.
+    """Norm of the term that a dimension of a value head adds to the attention output.
 
     Its query heads' outer products of z and a row of W_O are summed before the norm, without building them.
     """
@@ -127,21 +127,21 @@ class Rotation:
         return x * self.cos[: len(x), None] + (x * self.turn[: len(x), None])[..., self.partner]
 
     def components(self, x: Float[Tensor, "pos head d_head"]) -> Factors:
-        """For each dimension alone, what it adds to its own place and to its partner's."""
+        """The terms that each dimension adds to itself and to its partner."""
         return torch.stack([x * self.cos[: len(x), None], x * self.turn[: len(x), None]], dim=-1)
 
     def places(self, rotated: Float[Tensor, "pos head d_head"]) -> Factors:
-        """What meets `components` in an inner product."""
+        """The factors that pair with `components` in an inner product."""
         return torch.stack([rotated, rotated[..., self.partner]], dim=-1)
 
 
 def no_rotation(d_head: int) -> Rotation:
-    """Leaves everything as it is."""
+    """The identity as a `Rotation`, for heads of size `d_head`."""
     return Rotation(torch.ones(1, d_head), torch.zeros(1, d_head), torch.arange(d_head))
 
 
 def pairings(d_head: int) -> Iterator[Int[Tensor, "d_head"]]:
-    """Partners of each dimension when the first n are paired, as halves or as neighbours."""
+    """Candidates for the partner of each dimension: the first n dimensions paired as halves or as neighbours."""
     for n in range(d_head // 2 * 2, 0, -2):
         first = torch.arange(n // 2)
         for one, other in ((first, first + n // 2), (2 * first, 2 * first + 1)):
@@ -153,7 +153,7 @@ def pairings(d_head: int) -> Iterator[Int[Tensor, "d_head"]]:
 def fit_rotation(
     plain: Float[Tensor, "pos head d_head"], rotated: Float[Tensor, "pos head d_head"], partner: Int[Tensor, "d_head"]
 ) -> Rotation:
-    """The rotation that comes nearest (least squares over heads) to making one tensor of the other."""
+    """The rotation that maps one tensor to the other best, by least squares over heads."""
     squares = (plain.square() + plain[..., partner].square()).sum(1).clamp_min(1e-30)
     along = (plain * rotated + plain[..., partner] * rotated[..., partner]).sum(1) / squares
     across = (plain * rotated[..., partner] - plain[..., partner] * rotated).sum(1) / squares
@@ -163,7 +163,7 @@ def fit_rotation(
 def table_rotation(
     cos: Float[Tensor, "pos rotated"], sin: Float[Tensor, "pos rotated"], partner: Int[Tensor, "d_head"]
 ) -> Rotation:
-    """From a model's own tables, which hold each pair's number twice and leave out what is not rotated."""
+    """The rotation in a model's own tables, which hold each pair's number twice and omit unrotated dimensions."""
     whole = no_rotation(len(partner))
     every_cos, turn = (each.expand(len(cos), -1).clone() for each in (whole.cos, whole.turn))
     every_cos[:, : cos.shape[1]] = cos
@@ -174,10 +174,10 @@ def table_rotation(
 def delta_factors(
     q: Tensor, k: Tensor, rotation: Rotation, rotary: str
 ) -> tuple[tuple[Factors, Factors], tuple[Factors, Factors]]:
-    """Left and right factors of Delta, what removing a dimension of q, then of k, takes from `q k^T`.
+    """Left and right factors of Delta, the change of `q k^T` when a dimension of q, or of k, is removed.
 
-    `Delta[query, key]` of a dimension is the inner product over `factor`; there is one factor where the unit is a
-    dimension after the rotation, two (its own place and its partner's) where it is one before.
+    `Delta[query, key]` of a dimension is the inner product over `factor`. A dimension after the rotation has one
+    factor; a dimension before the rotation has two (the dimension itself and its partner).
     """
     rotated_q, rotated_k = rotation.apply(q), rotation.apply(k)
     if rotary == "post" or not bool(rotation.turn.any()):
@@ -192,7 +192,7 @@ def delta_factors(
 def first_order_change(pattern: Pattern, left: Factors, right: Factors, first: int = 0) -> Float[Tensor, "head d_head"]:
     """Squared norm of the pattern's change to first order in Delta: `P (Delta - <P, Delta>)`, row by row.
 
-    Queries and keys before `first` are left out of the norm. No tensor of all units' Deltas is built.
+    The norm leaves out queries and keys before `first`. The Deltas of all units are never built as one tensor.
     """
     values = right.permute(1, 0, 2, 3)
     mean = torch.einsum("hts,hsjm->htjm", pattern, values)
@@ -218,10 +218,10 @@ def exact_change(
     scale: float,
     first: int = 0,
 ) -> Float[Tensor, "unit"]:
-    """Squared norm of `softmax(log P - scale Delta) - P` for the dimensions named by head and dimension.
+    """Squared norm of `softmax(log P - scale Delta) - P`, for dimensions given as pairs of head and dimension.
 
-    The scores themselves are not needed: whatever was added to them (mask, ALiBi, window) is in P. Rows are taken in
-    blocks that stay in the cache, each with the keys that any of its queries sees.
+    The attention scores are not needed: P already contains terms added to them (mask, ALiBi, window). Rows are
+    processed in blocks that fit the cache, each with all keys that its queries attend to.
     """
     logarithm, change = pattern.log(), torch.zeros(len(heads), device=pattern.device, dtype=pattern.dtype)
     left, right = left.permute(1, 3, 2, 0) * -scale, right.permute(1, 3, 2, 0).contiguous()  # [head factor dim pos]
@@ -241,7 +241,7 @@ def exact_change(
 
 
 def _blocks(pattern: Pattern, units: int, first: int) -> Iterator[tuple[slice, slice]]:
-    """Rows from `first` on, some at once, with the first to the last key that one of them attends to."""
+    """Blocks of rows from `first` on, each with its range of keys from the first to the last one attended to."""
     size = ELEMENTS if pattern.device.type == "cpu" else ELEMENTS_GPU
     step = max(1, size // (units * pattern.shape[-1]))
     seen = pattern.amax(0).cpu() > 0

@@ -1,7 +1,7 @@
 """Exact, mergeable summaries of activations: named sums over tokens, and values of single documents.
 
-Sums (counts in integers, sums in float64) and extremes are all that merges, so that merging shards is addition and
-`merge(parts) == whole` holds to the bit in a fixed order. Means and probabilities are derived.
+Only sums (counts in integers, sums in float64) and extremes are stored, so `merge(parts) == whole` holds to the bit
+in a fixed order. Means and probabilities are derived from them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
-ROWS = 512  # rows handled at once on a CPU, so that temporaries stay in the cache
+ROWS = 512  # rows processed at once on a CPU, so that temporaries stay in the cache
 
 Rows = Float[Tensor, "token unit"]
 
 
 def count_positive(rows: Rows) -> Float[Tensor, "unit"]:
-    """How many tokens have a value above zero. Exact: float32 holds integers up to 2**24."""
+    """Number of tokens with a value above zero. Exact: float32 holds integers up to 2**24."""
     total = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
     step = ROWS if rows.device.type == "cpu" else max(1, len(rows))
     buffer = torch.empty((min(step, len(rows)), rows.shape[1]), dtype=torch.float32, device=rows.device)
@@ -33,7 +33,7 @@ def count_positive(rows: Rows) -> Float[Tensor, "unit"]:
 
 
 def sum_values(rows: Rows) -> Float[Tensor, "unit"]:
-    """Sum over tokens. Not a matrix product: its bits would depend on the number of threads."""
+    """Sum over tokens. Not a matrix product, whose bits depend on the number of threads."""
     return rows.float().sum(0)
 
 
@@ -49,9 +49,9 @@ def sum_absolute(rows: Rows) -> Float[Tensor, "unit"]:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How one batch is summed over tokens, and the type the sums are kept in.
+    """A function that sums one batch over tokens, and the dtype of the sums.
 
-    `gradient`: the rows are activation times gradient of the loss, not the activation.
+    `gradient`: the rows are activation times gradient of the loss instead of the activation.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -70,10 +70,10 @@ DOCUMENT_REDUCTIONS = ("mean", "last", "maximum")
 
 
 def check_need(site: str, reduction: str | None = None, reductions: Iterable[str] = ()) -> None:
-    """Refuse a site that there is not or that has no units, and a reduction that there is not.
+    """Refuse an unknown site, a site without units, and an unknown reduction.
 
     Raises:
-        ValueError: The message lists those that there are.
+        ValueError: The message lists the sites or reductions.
     """
     sites = [name for name, each in SITES.items() if each.basis in WRITE_SITE]
     if site not in sites:
@@ -88,32 +88,32 @@ Tensors = dict[str, tuple[tuple[int, ...], torch.dtype]]  # key -> shape and typ
 
 @dataclass(frozen=True)
 class Need:
-    """What a method wants `collect` to keep. Sizes are known before anything runs.
+    """A request to `collect`: what it must keep for a method. Sizes are known before the model runs.
 
     Attributes:
-        optional: Left out, without an error, where the model lacks its sites.
-        by_document: Needs one row per document, so the layout "documents".
-        gradient: Needs a backward pass.
+        optional: Whether the need is left out, without an error, if the model lacks its sites.
+        by_document: Whether it takes one row per document, so the layout "documents".
+        gradient: Whether it takes a backward pass.
     """
 
     optional = by_document = gradient = False
 
     @property
     def key(self) -> str:
-        """Names it in files; two needs with the same key are the same."""
+        """The need's name in files; two needs with the same key are the same."""
         raise NotImplementedError
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Sites whose widths its sizes depend on; the one that it names, unless a subclass says more."""
+        """Sites whose widths decide the sizes: by default the need's `site`."""
         return (self.site,)  # type: ignore[attr-defined]
 
     def sums(self, layers: int, widths: Widths) -> Tensors:
-        """The tensors of one shard, which merge by `merge`: none, unless a subclass has some."""
+        """Key -> shape and dtype of the tensors per shard, which merge by `merge`; by default none."""
         return {}
 
     def rows(self, layers: int, widths: Widths) -> Tensors:
-        """The tensors of one document, each `[layer unit]`, kept on disk and never merged: none, likewise."""
+        """Key -> shape `[layer unit]` and dtype of the tensors per document, never merged; by default none."""
         return {}
 
 
@@ -130,12 +130,12 @@ class Statistic(Need):
 
     @property
     def key(self) -> str:
-        """For example `mlp_pre.positive`."""
+        """The name in files, for example `mlp_pre.positive`."""
         return f"{self.site}.{self.reduction}"
 
     @property
     def gradient(self) -> bool:
-        """Whether the reduction is one of activation times gradient."""
+        """Whether the reduction takes activation times gradient."""
         return REDUCTIONS[self.reduction].gradient
 
     def sums(self, layers: int, widths: Widths) -> Tensors:
@@ -145,10 +145,10 @@ class Statistic(Need):
 
 @dataclass(frozen=True)
 class Histogram(Need):
-    """How often each unit's value falls into each bin: `bins` of equal width, and one on either side for the rest.
+    """A histogram of each unit's values: `bins` of equal width, and one tail bin on either side.
 
-    The bins of a unit lie within `spread` standard deviations around its mean, both measured on the first tokens
-    of every language before the run (kept with the run as `<key>.low` and `<key>.width`), and not below `floor`.
+    The bins of a unit lie within `spread` standard deviations of its mean, both measured on the first tokens of every
+    language before the run (stored as `<key>.low` and `<key>.width`), and not below `floor`.
     """
 
     site: str
@@ -163,7 +163,7 @@ class Histogram(Need):
 
     @property
     def key(self) -> str:
-        """For example `mlp_act.histogram64`."""
+        """The name in files, for example `mlp_act.histogram64`."""
         limits = (
             "" if self.spread == 4.0 else f"x{self.spread:g}",
             "" if self.floor is None else f"from{self.floor:g}",
@@ -177,9 +177,9 @@ class Histogram(Need):
 
 @dataclass(frozen=True)
 class DocumentValues(Need):
-    """One value a document, layer and unit: the "mean", "last" (at the last token) or "maximum" over its tokens.
+    """One value per document, layer and unit: the "mean", "last" (at the last token) or "maximum" over its tokens.
 
-    `skip_bos` leaves out the separator that a document begins with.
+    `skip_bos` leaves out the leading BOS token of each document.
     """
 
     site: str
@@ -193,7 +193,7 @@ class DocumentValues(Need):
 
     @property
     def key(self) -> str:
-        """For example `q.mean` or `q.mean.skip_bos`."""
+        """The name in files, for example `q.mean` or `q.mean.skip_bos`."""
         return f"{self.site}.{self.reduction}" + (".skip_bos" if self.skip_bos else "")
 
     def rows(self, layers: int, widths: Widths) -> Tensors:
@@ -202,7 +202,7 @@ class DocumentValues(Need):
 
 
 def unique(needs: Iterable[Need]) -> list[Need]:
-    """Needs without repeats, in their order; one that is optional for one method and not for another is not."""
+    """Needs without repeats, in order; a need that any method requires is not optional."""
     kept: dict[str, Need] = {}
     for need in needs:
         if need.key not in kept or kept[need.key].optional:

@@ -1,4 +1,4 @@
-"""Sums over text: merged, never averaged."""
+"""Sums over text, which are merged and never averaged."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def merge(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Combine parts key by key, in the order given: sums add, `*.minimum` and `*.maximum` keep the extreme.
+    """Combine parts key by key, in the order given: sums add up, `*.minimum` and `*.maximum` keep the extreme.
 
     Raises:
-        ValueError: Nothing to merge, or parts with different keys or shapes.
+        ValueError: No parts, or parts with different keys or shapes.
     """
     total: dict[str, Tensor] | None = None
     for part in parts:
@@ -32,16 +32,16 @@ def merge(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Merged sums, labelled: key -> `[language layer unit]`, and tokens seen `[language layer]`.
+    """Merged sums with labels: key -> `[language layer unit]`, and numbers of tokens `[language layer]`.
 
     Attributes:
         languages: Labels, in the order of the first axis.
-        sums: What was summed over tokens or documents.
-        tokens: Tokens that each layer saw.
-        n_documents: Documents of each language; zeros where the layout was packed blocks.
-        constants: Tensors that the sums were made with and that no text changes (bins, experts, norms of weights).
-        read: `(key, layer)` -> language -> values of single documents, read when asked for.
-        origin: Of what model and text, see `Run.origin`; empty where that is not known.
+        sums: Key -> sums over tokens or documents.
+        tokens: Number of tokens per language and layer.
+        n_documents: Documents per language; zeros for packed blocks.
+        constants: Tensors behind the sums that do not depend on the corpora (bins, experts, norms of weights).
+        read: Function from `(key, layer)` to language -> values of single documents, read from disk.
+        origin: Model and text, see `Run.origin`; empty if unknown.
     """
 
     languages: tuple[str, ...]
@@ -61,7 +61,7 @@ class Statistics:
         return self._get(site, "sum") / self.tokens[..., None].double()
 
     def pooled_mean(self, site: str, without: str | None = None) -> Float[Tensor, "layer unit"]:
-        """Mean of the languages' means, each language counting the same, one left out if named.
+        """Mean of the languages' means, with equal weight per language, without one language if named.
 
         Raises:
             KeyError: `without` is not one of the languages.
@@ -74,10 +74,10 @@ class Statistics:
         return self.mean(site)[kept].mean(0)
 
     def documents(self, key: str, layer: int) -> dict[str, Float[Tensor, "document unit"]]:
-        """Values of single documents in one layer, by language, documents in the order of the text.
+        """Values of single documents in one layer: language -> `[document unit]`, in the order of the text.
 
         Raises:
-            KeyError: The run did not collect them.
+            KeyError: The run did not collect these values.
         """
         if self.read is None:
             raise KeyError(f"this run has no values of single documents, so no {key!r}. {_AGAIN}")
@@ -90,7 +90,7 @@ class Statistics:
         """Sums by key, languages first.
 
         Raises:
-            KeyError: The run did not collect them.
+            KeyError: The run did not collect this key.
         """
         if key not in self.sums:
             raise KeyError(f"this run did not collect {key!r}; it has {list(self.sums)}. {_AGAIN}")
@@ -99,7 +99,7 @@ class Statistics:
 
 _AGAIN = "Collect again with a method that needs it."
 MERGES: dict[str, Callable[..., Tensor]] = {
-    # last part of a key -> how two parts become one, where that is not addition
+    # last part of a key -> function that merges two parts, where it is not addition
     "minimum": torch.minimum,
     "maximum": torch.maximum,
 }

@@ -63,7 +63,7 @@ def plant_parts(
         progress: Show a progress bar.
 
     Returns:
-        The plantings, and one row for each seed whose roles did not hold: `part`, `seed`, `why`.
+        The plantings, and one row per seed whose roles did not hold: `part`, `seed`, `why`.
 
     Raises:
         ValueError: Fewer languages than are to be tried, a folder that was planted with other settings, or roles that

@@ -103,7 +103,7 @@ def steering_study(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Two languages or more; prompts and losses are of their held-out part.
+        corpora: Two languages or more; prompts and losses are of their hold-out part.
         settings: How to steer.
         run: From `steering_run`, which is called where there is none.
         progress: Show progress bars.

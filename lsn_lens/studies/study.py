@@ -22,7 +22,7 @@ class Study:
         tables: By name; each study's function says what they hold.
         settings: What was asked for, as plain data.
         used: `model` and `text` that units were found on, as in a run's `settings`.
-        measured: The held-out text that was measured on.
+        measured: The hold-out text that was measured on.
         found: The sets of units, by name.
         started: When the study began.
     """

@@ -88,7 +88,7 @@ def workflow_study(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Two languages or more; losses are of their held-out part.
+        corpora: Two languages or more; losses are of their hold-out part.
         settings: What to turn off.
         run: From `workflow_run`, which is called where there is none.
         progress: Show progress bars.

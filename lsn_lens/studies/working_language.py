@@ -81,7 +81,7 @@ def working_language_study(
 
     Args:
         model: A HookedTransformer or TransformerBridge that the lens can read.
-        corpora: Two languages or more; the layers are read on their held-out part.
+        corpora: Two languages or more; the layers are read on their hold-out part.
         settings: How to read.
         labels: From `working_language_labels`, which is called where there are none.
         probes: From `read_probes`; prompts and words in other languages than those of the corpora are left out.

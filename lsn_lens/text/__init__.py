@@ -1,4 +1,4 @@
-"""Text to documents, tokens and batches."""
+"""Turn text into documents, tokens and batches."""
 
 import lazy_loader
 

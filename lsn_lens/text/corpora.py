@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded text, folders of files, `datasets` objects, Hub presets."""
+"""Sources of text: the embedded text, folders of files, `datasets` objects, Hub presets."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,27 +50,27 @@ def load_corpora(
 
     Args:
         source: `"demo"` (the embedded text); a folder of `<language>.txt`, `.jsonl`, `.ndjson`, `.json`, `.csv`,
-            `.tsv` or `.parquet` files, in capitals or not, all but the last also packed as `.gz`, `.bz2`, `.xz` or
-            `.zst` (a name's part before the first dot is the language; several files of one language are read one
-            after the other), or of two such folders `find` and `hold-out`; a preset name ("wikipedia", "fineweb2",
+            `.tsv` or `.parquet` files (upper case too; all but `.parquet` also compressed as `.gz`, `.bz2`, `.xz` or
+            `.zst`; the language is the name's part before the first dot; several files of one language are read in
+            turn), or of two such folders `find` and `hold-out`; a preset name ("wikipedia", "fineweb2",
             "c4": streamed from the Hub); a mapping of language to a list or pandas Series of texts, a file, or a
             `datasets` Dataset or IterableDataset; or one long table, a pandas DataFrame or a Dataset, with a column
             for the language and one for the text.
-        languages: Which languages, and in which order, or one; all that the source has by default.
-        hold_out: Share of the documents kept for measuring, in [0, 1). Not used where the source
-            comes with the two parts.
+        languages: One or more languages, in the order wanted; by default all languages of the source.
+        hold_out: Share of the documents kept for the hold-out part, in [0, 1). Not used where the source has both
+            parts already.
         column: The field with the text, in JSON, tables and data sets.
         language_column: The column of a long table with the language of each text.
         files: Glob pattern that picks files of a folder, for example `"*.train.jsonl.gz"`.
 
     Returns:
-        Language label to `LanguageCorpus`, in the order asked for; of a long table, in that of first appearance.
+        Language label -> `LanguageCorpus`, in the order asked for; by default, for a long table, of first appearance.
 
     Raises:
         KeyError: A language that the source lacks.
-        ValueError: A source, a share, a label or a column that cannot be used; a folder with files that look like
-            text of a language but cannot be read.
-        ConnectionError: A preset that cannot be reached.
+        ValueError: An unusable source, share, label or column; a folder with files that look like text of a language
+            but cannot be read.
+        ConnectionError: A preset whose data set cannot be reached.
     """
     if not 0 <= hold_out < 1:
         raise ValueError(f"hold_out={hold_out}: expected a share in [0, 1).")
@@ -107,10 +107,10 @@ def load_corpora(
 
 
 def as_corpora(given: Any, **options: Any) -> dict[str, LanguageCorpus]:
-    """Corpora as they are, or those that `load_corpora` makes of what it takes, with its options.
+    """Return corpora unchanged, or pass any other source and the options to `load_corpora`.
 
     Raises:
-        ValueError: Something that `load_corpora` does not take either.
+        ValueError: A source that `load_corpora` refuses.
     """
     if isinstance(given, Mapping) and given and all(isinstance(each, LanguageCorpus) for each in given.values()):
         return dict(given)
@@ -151,7 +151,7 @@ def _folder(folder: Path, column: str, files: str, wanted: list[str] | None) -> 
 
 
 def _refuse_unread(unread: list[Path], labels: set[str], wanted: list[str] | None) -> None:
-    """Refuse files and folders that look like text of a language and would be left out without a word."""
+    """Refuse files and folders that look like text of a language but would be ignored."""
     lost = []
     for path in unread:
         label = path.name.split(".")[0]
@@ -160,9 +160,9 @@ def _refuse_unread(unread: list[Path], labels: set[str], wanted: list[str] | Non
             lost.append(path.name)
     if lost:
         raise ValueError(
-            f"{unread[0].parent}: {lost} look like text of a language, but cannot be read. Files are read that end "
-            f"in {ENDINGS}. Write them in one of these forms, move them away, or say which files to read, for "
-            'example files="*.jsonl".'
+            f"{unread[0].parent}: {lost} look like text of a language, but cannot be read. Readable files end in "
+            f"{ENDINGS}. Convert these files, move them away, or choose the files to read, for example "
+            'files="*.jsonl".'
         )
 
 
@@ -182,7 +182,7 @@ def _dataset_records(name: str, dataset: Any, column: str) -> Records:
 
 
 def _long_table(table: Any, language_column: str, column: str) -> dict[str, Records]:
-    """Texts of a DataFrame or a Dataset by the language that stands beside each."""
+    """Texts of a DataFrame or a Dataset, grouped by their language."""
     columns = list(table.column_names if hasattr(table, "column_names") else table.columns)
     check_column(language_column, columns, "the table", "the language of each text", "language_column")
     check_column(column, columns, "the table")
@@ -215,7 +215,7 @@ def _as_records(label: str, value: Any, column: str) -> Records:
 
 def _preset(name: str, wanted: list[str] | None, column: str) -> dict[str, Records]:
     if not wanted:
-        raise ValueError(f"preset {name!r}: say which languages, for example languages=['en', 'fr'].")
+        raise ValueError(f"preset {name!r}: name the languages, for example languages=['en', 'fr'].")
     from datasets import load_dataset  # slow to import, and needed here only
 
     repository, configuration = PRESETS[name]

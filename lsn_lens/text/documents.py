@@ -1,4 +1,4 @@
-"""Records to documents in two parts, one to find units with and one to measure with."""
+"""Split records into two parts of documents: `find` to detect units, `hold_out` to measure effects."""
 
 import hashlib
 import warnings
@@ -12,24 +12,24 @@ import pandas as pd
 
 from lsn_lens.text.readers import BROKEN_TEXT, HAS_NUL, SAMPLE, Unreadable, refuse_broken
 
-SHOWN = 60  # characters of a text
-BROKEN_SHARE = 0.01  # of records that are not UTF-8, from which on what is left would be a biased sample
+SHOWN = 60  # characters shown of a text
+BROKEN_SHARE = 0.01  # share of records that are not UTF-8; above it, the remaining records would be a biased sample
 IN_BOTH, REPEATED, KEPT = "also in the other part", "repeated", "kept, also in the other part"
 
 
 @dataclass
 class Records:
-    """A text source that can be read again and again: one entry a record, None where unusable.
+    """A text source that can be read repeatedly: one entry per record, None for an unusable record.
 
-    Every reading must give the same records in the same order, as parts are told by position: what was read is kept
-    as one hash a record, and another reading is compared with it.
+    Every reading must give the same records in the same order, since a record's position decides its part. One hash
+    per record is kept, and later readings are compared with these hashes.
 
     Attributes:
-        name: Where the text comes from.
-        read: Begins a reading.
-        is_finite: Whether it can be read to its end before it is used; a stream cannot.
-        in_memory: Whether reading it costs nothing.
-        skipped: For the latest reading, why records were left out, with how many.
+        name: The name of the source.
+        read: Starts a new reading.
+        is_finite: Whether the source can be read to its end before use; a stream cannot.
+        in_memory: Whether the records are in memory, so that reading costs nothing.
+        skipped: Reason -> number of records left out at the latest reading.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Records:
             yield text
 
     def hashed(self) -> Iterator[tuple[str | None, int]]:
-        """Each record with a hash of its text, 0 where unusable.
+        """Each record with a hash of its text; the hash is 0 for an unusable record.
 
         Raises:
-            ValueError: Another reading gave something else, or too much is not UTF-8.
+            ValueError: An earlier reading gave other records, or too many records are not UTF-8.
         """
         self.skipped.clear()
         self._broken, self._seen = b"", 0
@@ -73,11 +73,11 @@ class Records:
 
     @property
     def was_read(self) -> bool:
-        """Whether it has been read to its end."""
+        """Whether the source has been read to its end."""
         return self._is_whole
 
     def hashes(self) -> Sequence[int]:
-        """All records' hashes, by a reading to the end unless there was one."""
+        """The hashes of all records; reads the source to its end unless that was done before."""
         if not self._is_whole:
             for _ in self.hashed():
                 pass
@@ -91,13 +91,13 @@ class Records:
 
     def _other(self, position: int, what: str) -> str:
         return (
-            f"{self.name} gave {what} as record {position} when it was read again. The parts to find units with and to "
-            "measure with are told by position, so the source must give the same records in the same order each time: "
+            f"{self.name} gave {what} as record {position} when it was read again. A record's position decides "
+            "whether it is held out, so the source must give the same records in the same order each time: "
             "fix its order (or its seed), or give its texts as a list."
         )
 
     def check(self) -> None:
-        """Refuse a source of which more than a little was not UTF-8 at the latest reading, as far as it went."""
+        """Refuse a source with too many records that are not UTF-8 among those of the latest reading."""
         broken = {reason: self.skipped[reason] for reason in BROKEN_TEXT if self.skipped[reason]}
         count = sum(broken.values())
         if count and (count == self._seen or (count > 1 and count > BROKEN_SHARE * self._seen)):
@@ -131,16 +131,16 @@ class Documents:
     Record `i` is held out when `floor((i + 1) * fraction) > floor(i * fraction)`: evenly spread,
     independent of the content, so the parts of parallel files stay aligned.
 
-    No text is in both parts, and none is twice in the part to measure with: from that one are left out repeated
-    texts, and those that the other part has too. The part to find with keeps its repetitions and counts them. A
-    stream cannot be looked through beforehand: there a text belongs to the part that it comes up in first. Where all
-    texts to measure with are also texts to find with, nothing can be held out: they are kept, with a warning.
+    No text is in both parts, and no text is twice in the hold-out part: it leaves out repeated texts and texts that
+    the find part has too. The find part keeps its repetitions and counts them. A stream cannot be searched
+    beforehand: there, a text belongs to the part in which it appears first. If every hold-out text is also a find
+    text, nothing can be held out: all texts are kept, with a warning.
 
     Attributes:
         records: The source.
-        fraction: Share that is held out, where one source has both parts.
-        held_out: Which of its two parts this is.
-        other: The source of the part to find with, where the two parts are two sources.
+        fraction: Share of records held out, where one source gives both parts.
+        held_out: Whether this is the hold-out part.
+        other: The source of the find part, where the two parts are two sources.
     """
 
     records: Records
@@ -156,7 +156,7 @@ class Documents:
         self._left_out.clear()
         if find and self._has_no_text_but(find):
             warnings.warn(
-                f"{self.records.name}: every text to measure with is also a text to find units with, so nothing is "
+                f"{self.records.name}: every hold-out text is also a text to find units with, so nothing is "
                 "held out. All are kept, and effects are measured on the text that units were found on. Give more, "
                 "different texts.",
                 stacklevel=2,
@@ -181,19 +181,19 @@ class Documents:
                 yield text
 
     def __len__(self) -> int:
-        """How many documents iterating gives; the source is read to its end unless it has been.
+        """Number of documents; the source is read to its end unless that was done before.
 
         Raises:
-            TypeError: It is a stream.
+            TypeError: The source is a stream.
         """
         if not self.records.is_finite:
-            raise TypeError(f"{self.records.name} is a stream: how many documents it has is not known.")
+            raise TypeError(f"{self.records.name} is a stream: its number of documents is unknown.")
         mine = [number for place, number in enumerate(self.records.hashes()) if number and self._is_mine(place)]
         fresh = set(mine) - self._find_hashes() if self.held_out or self.other is not None else set()
         return len(fresh) or len(mine)
 
     def __getitem__(self, place: int) -> str:
-        """A document by its number from 0 (from the end, if negative), read up to there."""
+        """The document with this index (negative: from the end); the source is read up to that document."""
         wanted = place if place >= 0 else place + len(self)
         for number, text in enumerate(self):
             if number == wanted:
@@ -204,7 +204,7 @@ class Documents:
         return self._is_held_out(position) == self.held_out
 
     def _has_no_text_but(self, find: set[int]) -> bool:
-        """Whether this part, to measure with, has nothing that the part to find with has not."""
+        """Whether this hold-out part has no text that the find part lacks."""
         if not self.records.is_finite:
             return False
         mine = {number for place, number in enumerate(self.records.hashes()) if number and self._is_mine(place)}
@@ -214,7 +214,7 @@ class Documents:
         return int((position + 1) * self.fraction) > int(position * self.fraction)
 
     def _find_hashes(self) -> set[int]:
-        """What the part to find with holds, where its source has an end."""
+        """Hashes of the find part's texts; empty for a stream."""
         source = self.records if self.other is None else self.other
         if not source.is_finite:
             return set()
@@ -226,7 +226,7 @@ class Documents:
 
     @property
     def is_counted(self) -> bool:
-        """Whether `len` needs no reading of files."""
+        """Whether `len` works without reading files."""
         sources = [self.records, *([] if self.other is None else [self.other])]
         return all(each.in_memory or each.was_read for each in sources)
 
@@ -236,12 +236,12 @@ class Documents:
 
     @property
     def repeated(self) -> int:
-        """Documents of this part that repeat another one of it, and were kept, at its latest reading."""
+        """Documents kept at the latest reading that repeat another document of this part."""
         return 0 if self.held_out or self.other is not None else self._left_out[REPEATED]
 
     @property
     def shared(self) -> int:
-        """Documents of this part that the part to find with has too, and were kept, at its latest reading."""
+        """Documents kept at the latest reading that are in the find part too."""
         return self._left_out[KEPT]
 
     @property
@@ -253,7 +253,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class LanguageCorpus:
-    """One language's text, in two parts: `find` to detect units with, `hold_out` to measure with."""
+    """One language's text in two parts: `find` to detect units, `hold_out` to measure effects."""
 
     language: str
     find: Documents
@@ -261,14 +261,14 @@ class LanguageCorpus:
 
     @property
     def source(self) -> str:
-        """Where the text comes from."""
+        """The name of the text's source."""
         return self.find.records.name
 
     def summary(self) -> dict[str, Any]:
-        """Where it comes from, how many documents its parts have (None: not known without reading), the first text."""
+        """The source, the number of documents per part (None: unknown without reading), and the first text."""
         records, parts = self.find.records, {"find": self.find, "hold_out": self.hold_out}
         counts = {name: len(each) if each.is_counted else None for name, each in parts.items()}
-        again = replace(records, skipped=Counter())  # so that what the latest reading said is kept
+        again = replace(records, skipped=Counter())  # a copy, so that the latest reading's reasons are kept
         first = next((text for text in again if text), "") if records.is_finite else ""
         return {"source": self.source, **counts, "first": first if len(first) <= SHOWN else f"{first[:SHOWN]}..."}
 
@@ -280,7 +280,7 @@ class LanguageCorpus:
 
 
 class Corpora(dict[str, LanguageCorpus]):
-    """Corpora by language: a dictionary that a notebook shows as a table."""
+    """A dictionary from language to corpus, shown as a table in a notebook."""
 
     def _repr_html_(self) -> str:
         rows = {label: each.summary() for label, each in self.items()}

@@ -1,4 +1,4 @@
-"""Documents to token ids, in pieces that do not change the ids: memory does not grow with the longest document."""
+"""Encode documents in pieces that leave the token ids unchanged: memory does not grow with the longest document."""
 
 import warnings
 from bisect import bisect_left
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-PIECE = 1 << 17  # characters that are encoded at once: a tokenizer takes about 150 bytes for each
-OVERLAP = 2048  # characters that two neighbouring pieces encode both; in its middle half they must agree
-TOGETHER = 256  # documents that are encoded at once
+PIECE = 1 << 17  # characters encoded at once: a tokenizer takes about 150 bytes per character
+OVERLAP = 2048  # characters that two neighbouring pieces share; their tokens must agree in its middle half
+TOGETHER = 256  # documents encoded at once
 
 Spans = list[tuple[int, int]]
 Piece = tuple[str, list[int], Spans | None]
@@ -18,9 +18,9 @@ Piece = tuple[str, list[int], Spans | None]
 def encoded(
     documents: Iterable[str], tokenizer: Any, *, with_offsets: bool = False
 ) -> Iterator[tuple[str, Iterator[Piece]]]:
-    """Each document with its pieces, one after the other without a gap, made when asked for.
+    """Each document with its pieces, which follow each other without a gap and are encoded lazily.
 
-    A piece is its text, its ids and, where asked for and the tokenizer can tell, the characters of each.
+    A piece is its text, its ids and, `with_offsets` and if the tokenizer can tell, the characters of each id.
     """
     with_offsets = with_offsets and getattr(tokenizer, "is_fast", False)
     waiting: list[str] = []
@@ -46,7 +46,7 @@ def _together(texts: list[str], tokenizer: Any, with_offsets: bool) -> Iterator[
 
 @dataclass(frozen=True)
 class _Window:
-    """The tokens of a stretch of a text: ids, and the characters that each begins and ends at in the whole text."""
+    """The tokens of a stretch of text: ids, and the characters of the whole text at which each begins and ends."""
 
     first: int
     last: int
@@ -54,11 +54,11 @@ class _Window:
     spans: list[tuple[int, int]]
 
     def between(self, first: int, last: int) -> slice:
-        """The tokens that begin in a stretch."""
+        """The tokens that begin between two characters."""
         return slice(*(bisect_left(self.spans, place, key=lambda span: span[0]) for place in (first, last)))
 
     def of(self, begin: int, tokens: slice) -> tuple[list[int], Spans]:
-        """Ids and characters of some tokens, counted from a place."""
+        """Ids of some tokens, and their characters counted from `begin`."""
         return self.ids[tokens], [(first - begin, last - begin) for first, last in self.spans[tokens]]
 
 
@@ -69,12 +69,12 @@ def _window(text: str, first: int, last: int, tokenizer: Any) -> _Window:
 
 
 def _pieces(text: str, tokenizer: Any) -> Iterator[Piece]:
-    """A long document's pieces, cut where what comes before and what comes after encode the same overlap alike.
+    """A long document's pieces, cut where the text before and the text after encode their overlap alike.
 
-    Where they do not (a tokenizer that looks far, a very long run of one letter), the piece grows and the next
-    place is tried, at last the end of the text.
+    Where the two encodings differ (a tokenizer that looks far, a very long run of one letter), the piece grows to the
+    next candidate cut, at most to the end of the text.
     """
-    if not getattr(tokenizer, "is_fast", False):  # it cannot tell where its tokens begin, so no cut could be checked
+    if not getattr(tokenizer, "is_fast", False):  # without offsets no cut can be checked
         warnings.warn(
             f"a document of {len(text):,} characters is encoded whole, which takes much memory: "
             f"{type(tokenizer).__name__} cannot tell where its tokens begin. Cut it, or use a fast tokenizer.",
@@ -97,7 +97,7 @@ def _pieces(text: str, tokenizer: Any) -> Iterator[Piece]:
 
 
 def _agreed(left: _Window, right: _Window) -> int | None:
-    """The character in the middle of the overlap where one can be left for the other; None where they disagree."""
+    """The character near the middle of the overlap at which both encodings agree; None where they differ."""
     first, last = right.first + OVERLAP // 4, left.last - OVERLAP // 4
     mine, theirs = (
         list(zip(each.ids[part], each.spans[part], strict=True))

@@ -1,4 +1,4 @@
-"""Tokens to a deterministic plan of batches, cut into shards: runs of batches of one language each."""
+"""Make a deterministic plan of batches from tokens, cut into shards: consecutive batches of one language."""
 
 import hashlib
 import json
@@ -17,32 +17,32 @@ from lsn_lens.files import whole_number
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.text.tokens import Tokens, separator_id, tokenize
 
-PAPER_FIND_TOKENS = 99_999_744  # a language, to find neurons (LAPE, released code)
-PAPER_EVALUATION_TOKENS = 1_048_576  # a language, to measure perplexity (LAPE, released code)
-LONGEST_ROW = 2048  # tokens of a row unless `length` says otherwise: logits and attention grow with it
+PAPER_FIND_TOKENS = 99_999_744  # per language, to find neurons (LAPE, released code)
+PAPER_EVALUATION_TOKENS = 1_048_576  # per language, to measure perplexity (LAPE, released code)
+LONGEST_ROW = 2048  # tokens per row at most, unless `length` is given: logits and attention grow with the row
 KINDS = ("blocks", "documents", "auto")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How text becomes batches.
+    """How text is cut into batches.
 
     Attributes:
-        kind: "blocks": the documents of a language follow each other in one stream, cut into whole
-            blocks of equal length, the rest dropped, no padding (as LAPE does). "documents": one row a
-            document, padded on the right; pads are not counted. "auto": documents where every document of every
-            language fits `length`, else blocks.
-        length: Tokens of a block, or the most that a document may have. By default the model's context, at most
-            2,048; for blocks also at most `batch_tokens`, halved down to 128 while that gives fewer blocks than
+        kind: "blocks": the documents of a language are joined into one stream and cut into blocks of equal length;
+            the rest is dropped, without padding (as LAPE does). "documents": one row per document, padded on the
+            right; pads are not counted. "auto": "documents" if every document of every language fits `length`,
+            else "blocks".
+        length: Tokens per block, or the maximum per document. By default the model's context, at most
+            2,048; for blocks also at most `batch_tokens`, halved down to 128 while there are fewer blocks than
             `shards`. The same on every device.
-        separator: What each document begins with: the tokenizer's "bos" (its "eos" where it has none), "eos",
-            or "none" (LAPE's released scripts add nothing). Blocks get nothing in front.
-        max_tokens: Cap for each language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within it;
-            documents are taken whole, until one reaches it.
-        equal: The same number of tokens (blocks) or documents for each language: what the smallest has.
-        batch_tokens: About how many tokens go through the model at once: as many rows as fit, at least one.
-        shards: Parts that each language's batches are cut into, where the text allows: what a resumed run
-            keeps, what processes share, what a bootstrap draws from.
+        separator: The token in front of each document: the tokenizer's "bos" (its "eos" if it has no BOS), "eos",
+            or "none" (LAPE's released scripts add nothing). Blocks get no token in front.
+        max_tokens: Maximum tokens per language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within
+            it; documents are taken whole, until one reaches it.
+        equal: Take the same number of tokens (blocks) or documents per language: that of the smallest language.
+        batch_tokens: Tokens per forward pass, approximately: as many rows as fit, at least one.
+        shards: Number of parts per language, where the text allows. Shards are the unit of a resumed run, of
+            sharing between processes, and of the bootstrap.
     """
 
     kind: Literal["blocks", "documents", "auto"] = "blocks"
@@ -65,12 +65,12 @@ class Layout:
 
 
 def row_limit(layout: Layout, context: int | None) -> int:
-    """The most tokens that a row may have: `length`, or a default that does not depend on the text or the device.
+    """The maximum tokens per row: `length`, or a default that does not depend on the text or the device.
 
     Raises:
         ValueError: A length beyond the model's context.
     """
-    known = context if context is not None and context > 0 else None  # some models have no limit, or name none
+    known = context if context is not None and context > 0 else None  # None or 0: no limit, or none named
     if layout.length is None:
         usual = LONGEST_ROW if known is None else min(known, LONGEST_ROW)
         return min(usual, layout.batch_tokens) if layout.kind == "blocks" else usual
@@ -80,7 +80,7 @@ def row_limit(layout: Layout, context: int | None) -> int:
 
 
 def tokens_at_once(layout: Layout, context: int | None) -> int:
-    """The most tokens, pads included, that a plan of this layout puts through the model at once."""
+    """The maximum tokens per forward pass, pads included, in a plan of this layout."""
     row = row_limit(layout, context)
     if layout.kind == "blocks" and layout.length is not None:
         return max(layout.batch_tokens // row, 1) * row
@@ -98,13 +98,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """For files: `fr-00003`."""
+        """The shard's name in files, such as `fr-00003`."""
         return f"{self.language}-{self.index:05d}"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, which of them count, where the rows come from, and the bytes that tokens stand for where counted."""
+    """Token ids, the mask of tokens that count, the origin of the rows, and bytes per token where counted."""
 
     ids: Int[Tensor, "batch pos"]
     keep: Bool[Tensor, "batch pos"]
@@ -115,7 +115,7 @@ class Batch:
 
 
 def row_ranges(sizes: Sequence[int] | np.ndarray, most: int, border: int | None = None) -> Iterator[range]:
-    """Neighbouring rows, `most` of them at once; those of up to `border` tokens apart from longer ones."""
+    """Ranges of up to `most` consecutive rows; rows of up to `border` tokens are never together with longer rows."""
     beyond = np.asarray(sizes) > (np.inf if border is None else border)
     turns = (np.flatnonzero(np.diff(beyond)) + 1).tolist()
     for first, last in pairwise([0, *turns, len(beyond)]):
@@ -123,14 +123,14 @@ def row_ranges(sizes: Sequence[int] | np.ndarray, most: int, border: int | None 
 
 
 class Plan:
-    """Which batches there are, in which shards: a function of the tokens, the layout and the model alone.
+    """The batches and shards of a run: a function of the tokens, the layout and the model alone.
 
     Args:
         tokens: From `tokenize`, by language.
-        layout: How they become rows; "auto" is settled here, and `layout` then says what it came to.
-        context: Of the model; None or 0 where it has no limit.
-        at_once: Fewer tokens at once than `layout.batch_tokens`. It changes how many rows go together, never a row.
-        border: Rows of more tokens are batched apart from others; see `structure.position_border`.
+        layout: How tokens become rows; "auto" is decided here, and the attribute `layout` has the decision.
+        context: The model's context; None or 0 for a model without a limit.
+        at_once: Tokens per forward pass, fewer than `layout.batch_tokens`. It changes the batches, never a row.
+        border: Longer rows are batched separately; see `structure.position_border`.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Plan:
         return {label: np.diff(each.ends, prepend=0) for label, each in self.tokens.items()}
 
     def _too_long(self, limit: int) -> str:
-        """Why the documents cannot be rows of single documents; empty where they can."""
+        """Why documents cannot be rows of their own; empty where they can."""
         label, sizes = max(self._sizes.items(), key=lambda item: item[1].max())
         if sizes.max() > limit:
             return f"{label}: document {sizes.argmax()} has {sizes.max()} tokens, more than {limit}."
@@ -178,12 +178,12 @@ class Plan:
         return int(max(each.max() for each in self._sizes.values()))
 
     def _more(self) -> str:
-        """How longer documents can be had, where the model reads them."""
+        """How to allow longer documents, where the model can read them."""
         limit = row_limit(self.layout, self.context)
         if self.context is not None and 0 < self.context <= limit:
             return ""
         context = f", up to its context of {self.context}" if self.context else ""
-        return f"The model can read more than {limit} tokens at once: ask for it by Layout(length=...){context}."
+        return f"The model can read more than {limit} tokens at once: set Layout(length=...){context}."
 
     def _block(self) -> int:
         length, layout = row_limit(self.layout, self.context), self.layout
@@ -242,7 +242,7 @@ class Plan:
         return int(ends[shard.last - 1] - (ends[shard.first - 1] if shard.first else 0))
 
     def place(self, language: str, row: int) -> str:
-        """Says which documents a row holds."""
+        """The documents of a row, as text."""
         if self.layout.kind == "documents":
             return f"document {row}"
         tokens = self.tokens[language]
@@ -271,7 +271,7 @@ class Plan:
 
 
 def corpus_hash(description: Mapping[str, Any]) -> str:
-    """One hash for the text of a plan (from `Plan.describe`)."""
+    """One hash of the text of a plan, from `Plan.describe`."""
     hashes = {label: each["sha256"] for label, each in description["languages"].items()}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 

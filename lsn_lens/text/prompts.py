@@ -1,4 +1,4 @@
-"""Texts that are given to a model: what may be given, and which tokens they become."""
+"""Prompts: which lists of texts are accepted, and which tokens a prompt becomes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from lsn_lens.text.tokens import separator_id
 
 
 def texts_of(name: str, texts: Any) -> list[str]:
-    """The texts of a list, tuple, array, pandas Series or generator, in order.
+    """The texts of a list, tuple, array, pandas Series or generator, in order, as a list.
 
     Raises:
-        ValueError: One string, a mapping, a set (which has no order), or an element that is no text that can be
-            encoded; `name` says what they are in the message.
+        ValueError: One string, a mapping, a set (which has no order), or an element that is not text or cannot be
+            encoded; the message calls the argument `name`.
     """
     if isinstance(texts, str | bytes):
         raise ValueError(f"{name}={texts!r} is one string: give a list of strings.")
@@ -43,20 +43,20 @@ def texts_of(name: str, texts: Any) -> list[str]:
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """The tokens that are no text, as written: id -> what stands for it, for example `<s>`."""
+    """The tokenizer's special tokens: id -> its spelling, for example `<s>`."""
     found = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return found | dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
 
 
 def prompt_ids(tokenizer: Any, text: str, separator: str = "bos") -> list[int]:
-    """The tokens that a model reads for a prompt: the separator, and those of the text.
+    """The tokens that a model reads for a prompt: the separator, then the tokens of the text.
 
-    A separator that the text spells itself, as chat templates do, is not doubled. Tokenizers without a beginning token
-    get their end token in front, unless the text begins with a special token (such as `<|im_start|>`): such a template
-    says how texts begin.
+    A separator that the text spells itself, as chat templates do, is not repeated. A tokenizer without a BOS token
+    gets its EOS token in front, unless the text begins with a special token (such as `<|im_start|>`): such a template
+    defines the beginning itself.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         text: The prompt.
         separator: "bos" (the "eos" of tokenizers without one), "eos" or "none".
     """
@@ -65,7 +65,7 @@ def prompt_ids(tokenizer: Any, text: str, separator: str = "bos") -> list[int]:
 
 
 def front(tokenizer: Any, ids: list[int], separator: str = "bos") -> list[int]:
-    """What stands in front of a prompt's own tokens: the separator, or nothing where they begin with it."""
+    """The tokens in front of a prompt's own tokens: the separator, or none where the prompt begins with it."""
     start = separator_id(tokenizer, separator)
     if start is None or ids[:1] == [start]:
         return []

@@ -1,4 +1,4 @@
-"""Files to records: which endings are read, how they are packed, and text that is not UTF-8."""
+"""Read records from files: known endings, compression, and text that is not UTF-8."""
 
 import bz2
 import codecs
@@ -26,14 +26,14 @@ BOMS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 EAST = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1256", "cp1253")
-ROWS = 1024  # of a table that are read at once
+ROWS = 1024  # rows of a table read at once
 NOT_UTF8, HAS_NUL = "not UTF-8", "NUL characters"
-BROKEN_TEXT = (NOT_UTF8, HAS_NUL)  # reasons that say that a text is in another encoding
+BROKEN_TEXT = (NOT_UTF8, HAS_NUL)  # reasons that point to another encoding
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for a record that cannot be used, and says why; `raw` is what could not be decoded."""
+    """An unusable record: the reason, and in `raw` the bytes that could not be decoded."""
 
     reason: str
     raw: bytes = b""
@@ -47,7 +47,7 @@ PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".x
 
 
 def form_of(path: Path) -> str | None:
-    """The ending that says how a file is read, without that of its packing; None where it is not read."""
+    """The ending that decides how a file is read, without its compression's ending; None for an unknown ending."""
     names = path.name.lower().split(".")
     packed = f".{names[-1]}" in PACKED
     form = f".{names[-2 if packed else -1]}" if len(names) > 1 + packed else None
@@ -55,7 +55,7 @@ def form_of(path: Path) -> str | None:
 
 
 def read_files(paths: list[Path], column: str) -> Iterator[Any]:
-    """The records of one language's files, as a stream; a damaged file is an error, as its rest is unknown.
+    """The records of one language's files, as a stream; a damaged file is an error, since its rest is unknown.
 
     Raises:
         ValueError: A file that is damaged, in another encoding, or without the column.
@@ -69,7 +69,7 @@ def read_files(paths: list[Path], column: str) -> Iterator[Any]:
         except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowInvalid, pd.errors.ParserError) as error:
             raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
         except OSError as error:
-            if error.errno is not None:  # of the file system, not of what is in the file
+            if error.errno is not None:  # an error of the file system, not of the content
                 raise
             raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
 
@@ -87,7 +87,7 @@ def _refuse_wide(path: Path) -> None:
 
 
 def wide_encoding(sample: bytes) -> str:
-    """UTF-16 or UTF-32, by a byte order mark or by where NUL bytes are; empty for neither."""
+    """UTF-16 or UTF-32, by a byte order mark or by the positions of NUL bytes; empty for neither."""
     for mark, name in BOMS.items():
         if sample.startswith(mark):
             return name
@@ -104,7 +104,7 @@ def wide_encoding(sample: bytes) -> str:
 
 
 def likely_encoding(sample: bytes) -> str:
-    """A guess at the encoding of bytes that are not UTF-8, in words."""
+    """A guess, as text, at the encoding of bytes that are not UTF-8."""
     wide = wide_encoding(sample)
     if wide:
         return wide
@@ -129,7 +129,7 @@ def _decodes(sample: bytes, encoding: str) -> bool:
 
 
 def refuse_broken(name: str, broken: dict[str, int], seen: int, sample: bytes) -> None:
-    """Refuse a source of which too much is not UTF-8: what is left would be a biased sample."""
+    """Refuse a source with too many records that are not UTF-8: the rest would be a biased sample."""
     raise ValueError(
         f"{name}: {sum(broken.values())} of {seen} records cannot be read as UTF-8 ({broken}); it looks like "
         f"{likely_encoding(sample)}. The rest alone would be a biased sample. {_remedy('')}"
@@ -178,7 +178,7 @@ def _field(record: Any, column: str) -> Any:
 
 
 def _json(path: Path, column: str) -> Iterator[Any]:
-    """A list of texts or of objects; or, as many write it, one object a line."""
+    """Records of a JSON list of texts or objects, or of a file with one object per line."""
     with _opened(path) as file:
         head = file.read(SAMPLE).removeprefix(codecs.BOM_UTF8).lstrip()
     first = _decoded(head.split(b"\n", 1)[0])
@@ -192,7 +192,7 @@ def _json(path: Path, column: str) -> Iterator[Any]:
     records = _parsed(whole)
     if not isinstance(records, list):
         raise ValueError(
-            f"{path}: expected a list of objects or texts, or one object a line, got "
+            f"{path}: expected a list of objects or texts, or one object per line, got "
             f"{'what is not JSON' if isinstance(records, Unreadable) else type(records).__name__}."
         )
     yield from (each if isinstance(each, str) else _field(each, column) for each in records)
@@ -233,12 +233,12 @@ def _parquet(path: Path, column: str) -> Iterator[Any]:
 def check_column(
     column: str, columns: Iterable[Any], where: str, what: str = "the text", option: str = "column"
 ) -> None:
-    """Refuse a table without the column, and say which it has."""
+    """Refuse a table without the column; the message lists the table's columns."""
     names = list(columns)
     if column not in names:
         raise ValueError(
             f"{where} has no column {column!r}; its columns are {names}. "
-            f"Name the one with {what}: load_corpora(..., {option}=...)."
+            f"Name the column with {what}: load_corpora(..., {option}=...)."
         )
 
 

@@ -1,4 +1,4 @@
-"""The script that a letter belongs to."""
+"""The script of a letter."""
 
 import unicodedata
 from functools import cache
@@ -9,7 +9,7 @@ NO_SCRIPTS = ("MODIFIER", "COMBINING", "FEMININE", "MASCULINE")  # how the names
 
 @cache
 def script_of(character: str) -> str | None:
-    """The script of a letter by its Unicode name, such as "LATIN" or "HAN"; None for what is no letter.
+    """The script of a letter by its Unicode name, such as "LATIN" or "HAN"; None for any other character.
 
     Full-width and other compatibility forms count as the letters that they stand for.
     """

@@ -1,9 +1,8 @@
-"""How many bytes of a text each of its tokens stands for, so that the tokens of a document sum to its length in UTF-8.
+"""Bytes of text per token, so that the tokens of a document sum to its length in UTF-8.
 
-Where the tokens spell the text (byte-level tokenizers, sentencepiece without a normaliser at work), each has the bytes
-that it spells, also where it is a part of a character. Elsewhere the offsets of a fast tokenizer say which characters
-a token comes from; characters that no token comes from (spaces, and marks that a normaliser drops) are given to a
-token beside them.
+Where the tokens spell the text (byte-level tokenizers, sentencepiece without an active normaliser), each token counts
+the bytes that it spells, even a part of a character. Otherwise the offsets of a fast tokenizer tell the characters of
+each token; characters of no token (spaces, and marks that a normaliser drops) count for a neighbouring token.
 """
 
 import re
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-UNKNOWN = -1  # of a token whose bytes cannot be told
+UNKNOWN = -1  # bytes of a token that cannot be determined
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte that sentencepiece has no piece for
-SPACE = "▁"  # what sentencepiece writes for it
+SPACE = "▁"  # a space in sentencepiece vocabularies
 
 Offsets = Sequence[tuple[int, int]]
 Sizes = Int[np.ndarray, "token"]
@@ -33,14 +32,14 @@ class TokenBytes:
         self._spelled: dict[int, bytes] = {}
 
     def spelled(self, token: int) -> bytes:
-        """What a token spells, as far as its name in the vocabulary tells."""
+        """The bytes that a token spells, by its name in the vocabulary."""
         if token not in self._spelled:
             self._spelled[token] = self._spell(token)
         return self._spelled[token]
 
     def _spell(self, token: int) -> bytes:
         name = self.tokenizer.convert_ids_to_tokens(int(token))
-        if isinstance(name, bytes):  # as tiktoken's are
+        if isinstance(name, bytes):  # as in tiktoken
             return name
         name = str(name or "")
         if self._is_byte_level:
@@ -51,22 +50,22 @@ class TokenBytes:
         return bytes.fromhex(byte[1]) if byte else name.replace(SPACE, " ").encode()
 
     def of(self, text: str, ids: Sequence[int], offsets: Offsets | None) -> Sizes:
-        """Bytes of each token of a text, which sum to those of the text.
+        """Bytes of each token of a text; they sum to the bytes of the text.
 
         Args:
-            text: What was tokenized.
-            ids: Its tokens, without any in front that the text has not.
-            offsets: From the fast tokenizer, first and last character of each token; None if it is not fast.
+            text: The tokenized text.
+            ids: Its tokens, without an added BOS token.
+            offsets: First and last character of each token, from a fast tokenizer; None for a slow one.
 
         Returns:
-            `UNKNOWN` for all tokens where they do not spell the text and there are no offsets.
+            `UNKNOWN` for all tokens if they do not spell the text and there are no offsets.
         """
         pieces = [self.spelled(token) for token in ids]
         whole, joined = text.encode(), b"".join(pieces)
         sizes = np.array([len(piece) for piece in pieces], dtype=np.int32)
         if joined == whole or not len(ids):
             return sizes
-        if joined == b" " + whole:  # the tokenizer's own, in front
+        if joined == b" " + whole:  # a leading space that the tokenizer adds
             sizes[sizes.nonzero()[0][0]] -= 1
             return sizes
         if offsets is None:
@@ -75,7 +74,7 @@ class TokenBytes:
 
 
 def is_byte_level(tokenizer: Any) -> bool:
-    """Whether the vocabulary names tokens by letters that stand for one byte each, as GPT-2's does."""
+    """Whether each letter of the vocabulary's token names is one byte, as in GPT-2."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return hasattr(tokenizer, "byte_decoder")
@@ -84,17 +83,17 @@ def is_byte_level(tokenizer: Any) -> bool:
 
 @cache
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones as they are, the others in their order from code point 256 on."""
+    """GPT-2's letters for bytes: printable bytes unchanged, the others in order from code point 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def _by_offsets(text: str, offsets: Offsets, spelled: Sizes) -> Sizes:
-    """From the end of the token before to its own end; tokens of the same characters share these as they spell."""
+    """Bytes from the previous token's end to each token's end; tokens with the same characters share the bytes."""
     first, last = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     ends, following = np.maximum.accumulate(last).tolist(), [*first[1:].tolist(), len(text)]
-    # of what no token comes from, what a normaliser drops goes to the token before, spaces and the rest to the next
+    # of characters without a token, those that a normaliser drops go to the token before, all others to the next
     reach = np.array([_dropped(text, end, until) for end, until in zip(ends, following, strict=True)])
     reach = np.maximum.accumulate(np.minimum(reach, len(text)))
     reach[-1] = len(text)
@@ -113,7 +112,7 @@ def _dropped(text: str, end: int, until: int) -> int:
 
 
 def _shared(edges: Int[np.ndarray, "edge"], group: Sizes, spelled: Sizes) -> Sizes:
-    """Bytes between edges, within each group of tokens in proportion to what they spell, in whole numbers."""
+    """Bytes between edges, split within each group of tokens in proportion to the bytes they spell, in integers."""
     weights = np.maximum(spelled.astype(np.int64), 1)
     up_to = weights.cumsum()
     starts = np.append(True, group[1:] != group[:-1]).nonzero()[0]

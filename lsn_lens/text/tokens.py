@@ -1,7 +1,7 @@
-"""Documents to tokens on disk.
+"""Tokenize documents to disk.
 
-The tokens of each language go to a flat file once, so that counts and budgets are known before the
-first forward pass and memory does not grow with the text.
+The tokens of each language are written once to a flat file: counts and budgets are then known before the first
+forward pass, and memory does not grow with the text.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ from lsn_lens.text.token_bytes import TokenBytes
 
 @dataclass(frozen=True)
 class Tokens:
-    """One language's tokens on disk: ids one after the other, and where each document ends.
+    """One language's tokens on disk: the ids of all documents, and the end of each document.
 
     Attributes:
-        language: Its label.
+        language: The language's label.
         path: The file with the ids.
-        ends: Where each document ends.
-        n_bytes: Of the text that was encoded.
+        ends: The position after the last token of each document.
+        n_bytes: Bytes of the encoded text.
         sha256: A hash of the documents.
-        skipped: Records that were left out, by reason.
-        noticed: What is odd about the text: documents that are "repeated", not in Unicode's composed form ("not NFC"),
-            have lost characters ("U+FFFD") or, where nothing could be held out, are "also in the other part"; "control"
-            and "unknown" tokens.
-        is_cut: Whether the last document was left before its end, when `max_tokens` was reached.
-        bytes_path: Where they were counted, the file with the bytes of text that each token stands for (`token_bytes`).
+        skipped: Number of records left out, by reason.
+        noticed: Irregularities of the text: number of documents that are "repeated", not in Unicode's composed form
+            ("not NFC"), have lost characters ("U+FFFD") or, where nothing could be held out, are "also in the other
+            part"; number of "control" and "unknown" tokens.
+        is_cut: Whether the last document was cut because `max_tokens` was reached.
+        bytes_path: The file with the bytes of text per token (`token_bytes`), if they were counted.
     """
 
     language: str
@@ -56,7 +56,7 @@ class Tokens:
 
     @property
     def n_tokens(self) -> int:
-        """All tokens, separators included."""
+        """Number of tokens, separators included."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, first: int, last: int) -> Int[Tensor, "token"]:
@@ -64,11 +64,11 @@ class Tokens:
         return _read(self.path, first, last)
 
     def read_byte_counts(self, first: int, last: int) -> Int[Tensor, "token"] | None:
-        """Bytes of text that the tokens `first` to `last` stand for; None where they were not counted."""
+        """Bytes of text per token, for the tokens `first` to `last`; None if bytes were not counted."""
         return None if self.bytes_path is None else _read(self.bytes_path, first, last)
 
     def document_of(self, position: int) -> int:
-        """The document that a token of the stream belongs to."""
+        """The index of the document that holds the token at this position."""
         return int(np.searchsorted(self.ends, position, side="right"))
 
 
@@ -78,7 +78,7 @@ def _read(path: Path, first: int, last: int) -> Int[Tensor, "token"]:
 
 
 def separator_id(tokenizer: Any, separator: str) -> int | None:
-    """The id that a document begins with; None for "none".
+    """The id of the token in front of each document; None for "none".
 
     Raises:
         ValueError: The tokenizer has no such token.
@@ -104,12 +104,12 @@ def tokenize(
     count_bytes: bool = False,
     progress: bool = True,
 ) -> Tokens:
-    """Write a language's tokens to a file in `folder`, a few documents at a time; `count_bytes` of each, too.
+    """Write a language's tokens, and with `count_bytes` their bytes, to files in `folder`, a few documents at a time.
 
     A document that is much longer than `max_tokens` is not read to its end.
 
     Raises:
-        ValueError: No text, a label that cannot be used, or a token id that the model does not have.
+        ValueError: No text, an unusable label, or a token id that the model lacks.
         OSError: The disk is full.
     """
     check_label(language)
@@ -155,12 +155,12 @@ def tokenize(
 def _noticed(
     language: str, documents: Any, odd: Oddities, total: int, n_documents: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Records that were left out, by reason, and what is odd about the text, which is warned of.
+    """Number of records left out, by reason, and the irregularities of the text; warns about both.
 
     Raises:
-        ValueError: No document had any text.
+        ValueError: All documents are empty.
     """
-    getattr(documents, "check", lambda: None)()  # a reading that was not finished checks nothing by itself
+    getattr(documents, "check", lambda: None)()  # an unfinished reading has not checked itself
     skipped = Counter(getattr(documents, "skipped", {})) + Counter({"no tokens": odd.without_tokens})
     if not n_documents:
         left_out = f" Records left out: {dict(skipped)}." if skipped else ""

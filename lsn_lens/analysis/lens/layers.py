@@ -141,11 +141,11 @@ def working_language(
         labels: From `token_languages`, made with the model's tokenizer and `vocabulary_size`.
         top_k: Tokens of each position.
         norm: See `logit_lens`.
-        layout: How text becomes batches; one row a document by default, each as long as the context at most.
+        layout: How text becomes batches; one row per document by default, each as long as the context at most.
         progress: Show a progress bar.
 
     Returns:
-        One row for each text language (`text`), `layer` (0 the embedding, the last the model's output) and `language`:
+        One row per text language (`text`), `layer` (0 the embedding, the last the model's output) and `language`:
         `share` of the identified top-k tokens; `coverage`, the share of all top-k tokens that is identified;
         `probability` of all tokens of the language together, in [0, 1]. Beside them what no layer decides:
         `text_share`, the language's share of the identified tokens that the text itself consists of (what a layer would

@@ -41,7 +41,7 @@ class WordProbe:
 
 
 def read_probes(path: Path | str = "demo") -> list[WordProbe]:
-    """Read probes from a jsonl file, one object a line.
+    """Read probes from a jsonl file, one object per line.
 
     `{"concept": "water", "prompts": {"fr": "Il boit de l'"}, "words": {"fr": "eau", "en": "water"}}`
 
@@ -130,10 +130,10 @@ def word_probes(
         progress: Show a progress bar.
 
     Returns:
-        One row for each prompt language (`text`), `layer` (0 the embedding, the last the model's output) and ordered
-        pair `language`, `other`: `log_odds`, the mean over prompts of the first word's log-probability minus the
-        second's, in nats; `kept`, the share of prompts in which one of the two is among the top k; `share`, in how many
-        of these the first is the more probable (NaN where none is kept); `probes`, the prompts that were compared, and
+        One row per prompt language (`text`), `layer` (0 the embedding, the last the model's output) and ordered pair
+        `language`, `other`: `log_odds`, the mean over prompts of the first word's log-probability minus the second's,
+        in nats; `kept`, the share of prompts in which one of the two is among the top k; `share`, in how many of these
+        the first is the more probable (NaN where none is kept); `probes`, the prompts that were compared, and
         `excluded`, those that could not be.
 
     Raises:

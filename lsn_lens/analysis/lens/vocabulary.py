@@ -67,10 +67,10 @@ class TokenLanguages:
         """What is identified at all.
 
         Returns:
-            One row a language: `tokens` (ids with its label), `tokens_by_script` (of these), `vocabulary` (their share
-            of all ids); of real tokens of its `hold_out` text the share labelled as itself (`own`), as another language
-            (`other`) and not at all (`none`); `precision`, the share of text tokens labelled as this language that come
-            from its text, each text counting the same.
+            One row per language: `tokens` (ids with its label), `tokens_by_script` (of these), `vocabulary` (their
+            share of all ids); of real tokens of its `hold_out` text the share labelled as itself (`own`), as another
+            language (`other`) and not at all (`none`); `precision`, the share of text tokens labelled as this language
+            that come from its text, each text counting the same.
         """
         shares = self.identified(self.held_out)
         rows = []
@@ -95,7 +95,7 @@ class TokenLanguages:
         """What each language's share of identified tokens is where nothing is known.
 
         Returns:
-            One row a language: `vocabulary_share` for tokens drawn evenly from the vocabulary, `unigram_share` for
+            One row per language: `vocabulary_share` for tokens drawn evenly from the vocabulary, `unigram_share` for
             tokens drawn from the `find` text of all languages, each language counting the same.
         """
         even = self.indicator.sum(0).double()
@@ -117,8 +117,8 @@ def token_languages(
 ) -> TokenLanguages:
     """Say which tokens belong to one language of the corpora alone.
 
-    By text: a token belongs to a language whose `find` text has it `at_least` times, at a rate (occurrences a token of
-    text) of at least `ratio` times that in any other language. By script: a token with letters of a script that only
+    By text: a token belongs to a language whose `find` text has it `at_least` times, at a rate (occurrences per token
+    of text) of at least `ratio` times that in any other language. By script: a token with letters of a script that only
     one language is written in, by the same ratio of its share of the letters; Han, which Chinese and Japanese share,
     says nothing where both are there. "both" takes the text's word first. Special tokens belong to nobody, and neither
     do parts of characters, unless the text says so.

@@ -47,7 +47,7 @@ def deactivate(
         progress: Show a progress bar.
 
     Returns:
-        One row a text: `method` ("none" without), `seed` (of random units; missing for the method's), `action`,
+        One row per text: `method` ("none" without), `seed` (of random units; missing for the method's), `action`,
         `source` (the prompt's language), and what `run_trials` measures.
     """
     check_model(model)
@@ -76,7 +76,7 @@ def deactivation_table(texts: pd.DataFrame) -> pd.DataFrame:
     """How many texts stay in the prompt's language, from `deactivate`.
 
     Returns:
-        One row for each method and language: `method`, `source`, what `beside` says of the texts' language, and `clear`
+        One row per method and language: `method`, `source`, what `beside` says of the texts' language, and `clear`
         (`high` is below both `none_share` and `random_share`).
     """
     plain = groups_by(texts.loc[texts["method"] == NONE], "source")

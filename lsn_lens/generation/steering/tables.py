@@ -10,7 +10,7 @@ from lsn_lens.generation.groups import share_difference
 from lsn_lens.generation.steering.trials import beside, groups_by
 from lsn_lens.generation.steering.ways import NONE
 
-REPEATS, UNLIKELY = 0.1, 1.0  # beyond these, worse than without steering: a share; nats a token
+REPEATS, UNLIKELY = 0.1, 1.0  # beyond these, worse than without steering: a share; nats per token
 KEPT = ("n", "share", "low", "high", "random_share", "repetition", "text_nll", "none_text_nll")
 
 
@@ -22,10 +22,10 @@ def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
         losses: From `steering_losses`; adds what it costs on real text.
 
     Returns:
-        One row for each steering, dose, source and target: `units`, `n` texts; `share` of them in the target language
-        and its Wilson 95 % interval `low`, `high`; `none_share`, `random_share` (all seeds; NaN without any) of the
-        target language; `clear` (`low` is above both); `fallback` (the language most frequent among the other texts),
-        `und`; `repetition`, `text_nll` (nats a token under the unchanged model: is it text at all?) and both without
+        One row per steering, dose, source and target: `units`, `n` texts; `share` of them in the target language and
+        its Wilson 95 % interval `low`, `high`; `none_share`, `random_share` (all seeds; NaN without any) of the target
+        language; `clear` (`low` is above both); `fallback` (the language most frequent among the other texts), `und`;
+        `repetition`, `text_nll` (nats per token under the unchanged model: is it text at all?) and both without
         steering, `none_repetition`, `none_text_nll`; and with `losses` their columns.
     """
     plain = groups_by(texts.loc[texts["steering"] == NONE], "source")
@@ -42,7 +42,7 @@ def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
 
 
 def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each steering and dose from `steering_table`, the largest mean share first.
+    """One row per steering and dose from `steering_table`, the largest mean share first.
 
     Returns:
         `pairs` of source and target, `n` texts; means over the pairs of `share`, `none_share`, `random_share`; `clear`
@@ -75,10 +75,10 @@ def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
     """Texts from `steer`, all sources and targets together, by dose.
 
     Returns:
-        One row for each steering and dose: `n`, `share` in the target language, Wilson's 95 % interval `low`, `high`
-        (texts taken as independent), `none_share`, `random_share`, `repetition`, `text_nll`, `none_text_nll` (as
-        `beside` has them; `none_share`: of texts without steering, the mean over targets of their share, a target's
-        own prompts left out, as nothing is steered to its own language).
+        One row per steering and dose: `n`, `share` in the target language, Wilson's 95 % interval `low`, `high` (texts
+        taken as independent), `none_share`, `random_share`, `repetition`, `text_nll`, `none_text_nll` (as `beside` has
+        them; `none_share`: of texts without steering, the mean over targets of their share, a target's own prompts left
+        out, as nothing is steered to its own language).
     """
     hits = np.where(texts["language"] == texts["target"], "target", "other")
     hit: Any = texts.assign(language=hits, found=texts["language"])
@@ -99,7 +99,7 @@ def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
 def choose_doses(doses: pd.DataFrame) -> dict[str, float]:
     """For each steering in `dose_response` the dose with the largest share, of those whose texts are probable enough.
 
-    Probable enough: at most 1 nat a token less than texts without steering, to the unchanged model. Where no dose is,
+    Probable enough: at most 1 nat per token less than texts without steering, to the unchanged model. Where no dose is,
     the one with the most probable texts. Choose on other texts than those that are reported.
     """
     chosen = {}

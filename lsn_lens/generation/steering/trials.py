@@ -89,8 +89,8 @@ def run_trials(
         settings: Of `generate`, for all trials that do not say otherwise.
 
     Returns:
-        One row a text: the trial's labels, `units`, what `generate` and `measure_texts` say, and
-        `clean_log_probability`: the mean a token of the text under the model without intervention (after the prompt).
+        One row per text: the trial's labels, `units`, what `generate` and `measure_texts` say, and
+        `clean_log_probability`: the mean per token of the text under the model without intervention (after the prompt).
 
     Raises:
         ValueError: No trials.
@@ -119,7 +119,7 @@ def run_trials(
 def _clean(
     model: Model, trial: Trial, prompts: list[int], ids: list[list[int]], settings: Mapping[str, Any]
 ) -> list[float]:
-    """Mean log-probability a token of each text under the unchanged model; NaN for a text without tokens."""
+    """Mean log-probability per token of each text under the unchanged model; NaN for a text without tokens."""
     separator = settings.get("separator", "bos")
     heads = [prompt_ids(model.tokenizer, each, separator) for each in trial.prompts or [""]]
     pairs = [continuations.Pair(heads[number], each) for number, each in zip(prompts, ids, strict=True)]
@@ -141,7 +141,7 @@ def beside(group: pd.DataFrame, plain: pd.DataFrame, drawn: pd.DataFrame | None,
     Returns:
         `units`, `n` texts, `share` of them in the language and its Wilson 95 % interval `low`, `high`; `none_share` and
         `random_share` (NaN without any); `fallback` (the language most frequent among the other texts), `und` (the
-        share without a language); `repetition`, `text_nll` (nats a token under the unchanged model: is it text at
+        share without a language); `repetition`, `text_nll` (nats per token under the unchanged model: is it text at
         all?), and both without intervention, `none_repetition` and `none_text_nll`.
     """
     one: Any = group

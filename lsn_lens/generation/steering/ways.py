@@ -161,8 +161,8 @@ def steer(
         progress: Show a progress bar.
 
     Returns:
-        One row a text: `steering` ("none" without), `dose`, `seed`, `source`, `target` ("" without steering), `units`,
-        `text`, and what `run_trials` measures.
+        One row per text: `steering` ("none" without), `dose`, `seed`, `source`, `target` ("" without steering),
+        `units`, `text`, and what `run_trials` measures.
 
     Raises:
         ValueError: A string where a list of prompts should be; or no text to write.
@@ -223,12 +223,12 @@ def steering_losses(
     text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What each steering does to real held-out text: the target's should become more probable, the others' not less.
+    """What each steering does to real hold-out text: the target's should become more probable, the others' not less.
 
     Random counterparts and prefixes are left out; no source's units are switched off.
 
     Returns:
-        One row for each steering, dose and target: changes of the loss in nats a token, `target_nll_change`,
+        One row per steering, dose and target: changes of the loss in nats per token, `target_nll_change`,
         `other_nll_change` (mean of the others), `worst_other` and `worst_other_nll_change`; and the first two in bits a
         byte. A target's log-probability shift is the negative of its change.
 

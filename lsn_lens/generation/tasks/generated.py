@@ -53,7 +53,7 @@ def evaluate_generated(
             are those of `units`.
 
     Returns:
-        One row an item: `language`, `id`, `text`, `read` (what the metric looked at), `score` in [0, 1], and for the
+        One row per item: `language`, `id`, `text`, `read` (what the metric looked at), `score` in [0, 1], and for the
         first three metrics `correct`, so that `accuracy` and `accuracy_change` take the table.
 
     Raises:

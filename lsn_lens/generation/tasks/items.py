@@ -50,10 +50,10 @@ def load_items(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Item]:
     """Read items from a file, or from a list of dicts.
 
     Args:
-        source: A `.jsonl` or `.jsonl.gz` file with one JSON object a line, or dicts, with the fields `prompt`;
+        source: A `.jsonl` or `.jsonl.gz` file with one JSON object per line, or dicts, with the fields `prompt`;
             `choices` (a list; none for cloze items); `answer` (a choice's text, or its place counted from 0; the text
-            of a cloze item) or for cloze items `answers` (several texts that are all right); `language` and `id`
-            (by default the place in the source, counted from 0).
+            of a cloze item) or for cloze items `answers` (several texts that are all right); `language` and `id` (by
+            default the place in the source, counted from 0).
 
     Returns:
         All items, in order.

@@ -47,11 +47,11 @@ def evaluate_items(
         progress: Show a progress bar.
 
     Returns:
-        One row an item: `language`, `id`, `kind` ("choice" or "cloze"), `answer`, `chosen` (the choice with the
+        One row per item: `language`, `id`, `kind` ("choice" or "cloze"), `answer`, `chosen` (the choice with the
         highest score, the first of equals; of a cloze item the most probable next token), `correct`,
-        `first_token_correct` (the most probable next token is that of the answer), `log_probability` (of the answer;
-        of several the most probable; nats), `log_probabilities` and `scores` (after normalising) of all choices or
-        answers in order, and `dropped_tokens` (by `truncate`).
+        `first_token_correct` (the most probable next token is that of the answer), `log_probability` (of the answer; of
+        several the most probable; nats), `log_probabilities` and `scores` (after normalising) of all choices or answers
+        in order, and `dropped_tokens` (by `truncate`).
 
     Raises:
         ValueError: No items, a setting out of range, a prompt that is too long, or a text without tokens.
@@ -110,7 +110,7 @@ def accuracy(table: pd.DataFrame, by: str | Sequence[str] = "language", *, level
         level: Of the interval.
 
     Returns:
-        One row a group: the columns of `by`, `items`, `correct`, `accuracy`, `low` and `high`.
+        One row per group: the columns of `by`, `items`, `correct`, `accuracy`, `low` and `high`.
 
     Raises:
         KeyError: The table has no such columns.
@@ -134,9 +134,9 @@ def accuracy_change(before: pd.DataFrame, after: pd.DataFrame, by: str | Sequenc
         by: Columns of `before` that make the groups.
 
     Returns:
-        One row a group: the columns of `by`, `items`, `before` and `after` (accuracies), `change`, `lost` and `gained`
-        (items that became wrong and right), and `p_value`: two-sided, of lost against gained under equal chances; 1
-        where no item changed.
+        One row per group: the columns of `by`, `items`, `before` and `after` (accuracies), `change`, `lost` and
+        `gained` (items that became wrong and right), and `p_value`: two-sided, of lost against gained under equal
+        chances; 1 where no item changed.
 
     Raises:
         KeyError: A table lacks columns.

@@ -130,8 +130,8 @@ def identifier_accuracy(
         cuts: Characters to keep; texts that are shorter are left out of that row. None: all texts, whole.
 
     Returns:
-        One row for each language and cut: `language`, `characters` (missing for whole texts), `n` texts, and the shares
-        that were `correct`, `wrong` and `und`, in [0, 1].
+        One row per language and cut: `language`, `characters` (missing for whole texts), `n` texts, and the shares that
+        were `correct`, `wrong` and `und`, in [0, 1].
     """
     if not texts:
         raise ValueError("no texts: expected a mapping from language to texts in it.")

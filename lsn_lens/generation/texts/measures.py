@@ -65,8 +65,8 @@ def language_shares(
         column: "language" or "second_language".
 
     Returns:
-        One row for each group and language, "und" last: the columns of `by`, `language`, `count`, `n` (texts of the
-        group), `share` in [0, 1], and its 95 % interval `low`, `high` (Wilson's, for texts drawn independently).
+        One row per group and language, "und" last: the columns of `by`, `language`, `count`, `n` (texts of the group),
+        `share` in [0, 1], and its 95 % interval `low`, `high` (Wilson's, for texts drawn independently).
     """
     found = column_of(measured, column)
     labels = _labels(measured, found, languages)
@@ -102,11 +102,11 @@ def pass_rates(
             Japanese, Thai, Lao, Khmer, Burmese, Tibetan) letters.
 
     Returns:
-        One row for each group: the columns of `by`, `n` texts, `response_pass_rate` (texts that pass as a whole, of
-        `n`), `judged` (texts with a line that is judged), `line_pass_rate` (texts whose judged lines all pass, of
-        `judged`), `line_share` (mean over `judged` of the share of a text's judged lines that pass), `lines` and
-        `short_lines` (judged, and too short to be; empty ones count as neither), and the Wilson 95 % intervals
-        `response_low`, `response_high`, `line_low`, `line_high`. NaN where nothing could be judged.
+        One row per group: the columns of `by`, `n` texts, `response_pass_rate` (texts that pass as a whole, of `n`),
+        `judged` (texts with a line that is judged), `line_pass_rate` (texts whose judged lines all pass, of `judged`),
+        `line_share` (mean over `judged` of the share of a text's judged lines that pass), `lines` and `short_lines`
+        (judged, and too short to be; empty ones count as neither), and the Wilson 95 % intervals `response_low`,
+        `response_high`, `line_low`, `line_high`. NaN where nothing could be judged.
 
     Raises:
         KeyError: A target that is neither a column nor a language of the identifier.
@@ -150,8 +150,8 @@ def fallbacks(
         languages: Languages to list, in this order. By default the identifier's.
 
     Returns:
-        One row for each group, target and other language, "und" last: the columns of `by`, `target`, `language`,
-        `count`, `n` (texts with this target), `missed` (those not in it), `share` (`count` of `missed`, in [0, 1]) and
+        One row per group, target and other language, "und" last: the columns of `by`, `target`, `language`, `count`,
+        `n` (texts with this target), `missed` (those not in it), `share` (`count` of `missed`, in [0, 1]) and
         `fallback` (the most frequent of the others, "und" among them; of equals the first listed). `share` and
         `fallback` are missing where every text is in the target.
     """
@@ -174,7 +174,7 @@ def fallbacks(
 
 
 def text_summary(measured: pd.DataFrame, by: str | Sequence[str] = (), *, units: str = "text") -> pd.DataFrame:
-    """One row for each group, to see whether texts in the right language are texts at all.
+    """One row per group, to see whether texts in the right language are texts at all.
 
     Args:
         measured: From `measure_texts`.

@@ -1,1 +1,1 @@
-"""Reports: what each section shows and says, one file for each experiment."""
+"""Sections that several reports share."""

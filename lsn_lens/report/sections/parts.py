@@ -1,4 +1,4 @@
-"""What every report has: the text, where it comes from; and small things that sections need."""
+"""Sections of every report (text, origin), and helpers for sections."""
 
 import re
 import shlex
@@ -11,21 +11,21 @@ from lsn_lens.report.page import Section
 
 
 def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
-    """The text that was used, and how."""
+    """The text of the run and of the measurements."""
     used = origin["corpus"]["layout"]
     rows = "rows of one document each" if used["kind"] == "documents" else f"blocks of {used['length']} tokens"
     return Section(
         "How it was measured",
         (
-            f"Found on {rows}; what documents begin with: {used['separator']}. Measured on the held-out part of the "
-            "corpus, which the methods never saw.",
+            f"Units were found on {rows}; documents begin with: {used['separator']}. Losses were measured on the "
+            "hold-out part of the corpus, which the methods never saw.",
         ),
-        {"Text that the units were found on": text},
+        {"Text for finding units": text},
     )
 
 
 def origin_section(origin: Mapping[str, Any]) -> Section:
-    """Where it comes from, and how to get it again."""
+    """Model, text, versions and commands: how to reproduce the report."""
     model, versions = origin["model"], ", ".join(f"{name} {each}" for name, each in origin["versions"].items())
     return Section(
         "Provenance",
@@ -35,7 +35,7 @@ def origin_section(origin: Mapping[str, Any]) -> Section:
             f"text sha256 {origin['corpus']['sha256'][:16]}…",
             f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
             "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
-            "figures in figures/, the sets in neurons/ (read them with lsn_lens.NeuronSet.load).",
+            "figures in figures/, the sets in neurons/ (load with lsn_lens.NeuronSet.load).",
         ),
         code=shlex.join(origin["command"]),
         data=origin,
@@ -50,5 +50,5 @@ def of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
 
 
 def slug(text: str) -> str:
-    """For file names."""
+    """A text as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

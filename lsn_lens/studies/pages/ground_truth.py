@@ -1,4 +1,4 @@
-"""The report of methods against planted units: what each section shows and says."""
+"""The report of the ground truth study."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from lsn_lens.report.sections.parts import of, origin_section
 
 Tables = Mapping[str, pd.DataFrame]
 TITLES = {"mlp": "MLPs", "attention": "Attention"}
-CHOSEN = 0.5  # share of a role's units that a method chose, from which on it is said to find it
+CHOSEN = 0.5  # share of a role's units from which on a method counts as finding the role
 HOW_TO_READ = (
-    "Units of known role were written into the model, and measured: each row of the first table says what they are. A "
-    "language needs the first four; all others are decoys. They are neurons of the MLPs or, in other plantings, values "
-    "of new attention heads, which attend evenly to all that came before.",
-    "Average precision: how far the method's scores rank the units that a language needs above all other planted ones "
-    "(1 is perfect; chance is that of a random order). Precision and recall are of the method's own set, at its "
-    "default settings, among planted units; top recall: of the highest 1 % of all units, the model's own included. "
-    "Intervals are 95 % t intervals over plantings.",
-    "The model's own units have no known role, so they are in no score but top recall; what share of them a method "
-    "chose is in the table of roles. A method is scored on the parts whose units it scores, and left out of others.",
+    "Units of known role were written into the model and measured; the first table lists the roles. A language needs "
+    "the units of the first four roles; all other units are decoys. Planted units are MLP neurons or, in other "
+    "plantings, values of new attention heads, which attend evenly to all previous positions.",
+    "Average precision: whether the method's scores rank the units that a language needs above all other planted units "
+    "(1 is perfect; chance is a random order). Precision and recall: of the method's set, at default settings, among "
+    "planted units. Top recall: recall in the highest 1 % of all units, including the model's own. Intervals are 95 % "
+    "t intervals over plantings.",
+    "The model's own units have no known role, so only top recall includes them; the table of roles shows the share of "
+    "them that a method chose. A method is evaluated only on the parts whose units it scores.",
 )
 
 
@@ -58,12 +58,12 @@ def roles_table() -> pd.DataFrame:
 
 
 def left_out(skipped: Mapping[str, str]) -> tuple[str, ...]:
-    """Which methods are not there, and why."""
+    """The methods that were left out, with the reason."""
     return tuple(f"Left out: {name} ({why})." for name, why in skipped.items())
 
 
 def lead(tables: Tables) -> str:
-    """Who comes first, and what everybody misses or falls for, in each part."""
+    """The best method of each part, and the roles that methods miss or wrongly choose."""
     words = []
     for part in dict.fromkeys(tables["methods"]["part"]):
         best = of(tables["methods"], part=part).iloc[0]
@@ -97,7 +97,7 @@ def methods_section(tables: Tables, part: str) -> Section:
     table = means.unstack().reindex(index=list(methods["method"]))
     return Section(
         f"{TITLES[part]}: methods against the truth",
-        ("Means over plantings and languages, best average precision first.",),
+        ("Means over plantings and languages; best average precision first.",),
         {"Scores": methods.drop(columns="part")},
         {f"by-language-{part}": plots.share_map(table, "Average precision", x="language", y="", label="share")},
     )
@@ -111,8 +111,8 @@ def roles_section(tables: Tables, part: str) -> Section:
     return Section(
         f"{TITLES[part]}: what they choose",
         (
-            "Share of the units of each role that a method's set holds for some language. The first four should be 1, "
-            "the others 0; what the model's own should be, nobody knows.",
+            "Share of each role's units that a method's set contains for some language. It should be 1 for the first "
+            "four roles and 0 for the others; for the model's own units the right share is unknown.",
         ),
         {"For the right language (own), for another (other), for any": roles.drop(columns="part")},
         {f"roles-{part}": plots.share_map(matrix, "Share of units chosen", x="role", y="", label="share of units")},
@@ -126,14 +126,14 @@ def sensitivity_section(tables: Tables, part: str) -> Section:
     matrix = matrix.reindex(index=list(methods["method"]), columns=list(dict.fromkeys(table["text"])))
     return Section(
         f"{TITLES[part]}: less text, fewer languages",
-        ("The first planting alone, with the methods run on part of the text, or on some of its languages.",),
+        ("The first planting only; methods run on less text or on fewer languages.",),
         {"Average precision and recall": table.drop(columns="part")},
         {f"sensitivity-{part}": plots.share_map(matrix, "Average precision", x="text", y="", label="share")},
     )
 
 
 def planted_section(tables: Tables) -> Section:
-    """What was measured of each role, and what planting did to the model."""
+    """The measurements of each role, and the loss increase of the model by planting."""
     measured = ["own_rate", "other_rate", "own_value", "loudness", "writes", "own_rise", "other_rise"]
     means: Any = tables["planted"].groupby(["part", "role"], sort=False)[measured].mean()
     refused = tables["refused"]
@@ -144,11 +144,11 @@ def planted_section(tables: Tables) -> Section:
     return Section(
         "What was planted",
         (
-            "Means over units and plantings, on held-out text: share of tokens that a unit fires on in its languages "
-            "(the lowest) and others (the highest), its mean activation on its own, the shares of the layer's units "
-            "that are quieter there and that write less, and by how much the loss of its languages (the lowest) and of "
-            "others (the highest) rises when it alone is switched off, in nats a token.",
+            "Means over units and plantings, on hold-out text: share of tokens on which a unit fires in its languages "
+            "(lowest) and in others (highest); its mean activation in its languages; the shares of the layer's units "
+            "that are quieter and that write less there; and the loss increase of its languages (lowest) and of others "
+            "(highest) when only this unit is switched off, in nats per token.",
             *left,
         ),
-        {"Measured": means.reset_index(), "Rise of the loss by planting, nats a token": tables["damage"]},
+        {"Measured": means.reset_index(), "Loss increase by planting, nats per token": tables["damage"]},
     )

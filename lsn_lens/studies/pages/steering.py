@@ -1,4 +1,4 @@
-"""The report of steering: what each section shows and says."""
+"""The report of the steering study."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +14,20 @@ from lsn_lens.report.sections.parts import of, origin_section, slug, text_sectio
 from lsn_lens.studies.study import Study
 
 Tables = Mapping[str, pd.DataFrame]
-DIRECTIONS = ("diffmean", "language_dimensions")  # in the residual stream; the others are neurons, or words
+DIRECTIONS = ("diffmean", "language_dimensions")  # in the residual stream; other ways use neurons or words
 WORDS = ("prompt",)
 VERBS = {1: "do better than", 0: "are level with", -1: "lose to"}
-CUT = 110  # characters of a sample that are shown
+CUT = 110  # characters per sample shown
 HOW_TO_READ = (
-    "Share: of the texts, how many are identified as the target language, with a Wilson 95 % interval. Beside it the "
-    "share without any steering, and with random units (or a random direction of the same length) treated alike. "
-    "Clear: the interval lies above both.",
-    "A share alone misleads: the identifier can be fooled by single words and by broken text. So look at the other "
-    "columns too: repetition; the loss of the text under the unchanged model (text nll; compare it with texts "
-    "without steering); what steering does to the loss on real text of the target (it should fall) and of other "
-    "languages (it should not rise); and at the samples below.",
-    "Doses were chosen on texts from nothing; the tables are of other samples, and of texts with prompts.",
+    "Share: the share of texts identified as the target language, with a Wilson 95 % interval. The other columns give "
+    "the share without steering and with random units (or a random direction of the same length) under the same "
+    "change. Clear: the interval lies above both.",
+    "The share alone can mislead: single words or broken text can fool the identifier. Check the other columns, too: "
+    "repetition; the loss of the text under the unchanged model (text nll; compare with texts without steering); the "
+    "loss increase on real text of the target (should be negative) and of other languages (should not be positive); "
+    "and the samples below.",
+    "Strengths and counts were chosen on texts without a prompt; the tables show other samples, and texts with "
+    "prompts.",
 )
 
 
@@ -53,14 +54,14 @@ def page(study: Study, origin: Mapping[str, Any]) -> Report:
 
 
 def lead(tables: Tables) -> str:
-    """What came out: neurons, beside the direction and the prompt."""
+    """The main finding: steering by neurons, beside the direction and the prompt."""
     rows = {row["steering"]: row for row in tables["summary"].to_dict("records")}
     neurons = best_neurons(tables)
     row = rows[neurons]
     words = [
-        f"Of all neurons, those of {neurons} steer best: on average {row['share']:.0%} of the texts are in the target "
-        f"language (without steering {row['none_share']:.0%}, random units {row['random_share']:.0%}); "
-        f"clearly for {row['clear']} of {row['pairs']} pairs of source and target."
+        f"Of all sets of neurons, {neurons} steers best: on average {row['share']:.0%} of the texts are in the target "
+        f"language (without steering {row['none_share']:.0%}, random units {row['random_share']:.0%}); clearly for "
+        f"{row['clear']} of {row['pairs']} pairs of source and target."
     ]
     if row["warning"]:
         words.append(f"But: {row['warning']}.")
@@ -100,21 +101,21 @@ def best_deactivation(tables: Tables) -> str:
 
 
 def summary_section(tables: Tables) -> Section:
-    """All ways to steer at a glance."""
+    """All ways to steer in one table."""
     return Section(
         "Ways to steer, side by side",
-        ("Means over all pairs of source and target; the source can be nothing. Largest share first.",),
-        {"Each way at its chosen dose": tables["summary"]},
+        ("Means over all pairs of source and target; source nothing means no prompt. Largest share first.",),
+        {"Each way at its chosen strength or count": tables["summary"]},
     )
 
 
 def targets_section(tables: Tables) -> Section:
-    """Shares by target, from nothing and after prompts."""
+    """Shares by target, without and with prompts."""
     table = tables["steering"]
     order = list(tables["summary"]["steering"])
     figures = {}
     for name, title, part in (
-        ("from-nothing", "Texts from nothing", table.loc[table["source"].eq(NOTHING)]),
+        ("from-nothing", "Texts without a prompt", table.loc[table["source"].eq(NOTHING)]),
         ("after-prompts", "Texts after a prompt in another language", table.loc[table["source"].ne(NOTHING)]),
     ):
         shares: Any = part.pivot_table(index="steering", columns="target", values="share", sort=False)
@@ -128,21 +129,21 @@ def targets_section(tables: Tables) -> Section:
     title = f"{best_neurons(tables)}: share of texts in the target language"
     figures["pairs"] = plots.share_map(matrix, title, x="target language", y="language of the prompt")
     return Section(
-        "By target", ("How many texts are in the target language.",), {"Every source and target": table}, figures
+        "By target", ("Share of texts in the target language.",), {"Every source and target": table}, figures
     )
 
 
 def doses_section(tables: Tables) -> Section:
-    """Dose and response, one figure for each way to steer."""
+    """Strength and response, one figure per way to steer."""
     doses = tables["doses"]
     names = list(dict.fromkeys(doses["steering"]))
     figures = {f"dose-{slug(name)}": plots.dose_curve(of(doses, steering=name), name) for name in names}
     return Section(
-        "Dose and response",
+        "Strength and response",
         (
-            "Texts from nothing, all targets together. Doses of average_precision are units of a language, all others "
-            "are strengths. The dose that is used above has the largest share among those whose texts are at most 1 "
-            "nat a token less probable than texts without steering.",
+            "Texts without a prompt, all targets together. For average_precision the dose is the count of units per "
+            "language, for all other ways a strength. The tables above use the dose with the largest share among those "
+            "whose texts are at most 1 nat per token less probable than texts without steering.",
         ),
         {"Doses": doses},
         figures,
@@ -150,7 +151,7 @@ def doses_section(tables: Tables) -> Section:
 
 
 def deactivation_section(tables: Tables) -> Section:
-    """Does the model leave a language whose units are off, and for which?"""
+    """Whether the model leaves a language whose units are off, and for which language."""
     texts, method = tables["texts-deactivation"], best_deactivation(tables)
     mine = of(texts, method=method)
     parts = {
@@ -170,9 +171,9 @@ def deactivation_section(tables: Tables) -> Section:
     return Section(
         "Switched off: which language appears instead?",
         (
-            "Prompts in a language are continued while its units are set to zero. Rows: the prompt's language; "
-            "columns: the language of what follows; und: none could be named. Clear: fewer stay than without "
-            "intervention and than with random units, beyond the interval.",
+            "The model continues prompts in a language while the language's units are set to zero. Rows: language of "
+            "the prompt; columns: language of the continuation (und: not identified). Clear: the share that stays is "
+            "below that without intervention and that with random units by its whole interval.",
         ),
         {"Texts that stay in the prompt's language": tables["deactivation"]},
         figures,
@@ -180,7 +181,7 @@ def deactivation_section(tables: Tables) -> Section:
 
 
 def samples_section(tables: Tables, shown: int) -> Section:
-    """Texts, so that a reader can judge."""
+    """Sample texts."""
     texts, name = tables["texts"], best_neurons(tables)
     real = texts.loc[texts["steering"].eq(name) & texts["seed"].isna()]
     samples = {}

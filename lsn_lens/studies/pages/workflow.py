@@ -1,4 +1,4 @@
-"""The report of the multilingual workflow: what each section shows and says."""
+"""The report of the workflow study."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,16 +18,17 @@ HOW_TO_READ = (
     "to English, the middle ones solve it in English, with multilingual knowledge from the FFN, and the last ones "
     "produce the question's language. If it holds for this model and these units, then turning off a language's "
     "units in the first or last layers hurts that language and spares English.",
-    "They measure the accuracy of tasks; this report measures the loss on held-out text, where every token is both "
-    "understood and generated, and nothing is solved. So it can speak for or against a language-specific "
-    "beginning and end; it cannot test reasoning.",
+    "The paper measures the accuracy of tasks. This report measures the loss on hold-out text, where the model "
+    "understands and generates every token and solves no task. So it can support or contradict language-specific first "
+    "and last stages; it cannot test reasoning.",
     "A switch is one stage and one structure: attention (q, k, v, their output) or FFN (the MLP). Units turned off: "
-    "set to {action}. Rises are changes of the loss in nats per token, on the language whose units are off (own), on "
+    "set to {action}. Rises are loss increases in nats per token, on the language whose units are off (own), on "
     "{english}, and on all others. Own minus {english} is our definition of the difference that the paper reports: "
-    "positive where the language loses more than {english} does. Any units specific to a language would do that; only "
-    "others minus {english} above 0 says that {english} is hurt less than the other languages are.",
-    "Random sets, as many units in each layer of each kind, are the control, for the rise and for the difference. "
-    "Switches differ in how many units they hold: a larger rise of a larger switch says nothing about its layers.",
+    "positive where the language is hurt more than {english}. Any language-specific units have that effect; only "
+    "others minus {english} above 0 shows that {english} is hurt less than the other languages.",
+    "The control, for the loss increase and for the difference, is random sets with as many units in each layer of "
+    "each kind. Switches have different numbers of units: a larger loss increase of a larger switch is no evidence "
+    "about its layers.",
 )
 
 
@@ -57,13 +58,13 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
 
 
 def lead(summary: list[dict[Any, Any]], english: str) -> str:
-    """What came out, in words, also where it is nothing."""
+    """The main finding in words, also if negative."""
     six = [row for row in summary if row["switch"] != "all"]
     strong = [row for row in six if 2 * row["above_english"] > row["languages"]]
     if not strong:
         return (
-            f"No workflow to be seen: no switch hurts the own language more than it hurts {english}, beyond what "
-            "random sets do, for more than half of the languages."
+            f"No sign of the workflow: no switch hurts the own language more than {english}, and more so than random "
+            "sets, for more than half of the languages."
         )
     names = ", ".join(
         f"{row['switch']} ({row['units']:.1f} units; own {row['own_rise']:+z.3f}, {english} "
@@ -72,47 +73,47 @@ def lead(summary: list[dict[Any, Any]], english: str) -> str:
     )
     spared = ", ".join(row["switch"] for row in strong if row["others_minus_english_rise"] > 0)
     return (
-        f"The own language is hurt more than {english}, beyond what random sets do and for more than half of the "
-        f"languages, by {names}. Any units specific to a language would do that. That {english} is apart from the rest "
-        f"takes more: that it is hurt less than the other languages are, on average so for {spared or 'none of these'}."
+        f"The own language is hurt more than {english}, and more so than by random sets, for more than half of the "
+        f"languages, by {names}. Any language-specific units have that effect. A special role of {english} also needs "
+        f"that {english} is hurt less than the other languages; on average this holds for {spared or 'none of these'}."
     )
 
 
 def summary_section(summary: pd.DataFrame, config: Mapping[str, Any]) -> Section:
-    """All switches at a glance."""
+    """All switches in one table."""
     return Section(
         "Switches side by side",
         (
-            f"Means over the languages but {config['english']}. above random: for how many languages the own rise is "
-            f"beyond that of {config['seeds']} random sets (p corrected for all switches and languages, at most "
-            f"{verdict.LEVEL:g}). above english: for how many the difference to {config['english']} is, and is "
+            f"Means over the languages but {config['english']}. above random: number of languages whose loss increase "
+            f"is above that of {config['seeds']} random sets (p corrected for all switches and languages, at most "
+            f"{verdict.LEVEL:g}). above english: the same for the difference to {config['english']}, which must be "
             "positive.",
         ),
-        {"Rises of the loss in nats per token": summary.drop(columns="note")},
+        {"Loss increases in nats per token": summary.drop(columns="note")},
         {"switches": plots.switch_rises(summary, config["english"])},
     )
 
 
 def stages_section(stages: Stages, tables: Tables, found: NeuronSet, config: Mapping[str, Any]) -> Section:
-    """Where the stages end and why, and where the units are."""
+    """The layers of the stages, the reason for them, and the layers of the units."""
     counts = found.layer_counts()
     layers = stages.layers(len(counts))
     words = "; ".join(f"{name}: layers {each[0]} to {each[-1]}" for name, each in layers.items())
     if "stages" in tables:
         why = (
-            "Searched on every second held-out document; all else on this page is measured on the others. Criterion: "
-            f"the largest sum of both stages' {config['criterion']}, with a layer left between them. A gap is own "
-            f"minus {config['english']}, all units of the stage off. Rows with nearly the same number would do as "
-            "well: the choice is no finding."
+            "The search used every second hold-out document; all other results are from the other documents. "
+            f"Criterion: the largest sum of both stages' {config['criterion']}, with at least one layer between the "
+            f"stages. gap: own minus {config['english']} with all units of the stage off. Rows with nearly the same "
+            "number are equally good: the choice is no finding."
         )
     else:
-        why = "The numbers of layers were given."
+        why = "The settings give the numbers of layers."
     shown = {"Candidates": tables["stages"]} if "stages" in tables else {}
     return Section("Where stages end", (f"{words}.", why), shown, {"layers": plots.layer_counts(counts)})
 
 
 def switch_section(switch: str, tables: Tables, config: Mapping[str, Any]) -> Section:
-    """One switch: who is hurt, against the control."""
+    """One switch: loss increases by language, and the control."""
     grid, effects = (of(tables[name], switch=switch) for name in ("grid", "effects"))
     found = grid.loc[grid["seed"].isna()]
     note = of(tables["summary"], switch=switch)["note"].iloc[0]
@@ -127,10 +128,10 @@ def switch_section(switch: str, tables: Tables, config: Mapping[str, Any]) -> Se
     end = slug(switch)
     return Section(
         f"Switch: {switch}",
-        (f"{note}." if note else "Nothing in the numbers speaks against it.",),
-        {f"Units set to {config['ablation']}; rises of the loss in nats per token": rows},
+        (f"{note}." if note else "No warning.",),
+        {f"Units set to {config['ablation']}; loss increases in nats per token": rows},
         {
-            f"change-{end}": plots.change_matrix(matrix, f"{switch}: change of the loss"),
+            f"change-{end}": plots.change_matrix(matrix, f"{switch}: loss increase"),
             f"control-{end}": plots.control(bars, points, f"{switch} against random units"),
         },
     )

@@ -1,4 +1,4 @@
-"""The report of the working language: what each section shows and says."""
+"""The report of the working language study."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +28,7 @@ def own(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def page(study: Any, origin: Mapping[str, Any]) -> Report:
-    """What the layers say, and how far that can be trusted, with `origin` from `provenance`."""
+    """The whole report, with `origin` from `provenance`."""
     languages, layers, tables = study.labels.languages, study["layers"], study.tables
     asked = study.settings["pivot"]
     pivot = asked if asked in languages else languages[0]
@@ -39,18 +39,18 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
     named: Any = by_layer(layers, "share", rows="language")
     most = str(named[middle].idxmax())
     lead = (
-        f"Of the tokens that can be told, {share[middle]:.0%} are of the text's own language in the middle (layer "
-        f"{middle} of {last}), and {share[last]:.0%} at the output; random tokens would give {chance:.0%}. Whatever "
-        f"the text, layer {middle} names {most} most often, in {named.at[most, middle]:.0%} of the cases where "
-        f"{1 / len(languages):.0%} would be even. Only {told[middle]:.0%} of layer {middle}'s top {top_k} tokens can "
-        f"be told at all, {told[last]:.0%} at the output."
+        f"Of the tokens with an identified language, {share[middle]:.0%} are in the text's language in the middle "
+        f"(layer {middle} of {last}) and {share[last]:.0%} at the output; random tokens would give {chance:.0%}. Over "
+        f"all texts, layer {middle} names {most} most often, with a share of {named.at[most, middle]:.0%} (even: "
+        f"{1 / len(languages):.0%}). Only {told[middle]:.0%} of layer {middle}'s top {top_k} tokens have an identified "
+        f"language, {told[last]:.0%} at the output."
     )
     facts = {
         "own language, embedding": f"{share[0]:.0%}",
         f"own language, layer {middle}": f"{share[middle]:.0%}",
         "own language, output": f"{share[last]:.0%}",
         "own language, random tokens": f"{chance:.0%}",
-        "top tokens that can be told, output": f"{told[last]:.0%}",
+        "identified top tokens, output": f"{told[last]:.0%}",
     }
     return Report(
         "Working language",
@@ -69,27 +69,29 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
 
 
 def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
-    """All languages at a glance."""
+    """All languages in one section."""
     layers = study["layers"]
     pivots = layers.loc[layers["language"].eq(pivot)]
     return Section(
         "In which language the layers predict",
         (
             "The residual stream after each layer is read as if the model ended there (logit lens). At each position "
-            "of held-out text the most probable tokens are looked up: those that belong to one language alone count, "
-            "the others are left out. Shares are means over positions, then over documents. Layer 0 is the embedding, "
-            "measured as all others; the last layer is the model's own output.",
-            "A lens names some languages more than others whatever the text. The third figure shows it: an even lens "
-            f"would give {1 / len(named):.2f} everywhere, as each language has the same part of the texts. A language "
-            f"that stands out there, such as {most}, stands out in every other figure too, and that alone is no "
-            "evidence that the model works in it.",
+            "of hold-out text, those of the most probable tokens count that belong to exactly one language. Shares are "
+            "means over positions, then over documents. Layer 0 is the embedding, read like all other layers; the last "
+            "layer is the model's output.",
+            "A lens names some languages more often than others, whatever the text. The third figure shows this bias: "
+            f"an even lens would give {1 / len(named):.2f} everywhere, as each language has the same share of the "
+            f"texts. A language that stands out there, such as {most}, stands out in every other figure, too; that is "
+            "no evidence that the model works in this language.",
         ),
-        {"Share of the text's own language, and what else gives such shares": own(layers).drop(columns="language")},
+        {"Share of the text's own language, and shares of random tokens": own(layers).drop(columns="language")},
         {
             "own": plots.language_map(by_layer(own(layers), "share"), "Share of the text's own language"),
             "pivot": plots.language_map(by_layer(pivots, "share"), f"Share of {pivot}"),
             "named": plots.language_map(named, "Share of each language, mean over all texts", rows="language named"),
-            "coverage": plots.language_map(by_layer(own(layers), "coverage"), "Share of top tokens that can be told"),
+            "coverage": plots.language_map(
+                by_layer(own(layers), "coverage"), "Share of top tokens with an identified language"
+            ),
             "probability": plots.language_map(
                 by_layer(own(layers), "probability"), "Probability of the text's own language", "probability"
             ),
@@ -98,7 +100,7 @@ def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
 
 
 def curves(study: Any) -> Section:
-    """One figure a text language."""
+    """One figure per language of the text."""
     layers = study["layers"]
     return Section(
         "Language by language",
@@ -108,7 +110,7 @@ def curves(study: Any) -> Section:
 
 
 def bias(study: Any) -> Section:
-    """How good the labels are."""
+    """The errors of the language labels."""
     settings = study.labels.text
     return Section(
         "How biased the identification is",
@@ -116,37 +118,37 @@ def bias(study: Any) -> Section:
             f"A token belongs to a language whose text has it at least {settings['at_least']} times and "
             f"{settings['ratio']:g} times as often as any other (by {settings['by']}). Where languages share a script "
             "and words, few tokens belong to one alone, and a language with many such tokens is named more often. "
-            "Everything here is measured on held-out text that the labels were not made from.",
-            "own: share of real tokens of the language's text that are identified as it; other: as another language; "
-            "none: not at all. precision: of the text tokens identified as this language, the share that come from its "
-            "text. Two languages can be compared only as far as own and precision are alike.",
+            "All errors are measured on hold-out text, which the labels were not made from.",
+            "own: share of the real tokens of a language's text that are identified as this language; other: as "
+            "another language; none: not identified. precision: of the text tokens identified as this language, the "
+            "share from its text. Two languages can be compared only if their own and precision are similar.",
         ),
         {
             "What is identified": study["coverage"],
             "Real tokens of each text, identified as": study["confusion"],
-            "What random tokens would give, of the vocabulary and of the text": study["chance"],
+            "Shares of random tokens, from the vocabulary and from the text": study["chance"],
             "Scripts: share of each language's letters": study["scripts"],
         },
     )
 
 
 def words_section(words: pd.DataFrame, pivot: str) -> Section:
-    """Which language's word is ahead."""
+    """Which language's word is more probable."""
     mine = own(words).loc[lambda table: table["other"].eq(pivot)]
     last = mine.loc[mine["layer"].eq(last_layer(words))].drop(columns=["language", "layer"])
     caption = (
         f"Mean over prompts of log p(word in the prompt's language) minus log p({pivot} word), by first tokens. Red: "
-        f"the prompt's own language is ahead; blue: {pivot}."
+        f"the prompt's own language is more probable; blue: {pivot}."
     )
     left_out = len(words.attrs["excluded"])
     return Section(
         "Parallel words",
         (
-            f"Prompts end just before a word; its translations compete. share: of the prompts in which one of the two "
-            f"words is among the {words.attrs['top_k']} most probable tokens (kept), how often the prompt's own "
-            "language is ahead. Pairs of words of all languages that were left out, as first tokens do not tell them "
-            f"apart: {left_out}. Where kept is small, the model has neither word in mind, and log-odds compare two "
-            "improbable tokens.",
+            "Prompts end just before a word; its translations compete. kept: share of prompts where one of the two "
+            f"words is among the {words.attrs['top_k']} most probable tokens. share: of these, the share where the "
+            "word in the prompt's own language is more probable. Pairs of words left out because they have the same "
+            f"first token, over all languages: {left_out}. Where kept is small, log-odds compare two improbable "
+            "tokens.",
         ),
         {f"At the output, against {pivot}": last},
         {"words": plots.log_odds_map(by_layer(mine, "log_odds"), f"Own word against the {pivot} word", caption)},
@@ -154,7 +156,7 @@ def words_section(words: pd.DataFrame, pivot: str) -> Section:
 
 
 def switched_section(switched: pd.DataFrame) -> Section:
-    """The same under an intervention."""
+    """The shares while each language's units are zero."""
     change = switched.assign(change=switched["share_after"] - switched["share_before"])
     figures = {
         f"switched-{units}": plots.change_matrix(
@@ -166,17 +168,17 @@ def switched_section(switched: pd.DataFrame) -> Section:
     figures = {name: replace(chart, x="layer (0: embedding)", caption=CHANGE) for name, chart in figures.items()}
     return Section(
         "With each language's units switched off",
-        ("The same on each language's own text while its units are zero, beside as many random units in each layer.",),
+        ("Shares on each language's own text while its units, or as many random units in each layer, are zero.",),
         {"Share and probability of the text's own language": switched},
         figures,
     )
 
 
-CHANGE = "Each cell: share of the text's own language with the row's units at zero, minus without. Red: a rise."
+CHANGE = "Each cell: change of the share of the text's own language when the row's units are zero. Red: an increase."
 
 
 def provenance_section(origin: Mapping[str, Any]) -> Section:
-    """Where it comes from."""
+    """Model, text and versions of the report."""
     section = origin_section(origin)
     where = "Tables are in tables/ (parquet and csv), figures in figures/."
     return replace(section, text=(*section.text[:-1], where))

@@ -11,7 +11,7 @@ class WorkflowSettings:
     Attributes:
         method: What finds the units: one whose units belong to attention or MLP layers.
         english: The language that the others are compared with.
-        understand: How many layers understand; searched by default, as `generate`, on half of the held-out documents,
+        understand: How many layers understand; searched by default, as `generate`, on half of the hold-out documents,
             so that the other half can be reported. Give both or none.
         generate: How many layers generate.
         criterion: What the search makes large: "gap" favours stages with many units, "gap_per_unit" small ones.

@@ -1,0 +1,108 @@
+"""The Python blocks of each page run, in order and in one namespace, on the embedded model and little text."""
+
+import shutil
+from functools import reduce
+
+import datasets
+import pytest
+import torch
+from pages import PAGES, ROOT, blocks
+
+import lsn_lens as lsn
+from lsn_lens.model.checkpoints import DEMO_MODEL
+from lsn_lens.text import corpora as sources
+
+WITH_BLOCKS = [path.relative_to(ROOT).as_posix() for path in PAGES if path.suffix == ".md" and blocks(path)]
+LABELS, FIND, HOLD_OUT = ("en", "fr", "es", "de", "ja"), 6, 8
+# page -> what its blocks ask for, and what is enough here
+SMALLER = {
+    "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1",
+                         "statistics=run.statistics": "statistics=run.statistics, seeds=1, prompts=2, tokens=4"},
+    "docs/generation.md": {"tokens=32": "tokens=4", "generate(model)": "generate(model, samples=2, tokens=4)",
+                           "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
+                           "    ],\n)\nlanguage": "    ], samples=2, tokens=8,\n)\nlanguage"},
+    "docs/methods/language_dimensions.md": {"layer=18": "layer=3", "count=400": "count=40"},
+    "docs/significance.md": {"replicates=1000": "replicates=5", "permutations=99": "permutations=3"},
+    "docs/tasks.md": {"tokens=512": "tokens=4"},
+    "docs/texts.md": {"samples=100": "samples=4, tokens=8"},
+    "docs/workflow.md": {"first, found)": "first, found, understand=[1], generate=[1])",
+                         "found, stages)": "found, stages, seeds=1)"},
+}  # fmt: skip
+HUB = {  # data set -> its rows here
+    "wikimedia/wikipedia": [{"text": f"The bridge is closed, {place}."} for place in range(6)],
+    "facebook/belebele": [
+        {"flores_passage": "It rains.", "question": "Does it?", "correct_answer_num": "1"}
+        | {f"mc_answer{number}": f"answer {number}" for number in (1, 2, 3, 4)}
+    ],
+    "juletxara/mgsm": [{"question": "One and one?", "answer_number": 2}],
+}
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    """The first lines of the embedded text."""
+    folder = tmp_path_factory.mktemp("text")
+    for part, lines in (("find", FIND), ("hold-out", HOLD_OUT)):
+        (folder / part).mkdir()
+        for label in LABELS:
+            kept = (sources.DEMO_TEXT / part / f"{label}.jsonl").read_text(encoding="utf-8").splitlines()[:lines]
+            (folder / part / f"{label}.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(text_folder, tmp_path_factory):
+    """What pages take for granted: a model, text, a run of every method and the units of one."""
+    model, corpora = lsn.load_model("demo", device="cpu"), lsn.load_corpora(text_folder, ["en", "fr", "es", "ja"])
+    out = tmp_path_factory.mktemp("run") / "run"
+    run = lsn.collect(model, corpora, None, out, layout=lsn.Layout(kind="documents", shards=5), progress=False)
+    return {"lsn": lsn, "model": model, "corpora": corpora, "run": run, "found": lsn.detect(run, "lape")}
+
+
+@pytest.fixture
+def elsewhere(request, given, text_folder, tmp_path, monkeypatch):
+    """An empty folder to work in; what is loaded by name is here already, and the Hub is `HUB`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "DEMO_TEXT", text_folder)
+    monkeypatch.setattr(lsn, "load_model", lambda name: {"demo": given["model"]}[name])
+    monkeypatch.setattr(lsn.planted, "make_world", lambda folder: request.getfixturevalue("world"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub, *_, **__: datasets.Dataset.from_list(HUB[hub]))
+    return tmp_path
+
+
+def files_of_the_reader(folder, text_folder):
+    """Files that pages speak of."""
+    shutil.copytree(text_folder / "find", folder / "my_text")
+    shutil.copytree(DEMO_MODEL, folder / "some" / "model", ignore=shutil.ignore_patterns("text"))
+    for name in ("en", "fr", "numbers_and_code"):
+        (folder / f"{name}.txt").write_text("\n".join(f"{name} {place}" for place in range(9)))
+    (folder / "questions.jsonl").write_text(
+        '{"prompt": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0, "language": "en"}\n'
+    )
+    torch.save([[torch.tensor([layer]) for layer in range(32)] for _ in range(7)], folder / "LLaMA-2-7B.neuron.pth")
+
+
+def names_of_the_reader(page, given):
+    """Names that single pages take for granted besides."""
+    model, parallel = (
+        given["model"],
+        {"english": ["One.", "Two."], "french": ["Un.", "Deux."], "chinese": ["一。", "二。"]},
+    )
+    return {
+        "docs/representations.md": parallel,
+        "docs/interventions.md": {"later": model},
+        "docs/methods/transfer.md": {"checkpoints": {"1000": model, "2000": model}},
+    }.get(page, {})
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS)
+def test_blocks_run(page, given, elsewhere, text_folder):
+    files_of_the_reader(elsewhere, text_folder)
+    if page == "docs/significance.md":
+        shutil.copytree(given["run"].path, elsewhere / "run")
+    names = {**given, **names_of_the_reader(page, given)}
+    asked = SMALLER.get(page, {})
+    assert not [each for each in asked if not any(each in source for _, source in blocks(ROOT / page))]
+    for line, source in blocks(ROOT / page):
+        less = reduce(lambda text, pair: text.replace(*pair), asked.items(), source)
+        exec(compile("\n" * (line - 1) + less, page, "exec"), names)  # so that errors name the page and the line
