@@ -2,7 +2,7 @@
 
 import ast
 import functools
-import importlib
+import importlib.util
 import inspect
 import re
 
@@ -184,7 +184,10 @@ def test_links_of_tutorials_lead_to_pages():
 
 def test_mkdocs_serves_every_page():
     config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
-    listed = set(re.findall(r"[\w/]+\.(?:md|py)", str(config["nav"])))
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    listed = {*re.findall(r"[\w/]+\.(?:md|py)", str(config["nav"])), *hooks.method_pages(ROOT / "docs")}
     pages = {
         path.relative_to(ROOT / "docs").as_posix()
         for path in PAGES

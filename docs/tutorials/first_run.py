@@ -5,14 +5,14 @@
 # a network, in about a minute. It is a notebook kept as a Python file: copy the cells into Jupyter, or open the file
 # there with jupytext.
 #
-# We look for *neurons that belong to a language*, switch those of one language off, and ask who is hurt: that
-# language, all languages, or nobody. All numbers below were computed while this page was built.
+# We look for *neurons that belong to a language*, switch those of one language off, and measure which languages get
+# worse: that one, all of them, or none. All numbers below were computed while this page was built.
 
 # %% [markdown]
 # ## A model
 #
-# `"demo"` is the embedded model; a local folder or a Hugging Face Hub id works in the same place. What comes back is a
-# TransformerLens model, so everything that you know from TransformerLens works on it.
+# `"demo"` is the embedded model. A local folder, a Hugging Face Hub id, or a Hugging Face model with its tokenizer
+# works in the same way. The result is a TransformerLens model, so everything in TransformerLens works with it.
 
 # %%
 import pandas as pd
@@ -35,9 +35,9 @@ pd.Series(
 # %% [markdown]
 # ## Text
 #
-# Each language has a part to *find* neurons with and a *hold-out* part to measure with, so that nothing is judged on
-# the text that chose it. The embedded sentences are parallel: the n-th says the same thing in every language, which
-# keeps differences in topic out of the comparison.
+# Each language has a part to *find* neurons with and a *hold-out* part to measure with, so that no neuron is measured
+# on the text that it was found with. The embedded sentences are parallel: the n-th sentence says the same in every
+# language. So the languages do not differ in topic.
 
 # %%
 corpora = lsn.load_corpora("demo")
@@ -50,9 +50,10 @@ first.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 # %% [markdown]
 # ## Collect
 #
-# One pass over the text counts, for every neuron, what the methods named here need. Nothing else is kept: a run is a
-# set of exact sums, not a store of activations. With `out="runs/first"` the sums would stay on disk and an interrupted
-# run would go on where it stopped. (`progress=False` only keeps progress bars out of this page.)
+# One pass over the text computes, for every neuron, the statistics that these methods need. Nothing else is kept: a run
+# is a set of exact sums, not a store of activations. With `out="runs/first"` the sums stay on disk, and an interrupted
+# run goes on where it stopped. `run.save(folder)` keeps a run that was collected in memory. (`progress=False` only
+# keeps progress bars out of this page.)
 
 # %%
 methods = ["lape", "lap", "lave"]
@@ -60,8 +61,8 @@ run = lsn.collect(model, corpora, methods, progress=False)
 run
 
 # %% [markdown]
-# Every language has the same number of tokens here, that of the smallest: a language with more text would otherwise
-# be measured more exactly than the others.
+# Every language has the same number of tokens here, that of the smallest language. Otherwise a language with more text
+# would be measured more exactly than the others.
 #
 # The central quantity is the share of a language's tokens on which a neuron fires, `[language, layer, unit]`:
 
@@ -74,15 +75,15 @@ probability.shape
 #
 # LAPE prefers neurons whose firing is concentrated on few languages (low entropy over languages) among those that fire
 # often in at least one. The [method page](../../methods/lape/) has the exact steps. From here to the next heading the
-# model is not needed: other methods and other settings cost nothing.
+# model is not needed: other methods and other settings take no further pass.
 
 # %%
 found = lsn.detect(run, "lape")
 found
 
 # %% [markdown]
-# What such a neuron looks like: the five neurons with the best scores, and the share of each language's tokens on which
-# they fire.
+# The five neurons with the best scores, and the share of each language's tokens on which each of them fires
+# (`lsn.score(run, "lape").top("fr")` has the best neurons of one language):
 
 # %%
 scores = lsn.score(run, "lape").to_frame()
@@ -99,16 +100,17 @@ style = shares.style.format("{:.2f}")
 style.background_gradient("Blues", axis=None, vmin=0, vmax=1)
 
 # %% [markdown]
-# Where they are:
+# How many neurons each layer has:
 
 # %%
-plots.layer_counts(found.layer_counts())
+found.plot()
 
 # %% [markdown]
-# Which languages share them (a neuron may belong to several):
+# How far languages overlap (a neuron may belong to several languages; `found.shared("fr", "es")` and
+# `found.only_in("fr")` are sets):
 
 # %%
-plots.overlap(found.jaccard())
+found.plot("overlap")
 
 # %% [markdown]
 # Two methods on the same run: how many neurons they give each language, and how many both agree on.
@@ -122,7 +124,7 @@ pd.DataFrame({"lape": found.counts(), "lap": lap.counts(), "both": both.counts()
 # ## Switch French off
 #
 # Inside the `with` block the French neurons give zero, in every forward pass and at every position. Afterwards the
-# model is as it was: nothing was written to its weights.
+# model is unchanged: the weights were never edited.
 
 
 # %%
@@ -148,8 +150,8 @@ table["change"] = table["French off"] - table["before"]
 table.style.format("{:.3f}")
 
 # %% [markdown]
-# That is one sentence in each language, and a sentence proves nothing. But it shows the mechanics. Is the model what it
-# was before? Loss after minus loss before:
+# This is one sentence per language, and one sentence proves nothing. It shows how an intervention works. Is the model
+# the same as before? Loss after minus loss before:
 
 # %%
 {label: after[label] - before[label] for label in corpora}
@@ -177,31 +179,33 @@ shown = pd.DataFrame({"unchanged": plain, "French off": changed})
 shown.rename_axis(f"after {start!r}")
 
 # %% [markdown]
-# ## Who is hurt?
+# ## Which languages lose?
 #
-# The question is about text, not about a sentence. `perplexity_matrix` switches off the neurons of one language after
-# the other and measures all of the languages' held-out text each time. Rows: whose neurons are off. Columns: whose loss
-# is measured. Values: rise of the loss in nats per token. Four languages here, to keep the page quick.
+# One sentence is not enough. `perplexity_matrix` switches off the neurons of one language after the other and measures
+# the hold-out text of all languages each time. Rows: whose neurons are off. Columns: whose loss is measured. Values:
+# loss increase in nats per token. The page uses four languages, to be quick. `held_out` prepares the text once for all
+# measurements.
 
 # %%
 four = ["en", "fr", "vi", "zh"]
 text = {label: corpora[label] for label in four}
-matrix = lsn.perplexity_matrix(model, text, found[four], progress=False)
+measured = lsn.evaluation.held_out(model, text, progress=False)
+matrix = lsn.perplexity_matrix(model, text, found[four], "zero", text=measured, progress=False)
 plots.change_matrix(matrix)
 
 # %% [markdown]
-# If the neurons are what the method says, the diagonal stands out. It could do so by chance, or because *any* neurons
-# of those layers matter. So the same is done with random neurons: as many in each language and layer, none of them
+# If the neurons are language-specific, the diagonal stands out. It could stand out by chance, or because *any* neurons
+# of those layers matter. So the same is measured with random neurons: as many in each language and layer, none of them
 # the language's own, three draws.
 
 # %%
 draws = {f"random {seed}": found[four].random_like(seed) for seed in range(3)}
-table = lsn.perplexity_table(model, text, draws, evaluate="own", progress=False)
+table = lsn.perplexity_table(model, text, draws, evaluate="own", text=measured, progress=False)
 control = table[table["intervened"] != "none"].groupby("intervened")["nll_change"]
 
 summary = pd.DataFrame(
     {
-        "neurons": found[four].counts(),
+        "units": found[four].counts(),
         "own text": [matrix.loc[label, label] for label in four],
         "others' text": [matrix.loc[label].drop(label).mean() for label in four],
         "random, mean": control.mean()[four],
@@ -220,8 +224,8 @@ answers = {question: " ".join(each) or "none" for question, each in answers.item
 pd.Series(answers, name="for").to_frame()
 
 # %% [markdown]
-# Read the figures, not only the count: a language with few neurons can be hurt little, the held-out text is
-# 80 sentences, and three draws are few. `make demo` does this for all languages and more draws.
+# Read the numbers, not only the count: a language with few neurons can lose little, the hold-out text is 80 sentences,
+# and three draws are few. `make demo` measures all languages with more draws; `lsn.compare` does the same in Python.
 
 # %% [markdown]
 # ## Keep it
@@ -242,6 +246,7 @@ again == found, path.name
 #
 # * Your own text: [folders, data sets, layouts](../../corpora/). Your own model: [models](../../models/).
 # * Other settings: `lsn.detect(run, "lape", rate=0.02)`, or `at_least=10` to give each language at least ten neurons.
-# * Other interventions: `lsn.scale(2.0)`, `lsn.mean_ablation(run.statistics)` and more in the [reference](../../api/).
+# * Other interventions: `lsn.scale(2.0)`, `lsn.mean_ablation(run.statistics)`, [and more](../../interventions/).
 # * Long runs: [shards, resuming, several processes](../../runs/).
-# * What LAPE does, exactly, and what it cannot see: [the method page](../../methods/lape/).
+# * The exact steps of LAPE, and what it cannot see: [the method page](../../methods/lape/).
+# * Whole studies in one call, with a report: `lsn.studies` in the [reference](../../api/).
