@@ -86,7 +86,7 @@ def ablation_sensitivity(
         actions: Kinds of ablation by name; `kinds_of_ablation` by default.
         seeds: Random sets, matched as by `controls.matched_draws`; the same for each kind.
         layout: How hold-out text becomes batches; packed blocks by default.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show progress bars.
 
     Returns:

@@ -208,7 +208,7 @@ def outlier_effects(
         units: From `outliers`.
         action: What to do to the units, or a function from the ablated language to it.
         layout: How hold-out text becomes batches; packed blocks by default.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show a progress bar.
 
     Returns:

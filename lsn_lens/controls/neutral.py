@@ -107,7 +107,7 @@ def off_target(
             its first third.
         tokens: New ones of each text.
         layout: How hold-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show progress bars.
 
     Returns:
@@ -123,7 +123,7 @@ def off_target(
     _check(corpora, found, kinds, seeds, prompts)
     draws = matched_draws(found, seeds, statistics)
     named = {"found": found, **{str(seed): each for seed, each in draws.sets.items()}}
-    jobs_of(model, corpora, found, action)  # what cannot be done is said before anything is measured
+    jobs_of(model, corpora, found, action)  # refuses impossible jobs before anything is measured
     text = held_out(model, corpora, layout, text=text, progress=progress)
     quiet = neutral if isinstance(neutral, HeldOut) else measured_neutral(model, neutral, progress=progress)
     losses = _losses(text, quiet, named, action, progress)

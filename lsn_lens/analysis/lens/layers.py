@@ -203,7 +203,7 @@ def _plan(
     }  # fmt: skip
     if not tokens:
         raise ValueError("no texts: expected at least one language.")
-    at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more leave the cache
+    at_once = 512 if structure.device_of(model).type == "cpu" else None  # more logits do not fit into the cache
     border = structure.position_border(model)
     return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
 
