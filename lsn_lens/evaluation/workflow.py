@@ -52,7 +52,7 @@ def workflow_grid(
             language of a number that is higher for a worse model, such as 1 - accuracy.
         found: Units of any method, on attention and MLP bases.
         stages: How many layers understand and generate.
-        english: The language to compare with, such as another one if the text has no English.
+        english: The language to compare with; choose another one if the text has no English.
         action: The action on the units, or a function from the deactivated language to an action.
         switches: Some of `SWITCHES`; all by default.
         seeds: Random sets per switch and language, with as many units in each layer of each basis.
