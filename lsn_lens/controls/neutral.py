@@ -102,7 +102,7 @@ def off_target(
         neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default; or a result of
             `measured_neutral`, to reuse it.
         identify: Language identifier for the generated texts: `texts.identifier(languages)`.
-        prompts: Held-out documents of a language whose beginning is continued, the most probable token each time.
+        prompts: Hold-out documents per language whose beginning is continued greedily.
         words: Words per beginning; at most a third of the document (for scripts without spaces).
         tokens: New tokens per text.
         layout: How hold-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.

@@ -1,4 +1,4 @@
-"""What can be said of a text without knowing its language: how much there is of it, and how much comes again."""
+"""Language-independent measures of a text: amount and repetition."""
 
 import math
 import unicodedata
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 REPEATED = 10  # characters of the n-grams that `repetition` counts
-# how the names of letters begin whose scripts put no space between words
+# beginnings of the Unicode names of letters in scripts without spaces
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
