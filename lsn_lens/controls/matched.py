@@ -139,7 +139,7 @@ def outliers(
     """Units whose activation is beyond a multiple of their layer's median: a few can carry a whole effect.
 
     Args:
-        statistics: Of a run.
+        statistics: Statistics of a run.
         found: A set, or several by name, for the column `languages`.
         bases: Kinds of units; by default those of the sets, without sets "mlp".
         multiple: Smallest ratio to the median over the layer's units.

@@ -15,7 +15,7 @@ def unread_direction(hf_model: Any, name: str, text: Text) -> Float[Tensor, "d_m
     """The output direction of the named module that changes the loss of some text least.
 
     The last eigenvector of the mean outer product of the loss's gradients, one per token (the empirical Fisher matrix):
-    a small step along it changes the squared loss least.
+    the squared change of the loss by a small step is least along it.
     """
     written: list[Tensor] = []
 
