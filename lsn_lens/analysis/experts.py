@@ -43,8 +43,7 @@ def expert_sets(
     Returns:
         One row per layer and set: `layer`, `set` ("shared by all", "only <language>", "family <name>": in all of its
         languages and in no other), `experts` (how many), `expected` (by chance: each language's frequent experts drawn
-        from the layer independently of the others'), `frequent` (the numbers of frequent experts per language behind
-        `expected`).
+        from the layer independently of the others'), `frequent` (frequent experts per language).
 
     Raises:
         KeyError: A family with a language that the run lacks.

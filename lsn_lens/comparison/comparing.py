@@ -71,11 +71,9 @@ def compare(
         corpora: Corpora whose hold-out text is measured.
         action: The action on the units, or a function from the ablated language to an action. By default the other
             languages' mean where the run has the means of all bases of a set, else zero.
-        seeds: Random sets per method and language. 39 sets give p-values down to 1/40; with fewer than 19 none reaches
-            0.05.
+        seeds: Random sets per method and language. 39 sets give p-values down to 1/40; below 19 none reaches 0.05.
         more_seeds: Further random sets for each language whose loss increase none of the first reaches, since the
-            correction for many methods and languages needs smaller p-values. By default 2 * seeds + 2: with 39, down to
-            1/120.
+            correction for many tests needs smaller p-values. By default 2 * seeds + 2: with 39, down to 1/120.
         control_tokens: About how many tokens per language random sets and sets of equal size are measured on.
         layout: How hold-out text becomes batches; packed blocks by default.
         progress: Show progress bars.

@@ -40,8 +40,7 @@ def activity(
 
     The first of these that the run has for a basis: the root mean square of the value where interventions write
     (`Statistic(site, "squares")`, which `collect` keeps), the probability to fire (basis "mlp" only; a run with "lape"
-    has it), the size of the mean. The last is near 0 for a unit that is as often positive as negative; every run has
-    it.
+    has it), the size of the mean. The last is near 0 if a unit is as often positive as negative; every run has it.
 
     Args:
         statistics: Of a run (`run.statistics`).
@@ -49,7 +48,7 @@ def activity(
         languages: Languages in the order of the result; by default those of the run.
 
     Returns:
-        Basis to `[language layer unit]`, higher for more active units, for `NeuronSet.random_like` of a set of these
+        Basis to `[language layer unit]`, higher for more active units, for `NeuronSet.random_like` with these
         languages.
 
     Raises:
@@ -146,8 +145,8 @@ def outliers(
 
     Returns:
         One row per outlier, largest ratio first: `basis`, `layer`, `unit`, `measure` (see `activity`; never the firing
-        probability), `value`, `median`, `ratio`, `languages` (whose set in `found` contains the unit; with several sets
-        "name: language").
+        probability), `value`, `median`, `ratio`, `languages` (whose set in `found` has the unit; "name: language" for
+        several).
 
     Raises:
         ValueError: `multiple` is not above 1.
@@ -212,8 +211,7 @@ def outlier_effects(
 
     Returns:
         One row per language: `language`, `units` (different ones), `outliers` (of these), and the in-language loss
-        increases `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token; with `_bits_per_byte` in
-        bits per byte).
+        increases `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token; `_bits_per_byte`).
     """
     check_model(model)
     left = without(found, units)

@@ -54,8 +54,7 @@ def survival(
         One row per control, method and language: `control`, `method`, `language`, `before` and `after` (units found),
         `both`, `survival` (`both` over `before`; NaN without units), `chance` (the survival of as many random units in
         each layer), `ceiling` (the share of the first half's units that the second half gives again), `changed` (share
-        of documents in which letters change or move), and `note`: "" or why the row tests nothing; leave such rows out
-        of means.
+        of documents in which letters change or move), and `note`: "" or why the row tests nothing (not for means).
 
     Raises:
         ValueError: No methods or controls, a control that changes the languages or does not apply to them, a run with

@@ -35,8 +35,7 @@ class Stability:
         found: The set on all shards.
         frequency: By basis, the share of the replicates in which a unit was chosen for a language, in [0, 1].
         intervals: One row per unit of `found`: `language`, `basis`, `layer`, `unit`, `score`, the interval's `low` and
-            `high`, and `frequency`. A bound of -inf means that the unit could not belong to the language in that many
-            replicates.
+            `high`, and `frequency`. A bound of -inf: the unit could not belong to the language in so many replicates.
         overlaps: One row per replicate and language: `replicate`, `language`, `units`, `jaccard` with the set on all
             shards, `expected_jaccard`, `corrected_jaccard`.
         shards: The smallest number of shards of a language.

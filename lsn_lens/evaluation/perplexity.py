@@ -51,8 +51,7 @@ def perplexity_table(
         `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token), `perplexity` (exp of
         `nll`), `bits_per_byte` (bytes of the scored tokens), for each its change against no intervention, `nll_change`
         and so on, and that change over the loss without intervention, `nll_relative_change` and so on; scored `tokens`
-        and `bytes`. Separators and the first token of a block are read but not scored. `attrs["text"]` describes the
-        text.
+        and `bytes`. Separators and a block's first token are not scored. `attrs["text"]` describes the text.
 
     Raises:
         KeyError: A language to measure without text.

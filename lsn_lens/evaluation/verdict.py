@@ -101,8 +101,8 @@ def rises(changes: pd.DataFrame, own: str, random: pd.DataFrame | None = None) -
         The keys of `own_and_others` in nats per token, with `_bits_per_byte` in bits per byte (tokens differ between
         languages), and with `_relative` as a share of the unchanged loss; each scale can have another `worst_other`.
         `hurt_most_in` ("both", "nats", "bits", "neither": the units in which the own language is hurt most),
-        `own_hurt_most` (in both). With random sets, the keys of `beside_random`: the rank among random sets is the same
-        in all scales.
+        `own_hurt_most` (in both). With random sets, the keys of `beside_random`: the rank among these sets is equal in
+        all scales.
 
     Errors are those of `own_and_others`.
     """

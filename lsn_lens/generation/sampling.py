@@ -61,8 +61,8 @@ def generate(
     """Continue prompts, or generate without a prompt.
 
     Hooks on the model fire at every token, so inside `with lsn.intervene(...)` the changed model generates. A sample
-    depends only on the seed, its prompt and its number, not on the batch or on other prompts; two interventions get the
-    same random numbers.
+    depends only on the seed, its prompt and its number, not on the batch; all interventions get the same random
+    numbers.
 
     Args:
         model: A HookedTransformer or TransformerBridge.

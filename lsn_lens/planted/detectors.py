@@ -38,13 +38,11 @@ class DetectorScores:
 
     Attributes:
         methods: One row per part (MLPs, attention) and method: each of `MEASURES` as the mean over plantings, with a 95
-            % interval (`_low`, `_high`; missing for a single planting), and `found` (planted units chosen, all
-            languages).
+            % interval (`_low`, `_high`; missing for a single planting), and `found` (chosen planted units).
         by_language: One row per planting, method and language: the same measures, `planted` and `true` units.
         roles: One row per part, method and role: `units`, `own` (share of them that the method chose for one of the
             languages that the unit belongs to or looks like), `other` (for any other language). The role "the model's
-            own" has all units that were not planted; for it only `any`, the share chosen for some language, is
-            meaningful.
+            own" has all units that were not planted; for it only `any`, the share chosen for some language, counts.
         skipped: Methods that do not score the units of a part, with the reason.
         settings: Settings of the run on the first planting: model and text.
     """
@@ -82,8 +80,7 @@ def score_detectors(
     Args:
         plantings: From `plant`, into any part; several of one part give intervals.
         corpora: Text in all or some of the planted languages.
-        methods: Names, or ready methods by name. Methods that do not score single units of a part are skipped and
-            listed in `skipped`.
+        methods: Names, or ready methods by name. Methods without scores of single units are listed in `skipped`.
         layout: Layout of `collect`; cap it to test how much text a method needs.
         progress: Show progress bars.
         options: Options of `Planted.load`, for example `backend`.

@@ -65,7 +65,7 @@ class Ground:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Labels."""
+        """The labels of the languages."""
         return self.find.languages
 
     @cached_property
@@ -84,7 +84,7 @@ class Ground:
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d_model"]:
-        """The unembedding matrix."""
+        """The unembedding matrix of the model."""
         return self.hf_model.get_output_embeddings().weight.data
 
     def projections(self, layer: int) -> Projections:

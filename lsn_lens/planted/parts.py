@@ -132,7 +132,7 @@ class Room:
         return (heads[:, None] * self.step + torch.arange(self.step)).flatten()
 
     def widen(self, config: Any, more: int) -> Any:
-        """The widened configuration."""
+        """The configuration of the widened model."""
         config = copy.deepcopy(config)
         for name, each in self.counts.items():
             setattr(config, name, (self.width + more) // self.step * each)

@@ -50,7 +50,7 @@ class Planted:
     damage: pd.Series = field(repr=False)
 
     def load(self, **options: Any) -> Model:
-        """`lsn.load_model` of the folder."""
+        """The planted model, by `lsn.load_model` of the folder."""
         return loading.load_model(self.folder, **options)
 
     def truth(self, roles: Sequence[str] | None = None) -> NeuronSet:
@@ -106,8 +106,8 @@ def plant(
     Raises:
         FileExistsError: The folder is not empty.
         KeyError: An unknown role or part.
-        ValueError: A role that cannot be written into this model, or that does not hold when measured; nothing is left
-            in the folder then.
+        ValueError: A role that cannot be written into this model, or does not hold when measured; the folder stays
+            empty then.
 
     Source: ours. The idea of models whose inner workings are known by construction: InterpBench (Gupta et al. 2024).
     """

@@ -32,8 +32,8 @@ class GroundTruthStudy(Study):
     """The result of `ground_truth_study`: which methods find the planted units.
 
     Its tables: "methods", "by-language" and "roles" (of `DetectorScores`), "planted" (`Planted.measured`), "damage"
-    (`Planted.damage`), "sensitivity" (the scores on less text and fewer languages) and "refused" (seeds whose roles did
-    not hold).
+    (`Planted.damage`), "sensitivity" (the scores on less text and fewer languages) and "refused" (seeds without valid
+    roles).
 
     Attributes:
         plantings: The planted models.
@@ -66,8 +66,7 @@ def plant_parts(
         The plantings, and one row per seed whose roles did not hold: `part`, `seed`, `why`.
 
     Raises:
-        ValueError: Fewer languages than `fewer_languages`, a folder with other settings, or too many seeds whose roles
-            do not hold.
+        ValueError: Fewer languages than `fewer_languages`, a folder with other settings, or too many refused seeds.
     """
     settings = settings or GroundTruthSettings()
     wrong = [count for count in settings.fewer_languages if not 2 <= count <= len(corpora)]

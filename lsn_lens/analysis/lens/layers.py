@@ -52,12 +52,11 @@ def logit_lens(
             default the logits of all layers are kept.
 
     Returns:
-        The result of `reduce` per layer: index 0 is the input of the first block (the embedding), index l the residual
-        stream after block l.
+        The result of `reduce` per layer: index 0 is the input of the first block (the embedding), index l the output of
+        block l.
 
     Raises:
-        ValueError: Padding on the left, NaN or infinite logits, or a model without a final norm and unembedding of its
-            own.
+        ValueError: Padding on the left, NaN or infinite logits, or a model without its own final norm and unembedding.
 
     Source: logit lens; without norm as in Zhao et al. 2024, released code (`layers/`), which overwrites layer 0 with
     constants, while here it is measured.

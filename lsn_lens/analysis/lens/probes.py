@@ -146,7 +146,7 @@ def word_probes(
     check_model(model)
     rows, excluded, pairs = _prepare(model, list(probes))
     if not pairs:
-        raise ValueError(f"no two words can be told apart by their first tokens: {excluded[:3]}")
+        raise ValueError(f"no two words have different first tokens: {excluded[:3]}")
     if not 1 <= top_k <= structure.vocabulary_size(model):
         raise ValueError(
             f"top_k={top_k}: expected 1 to {structure.vocabulary_size(model)}, the size of the vocabulary."

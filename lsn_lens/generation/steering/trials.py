@@ -90,8 +90,7 @@ def run_trials(
 
     Returns:
         One row per text: the trial's labels, `units`, the columns of `generate` and `measure_texts`, and
-        `clean_log_probability`: mean log-probability per token of the text, after the prompt, under the unchanged
-        model.
+        `clean_log_probability`: mean log-probability per token after the prompt, under the unchanged model.
 
     Raises:
         ValueError: No trials.

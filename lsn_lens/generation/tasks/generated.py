@@ -49,8 +49,8 @@ def evaluate_generated(
         items: Items; of several answers the best match counts.
         metric: "last_number": the number read by `last_number` equals the answer's, both read as the item's language
             writes them; "last_number_as_published": by `published_number`; "exact_match": equal after `normalised`;
-            "token_f1": F1 of the units of both, as in SQuAD; "rouge_l": F1 of their longest common subsequence. Units
-            are those of `units`.
+            "token_f1": F1 of the units of both, as in SQuAD; "rouge_l": F1 of their longest common subsequence. See
+            `units`.
 
     Returns:
         One row per item: `language`, `id`, `text`, `read` (the part that the metric used), `score` in [0, 1], and for

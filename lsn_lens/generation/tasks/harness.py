@@ -63,7 +63,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The tokenizer's end token."""
+        """The id of the tokenizer's end token."""
         return self.tokenizer.eos_token_id
 
     @property
@@ -73,7 +73,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens of the context."""
+        """The number of tokens of the model's context."""
         return self.model.cfg.n_ctx
 
     @property

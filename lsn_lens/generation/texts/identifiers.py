@@ -70,8 +70,8 @@ def identifier(
 ) -> Identifier:
     """A language identifier that names a run's languages, and abstains for every other language.
 
-    A text is compared with all languages that the identifier knows. It is named only if the most probable language is
-    one of the run's.
+    A text is compared with all languages that the identifier knows. It is named only if the best language is one of the
+    run's.
 
     Args:
         languages: The run's labels: language codes, also with script or region ("zh-Hans" is asked for as "zh"). What
@@ -91,8 +91,8 @@ def identifier(
 
     Raises:
         KeyError: A name or language that is not known.
-        ValueError: Fewer than two languages, two labels with one code, a threshold outside [0, 1], a language of the
-            run that is ruled out.
+        ValueError: Fewer than two languages, two labels with one code, a threshold outside [0, 1], a ruled-out language
+            of the run.
         ImportError: An identifier that is not installed.
     """
     if name not in IDENTIFIERS:

@@ -51,7 +51,7 @@ class SteeringSettings:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise ValueError("expected at least one seed: a result without random counterpart shows nothing.")
+            raise ValueError("expected at least one seed: a result without a random counterpart is no evidence.")
         if not self.counts or not self.strengths or not self.released_strengths:
             raise ValueError("expected at least one count and one strength.")
         for name in ("samples", "tokens", "shown"):

@@ -49,4 +49,4 @@ class WorkflowSettings:
         if (self.understand is None) != (self.generate is None):
             raise ValueError("give both understand and generate, or none of them to have both searched.")
         if self.seeds < 2:
-            raise ValueError("expected at least two seeds: a result without control shows nothing.")
+            raise ValueError("expected at least two seeds: a result without a control is no evidence.")
