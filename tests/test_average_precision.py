@@ -261,7 +261,7 @@ def test_responses_are_the_means_of_the_linear_layers_outputs(architecture, back
     seen, expected = {}, {}
     for layer in range(model.cfg.n_layers):
         for basis in bases:
-            width = lsn.models.site_width(model, basis)
+            width = lsn.model.structure.site_width(model, basis)
             linear, columns = outputs_of(architecture, parts(architecture, hf_model, layer), basis, torch.arange(width))
             linear.register_forward_hook(
                 lambda m, i, output, key=(basis, layer), columns=columns: seen.update({key: output[0][:, columns]})

@@ -258,7 +258,22 @@ BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes
     "analysis.contributions.effective_score": lambda m, g: contributions.effective_score(g.run.statistics, m, 1),
     "analysis.lens.layers.check_lens": lambda m, g: analysis.check_lens(m),
 }
+STUDY = "calls functions that are tried by themselves, one after the other"
 ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            "studies.workflow.workflow_run",
+            "studies.workflow.workflow_study",
+            "studies.steering.steering_run",
+            "studies.steering.steering_study",
+            "studies.working_language.working_language_study",
+            "studies.working_language.working_language_labels",
+            "studies.steering.ways",
+            "report.text_view.highest_on_text",
+            "generation.sampling.under",
+        ),
+        STUDY,
+    ),
     "controls.causal.short_layout": "reads the context",
     "generation.stopping.endings": "reads the tokenizer",
     "model.loading.labelled": "sets a name",
@@ -279,7 +294,7 @@ ELSEWHERE = {
 }
 INNER = (
     "model.structure", "model.forward", "model.hooks", "model.weights", "model.mlps", "model.probing",
-    "model.acceptance", "collection.passes", "collection.recorders", "identity",
+    "model.acceptance", "collection.passes", "collection.recorders", "neurons.identity",
 )  # fmt: skip
 # what the public functions are made of
 

@@ -212,7 +212,7 @@ def test_scripts_of_letters():
 
 
 def test_labels_and_their_bias_on_the_demo():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(lsn.checkpoints.DEMO_MODEL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(lsn.model.checkpoints.DEMO_MODEL)
     corpora = lsn.load_corpora("demo", ["en", "fr", "zh", "ja"])
     labels = token_languages(tokenizer, corpora, max_tokens=2000, progress=False)
     place = labels.languages.index
@@ -322,7 +322,7 @@ def test_words_with_a_common_first_token_are_left_out_and_counted(load):
 
 
 def test_first_tokens_are_read_in_place():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(lsn.checkpoints.DEMO_MODEL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(lsn.model.checkpoints.DEMO_MODEL)
     spelled = {
         (prompt, word): [tokenizer.decode([i]) for i in first_tokens(tokenizer, prompt, word)]
         for prompt, word in (("Ouvrez d'abord le", "fichier"), ("首先打开", "文件"))

@@ -108,7 +108,7 @@ def test_every_plan_gets_the_border():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Plan"
     ]
-    assert len(calls) >= 4
+    assert len(calls) >= 3
     assert all("border" in [each.arg for each in call.keywords] for call in calls)
 
 

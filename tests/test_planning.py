@@ -138,8 +138,8 @@ PEAK = """
 import sys
 from pathlib import Path
 import lsn_lens as lsn
-from lsn_lens.planning import plan_run
-from lsn_lens.statistics import Histogram, Statistic
+from lsn_lens.collection import plan_run
+from lsn_lens.statistics.needs import Histogram, Statistic
 class Method:
     score = select = None
     def statistics(self):

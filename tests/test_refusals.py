@@ -271,8 +271,8 @@ def test_wrong_use_of_a_run_is_said_at_once(tiny, corpora, as_a_user):
         lsn.detect(run, "average_precision")
     with pytest.raises(ValueError, match=r"trust='all'.*Checks"):
         lsn.compare(run, trust="all", progress=False)
-    with pytest.raises(ValueError, match=r"action='zero'.*lsn\.zero"):
-        lsn.compare(run, model=model, corpora=corpora, action="zero", progress=False)
+    with pytest.raises(ValueError, match=r"action='zeros'.*'zero', 'mean', 'other mean'.*lsn\.zero"):
+        lsn.compare(run, model=model, corpora=corpora, action="zeros", progress=False)
     with pytest.raises(ValueError, match="expected one method"):
         lsn.collect(model, corpora, [["lape"]], progress=False)
     assert lsn.collect(model, corpora, Lape(), layout=BLOCKS, progress=False).settings["statistics"][0]
