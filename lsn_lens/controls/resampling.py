@@ -20,7 +20,7 @@ from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
 FEW_SHARDS = 5  # with fewer, a bootstrap has too few different draws
 
-Draw = Mapping[str, Sequence[tuple[str, int]]]  # label -> what it gets, each by its own label and place
+Draw = Mapping[str, Sequence[tuple[str, int]]]  # label -> what it gets, each by its own label and number
 Shard = Path | Mapping[str, Tensor]
 
 

@@ -42,7 +42,7 @@ def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
 
 
 def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per steering and dose from `steering_table`, the largest mean share first.
+    """One row per steering and strength or count from `steering_table`, the largest mean share first.
 
     Returns:
         `pairs` of source and target, `n` texts; means over the pairs of `share`, `none_share`, `random_share`; `clear`
