@@ -311,7 +311,7 @@ def test_released_is_exact_whatever_is_asked_for():
 
 def test_ranks_beyond_the_exact_ones_are_not_chosen_from(collected):
     plnd = Plnd(exact=8)
-    with pytest.raises(ValueError, match=r"top_attention=0.5: of basis 'q' only exact=8.*exact=1.0"):
+    with pytest.raises(ValueError, match=r"top_attention=0.5: only exact=8 units of basis 'q'.*exact=1.0"):
         replace(plnd, top_attention=0.5).score(collected("llama", BACKENDS[0], plnd))
 
 
