@@ -392,7 +392,7 @@ def test_another_scale_is_found(tmp_path):
 
 
 def test_what_it_cannot_explain_is_refused(load, collected):
-    with pytest.raises(ValueError, match=r'softly.*bases=\("mlp", "v", "z"\)'):
+    with pytest.raises(ValueError, match=r'soft cap.*bases=\("mlp", "v", "z"\)'):
         collected("gemma2", "bridge", Plnd(bases=BASES))
     found = collected("gemma2", "bridge", Plnd(bases=("mlp", "v", "z")))
     assert found.get(f"{Plnd(bases=('mlp', 'v', 'z')).need.key}.z.sum").all()

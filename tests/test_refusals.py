@@ -92,7 +92,7 @@ def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, 
 def test_what_was_asked_for_by_name_is_an_error(tiny, corpora):
     model = tiny("gemma2")
     for bases in (("q",), ("mlp", "k"), BASES):
-        with pytest.raises(DoesNotApply, match=r"Plnd.*does not apply: .*softly.*methods that apply are \['lape'"):
+        with pytest.raises(DoesNotApply, match=r"Plnd.*does not apply: .*soft cap.*methods that apply are \['lape'"):
             lsn.collect(model, corpora, ["lape", Plnd(bases=bases)], layout=DOCUMENTS, progress=False)
     # the stricter of two that share their sums decides
     with pytest.raises(DoesNotApply, match="soft cap"):
