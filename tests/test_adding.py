@@ -100,7 +100,7 @@ def test_an_interrupted_addition_goes_on_and_is_no_part_of_the_run_before(collec
         collect(["lave", "diffmean"], tmp_path)
     monkeypatch.undo()
     assert_same_bits(lsn.load_run(tmp_path), collect(["lape"]))
-    with pytest.raises(ValueError, match=r"another call began to add.*Repeat that call first"):
+    with pytest.raises(ValueError, match=r"unfinished addition of another call.*Repeat that call first"):
         collect(["lave"], tmp_path)
     done = sorted((tmp_path / "added-1" / "shards").iterdir())
     times = [path.stat().st_mtime_ns for path in done]
@@ -113,7 +113,7 @@ def test_an_interrupted_addition_goes_on_and_is_no_part_of_the_run_before(collec
 def test_an_unfinished_run_is_not_added_to_blindly(collect, tmp_path):
     collect(["lape"], tmp_path)
     next((tmp_path / "shards").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"1 shards .*not finished.*mlp_pre\.positive"):
+    with pytest.raises(ValueError, match=r"1 shards .*unfinished.*mlp_pre\.positive"):
         collect(["diffmean"], tmp_path)
     assert not (tmp_path / "added-1" / "shards").exists()
     assert_same_bits(collect(["lape", "diffmean"], tmp_path), collect(["lape", "diffmean"]))

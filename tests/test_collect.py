@@ -339,7 +339,7 @@ def _down(model, layer):
 def test_a_hook_that_fires_twice_is_an_error(model, corpora, monkeypatch):
     once = forward.hidden_states
     monkeypatch.setattr(forward, "hidden_states", lambda *arguments: (once(*arguments), once(*arguments))[1])
-    with pytest.raises(RuntimeError, match="once a batch"):
+    with pytest.raises(RuntimeError, match="once per batch"):
         lsn.collect(model, corpora, layout=SMALL, progress=False)
 
 

@@ -243,7 +243,7 @@ def test_phases_are_known_in_generation_only(backend, load):
     model = load("llama", backend)
     for phase in ("prompt", "generated", "last"):
         with (
-            pytest.raises(RuntimeError, match=rf"'zero, {phase}': only lsn.generate tells the prompt"),
+            pytest.raises(RuntimeError, match=rf"'zero, {phase}': only lsn.generate knows where the prompt ends"),
             lsn.intervene(model, some_units(model), lsn.zero.at(phase)),
         ):
             model(torch.ones(1, 4, dtype=torch.long))

@@ -315,7 +315,7 @@ def test_steps_of_an_intervention_are_nested_blocks(backend, load):
     with lsn.intervene(model, lsn.Intervention("turned", steps[::-1])):
         assert not torch.equal(model(ids), expected), "the order matters"
     with (
-        pytest.raises(ValueError, match=r"'three' is an Intervention and brings its own.*cannot take zero"),
+        pytest.raises(ValueError, match=r"'three' is an Intervention and has its own.*cannot take zero"),
         lsn.intervene(model, what, lsn.zero),
     ):
         pass

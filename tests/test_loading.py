@@ -102,7 +102,7 @@ def test_whatever_is_started_while_a_model_is_wrapped_is_refused(backend, tiny_m
     monkeypatch.setattr(TransformerBridge, "boot_transformers", lambda *a, **k: (installing(), wrap(*a, **k))[1])
     copied = loading._for_transformer_lens
     monkeypatch.setattr(loading, "_for_transformer_lens", lambda tokenizer: (installing(), copied(tokenizer))[1])
-    with pytest.raises(ValueError, match=r"tried to start 'pip install torchvision', which was not let run"):
+    with pytest.raises(ValueError, match=r"tried to start 'pip install torchvision', which was refused"):
         lsn.load_model(tiny_model_folder("llama"), backend=backend, device="cpu")
 
 
@@ -321,7 +321,7 @@ def test_a_tokenizer_of_another_model(tmp_path):
     weights = {key: value[:300].clone() if len(value) == VOCABULARY else value for key, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tiny.change_json(folder / "config.json", vocab_size=300)
-    with pytest.raises(ValueError, match=rf"has {VOCABULARY} tokens, the model 300, and 20 of those .* not added ones"):
+    with pytest.raises(ValueError, match=rf"has {VOCABULARY} tokens, the model 300, and 20 tokens .* not added tokens"):
         lsn.load_model(folder, device="cpu")
 
 

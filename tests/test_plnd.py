@@ -311,7 +311,7 @@ def test_released_is_exact_whatever_is_asked_for():
 
 def test_ranks_beyond_the_exact_ones_are_not_chosen_from(collected):
     plnd = Plnd(exact=8)
-    with pytest.raises(ValueError, match=r"top_attention=0.5: of basis 'q' only exact=8.*exact=1.0"):
+    with pytest.raises(ValueError, match=r"top_attention=0.5: only exact=8 units of basis 'q'.*exact=1.0"):
         replace(plnd, top_attention=0.5).score(collected("llama", BACKENDS[0], plnd))
 
 
@@ -392,7 +392,7 @@ def test_another_scale_is_found(tmp_path):
 
 
 def test_what_it_cannot_explain_is_refused(load, collected):
-    with pytest.raises(ValueError, match=r'softly.*bases=\("mlp", "v", "z"\)'):
+    with pytest.raises(ValueError, match=r'soft cap.*bases=\("mlp", "v", "z"\)'):
         collected("gemma2", "bridge", Plnd(bases=BASES))
     found = collected("gemma2", "bridge", Plnd(bases=("mlp", "v", "z")))
     assert found.get(f"{Plnd(bases=('mlp', 'v', 'z')).need.key}.z.sum").all()

@@ -92,10 +92,10 @@ def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, 
 def test_what_was_asked_for_by_name_is_an_error(tiny, corpora):
     model = tiny("gemma2")
     for bases in (("q",), ("mlp", "k"), BASES):
-        with pytest.raises(DoesNotApply, match=r"Plnd.*does not apply: .*softly.*methods that apply are \['lape'"):
+        with pytest.raises(DoesNotApply, match=r"Plnd.*does not apply: .*soft cap.*methods that apply are \['lape'"):
             lsn.collect(model, corpora, ["lape", Plnd(bases=bases)], layout=DOCUMENTS, progress=False)
     # the stricter of two that share their sums decides
-    with pytest.raises(DoesNotApply, match="softly"):
+    with pytest.raises(DoesNotApply, match="soft cap"):
         lsn.collect(model, corpora, ["plnd", Plnd(bases=BASES)], layout=DOCUMENTS, progress=False)
     run = lsn.collect(model, corpora, ["plnd", "lape"], layout=DOCUMENTS, progress=False)
     assert set(left_out(run)) == {"q", "k"}
@@ -107,7 +107,7 @@ def test_a_run_keeps_what_was_left_out(tiny, corpora, tmp_path):
     model = tiny("gemma2")
     made = [lsn.collect(model, corpora, ["plnd"], tmp_path / "run", layout=DOCUMENTS, progress=False) for _ in range(2)]
     assert left_out(made[0]) == left_out(made[1]) == left_out(lsn.load_run(tmp_path / "run"))
-    assert "softly" in left_out(made[0])["q"]
+    assert "soft cap" in left_out(made[0])["q"]
 
 
 def test_where_nothing_is_left_out_nothing_is_said(tiny, corpora):

@@ -219,7 +219,7 @@ def test_where_the_dimensions_are_written(released_run):
     with pytest.raises(ValueError, match="layer 5: the model has the layers 0 to 1"):
         lsn.dimensions_steering(run.statistics, found, "fr", layer=5)
     both = found | lsn.detect(run, "language_dimensions", count=COUNT, layer=0)
-    with pytest.raises(ValueError, match=r"layers \[0, 1\]: expected one layer"):
+    with pytest.raises(ValueError, match=r"layers \[0, 1\]: expected one"):
         lsn.dimensions_steering(run.statistics, both, "fr", layer=0)
 
 

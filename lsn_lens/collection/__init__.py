@@ -1,4 +1,4 @@
-"""One pass of the model over the text; many statistics."""
+"""Collect many statistics in one pass of the model over the text."""
 
 import lazy_loader
 

@@ -53,33 +53,32 @@ def collect(
     extra: Iterable[Need] = (),
     progress: bool = True,
 ) -> Run:
-    """Run the model over the corpora's `find` part once and keep what the methods need.
+    """Run the model once over the corpora's `find` part, and keep the statistics that the methods need.
 
-    With `out`, finished shards stay on disk: a run that was interrupted goes on when called again with the same
-    arguments, and ends in the same bits. Under `torchrun` the processes share the shards of one `out`. A run that is
-    there already gets what it lacks: other methods on the same text are collected beside what it has, whole or not at
-    all. Memory does not depend on the amount of text.
+    With `out`, finished shards stay on disk: the same call resumes an interrupted run, with a bit-identical result.
+    Under `torchrun` the processes share the shards of one `out`. An existing run on the same text is extended by the
+    statistics that it lacks, completely or not at all. Memory does not depend on the amount of text.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: From `load_corpora`, or what it takes; two languages or more.
-        methods: Names or method objects whose statistics are wanted; None for all that apply to the model and the text.
-            Of a method that takes all kinds of units by default (plnd, average_precision), those that the model cannot
-            give are left out. What was left out, and why, is in `run.settings["left_out"]`.
+        corpora: From `load_corpora`, or any source that it accepts; two languages or more.
+        methods: Names or method objects; None for all methods that apply to the model and the text. A method that takes
+            all kinds of units by default (plnd, average_precision) leaves out the bases that the model lacks. What was
+            left out, and why, is in `run.settings["left_out"]`.
         out: The run's folder; None keeps the run in memory.
-        layout: How text becomes batches, as many for each language; by default one row a document where every
-            document of every language fits (`Layout(kind="auto")`), else packed blocks, whatever the methods.
-        extra: Statistics that no method of these needs, for example `DocumentValues("mlp_post", "maximum")`.
-        progress: Show a progress bar with tokens a second and the time left.
+        layout: How text is cut into batches, with equal amounts per language. Default for all methods: one row per
+            document if every document of every language fits (`Layout(kind="auto")`), else packed blocks.
+        extra: Further statistics, for example `DocumentValues("mlp_post", "maximum")`.
+        progress: Show a progress bar with tokens per second and the time left.
 
     Returns:
-        The run.
+        The run, with the merged sums in `run.statistics`.
 
     Raises:
-        DoesNotApply: A method that was asked for cannot be had on this model, layout or text (plnd, average_precision
-            and sharing take one row a document); before the pass.
-        ValueError: Corpora, layout or model that cannot be used; a folder made with other settings.
-        FloatingPointError: NaN or infinity in the model, named by layer, language and document.
+        DoesNotApply: A named method does not apply to this model, layout or text (plnd, average_precision and sharing
+            take one row per document); raised before the pass.
+        ValueError: Unusable corpora, layout or model; a folder made with other settings.
+        FloatingPointError: NaN or infinity in the model; the message names layer, language and document.
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
@@ -109,9 +108,9 @@ def collect(
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be collected from which text, and by which of how many processes.
+    """The needs to collect, the text, and this process's share of the work.
 
-    `read` are hook points inside a block that others read, too: the model goes the way that it goes for all of them.
+    `read` are hook points inside a block that other parts of the run read; they take part in choosing the forward pass.
     """
 
     model: Model
@@ -124,11 +123,11 @@ class _Job:
     read: Sequence[str] = ()
 
     def row_keys(self) -> list[str]:
-        """Of the needs that keep values of single documents."""
+        """Keys of the needs that keep values of single documents."""
         return [need.key for need in self.needs if need.rows(self.model.cfg.n_layers, self.widths)]
 
     def settings(self, wanted: Wanted) -> dict[str, Any]:
-        """Of the run, as plain data."""
+        """The run's settings, as plain data."""
         forward, read = way_of(self.model, self.needs, self.widths, self.read)
         return {
             "model": {**structure.describe(self.model), "fingerprint": fingerprint(self.model)},
@@ -136,19 +135,19 @@ class _Job:
             "statistics": [each.key for each in self.needs],
             "rows": bool(self.row_keys()),
             "left_out": wanted.describe(),
-            "hooks": hooks.describe_hooks(self.model),  # part of the model: a run goes on under the same ones only
+            "hooks": hooks.describe_hooks(self.model),  # part of the model: a run resumes only under the same hooks
             "forward": forward,
             "read": read,
         }
 
     def required(self) -> pd.DataFrame:
-        """Bytes that it will take."""
+        """Bytes that the run will take, per need."""
         plan, shards = self.plan, Counter(each.language for each in self.plan.shards)
         documents = plan.rows if plan.layout.kind == "documents" else dict.fromkeys(plan.rows, 0)
         return requirements(self.needs, self.model.cfg.n_layers, self.widths, shards, documents)
 
     def part(self, layer: Mapping[str, Any]) -> "_Job":
-        """What of it belongs to a layer of a run."""
+        """The part of this job that belongs to one layer of a run's folder."""
         needs = [need for need in self.needs if need.key in layer["statistics"]]
         return replace(self, needs=needs, read=layer.get("read", self.read))
 
@@ -156,7 +155,7 @@ class _Job:
 def _asked(
     model: Model, methods: Iterable[str | Method] | str | Method | None, layout: Layout, extra: list[Need]
 ) -> tuple[Fits, Wanted]:
-    """What is wanted of the model; what it or the layout cannot give is refused before anything slow."""
+    """The wanted methods and needs; methods that the model or the layout rules out are refused before anything slow."""
     fits = Fits(model)
     wanted = fits.wanted(named_methods(methods))
     wanted = wanted.without(refused_by_layout(wanted, layout))
@@ -167,7 +166,7 @@ def _asked(
 
 
 def _fitting(fits: Fits, wanted: Wanted, plan: Plan, strict: bool) -> Wanted:
-    """What of it the text can give; the rest is refused where it was asked for by name."""
+    """The wanted methods that apply to the text; other methods are refused if they were asked for by name."""
     refused = refused_by_layout(wanted, plan.layout, plan.too_long) | refused_by_text(wanted, plan)
     wanted = wanted.without(refused)
     if strict or not wanted.methods:
@@ -176,7 +175,7 @@ def _fitting(fits: Fits, wanted: Wanted, plan: Plan, strict: bool) -> Wanted:
 
 
 def _processes(out: str | Path | None) -> tuple[int, int]:
-    """Rank and number of processes under torchrun; 0 and 1 elsewhere."""
+    """Rank and number of processes under torchrun; otherwise 0 and 1."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))
@@ -186,7 +185,7 @@ def _processes(out: str | Path | None) -> tuple[int, int]:
 
 
 def _collect_into(folder: Path, job: _Job, wanted: Wanted) -> None:
-    """Complete each layer of the folder's run, and then what is asked for and in none of them, as one more layer."""
+    """Complete each layer of the folder's run, then collect the needs that no layer has as one more layer."""
     stored = read_description(folder)
     job = job if stored is None else replace(job, read=stored["settings"]["read"])
     settings = joined(folder, job.settings(wanted), job.row_keys())
@@ -199,7 +198,7 @@ def _collect_into(folder: Path, job: _Job, wanted: Wanted) -> None:
             _check_finished(place, part, statistics)
             continue
         _, _, costs = _run_shards(part, place, _constants(part, place))
-        if costs:  # a run that was finished already keeps what it cost
+        if costs:  # a run that was finished already keeps its costs
             write_bytes(place / f"costs-{job.rank}.json", json.dumps(costs, indent=1).encode())
     _wait(job)
     if job.rank == 0:
@@ -213,14 +212,14 @@ def _wait(job: _Job) -> None:
 
 
 def _check_finished(place: Path, job: _Job, statistics: list[str]) -> None:
-    """Refuse to leave shards behind that lack what only other methods could complete."""
+    """Refuse to leave unfinished shards that only a call with other methods can complete."""
     rows = (place / "documents").is_dir()
     missing = [x.name for x in job.plan.shards if not is_finished(*_files(place, x.name, rows))]
     if missing:
         have = [need.key for need in job.needs]
         raise ValueError(
-            f"{place}: {len(missing)} shards ({missing[0]} ...) are not finished or damaged. Call collect with all "
-            f"methods that they were begun for, which also need {[each for each in statistics if each not in have]}."
+            f"{place}: {len(missing)} shards ({missing[0]} ...) are unfinished or damaged. Call collect with all "
+            f"methods of the first call, which also need {[each for each in statistics if each not in have]}."
         )
 
 
@@ -229,7 +228,7 @@ def _files(place: Path, name: str, rows: bool) -> tuple[Path, Path | None]:
 
 
 def _constants(job: _Job, folder: Path | None) -> dict[str, Tensor]:
-    """What recorders fix before the run: made once, by the first process, and kept with the run."""
+    """Constants of the recorders: computed once, by the first process, and stored with the run."""
     kept = read_shard(folder / CONSTANTS) if folder is not None and (job.rank == 0 or job.world == 1) else None
     if kept is None and job.rank == 0:
         kept = constants_of(job.model, job.needs, job.widths, job.plan)
@@ -238,14 +237,14 @@ def _constants(job: _Job, folder: Path | None) -> dict[str, Tensor]:
     _wait(job)
     kept = read_shard(folder / CONSTANTS) if kept is None and folder is not None else kept
     if kept is None:
-        raise ValueError(f"{folder} has no {CONSTANTS}, which its first process writes.")
+        raise ValueError(f"{folder} has no {CONSTANTS}, which the first process writes.")
     return kept
 
 
 def _run_shards(
     job: _Job, folder: Path | None, constants: Mapping[str, Tensor]
 ) -> tuple[dict[str, list[Tensors]], dict[str, list[Tensors]], dict[str, float]]:
-    """Process the shards that are not on disk; sums and rows stay in memory only without a folder."""
+    """Process the shards that are not on disk; without a folder, sums and rows stay in memory."""
     plan, rows = job.plan, bool(job.row_keys())
     mine = plan.shards[job.rank :: job.world]
     todo = [each for each in mine if folder is None or not is_finished(*_files(folder, each.name, rows))]

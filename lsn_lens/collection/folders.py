@@ -1,4 +1,4 @@
-"""The folder of a run: who writes to it, what is there, and what is added to it."""
+"""The folder of a run: its lock, its content, and additions to it."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from lsn_lens.files import write_bytes
 from lsn_lens.runs.run import layers_of, read_description, write_description
 from lsn_lens.text.plan import Plan
 
-SAID_FROM = 1e9  # bytes on disk from which a run says what it will write
+SAID_FROM = 1e9  # bytes on disk from which a run announces its size
 ADDING = "adding.json"
 Settings = dict[str, Any]
 
@@ -31,8 +31,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise RuntimeError(
-            f"another process is collecting into {folder}. Wait for it, or give another folder. "
-            "(The lock goes with its process, so a killed one leaves none.)"
+            f"another process is collecting into {folder}. Wait for that process, or give another folder. "
+            "(A lock ends with its process, even if the process is killed.)"
         ) from error
     try:
         yield
@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_room(folder: Path, required: pd.DataFrame, progress: bool) -> None:
-    """Say what will be written, and refuse to start what the disk cannot hold."""
+    """Announce the size of the run, and refuse a run that the disk cannot hold."""
     disk: dict[str, int] = required["disk"].to_dict()
     needed, free, largest = sum(disk.values()), shutil.disk_usage(folder).free, max(disk, key=lambda key: disk[key])
     if progress and needed > SAID_FROM:
@@ -56,10 +56,10 @@ def check_room(folder: Path, required: pd.DataFrame, progress: bool) -> None:
 
 
 def joined(folder: Path, settings: Settings, row_keys: Collection[str]) -> Settings:
-    """The settings of the folder's run once what these ask for and it lacks is added; `row_keys` keep document values.
+    """The settings of the folder's run after the missing statistics are added; `row_keys` keep document values.
 
     Raises:
-        ValueError: The run there is of another model, text or layout, or under other hooks.
+        ValueError: The folder's run has another model, text, layout or other hooks.
     """
     stored, settings = read_description(folder), json.loads(json.dumps(settings))
     if stored is None:
@@ -85,10 +85,10 @@ def joined(folder: Path, settings: Settings, row_keys: Collection[str]) -> Setti
 
 
 def claim(folder: Path, plan: Plan, settings: Settings) -> None:
-    """Write what a new run is made of; of one that is added to, what is being added, until all of it is there.
+    """Write the description of a new run; for an addition, write the added part's description until it is complete.
 
     Raises:
-        ValueError: Something else was begun to be added.
+        ValueError: Another addition was begun.
     """
     stored, last = read_description(folder), layers_of(settings)[-1]
     if stored is None:
@@ -98,14 +98,14 @@ def claim(folder: Path, plan: Plan, settings: Settings) -> None:
         begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else last
         if begun != last:
             raise ValueError(
-                f"{path.parent} holds a part of what another call began to add: {begun['statistics']}. Repeat that "
+                f"{path.parent} holds an unfinished addition of another call: {begun['statistics']}. Repeat that "
                 f"call first, or delete {path.parent}."
             )
         write_bytes(path, json.dumps(last).encode())
 
 
 def settle(folder: Path, plan: Plan, settings: Settings) -> None:
-    """What was added is there: it belongs to the run from now on."""
+    """Record a complete addition in the run's description."""
     stored = read_description(folder)
     if stored is None or stored["settings"] != settings:
         write_description(folder, settings, _names(plan))
@@ -119,7 +119,7 @@ def _names(plan: Plan) -> dict[str, list[str]]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In words, one for each thing: what is different about model, layout, text and hooks."""
+    """The differences in model, layout, text and hooks, one sentence each."""
 
     def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]

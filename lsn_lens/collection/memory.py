@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: memory and disk, from the needs' shapes alone."""
+"""Predict the memory and disk of a run from the shapes of its needs."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, prod
@@ -17,18 +17,18 @@ def requirements(
     shards: Mapping[str, int],
     documents: Mapping[str, int],
 ) -> pd.DataFrame:
-    """Bytes for each need.
+    """Bytes per need.
 
     Args:
         needs: From `needs_of`.
-        layers: Of the model.
-        widths: Site -> units.
-        shards: Language -> shards of its text.
-        documents: Language -> documents that are kept one by one.
+        layers: Number of layers of the model.
+        widths: Site -> number of units.
+        shards: Language -> number of shards.
+        documents: Language -> number of documents whose values are kept.
 
     Returns:
-        One row a need: `memory` (while collecting: one shard's sums, and the values of its documents), `disk` (all
-        shards' sums, and the values of all documents), `merged` (the sums of all languages once merged).
+        One row per need: `memory` (while collecting: one shard's sums, and the values of its documents), `disk` (all
+        shards' sums, and the values of all documents), `merged` (the sums of all languages after merging).
     """
     largest = max((ceil(documents[label] / shards[label]) for label in shards), default=0)
     rows: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""One forward pass for all recorders: hooks, checks, and the gradient where one is needed."""
+"""One forward pass for all recorders: hooks, checks, and the gradient if a recorder needs it."""
 
 import contextlib
 import time
@@ -30,22 +30,22 @@ def _leaf(acts: Tensor, hook: Any) -> Tensor:
 def way_of(
     model: Model, needs: list[Need], widths: Mapping[str, int], read: Iterable[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """By which way the passes for these needs go, see `forward.how`, and the hook points of a block that they read."""
+    """The kind of forward pass for these needs (`forward.how`), and the hook points of a block that they read."""
     passing = Pass(model, needs, widths, {}, read)
     points = sorted({name.split(".", 2)[2] for name in passing.every_name})
     return forward.how(model, passing.is_lean, passing.every_name), points
 
 
 def constants_of(model: Model, needs: Iterable[Need], widths: Mapping[str, int], plan: Plan) -> Tensors:
-    """What the recorders of needs fix before a pass over this text."""
+    """The constants that the needs' recorders compute before a pass over this text."""
     made = [RECORDERS[type(need)].prepare(model, need, widths, plan) for need in needs]
     return {key: value.cpu() for each in made for key, value in each.items()}
 
 
 class Pass:
-    """Hands what the hooks see to the recorders; one forward pass at a time, each hook exactly once.
+    """Passes hooked tensors to the recorders; each hook fires exactly once per forward pass.
 
-    Hook points of a block that are named in `read` count as read: the model goes the way that it goes if they are.
+    The kind of forward pass is chosen as if the hook points of a block in `read` were hooked too.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Pass:
         if self.gradient and any(each.is_inference() for each in model.parameters()):
             raise ValueError(
                 f"{type(model).__name__}: its weights were made inside torch.inference_mode(), so no gradient "
-                "can pass through them. Load the model outside of it."
+                "can pass through them. Load the model outside torch.inference_mode()."
             )
         self.fired: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -92,7 +92,7 @@ class Pass:
         return {**rows, row_key(LENGTH, 0): torch.cat(self.lengths)[:, None].float()}
 
     def _hooks(self) -> list[tuple[str, Callable[..., None]]]:
-        """One hook for each hook point: several sites can read the same one."""
+        """One hook per hook point, which several sites can share."""
         readers: dict[str, list[Reader]] = {}
         for name in dict.fromkeys(site for each in self.recorders for site in each.sites):
             site, read = structure.reader(self.model, name)
@@ -106,7 +106,7 @@ class Pass:
     def _hook(self, layer: int, name: str, readers: list[Reader]) -> Callable[..., None]:
         def record(acts: Tensor, hook: Any) -> None:
             view = self.view
-            if view is None:  # a forward pass of somebody else's
+            if view is None:  # a forward pass outside this run
                 return
             self.fired[name] += 1
             with torch.no_grad():
@@ -140,7 +140,7 @@ class Pass:
                 out = self._forward(batch, keep, separator)
                 wrong = {name: self.fired[name] for name in self.names if self.fired[name] != 1}
                 if wrong:
-                    raise RuntimeError(f"hooks must fire once a batch; these fired otherwise: {wrong}.")
+                    raise RuntimeError(f"hooks must fire once per batch; these did not: {wrong}.")
                 for each in self.recorders:
                     each.end(self.view)
                 self.view = None
@@ -156,7 +156,7 @@ class Pass:
             yield run_batch
 
     def _forward(self, batch: Batch, keep: Tensor, separator: int | None) -> Tensor:
-        """The last residual stream; under a gradient the logits, after the backward pass of the summed loss."""
+        """The last residual stream; with a gradient, the logits, after the backward pass of the summed loss."""
         ids, mask = batch.ids.to(self.device), keep.long() if batch.padded else None
         if not self.gradient:
             return forward.hidden_states(self.model, ids, mask)
@@ -171,7 +171,7 @@ class Pass:
         return logits.detach()
 
     def _name_the_place(self, batch: Batch, mask: Tensor | None, plan: Plan) -> None:
-        """Run a bad batch again and say where NaN or infinity comes up first."""
+        """Run a bad batch again and report the first NaN or infinity."""
         keep = batch.keep.to(self.device)
         found: list[tuple[int, int]] = []
 
@@ -190,5 +190,5 @@ class Pass:
         raise FloatingPointError(
             f"NaN or infinity in {name}, layer {layer}, language {batch.language}, "
             f"{plan.place(batch.language, batch.rows[row])}. Finished shards are kept. "
-            "Broken weights, or a dtype too small for this model (try torch.float32 or torch.bfloat16)."
+            "The weights are broken, or the dtype is too small for this model (try torch.float32 or torch.bfloat16)."
         )

@@ -1,4 +1,4 @@
-"""The plan of a run: the text in batches, and how much memory and disk it will take, from a configuration alone."""
+"""The plan of a run: the text in batches, and the memory and disk needed, predicted from a configuration."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,9 +21,9 @@ from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan, row_limit, tokens_at_once
 from lsn_lens.text.tokens import tokenize
 
-SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its busiest
-LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its gradient holds at its busiest
-PATTERNS = 3  # the same for attention weights, where something looks into attention
+SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its peak
+LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its gradient holds at its peak
+PATTERNS = 3  # tensors of attention weights at the peak, if a need reads attention
 
 
 def plan_of(
@@ -51,29 +51,28 @@ def plan_run(
     revision: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Predict what `collect` will take; no weights are loaded and nothing is run.
+    """Predict the memory and disk that `collect` will take, without loading weights or running the model.
 
     Args:
-        model: A loaded model, a Hugging Face configuration, or what `load_model` takes.
-        methods: As for `collect`.
-        languages: How many.
-        documents: Of each language, kept one by one where a method looks at single documents.
-        layout: As for `collect`; its `shards`, `length` and `batch_tokens` count.
-        dtype: Of the weights.
-        revision: Of a Hub model.
-        options: Where to find its configuration, as for `load_model`: `trust_remote_code`, `subfolder`, `token` ...
+        model: A loaded model, a Hugging Face configuration, or a name or folder for `load_model`.
+        methods: Names or method objects; None for all methods that apply to the model.
+        languages: Number of languages.
+        documents: Documents per language, for methods that keep values of single documents.
+        layout: The layout for `collect`, of which `shards`, `length` and `batch_tokens` count.
+        dtype: The dtype of the weights.
+        revision: Branch, tag or commit of a Hub model.
+        options: Options of `load_model` that locate the configuration: `trust_remote_code`, `subfolder`, `token` ...
 
     Returns:
-        Bytes, one row for each need of the methods and one for "model" and "one batch": `memory` (while collecting),
+        Bytes, one row per need of the methods, and the rows "model" and "one batch": `memory` (while collecting),
         `disk` (the finished run), `merged` (all languages' sums in memory afterwards; document values are read
-        layer by layer). The row "all" is their total. The last row, "perplexity", is what measuring held-out text
-        takes afterwards: the model and a batch with its logits. The sums and document values are exact; batches
-        are rough upper bounds. `attrs` has the `row` and the `tokens_at_once` that these were worked out for: the
-        most tokens of a row and of a forward pass.
+        layer by layer). The row "all" is the total. The last row, "perplexity", is for measuring held-out text
+        afterwards: the model and a batch with its logits. The sums and document values are exact; batches
+        are rough upper bounds. `attrs` has `row` and `tokens_at_once`, the assumed maximum tokens per row and per
+        forward pass.
 
     Raises:
-        ValueError: A model that cannot be found, or that the methods cannot read (a site that it lacks), or a length
-            beyond its context.
+        ValueError: A model that cannot be found, a site that the model lacks, or a length beyond the model's context.
     """
     layout = layout or Layout(kind="auto")
     source: Any = model
@@ -100,7 +99,7 @@ def plan_run(
 
 
 def _batch_bytes(model: Any, needs: Iterable[Need], layout: Layout, size: int) -> int:
-    """Activations of one forward pass, and what its gradient and a look into attention hold."""
+    """Bytes of one forward pass: activations, tensors for the gradient, and attention patterns that a need reads."""
     cfg, tokens, needs = model.cfg, tokens_at_once(layout, model.cfg.n_ctx), list(needs)
     gradient = any(need.gradient for need in needs)
     layers = cfg.n_layers if gradient else 1

@@ -1,4 +1,4 @@
-"""What methods want of a model and a text, what of it cannot be had, and why: known before anything slow."""
+"""The needs of methods, and the methods and needs that a model or text rules out, known before anything slow."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.needs import Need, Statistic, unique
 from lsn_lens.text.plan import Layout, Plan
 
-CONTROL = "random"  # the method that is a control of others
+CONTROL = "random"  # the method that is a control for others
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Methods by name, with what each needs as far as the model gives it.
+    """Methods by name, and their needs as far as the model supports them.
 
     Attributes:
-        methods: Those that apply.
-        needs: Of each.
-        methods_left_out: Those that do not apply, and why.
-        bases_left_out: Key of a need -> basis that the model cannot give -> why.
+        methods: The methods that apply.
+        needs: Name of a method -> its needs.
+        methods_left_out: Name of a method that does not apply -> reason.
+        bases_left_out: Key of a need -> basis that the model lacks -> reason.
     """
 
     methods: Mapping[str, Method] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Wanted:
     bases_left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def without(self, refused: Mapping[str, str]) -> "Wanted":
-        """The same without some methods, and why."""
+        """The same without the refused methods, whose reasons are kept."""
         kept = {name: method for name, method in self.methods.items() if name not in refused}
         return Wanted(
             kept, {name: self.needs[name] for name in kept}, {**self.methods_left_out, **refused}, self.bases_left_out
@@ -47,7 +47,7 @@ class Wanted:
         return [need for needs in self.needs.values() for need in needs]
 
     def describe(self) -> dict[str, Any]:
-        """For the settings of a run: `methods` and `bases` that were left out, and why."""
+        """The `methods` and `bases` left out, with reasons, for a run's settings."""
         return {
             "methods": dict(self.methods_left_out),
             "bases": {key: dict(why) for key, why in self.bases_left_out.items()},
@@ -55,7 +55,7 @@ class Wanted:
 
 
 class Fits:
-    """What a model can give of needs; widths of sites are measured once."""
+    """Fits needs to a model: finds the parts that the model supports. Widths of sites are measured once."""
 
     def __init__(self, model: Model):
         self.model = model
@@ -63,10 +63,10 @@ class Fits:
         self._needs: dict[tuple[str, bool], tuple[Need | None, dict[str, str]]] = {}
 
     def width(self, site: str) -> int:
-        """Units of a site.
+        """Number of units of a site.
 
         Raises:
-            DoesNotApply: The model lacks it.
+            DoesNotApply: The model lacks the site.
         """
         if site not in self._widths:
             try:
@@ -79,14 +79,14 @@ class Fits:
         return width
 
     def need(self, need: Need) -> tuple[Need | None, dict[str, str]]:
-        """A need as far as the model can give it, None if not at all; and why it cannot give the rest, by basis."""
+        """The part of a need that the model supports (None for no part), and why not the rest, by basis."""
         place = (need.key, need.optional)
         if place not in self._needs:
             self._needs[place] = RECORDERS[type(need)].fit(self.model, need, self.width)
         return self._needs[place]
 
     def wanted(self, methods: Mapping[str, Method]) -> Wanted:
-        """What methods need of the model, those that do not apply left out."""
+        """The methods that apply to the model, with their needs, and the reasons for the others."""
         needs: dict[str, tuple[Need, ...]] = {}
         refused: dict[str, str] = {}
         bases: dict[str, dict[str, str]] = {}
@@ -104,10 +104,10 @@ class Fits:
         return Wanted(kept, needs, refused, bases)
 
     def list(self, needs: Iterable[Need]) -> list[Need]:
-        """Needs without repeats and without those optional ones that the model cannot give.
+        """Needs without repeats, and without optional needs that the model does not support.
 
         Raises:
-            DoesNotApply: It cannot give one that is not optional.
+            DoesNotApply: The model does not support a need that is not optional.
         """
         kept = []
         for need in unique(needs):
@@ -120,15 +120,15 @@ class Fits:
 
 
 def every_method() -> dict[str, Method]:
-    """All methods with their defaults, but the control."""
+    """All methods but the control, with their defaults."""
     return {name: make() for name, make in METHODS.items() if name != CONTROL}
 
 
 def named_methods(methods: Iterable[str | Method] | str | Method | None) -> dict[str, Method]:
-    """Methods by name; ready objects by what they print as. None is every method.
+    """Methods by name, objects by their repr; for None, every method.
 
     Raises:
-        ValueError: None, or something else.
+        ValueError: An empty list, or an element that is not a method.
         KeyError: An unknown name.
     """
     if methods is None:
@@ -142,7 +142,7 @@ BLOCKS = "the layout cuts them into blocks"
 
 
 def refused_by_layout(wanted: Wanted, layout: Layout, why: str = BLOCKS) -> dict[str, str]:
-    """Methods of single documents, where the text comes in blocks, and why it does."""
+    """Methods that need single documents, if the layout cuts blocks: name -> reason."""
     if layout.kind != "blocks":
         return {}
     keys = {name: [need.key for need in needs if need.by_document] for name, needs in wanted.needs.items()}
@@ -150,10 +150,10 @@ def refused_by_layout(wanted: Wanted, layout: Layout, why: str = BLOCKS) -> dict
 
 
 def check_layout(needs: Iterable[Need], layout: Layout, why: str = BLOCKS) -> None:
-    """Refuse statistics of single documents where documents are not rows.
+    """Refuse statistics of single documents in a layout of blocks.
 
     Raises:
-        DoesNotApply: There are any.
+        DoesNotApply: A need takes one row per document.
     """
     by_document = [need.key for need in needs if need.by_document]
     if by_document and layout.kind == "blocks":
@@ -162,20 +162,20 @@ def check_layout(needs: Iterable[Need], layout: Layout, why: str = BLOCKS) -> No
 
 def _no_documents(keys: list[str], why: str) -> str:
     return (
-        f"it looks at single documents: {keys}, and documents cannot be had: {why.rstrip('.')}. Cut the documents and "
-        'give layout=Layout(kind="documents"), with length= where the model reads longer ones'
+        f"it needs single documents: {keys}, but the rows are not documents: {why.rstrip('.')}. Cut the documents and "
+        'give layout=Layout(kind="documents"), with length= if the model can read longer documents'
     )
 
 
 def refused_by_text(wanted: Wanted, plan: Plan) -> dict[str, str]:
-    """Methods that the text is not made for, told from the numbers of tokens of its documents or blocks."""
+    """Methods that do not apply to the text, by the numbers of tokens of its documents or blocks: name -> reason."""
     if plan.layout.kind == "documents":
         lengths = {label: np.diff(each.ends[: plan.rows[label]], prepend=0) for label, each in plan.tokens.items()}
     else:
         lengths = {label: np.full(plan.rows[label], plan.length) for label in plan.tokens}
     unscored = [label for label, each in lengths.items() if each.max() < 2]
     refused = {
-        name: f"it takes the gradient of the loss, and of {unscored} no token is scored: none has another before it"
+        name: f"it takes the gradient of the loss, but no token of {unscored} has a token before it to predict it from"
         for name, needs in wanted.needs.items()
         if unscored and any(need.gradient for need in needs)
     }
@@ -191,10 +191,10 @@ def refused_by_text(wanted: Wanted, plan: Plan) -> dict[str, str]:
 
 
 def refuse(fits: Fits, refused: Mapping[str, str], layout: Layout, plan: Plan | None = None) -> None:
-    """Raise for methods that were asked for and do not apply; the message names those that do.
+    """Raise for requested methods that do not apply; the message lists the methods that apply.
 
     Raises:
-        DoesNotApply: There are any.
+        DoesNotApply: `refused` is not empty.
     """
     if not refused:
         return
@@ -206,9 +206,9 @@ def refuse(fits: Fits, refused: Mapping[str, str], layout: Layout, plan: Plan | 
 
 
 def needs_with_sums(needs: Iterable[Need]) -> list[Need]:
-    """Needs without repeats, the sums that ablating their units to a mean takes, and their squares.
+    """Needs without repeats, plus sums for ablation of their units to a mean, and squares.
 
-    The squares say how active a unit is in each language: what random units are matched by.
+    The squares give each unit's activity per language, by which random units are matched.
     """
     needs = list(needs)
     written = dict.fromkeys(["mlp_post", *(WRITE_SITE[get_site(site).basis] for need in needs for site in need.sites)])
@@ -217,10 +217,10 @@ def needs_with_sums(needs: Iterable[Need]) -> list[Need]:
 
 
 def needs_of(model: Model, methods: Iterable[str | Method] | str | Method, extra: Iterable[Need] = ()) -> list[Need]:
-    """What the methods need, `needs_with_sums`, as far as the model can give it.
+    """The methods' needs with sums (`needs_with_sums`), as far as the model supports them.
 
     Raises:
-        DoesNotApply: A method that the model is not made for.
+        DoesNotApply: A method that does not apply to the model.
     """
     fits = Fits(model)
     wanted = fits.wanted(named_methods(methods))
@@ -229,5 +229,5 @@ def needs_of(model: Model, methods: Iterable[str | Method] | str | Method, extra
 
 
 def widths_of(model: Model, needs: Iterable[Need]) -> dict[str, int]:
-    """Units of every site that the needs name."""
+    """Number of units of every site that the needs name."""
     return {site: structure.site_width(model, site) for site in dict.fromkeys(x for need in needs for x in need.sites)}

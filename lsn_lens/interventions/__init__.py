@@ -1,4 +1,4 @@
-"""Change what units write."""
+"""Interventions: change the values of units in a forward pass."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What is done to a unit's activation: zero, set, scale, add, remove a direction; and at which tokens."""
+"""Actions on a unit's activation (zero, set, scale, add, remove a direction), and the tokens they act on."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,17 +24,17 @@ PHASES = ("all", "prompt", "generated", "last")
 
 @dataclass(frozen=True)
 class Action:
-    """What to do to the chosen units: `change(acts, values)`, with values per unit.
+    """A change of the chosen units: `change(acts, values)`, with values per unit.
 
-    It sees each position by itself, so it works under a KV cache.
+    Each position is changed by itself, so an action works with a KV cache.
 
     Attributes:
-        name: In tables.
-        change: From `[... unit]` to the same, the chosen units of one layer.
-        values: A number, or `{basis: [layer, unit]}`, or `{basis: [layer, place, unit]}`.
-        where: See `at`.
-        mlp_site: See `on`.
-        origin: Of the values, as in `NeuronSet`; empty for values made by hand.
+        name: The action's name in tables.
+        change: Function of the chosen units of one layer, `[... unit]`, that returns the same shape.
+        values: A number, `{basis: [layer, unit]}`, or `{basis: [layer, position, unit]}`.
+        where: The tokens to change, see `at`.
+        mlp_site: The tensor of the basis `mlp`, see `on`.
+        origin: Origin of the values, as in `NeuronSet`; empty for values made by hand.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Action:
         return self.name
 
     def at(self, where: Where) -> "Action":
-        """The same at some tokens only.
+        """The same action at some tokens only.
 
         Args:
             where: "all"; a slice of positions, counted from the first token of the text (`slice(0, 1)`: the first); or,
                 inside `lsn.generate`, "prompt", "generated" (tokens read after the prompt; the first generated token
-                is predicted from the prompt, so it is untouched) or "last" (the prompt's last token and all generated
-                ones: all that a next token is predicted from).
+                is predicted from the prompt, so it does not change) or "last" (the prompt's last token and all
+                generated tokens: every position that predicts a generated token).
 
         Raises:
-            ValueError: Something else, or a slice that counts from the end: a text being written has none yet.
+            ValueError: Another value, or a slice that counts from the end, which is unknown during generation.
         """
         changed = replace(self, where=where)
         if isinstance(where, slice):
@@ -78,18 +78,18 @@ class Action:
         return replace(changed, name=f"{self.name}, {where}")
 
     def on(self, mlp_site: MlpSite) -> "Action":
-        """The same on another tensor of the basis `mlp`.
+        """The same action on another tensor of the basis `mlp`.
 
-        On gated models "mlp_post", the down projection's input `act(gate) * up`, and "mlp_act", `act(gate)` alone, are
-        not the same to set: setting act(gate) to c makes the input `c * up`, which goes on following `up`. To zero
-        either is the same. On other models the two are one tensor.
+        On gated models, setting "mlp_post", the down projection's input `act(gate) * up`, differs from setting
+        "mlp_act", `act(gate)` alone: with act(gate) set to c, the input is `c * up`, which still depends on `up`.
+        Zeroing either tensor has the same effect. On other models, both names are one tensor.
         """
         return replace(self, mlp_site=mlp_site, name=f"{self.name} on {mlp_site}")
 
     def for_model(self, model: Model) -> "Action":
-        """The same values on another model or on other weights: on purpose, and said so in the name.
+        """The same values for another model or other weights, recorded in the action's name.
 
-        As `NeuronSet.for_model`: values that were measured on one model are refused on another.
+        Without this, values that were measured on one model are refused on another, see `NeuronSet.for_model`.
         """
         origin = origin_of(model)
         if origin["fingerprint"] is not None and self.origin.get("fingerprint") == origin["fingerprint"]:
@@ -99,7 +99,7 @@ class Action:
 
 
 def _checked(name: str, values: Any) -> Any:
-    """Numbers as numbers, values by unit as tensors of real numbers `[layer, unit]` or `[layer, place, unit]`."""
+    """Check values: numbers, or tensors of real numbers `[layer, unit]` or `[layer, position, unit]` per basis."""
     if isinstance(values, Mapping):
         return {basis: _by_unit(name, basis, each) for basis, each in values.items()}
     if (
@@ -110,7 +110,7 @@ def _checked(name: str, values: Any) -> Any:
         values = values.item()
     if isinstance(values, bool | np.bool_) or not isinstance(values, Real):
         raise ValueError(
-            f"action {name!r}: got {type(values).__name__}, expected a number, or values by unit for each basis, "
+            f"action {name!r}: got {type(values).__name__}, expected a number, or values per unit for each basis, "
             '{"mlp": tensor [layer, unit]}.'
         )
     return values if isinstance(values, int | float) else float(values)
@@ -122,7 +122,7 @@ def _by_unit(name: str, basis: str, values: Any) -> Tensor:
         told = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
         raise ValueError(
             f"action {name!r}: values for {basis!r} are {told}, expected a tensor of real numbers [layer, unit] or "
-            "[layer, place, unit]. (Which units to change is said by a NeuronSet.)"
+            "[layer, position, unit]. (A NeuronSet chooses the units.)"
         )
     return given if given.is_floating_point() else given.float()
 
@@ -138,31 +138,31 @@ zero = Action("zero", lambda acts, values: torch.zeros_like(acts))
 
 
 def set_to(values: Values, name: str = "set") -> Action:
-    """Set units to a number, or to values by unit, `{basis: [layer, unit]}`."""
+    """Set units to a number, or to values per unit, `{basis: [layer, unit]}`."""
     return Action(name, lambda acts, value: torch.zeros_like(acts) + value, values)
 
 
 def scale(factor: int | float) -> Action:
-    """Multiply units by a factor, which is a number."""
+    """Multiply all units by one number."""
     if isinstance(factor, Mapping):
-        raise ValueError("scale takes one number for all units; values by unit are for set_to and add.")
+        raise ValueError("scale takes one number for all units; set_to and add take values per unit.")
     factor = _checked("scale", factor)
     return Action(f"scale {factor:g}", lambda acts, value: acts * value, factor)
 
 
 def add(values: Values, name: str = "add") -> Action:
-    """Add a number, or values by unit, `{basis: [layer, unit]}`."""
+    """Add a number, or values per unit, `{basis: [layer, unit]}`, to units."""
     return Action(name, lambda acts, value: acts + value, values)
 
 
 def remove_direction(directions: Mapping[str, Float[Tensor, "layer unit"]], name: str = "remove direction") -> Action:
-    """Take out what the units have along a direction: h - (h · d) d, with d scaled to length 1 over the chosen units.
+    """Remove the component along a direction: h - (h · d) d, with d scaled to length 1 over the chosen units.
 
-    Source: the ablation of arXiv 2505.05111, with any direction in the place of a feature's.
+    Source: the ablation of arXiv 2505.05111, with any direction in place of a feature's.
     """
 
     def change(acts: Tensor, value: Tensor) -> Tensor:
-        exact = torch.promote_types(acts.dtype, torch.float32)  # half precision would leave a part of it
+        exact = torch.promote_types(acts.dtype, torch.float32)  # in half precision a part of the component would remain
         values, direction = acts.to(exact), value.to(exact)
         unit = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return (values - (values * unit).sum(-1, keepdim=True) * unit).to(acts.dtype)

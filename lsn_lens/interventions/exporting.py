@@ -1,4 +1,4 @@
-"""Write a Hugging Face checkpoint in which units are switched off for good."""
+"""Write a Hugging Face checkpoint in which units are permanently set to zero."""
 
 import json
 import shutil
@@ -35,42 +35,42 @@ def export(
     dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> Path:
-    """Write a checkpoint that computes what the model computes under `intervene(model, neurons, zero)`.
+    """Write a checkpoint with the same output as the model under `intervene(model, neurons, zero)`.
 
-    The weights that make or read the units become zero, for all languages of the set. The architecture stays, so
-    plain transformers loads the folder. The logits are compared with those under the hooks before anything is
-    written. The model is loaded twice, one after the other.
+    The weights that write or read the units become zero, for all languages of the set. The architecture stays the
+    same, so plain transformers loads the folder. Before anything is written, the logits are compared with those under
+    the intervention. The model is loaded twice, one load after the other.
 
     Args:
         source: `"demo"`, a local folder or a Hub id, as for `load_model`.
-        neurons: For example `found["fr"]`, on any basis but `resid`.
-        folder: Where to: new or empty.
+        neurons: A set such as `found["fr"]`, on any basis but `resid`.
+        folder: A new or empty folder.
         revision: Branch, tag or commit of a Hub model.
-        dtype: Of the weights; by default the checkpoint's own.
-        options: As for `load_model`.
+        dtype: The dtype of the weights; by default the checkpoint's own.
+        options: Options of `AutoModelForCausalLM.from_pretrained`, see `load_model`.
 
     Returns:
-        The folder, with weights, configuration, tokenizer, a README and `lsn_lens.json` (what was switched off).
+        The folder, with weights, configuration, tokenizer, a README and `lsn_lens.json` (the units set to zero).
 
     Raises:
-        FileExistsError: There is something in the folder.
+        FileExistsError: The folder is not empty.
         ValueError: A set of another model or of other weights (see `NeuronSet.for_model`), units that no single weight
-            matrix makes, or logits that differ.
+            matrix writes, or logits that differ.
         KeyError: A basis that cannot be intervened on.
 
     Warns:
-        UserWarning: The set is empty, so the checkpoint is the model as it was.
+        UserWarning: The set is empty, so the checkpoint is the unchanged model.
     """
     if not isinstance(source, str | Path):
         raise ValueError(
-            f"export takes the name or folder that load_model got, not a {type(source).__name__}: files are read from "
-            "there. Save a model in memory first: model.save_pretrained(folder), and its tokenizer beside it."
+            f"export takes the name or folder that load_model got, not a {type(source).__name__}: it reads the files. "
+            "Save a model in memory first: model.save_pretrained(folder), and its tokenizer to the same folder."
         )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
     if not len(neurons):
-        warnings.warn("the set has no units: the checkpoint is the model as it was.", stacklevel=2)
+        warnings.warn("the set has no units: the checkpoint is the unchanged model.", stacklevel=2)
     name, options = source_of(source), given({**options, "revision": revision})
     cuts, ids, expected, provenance = _under_hooks(source, neurons, dtype, options)
     hf_model = read_weights(name, expected.dtype, options, attention=None)
@@ -81,8 +81,8 @@ def export(
     allowed = structure.TOLERANCE.get(expected.dtype, structure.HALF_TOLERANCE)
     if not difference <= allowed:
         raise ValueError(
-            f"{source}: with edited weights, logits differ from those under the intervention by {difference:.2g} of "
-            f"their standard deviation, at most {allowed:g} is allowed. Nothing was written. {INSTEAD}"
+            f"{source}: with edited weights, logits differ from those under the intervention by {difference:.2g} "
+            f"standard deviations; at most {allowed:g} is allowed. Nothing was written. {INSTEAD}"
         )
     tokenizer = read_tokenizer(name, options)
     return _write(folder, hf_model, tokenizer, {**provenance, "logits_difference": difference})
@@ -90,7 +90,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Cut:
-    """Inputs or outputs of one Hugging Face module, to be made zero."""
+    """Inputs or outputs of one Hugging Face module that are to be set to zero."""
 
     module: str
     outputs: bool
@@ -106,14 +106,14 @@ class _Cut:
 
 
 def _distance(logits: Tensor, reference: Tensor) -> float:
-    """Largest difference, in standard deviations of the reference."""
+    """Largest absolute difference, in standard deviations of the reference."""
     return float((logits - reference).float().abs().max() / reference.float().std())
 
 
 def _under_hooks(
     source: str | Path, neurons: NeuronSet, dtype: torch.dtype | str | None, options: Mapping[str, Any]
 ) -> tuple[list[_Cut], Tensor, Tensor, dict[str, Any]]:
-    """What to edit, tokens, their logits under the intervention, and the provenance; the model is let go of."""
+    """The edits, tokens, their logits under the intervention, and the provenance; the model is freed."""
     kind = "auto" if dtype is None and "torch_dtype" not in options else dtype
     bridge = loading.load_model(source, backend="bridge", dtype=kind, **options)
     hooks = intervention_hooks(bridge, neurons, zero)
@@ -130,11 +130,11 @@ def _under_hooks(
 
 
 def _cuts(bridge: Model, neurons: NeuronSet) -> list[_Cut]:
-    """For each basis and layer with units: the inputs or outputs that they are."""
+    """The module inputs or outputs that the units are, per basis and layer."""
     if "resid" in neurons.masks and neurons.masks["resid"].any():
         raise ValueError(
             "units of basis 'resid' cannot be exported: the residual stream is the sum of the embeddings and all "
-            f"layers so far, so no weights of one layer make it. {INSTEAD}"
+            f"earlier layers, so no weights of one layer write it. {INSTEAD}"
         )
     anatomy, cuts = anatomy_of(bridge), []
     for basis in neurons.masks:
@@ -144,7 +144,7 @@ def _cuts(bridge: Model, neurons: NeuronSet) -> list[_Cut]:
             if len(order) != units.shape[1]:
                 raise ValueError(
                     f"basis {basis!r}, layer {layer}: {units.shape[1]} units, but {len(order)} "
-                    f"{'outputs' if outputs else 'inputs'} of {module}: which is which is not known. {INSTEAD}"
+                    f"{'outputs' if outputs else 'inputs'} of {module}: the mapping between them is unknown. {INSTEAD}"
                 )
             cuts.append(_Cut(module, outputs, order[units[layer]]))
     return cuts
@@ -173,10 +173,10 @@ def _provenance(bridge: Model, neurons: NeuronSet) -> dict[str, Any]:
 
 
 def _write(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str, Any]) -> Path:
-    """A whole checkpoint, or none."""
+    """Write a complete checkpoint or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
     try:
         hf_model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -191,7 +191,7 @@ def _write(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str,
 
 
 def _card(provenance: Mapping[str, Any]) -> str:
-    """What a reader of the folder needs to know."""
+    """The text of the folder's README."""
     source = provenance["source"]
     revision = f", revision {source['revision']}" if source["revision"] else ""
     lines = [
@@ -202,14 +202,15 @@ def _card(provenance: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"# {source['name']}, with units switched off",
+            f"# {source['name']}, with units set to zero",
             "",
-            f"The weights of `{source['name']}`{revision}, in which these units were set to zero for good:",
+            f"The weights of `{source['name']}`{revision}, in which these units were permanently set to zero:",
             "",
             *lines,
             "",
-            f"They were found by: {provenance['method'] or 'not said'}. Written by lsn_lens {provenance['lsn_lens']}; "
-            f"details are in `{PROVENANCE}`. No weights were trained. The licence is that of the original.",
+            f"Method that found the units: {provenance['method'] or 'unknown'}. Written by lsn_lens "
+            f"{provenance['lsn_lens']}; details are in `{PROVENANCE}`. No weights were trained. The original's licence "
+            "applies.",
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""Switch units off, set or push them, as a context manager that leaves no trace."""
+"""Zero, set or steer units in a context manager that restores the model."""
 
 import contextlib
 import warnings
@@ -27,9 +27,9 @@ Hook = tuple[str, Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a forward pass stands in a generation; `lsn.generate` sets `COLUMNS` to it for hooks to read."""
+    """The position of a forward pass within a generation; `lsn.generate` sets `COLUMNS` to it for hooks to read."""
 
-    first: int  # of the batch, counted with the padding on the left
+    first: int  # first column of the pass, counted with the padding on the left
     prompt: int
     pads: Int[Tensor, "batch"]
 
@@ -39,7 +39,7 @@ COLUMNS: ContextVar[Columns | None] = ContextVar("COLUMNS", default=None)  # Non
 
 @dataclass(frozen=True)
 class Intervention:
-    """Changes made one after the other, under one name: later ones see what earlier ones made of a unit."""
+    """Changes made in order, under one name: a later change starts from the result of the earlier ones."""
 
     name: str
     steps: tuple[tuple[NeuronSet, Action], ...] = ()
@@ -49,7 +49,7 @@ class Intervention:
         object.__setattr__(self, "steps", tuple(steps))
 
     def __len__(self) -> int:
-        """How many different units it changes."""
+        """Number of different units that the intervention changes."""
         masks = [(basis, each.units(basis)) for each, _ in self.steps for basis in each.masks]
         return len({(basis, *unit) for basis, mask in masks for unit in mask.nonzero().tolist()})
 
@@ -64,22 +64,22 @@ def intervene(
 
     Args:
         model: A HookedTransformer or TransformerBridge; its weights are never touched.
-        neurons: For example `found["fr"]`; or an `Intervention`, which brings its own actions.
-        action: `zero`, `set_to(...)`, `scale(...)`, `add(...)`, `mean_ablation(run.statistics)`; `zero`, or the word
-            "zero", if left out. More than one change at a time: nest the blocks, or give an `Intervention`.
+        neurons: A set such as `found["fr"]`, or an `Intervention`, which has its own actions.
+        action: `zero` (the default, also as the word "zero"), `set_to(...)`, `scale(...)`, `add(...)`,
+            `mean_ablation(run.statistics)`. For several changes at once, nest the blocks or give an `Intervention`.
 
     Returns:
-        What `with` takes, and gives the model. Its hooks are gone when the block ends, also by an exception.
+        A context manager that yields the model. Its hooks are removed when the block ends, also after an exception.
 
     Raises:
-        ValueError: The set, or the action's values, were found on another model or other weights (see
-            `NeuronSet.for_model`) or are of another shape, a value is NaN or infinite, an `Intervention` came with one
-            more action, or something else than a set and an action.
+        ValueError: The set or the action's values were found on another model or other weights (see
+            `NeuronSet.for_model`) or have another shape; a value is NaN or infinite; an `Intervention` together with an
+            action; or arguments that are not a set and an action.
         KeyError: A basis that cannot be written to, or without values.
-        FloatingPointError: From `lsn.generate` and others inside the block, with the intervention's name in front.
+        FloatingPointError: Raised by `lsn.generate` and others inside the block; the intervention's name is in front.
 
     Warns:
-        UserWarning: There is nothing to change, so the model stays as it is; or `with` was forgotten.
+        UserWarning: The set is empty, so the model is unchanged; or `with` was forgotten.
 
     Source: deactivation as in Tang et al. 2024 (zero act(gate) at all positions), which is zeroing the down
     projection's input `mlp.hook_post`.
@@ -92,10 +92,10 @@ def intervene(
 
 
 def _warn_unused(name: str, used: list[bool]) -> None:
-    """When a block is gone that nobody entered."""
+    """Warn, at garbage collection, about a block that was never entered."""
     if not used:
         warnings.warn(
-            f"intervene({name!r}) was not used, so the model stays as it is: it takes hold inside a block, "
+            f"intervene({name!r}) was not used, so the model is unchanged: an intervention acts inside a block, "
             "`with lsn.intervene(...):`.",
             stacklevel=3,
         )
@@ -107,32 +107,30 @@ def _in_force(model: Model, what: Intervention, used: list[bool]) -> Iterator[Mo
     check_model(model)
     hooks = hooks_of(model, what)
     if not hooks:
-        warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=3)
+        warnings.warn(f"{what.name!r} has no units: the model is unchanged.", stacklevel=3)
     with model.hooks(fwd_hooks=hooks), named(what):
         yield model
 
 
 def intervention_of(neurons: object, action: object = None) -> Intervention:
-    """What `intervene` was given, as an `Intervention`.
+    """The arguments of `intervene` as an `Intervention`.
 
     Raises:
-        ValueError: Something else than a set and an action, or an `Intervention` alone.
+        ValueError: Neither a set with an action nor an `Intervention` alone.
     """
     if isinstance(neurons, Intervention):
         if action is not None:
-            raise ValueError(
-                f"{neurons.name!r} is an Intervention and brings its own actions; it cannot take {action!r}."
-            )
+            raise ValueError(f"{neurons.name!r} is an Intervention and has its own actions; it cannot take {action!r}.")
         return neurons
     chosen = check_step(neurons, zero if action is None else action)
     return Intervention(chosen.name, ((neurons, chosen),))  # type: ignore
 
 
 def check_step(neurons: object, action: object) -> Action:
-    """The action of a step, by word too; what is no set or no action is refused before anything runs.
+    """The action of a step, given as an action or a word; other arguments are refused before anything runs.
 
     Raises:
-        ValueError: Saying what was given.
+        ValueError: Not a set or not an action; the message says what was given.
     """
     if not isinstance(neurons, NeuronSet):
         raise ValueError(
@@ -142,10 +140,10 @@ def check_step(neurons: object, action: object) -> Action:
 
 
 def check_steps(model: Model, steps: Iterable[tuple[NeuronSet, Action]]) -> None:
-    """Refuse, before anything slow runs, what is no set or action, or is from another model.
+    """Refuse, before anything slow runs, steps that are not sets and actions or are from another model.
 
     Raises:
-        ValueError: Saying what was given, and whose it is.
+        ValueError: The message says what was given, and its origin.
     """
     origins: list[tuple[str, Origin]] = []
     for neurons, action in steps:
@@ -156,7 +154,7 @@ def check_steps(model: Model, steps: Iterable[tuple[NeuronSet, Action]]) -> None
 
 @contextlib.contextmanager
 def named(what: Intervention) -> Iterator[None]:
-    """Say under which intervention numbers stopped being finite."""
+    """Put the intervention's name in front of a `FloatingPointError`."""
     try:
         yield
     except FloatingPointError as error:
@@ -173,7 +171,7 @@ def intervention_hooks(
 ) -> list[Hook]:
     """The hooks of `intervene`, for each layer with chosen units.
 
-    `width` gives a site's units where they are known already: finding out takes a forward pass.
+    `width` gives a site's number of units if it is known already: measuring it takes a forward pass.
     """
     check_steps(model, [(neurons, action)])
     width = width or partial(structure.site_width, model)
@@ -212,7 +210,7 @@ def _values(action: Action, basis: str, units: Tensor) -> Any:
 
 
 def _hooks(model: Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
-    """One hook, at the site where the basis is written."""
+    """One hook at the write site of the basis."""
     site = SITES[WRITE_SITE[basis]]
 
     def write(acts: Tensor, hook: Any) -> Tensor:
@@ -226,19 +224,19 @@ def _hooks(model: Model, basis: str, layer: int, index: Tensor, value: Any, acti
 
 
 def _act_hooks(model: Model, basis: str, layer: int, index: Tensor, value: Any, action: Action) -> list[Hook]:
-    """On a gated MLP: read up, and write the changed act(gate) * up into the down projection's input.
+    """Hooks for a gated MLP: read up, and write the changed act(gate) * up into the down projection's input.
 
-    act(gate) is taken to be that input over up, not act of the gate: so it is what earlier changes made of it.
+    act(gate) is computed as that input over up, so that it includes the effect of earlier changes.
     """
     read: list[Tensor] = []
-    bias = 0 if structure.is_bridge(model) else model.blocks[layer].mlp.b_in[index]  # which it adds after the product
+    bias = 0 if structure.is_bridge(model) else model.blocks[layer].mlp.b_in[index]  # added after the product
 
     def keep(acts: Tensor, hook: Any) -> None:
         read[:] = [acts[..., index]]
 
     def write(acts: Tensor, hook: Any) -> Tensor:
         new, before, up = acts.clone(), acts[..., index], read.pop()
-        empty = up.abs() < torch.finfo(up.dtype).tiny  # no product tells the gate, nor does the gate matter
+        empty = up.abs() < torch.finfo(up.dtype).tiny  # here the gate is unknown, and has no effect
         gate = torch.where(empty, 0, (before - bias) / up)
         new[..., index] = _where_chosen(model, action, before, _changed(model, action, gate, value) * up + bias)
         return new
@@ -265,7 +263,7 @@ def _where_chosen(model: Model, action: Action, before: Tensor, after: Tensor) -
         columns = COLUMNS.get()
         if columns is None:
             raise RuntimeError(
-                f"action {action.name!r}: only lsn.generate tells the prompt from what follows. Generate with it, or "
+                f"action {action.name!r}: only lsn.generate knows where the prompt ends. Use lsn.generate, or "
                 "choose where='all' or a slice of positions."
             )
         place = columns.first + torch.arange(before.shape[1], device=before.device)
@@ -278,7 +276,7 @@ def _where_chosen(model: Model, action: Action, before: Tensor, after: Tensor) -
 
 
 def _positions(model: Model, acts: Tensor) -> Int[Tensor, "row pos"]:
-    """Positions in the text; without `Columns` the pass is taken to begin with the text."""
+    """Positions in the text; without `Columns` the pass is assumed to begin with the text."""
     columns = COLUMNS.get() or Columns(0, 0, torch.zeros(1, dtype=torch.long))
     place = columns.first + torch.arange(acts.shape[1], device=acts.device)
     return place - columns.pads[:, None].to(acts.device)

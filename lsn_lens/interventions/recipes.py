@@ -1,4 +1,4 @@
-"""Changes that papers put together to steer a model from one language to another."""
+"""Published combinations of changes that steer a model from one language to another."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,22 +27,21 @@ def language_arithmetics(
     strength: float | int = 1.0,
     mlp_site: MlpSite = "mlp_post",
 ) -> Intervention:
-    """Units of one language off, units of another on.
+    """Switch one language's units off and another language's units on.
 
     Args:
-        statistics: Of the run that the units were found in.
+        statistics: Statistics of the run in which the units were found.
         found: The units, by language.
-        target: Its units get `strength` times their mean over its text added ("additive"), are set to that
-            ("replacement"), or get the same multiple of this mean less the mean over the other languages added
-            ("difference").
-        source: Its units are set to zero first; None leaves them.
-        mode: See `target`.
-        strength: See `target`.
+        target: The language to steer to.
+        source: The language whose units are set to zero first; None sets no units to zero.
+        mode: "additive": add `strength` times the target language's mean to its units; "replacement": set its units
+            to this value; "difference": add `strength` times this mean minus the other languages' mean.
+        strength: The factor in `mode`.
         mlp_site: "mlp_post", or "mlp_act" for act(gate) alone; see `Action.on`.
 
     Raises:
-        ValueError: Another mode.
-        KeyError: Another language.
+        ValueError: An unknown mode.
+        KeyError: An unknown language.
 
     Source: arXiv 2507.22608 and its released code.
     """
@@ -63,14 +62,14 @@ def language_arithmetics(
 def diffmean_steering(
     statistics: Statistics, target: str, source: str | None = None, *, layer: int, strength: float | int = 1.0
 ) -> Intervention:
-    """Push the residual stream after one layer along the difference of means, from a source to a target language.
+    """Steer the residual stream after one layer along the difference of means, from a source to a target language.
 
     Args:
-        statistics: Of a run with "diffmean".
-        target: Where to.
-        source: Where from; None takes the mean of all other languages.
-        layer: After which; negative numbers count from the last.
-        strength: Multiples of the difference: 1 moves one mean onto the other.
+        statistics: Statistics of a run with "diffmean".
+        target: The language to steer to.
+        source: The language to steer from; None takes the mean of all other languages.
+        layer: The layer after which to steer; negative numbers count from the last.
+        strength: Multiples of the difference: 1 moves the source's mean onto the target's.
 
     Source: arXiv 2601.08331 and its released code, which adds alpha times the difference scaled to length 1; here
     alpha is the strength times the difference's length, since lengths differ from model to model.
@@ -98,27 +97,27 @@ def dimensions_steering(
     """Overwrite a language's dimensions of the residual stream with a multiple of its mean.
 
     Args:
-        statistics: Of the run that the dimensions were found in.
-        found: From "language_dimensions", in the same variant.
-        target: The language.
+        statistics: Statistics of the run in which the dimensions were found.
+        found: A set found by "language_dimensions", in the same variant.
+        target: The language to steer to.
         strength: Multiples of the mean.
-        layer: After which layer to write; negative counts from the last. By default the layer that the set is of.
-        variant: Of `LanguageDimensions`: where the means are taken, in the layer that the set is of.
+        layer: The layer after which to write; negative numbers count from the last. By default the set's layer.
+        variant: The variant of `LanguageDimensions`, which says where in the set's layer the means are taken.
 
     Raises:
-        KeyError: No such language, or the run lacks the means.
-        ValueError: No such layer, or a set of several layers that are to go to one.
+        KeyError: An unknown language, or the run lacks the means.
+        ValueError: An unknown layer, or a set of several layers together with `layer`.
 
     Source: arXiv 2510.07213 and its released code, which writes the *last* layer's means into a *middle* layer:
-    `variant="released"`, `strength=0.4` and `layer=18` of 32. To write into the layer that the means are from, by
-    default, is ours.
+    `variant="released"`, `strength=0.4` and `layer=18` of 32. Our default writes into the layer that the means are
+    from.
     """
     place, units = place_of(statistics, target), found[target]
     layers, name = statistics.tokens.shape[1], f"->{target} dimensions {strength:g}"
     own = units.units("resid").any(1).nonzero()[:, 0].tolist()
     if layer is not None:
         if len(own) > 1:
-            raise ValueError(f"the set has dimensions of the layers {own}: expected one layer, to go to layer {layer}.")
+            raise ValueError(f"the set has dimensions of the layers {own}: expected one, to write to layer {layer}.")
         if not -layers <= layer < layers:
             raise ValueError(f"layer {layer}: the model has the layers 0 to {layers - 1}.")
         name = f"{name} at layer {layer % layers}"

@@ -1,4 +1,4 @@
-"""What to set units to: values that a run measured, or that the model has on other text."""
+"""Values to set units to: measured by a run, or computed by the model on other text."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -24,25 +24,25 @@ Means = dict[str, Float[Tensor, "layer unit"]]
 
 
 def mean_ablation(statistics: Statistics) -> Action:
-    """Set units to their mean over all languages of a run (`run.statistics`), each language counting the same."""
+    """Set units to their mean over all languages of a run (`run.statistics`), with equal weight per language."""
     return measured(statistics, set_to(pooled_means(statistics), "dataset mean"))
 
 
 def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
-    """For a language, set units to their mean over the other languages of a run (`run.statistics`)."""
+    """A function from a language to the action that sets units to their mean over the run's other languages."""
     return lambda language: measured(statistics, set_to(pooled_means(statistics, language), "other languages' mean"))
 
 
 def measured(statistics: Statistics, action: Action) -> Action:
-    """The same action, which says of what model, text and layout its values are."""
+    """The same action with the run's model, text and layout as the origin of its values."""
     return replace(action, origin=statistics.origin)
 
 
 def language_means(statistics: Statistics, language: str, mlp_site: MlpSite = "mlp_post") -> Means:
-    """A language's mean of every unit, by basis: all bases that the run has sums for.
+    """The mean of every unit over a language's tokens: basis -> `[layer unit]`, for all bases with sums in the run.
 
     Raises:
-        KeyError: No such language.
+        KeyError: An unknown language.
     """
     place = place_of(statistics, language)
     return {basis: statistics.mean(site)[place].float() for basis, site in _summed(statistics, mlp_site).items()}
@@ -51,15 +51,15 @@ def language_means(statistics: Statistics, language: str, mlp_site: MlpSite = "m
 def language_mean(statistics: Statistics, language: str, mlp_site: MlpSite = "mlp_post") -> Action:
     """Set units to a language's mean over tokens.
 
-    Source: the steering of Tang et al. 2024, whose code is not released; that the forced value is the mean of
-    act(gate) (`mlp_site="mlp_act"`) is how later work does it (arXiv 2507.22608).
+    Source: the steering of Tang et al. 2024, whose code is not released; later work (arXiv 2507.22608) sets the mean
+    of act(gate) (`mlp_site="mlp_act"`).
     """
     action = measured(statistics, set_to(language_means(statistics, language, mlp_site), f"mean of {language}"))
     return action if mlp_site == "mlp_post" else action.on(mlp_site)
 
 
 def language_medians(statistics: Statistics) -> dict[str, Action]:
-    """For each language, set units to the median of its sentences' means; the run needs "average_precision".
+    """Language -> action that sets units to the median of its sentence means; the run needs "average_precision".
 
     Source: Kojima et al. 2024, released code.
     """
@@ -74,15 +74,15 @@ def language_medians(statistics: Statistics) -> dict[str, Action]:
 
 
 def language_median(statistics: Statistics, language: str) -> Action:
-    """Set units to the median of one language's sentence means, as `language_medians` gives for each."""
+    """Set units to the median over one language's sentence means, see `language_medians`."""
     place_of(statistics, language)
     return language_medians(statistics)[language]
 
 
 def language_maximum(statistics: Statistics, language: str, bases: Iterable[str] = ("mlp",)) -> Action:
-    """Set units to the highest value that they have on a language's text.
+    """Set units to their highest value on a language's text.
 
-    The run needs `collect(..., extra=[DocumentValues("mlp_post", "maximum")])`, the write site of each basis.
+    The run needs `collect(..., extra=[DocumentValues("mlp_post", "maximum")])`, with the write site of each basis.
     """
     layers = range(statistics.tokens.shape[1])
     place_of(statistics, language)
@@ -102,20 +102,20 @@ def resample(
     seed: int = 0,
     progress: bool = True,
 ) -> Action:
-    """Set units to what they are at random tokens of other text, all units of one place from the same token.
+    """Set units to their values at random tokens of other text; all units at a position come from the same token.
 
-    A position of the text gets the same token in every row and pass. Keeps `[layer, tokens, unit]` for each basis.
+    A position of the text gets the same token in every row and pass. The values are `[layer, tokens, unit]` per basis.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        documents: Text to draw from, for example the other languages'; read until there are enough tokens.
-        bases: Of the units that will be set.
-        tokens: How many to draw from; the separator in front of a document is left out.
-        seed: Of their order.
+        documents: Text to draw from, for example other-language text; read until there are enough tokens.
+        bases: Bases of the units to set.
+        tokens: Number of tokens to draw from; each document's leading BOS token is left out.
+        seed: Seed of the tokens' order.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The documents have fewer tokens or are one string, or the model has no such basis.
+        ValueError: The documents have too few tokens or are one string, or the model lacks a basis.
         KeyError: A basis that cannot be written to.
     """
     tokens = whole_number(tokens, "tokens", least=1)
@@ -147,17 +147,17 @@ def resample(
             if read >= tokens:
                 break
     if read < tokens:
-        raise ValueError(f"the documents have {read} tokens, fewer than {tokens}: give more, or ask for fewer.")
+        raise ValueError(f"the documents have {read} tokens, fewer than {tokens}: give more text, or ask for fewer.")
     order = torch.randperm(read, generator=torch.Generator().manual_seed(seed))[:tokens]
     values = {basis: torch.stack([torch.cat(parts[basis, layer])[order] for layer in layers]) for basis in sites}
     return replace(set_to(values, "resample"), origin=origin_of(model))
 
 
 def place_of(statistics: Statistics, language: str) -> int:
-    """Where a language stands on the first axis of statistics.
+    """The index of a language on the first axis of statistics.
 
     Raises:
-        KeyError: No such language; the message lists those that the run has.
+        KeyError: An unknown language; the message lists the run's languages.
     """
     if language not in statistics.languages:
         raise KeyError(f"no language {language!r}; the languages are {list(statistics.languages)}.")
@@ -165,7 +165,7 @@ def place_of(statistics: Statistics, language: str) -> int:
 
 
 def _summed(statistics: Statistics, mlp_site: MlpSite) -> Mapping[str, str]:
-    """The bases that the run has sums for, and at which site."""
+    """The bases with sums in the run: basis -> site of the sums."""
     sites = {**WRITE_SITE, "mlp": mlp_site}
     return {basis: site for basis, site in sites.items() if Statistic(site, "sum").key in statistics.sums}
 
@@ -179,6 +179,6 @@ def _write_sites(bases: Iterable[str]) -> dict[str, str]:
 
 
 def pooled_means(statistics: Statistics, without: str | None = None, mlp_site: MlpSite = "mlp_post") -> Means:
-    """The mean of every unit over all languages but one, each counting the same, for all bases that have sums."""
+    """The mean of every unit over all languages but `without`, equally weighted, for all bases with sums."""
     sites = _summed(statistics, mlp_site)
     return {basis: statistics.pooled_mean(site, without).float() for basis, site in sites.items()}

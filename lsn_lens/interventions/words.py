@@ -1,4 +1,4 @@
-"""Actions by name: what may be typed wherever an action is taken."""
+"""Actions by name: the words accepted in place of an action."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,14 @@ ACTIONS = "an action: lsn.zero, lsn.set_to(...), lsn.scale(...), lsn.add(...), l
 
 
 def action_of(action: Any, statistics: Statistics | None = None) -> Action | Callable[[str], Action]:
-    """The action that a word stands for: "zero", "mean", "other mean"; what is no word is checked and passed through.
+    """The action for a word ("zero", "mean", "other mean"); an action or a function is checked and returned.
 
     Args:
         action: A word, an action, or a function from languages to actions.
-        statistics: Of a run, for the words that stand for its means.
+        statistics: Statistics of a run, for the words "mean" and "other mean".
 
     Raises:
-        ValueError: Another word, one that takes means where no statistics are at hand, or no action.
+        ValueError: An unknown word, a word that needs `statistics` without them, or a value that is not an action.
     """
     if not isinstance(action, str):
         function: Any = action if callable(action) else None
@@ -33,17 +33,17 @@ def action_of(action: Any, statistics: Statistics | None = None) -> Action | Cal
         return zero
     if statistics is None:
         raise ValueError(
-            f"action={action!r} needs the means of a run, and no run is at hand here: give "
+            f"action={action!r} needs the means of a run, and no run is available here: give "
             f"lsn.{OF_RUN[word].__name__}(run.statistics)."
         )
     return OF_RUN[word](statistics)
 
 
 def action_for(action: Any, language: str | None = None) -> Action:
-    """The one action for a language: the action itself, what a word stands for, or what a function gives for it.
+    """The action for one language, from an action, a word, or a function of the language.
 
     Raises:
-        ValueError: No action, a word that takes statistics, or a function where there is no language to give it.
+        ValueError: A value that is not an action, a word that needs statistics, or a function without a language.
     """
     chosen = action_of(action)
     if isinstance(chosen, Action) or language is None:
@@ -52,12 +52,12 @@ def action_for(action: Any, language: str | None = None) -> Action:
 
 
 def check_action(action: Any) -> Action:
-    """Refuse what is no action, and say what is.
+    """Require an action, and return it.
 
     Raises:
-        ValueError: No action.
+        ValueError: Another value; the message lists the actions.
     """
     if not isinstance(action, Action):
-        hint = " It is a function: call it with a language, as for other_mean_ablation." if callable(action) else ""
+        hint = " This is a function: call it with a language, as for other_mean_ablation." if callable(action) else ""
         raise ValueError(f"action={str(action)[:60]!r} is of type {type(action).__name__}: expected {ACTIONS}{hint}")
     return action

@@ -1,4 +1,4 @@
-"""Load a model, look at it, run it."""
+"""Load, inspect and run models."""
 
 import lazy_loader
 

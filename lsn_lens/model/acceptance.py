@@ -1,6 +1,6 @@
-"""What a model must do before it is handed out: compute what Hugging Face computes, whatever the padding.
+"""Accept a model: its logits must equal Hugging Face's, with every padding.
 
-What is compared is what is measured later: the forward pass that `collect` runs, and the one that `generate` runs.
+The compared forward passes are the ones used later: that of `collect`, and that of `generate`.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ from lsn_lens.model.mlps import has_experts
 from lsn_lens.model.probing import device_of, probe_ids
 from lsn_lens.model.structure import HALF_TOLERANCE, TOLERANCE, Model
 
-HALF_ATTENTION = 0.03  # how far two attentions may be apart in half precision, of what a layer adds
-PREFIX = 5  # tokens of a text that are read alone, too
+HALF_ATTENTION = 0.03  # largest difference of two attentions in half precision, relative to the layer's update
+PREFIX = 5  # tokens of a text that are also read alone
 LONGEST, SHORTER = 24, 8  # tokens of the two texts, more where a sparse attention picks some of many
 TRY = "This version of TransformerLens computes another function; try the other backend or a newer version."
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the plain Hugging Face model gives.
+    """Results of the plain Hugging Face model.
 
     Attributes:
         source: The model's name.
         rows: Ids of two texts, one longer than the other.
-        logits: Of each text alone.
-        padded: Largest difference of its own logits beside padding on the "left" and on the "right", in their
-            standard deviations.
-        routes: Whether tokens choose experts: in half precision rounding sends some to others, which says nothing.
+        logits: Logits of each text alone.
+        padded: Largest change of these logits by padding on the "left" and on the "right", in standard deviations of
+            the logits.
+        routes: Whether tokens choose experts: in half precision, rounding alone changes some choices.
     """
 
     source: str
@@ -45,16 +45,16 @@ class Reference:
 
     @property
     def allowed(self) -> float:
-        """Largest difference that is rounding, in standard deviations of the logits."""
+        """Largest difference that rounding explains, in standard deviations of the logits."""
         return TOLERANCE.get(self.logits[0].dtype, HALF_TOLERANCE)
 
 
 @torch.no_grad()
 def reference_of(hf_model: Any, source: str) -> Reference:
-    """Run the plain Hugging Face model, and see that it is a decoder whose attention is sound.
+    """Run the plain Hugging Face model, and check that it is a decoder with correct eager attention.
 
     Raises:
-        ValueError: It is not, or gives NaN.
+        ValueError: One of these checks fails, or the logits have NaN.
     """
     device = hf_model.device
     rows = [ids.to(device) for ids in _texts(hf_model)]
@@ -77,10 +77,10 @@ def reference_of(hf_model: Any, source: str) -> Reference:
 
 @torch.no_grad()
 def check(model: Model, reference: Reference) -> None:
-    """A model's logits equal Hugging Face's, alone and under padding, by every way that they are computed later.
+    """Check that logits equal Hugging Face's, without and with padding, for every forward pass used later.
 
     Raises:
-        ValueError: They do not, or one of the ways fails.
+        ValueError: Logits differ, or a forward pass fails.
     """
     what = f"{reference.source!r} as {type(model).__name__}"
     try:
@@ -101,7 +101,7 @@ def check(model: Model, reference: Reference) -> None:
 def _texts(hf_model: Any) -> list[Tensor]:
     """Ids of two texts within the context."""
     config = hf_model.config.get_text_config()
-    picked = getattr(config, "index_topk", None) or 0  # of fewer tokens it picks all, and cannot pick padding
+    picked = getattr(config, "index_topk", None) or 0  # from fewer tokens, sparse attention picks all
     context = getattr(config, "max_position_embeddings", None) or LONGEST + picked
     scaling = getattr(config, "rope_parameters", None) or {}
     if scaling.get("rope_type") in ("longrope", "dynamic"):  # beyond it, all positions are coded in another way
@@ -111,7 +111,7 @@ def _texts(hf_model: Any) -> list[Tensor]:
 
 
 def _ways(model: Model, reference: Reference) -> Iterator[tuple[str, str, list[Tensor]]]:
-    """Side of the padding, how, and the logits of each row without its padding."""
+    """For each forward pass: the side of the padding, a description, and the logits of each row without padding."""
     device = device_of(model)
     for side in ("right", "left"):
         ids, mask = (each.to(device) for each in padded_batch(reference.rows, side))
@@ -125,14 +125,14 @@ def _ways(model: Model, reference: Reference) -> Iterator[tuple[str, str, list[T
 
 
 def _forwards(model: Model) -> Iterator[tuple[str, Callable[[], contextlib.AbstractContextManager[Any]]]]:
-    """The forward passes of `collect` and evaluation: with every hook, and without those that nobody needs."""
+    """The forward passes of `collect` and evaluation: with all hooks, and without unneeded hooks."""
     yield "as statistics are collected", contextlib.nullcontext
-    if forward.lean_is_exact(model, ()):  # then what it gives alone is what the model gives
+    if forward.lean_is_exact(model, ()):  # then it equals the model without padding
         yield "as statistics are collected without hooks", lambda: forward.lean(model, ())
 
 
 def _check_beside_padding(model: Model, reference: Reference) -> None:
-    """The last hidden states and the logits of a text are the same alone and beside padding."""
+    """Check that the last hidden states and the logits of a text do not change with padding."""
     ids, mask = (each.to(device_of(model)) for each in padded_batch(reference.rows, "right"))
     for how, context in _forwards(model):
         for what, run in (("hidden states", forward.hidden_states), ("logits", forward.logits)):
@@ -156,26 +156,26 @@ def _differs(side: str, how: str, difference: float, reference: Reference) -> st
     own = reference.padded.get(side, 0.0)
     if not own <= reference.allowed:
         return said + (
-            f"So do those of the plain Hugging Face model ({own:.2g}): what it makes of a text depends on the padding "
-            "beside it, so texts cannot be read side by side."
+            f"So do those of the plain Hugging Face model ({own:.2g}): its result for a text depends on the padding, "
+            "so texts cannot be read side by side."
         )
     return said + TRY
 
 
 def _check_reads_forward(hf_model: Any, ids: Tensor, logits: Tensor) -> None:
-    """What a decoder makes of a token does not depend on the tokens after it."""
+    """Check that the model is a decoder: the result for a token does not depend on later tokens."""
     difference = _distance(hf_model(ids[None, :PREFIX]).logits[0], logits[:PREFIX])
     if not difference <= TOLERANCE.get(logits.dtype, HALF_TOLERANCE):
         raise ValueError(
-            f"the tokens after a text change what it makes of the text, by {difference:.2g} of the logits' standard "
+            f"the tokens after a text change its logits for the text, by {difference:.2g} of their standard "
             "deviation: it is an encoder or reads both ways, not the causal language model that was expected"
         )
 
 
 def _check_attention(hf_model: Any, ids: Tensor) -> None:
-    """Eager attention, which hooks need, is what the model has by default: else one of the two is wrong.
+    """Check that eager attention, which hooks need, equals the model's default attention.
 
-    Every layer is given the same by both, so that neither rounding nor a choice of experts adds up over layers.
+    Every layer gets the same input in both, so that neither rounding nor a choice of experts adds up over layers.
     """
     if not getattr(hf_model, "_supports_sdpa", False):
         return
@@ -193,13 +193,13 @@ def _check_attention(hf_model: Any, ids: Tensor) -> None:
         difference = float((error / change.clamp_min(torch.finfo(torch.float32).tiny)).median())  # over tokens
         if not difference <= TOLERANCE.get(made.dtype, HALF_ATTENTION):
             raise ValueError(
-                "its eager attention, which hooks need, and its default one (sdpa) differ: of what layer "
-                f"{layer} adds, by {difference:.2g}. What is measured would not be the model that others run"
+                "its eager attention, which hooks need, and its default attention (sdpa) differ: in layer "
+                f"{layer}, by {difference:.2g} of the layer's update. Results would not hold for the default model"
             )
 
 
 def _layer_by_layer(hf_model: Any, ids: Tensor, given: list[Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of each layer for a text; or its output for other inputs."""
+    """Input and output of each layer for a text; with `given`, the layers' outputs for these inputs."""
     count = hf_model.config.get_text_config().num_hidden_layers
     lists = (each for each in hf_model.modules() if isinstance(each, nn.ModuleList) and len(each) == count)
     seen: dict[int, list[Tensor]] = {}
@@ -225,7 +225,7 @@ def _layer_by_layer(hf_model: Any, ids: Tensor, given: list[Tensor] | None = Non
 
 
 def _beside_padding(hf_model: Any, rows: list[Tensor], side: str) -> list[Tensor]:
-    """The plain model's logits of each text, both in one batch, given as `forward` gives them."""
+    """The plain model's logits of each text, computed in one batch of both texts."""
     ids, mask = (each.to(hf_model.device) for each in padded_batch(rows, side))
     given = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(hf_model.forward).parameters:
@@ -235,7 +235,7 @@ def _beside_padding(hf_model: Any, rows: list[Tensor], side: str) -> list[Tensor
 
 
 def padded_batch(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[row pos]` of texts of different length."""
+    """Ids and mask `[row pos]` of texts of different lengths, padded on one side."""
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -246,10 +246,10 @@ def padded_batch(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
 
 
 def _distance(values: Tensor, reference: Tensor, routes: bool = False) -> float:
-    """Largest difference, in standard deviations of the reference; NaN where there is NaN.
+    """Largest difference, in standard deviations of the reference; NaN if a value is NaN.
 
-    In half precision, where single numbers say little, the root mean square; the median token's where tokens choose
-    experts.
+    In half precision, where single numbers are noisy, it is the root mean square; for models whose tokens choose
+    experts, that of the median token.
     """
     error = (values - reference).float()
     if reference.dtype in TOLERANCE:

@@ -24,26 +24,26 @@ OURS = {
     "device_mesh": "a model that is split over devices is not supported; give device=",
     "distributed_config": "a model that is split over devices is not supported; give device=",
 }
-SHOWN = 200  # characters of either end of another library's error: some list all that they know
+SHOWN = 200  # characters shown of either end of another library's error, since some list all known models
 
 
 def source_of(name: str | Path) -> str:
-    """What transformers calls the model that `load_model` calls `name`."""
+    """The name or path for transformers of the model that `load_model` calls `name`."""
     return str(DEMO_MODEL) if str(name) == "demo" else str(name)
 
 
 def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the tokenizer and the configuration need as well as the weights."""
+    """The options that the tokenizer and the configuration need too."""
     return given({key: options.get(key) for key in PLACE})
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say something."""
+    """The options that are not None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
 def in_short(error: BaseException) -> str:
-    """Class and both ends of an error."""
+    """An error's class, and both ends of its message."""
     text = re.sub(r"\[[^]]{99,}\]", "[...]", " ".join(str(error).split()))
     if len(text) > 2 * SHOWN:
         text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
@@ -51,10 +51,10 @@ def in_short(error: BaseException) -> str:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that only load_model can give.
+    """Refuse options that `load_model` sets itself.
 
     Raises:
-        ValueError: One of them.
+        ValueError: One of these options is given.
     """
     for key, why in OURS.items():
         if options.get(key) is not None:
@@ -62,12 +62,12 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def dtype_of(dtype: torch.dtype | str | None, options: Mapping[str, Any]) -> torch.dtype | str:
-    """The dtype asked for, float32 if none: a `torch.dtype`, or "auto" for the checkpoint's own.
+    """The requested dtype (default float32): a `torch.dtype`, or "auto" for the checkpoint's own.
 
-    `torch_dtype` among the options is what transformers used to call it.
+    The option `torch_dtype` is the older name in transformers.
 
     Raises:
-        ValueError: Two that differ, or none that weights can have.
+        ValueError: Two dtypes that differ, or a dtype that weights cannot have.
     """
     asked = [_dtype(each) for each in (dtype, options.get("torch_dtype")) if each is not None]
     if len(set(asked)) > 1:
@@ -88,9 +88,9 @@ def read_config(source: str, options: Mapping[str, Any]) -> Any:
     """The configuration of a causal language model.
 
     Raises:
-        ValueError: It cannot be read, or is another kind of model's.
+        ValueError: The configuration cannot be read, or belongs to another kind of model.
     """
-    named = options.get("config") or source  # a configuration, or where one is
+    named = options.get("config") or source  # a configuration, or its path
     try:
         is_place = isinstance(named, str | os.PathLike)
         config: Any = AutoConfig.from_pretrained(named, **place_of(options)) if is_place else named
@@ -101,10 +101,10 @@ def read_config(source: str, options: Mapping[str, Any]) -> Any:
 
 
 def check_config(config: Any, source: str) -> None:
-    """Refuse another model than a decoder that transformers knows as a causal language model.
+    """Require a decoder that transformers knows as a causal language model.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The model is another kind of model.
     """
     kind = f"{source!r} ({', '.join(config.architectures or []) or config.model_type})"
     if getattr(config, "is_encoder_decoder", False):
@@ -117,10 +117,10 @@ def check_config(config: Any, source: str) -> None:
 
 
 def read_tokenizer(source: str, options: Mapping[str, Any]) -> Any:
-    """The tokenizer, from where the weights are.
+    """Read the tokenizer from the source of the weights.
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: The tokenizer cannot be read.
     """
     try:
         return AutoTokenizer.from_pretrained(source, **place_of(options))
@@ -131,15 +131,15 @@ def read_tokenizer(source: str, options: Mapping[str, Any]) -> Any:
 def read_weights(
     source: str, dtype: torch.dtype | str, options: Mapping[str, Any], attention: str | None = "eager"
 ) -> Any:
-    """The Hugging Face model; its weights are whole and finite, and on one device. None is its default attention.
+    """Read the Hugging Face model, and check that its weights are complete, finite and on one device.
 
     Raises:
-        ValueError: They are not.
+        ValueError: The model cannot be read, or a check fails.
     """
     _check_one_device(source, options.get("device_map"))
     rest = {key: value for key, value in options.items() if key != "torch_dtype"}
     try:
-        # without safetensors, transformers would ask a service to write some into the hub's repository
+        # without safetensors files, transformers would ask a service to write them into the hub's repository
         with mock.patch.dict(os.environ, DISABLE_SAFETENSORS_CONVERSION="1"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation=attention, output_loading_info=True, **rest
@@ -166,24 +166,24 @@ def check_finite(source: str, hf_model: Any) -> None:
 
 
 def check_tokenizer(source: str, tokenizer: Any, vocabulary: int) -> None:
-    """Every token has an embedding but added ones: texts need not use them, and `tokenize` refuses those that do.
+    """Check that every token but added tokens has an embedding; `tokenize` refuses texts with tokens that have none.
 
     Raises:
-        ValueError: Other tokens have none.
+        ValueError: A token without an embedding is not an added token.
     """
     for kind in ("bos", "eos"):
         number = getattr(tokenizer, f"{kind}_token_id")
         if number is not None and number >= vocabulary:
             raise ValueError(
                 f"{source!r}: the {kind} token {getattr(tokenizer, f'{kind}_token')!r} is number {number}, the model "
-                f"knows {vocabulary} tokens: no text can begin with it. They do not belong together."
+                f"knows {vocabulary} tokens: no text can begin with it. Tokenizer and model do not belong together."
             )
     added = set(tokenizer.get_added_vocab())
     without = [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary and token not in added]
     if without:
         raise ValueError(
-            f"{source!r}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}, and {len(without)} of "
-            f"those that have no embedding are not added ones, as {without[0]!r}. They do not belong together."
+            f"{source!r}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}, and {len(without)} tokens "
+            f"without an embedding are not added tokens, as {without[0]!r}. Tokenizer and model do not belong together."
         )
 
 

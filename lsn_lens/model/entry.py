@@ -1,4 +1,4 @@
-"""What a model must be before anything runs it; every public function that takes a model asks here first."""
+"""Check a model before anything runs it; every public function that takes a model calls this check first."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from lsn_lens.model import forward, hooks
 from lsn_lens.model.probing import is_bridge
 from lsn_lens.model.structure import Model
 
-CENTRED = 0.02  # root mean square of means over an axis, where random entries give 1
+CENTRED = 0.02  # root mean square of means over an axis, relative to that of random entries
 RAW = (
     "Load it unprocessed: lsn.load_model(...), TransformerBridge.boot_transformers(...) without "
     "enable_compatibility_mode(), or HookedTransformer.from_pretrained_no_processing(...)."
@@ -20,12 +20,12 @@ RAW = (
 
 
 def check_model(model: Model) -> None:
-    """Refuse a model whose numbers would mean something else. Cheap: no forward pass, where no odd hooks are.
+    """Refuse a model whose results would be wrong. The check is cheap: without unusual hooks, it runs no forward pass.
 
     Raises:
-        ValueError: It is no unwrapped HookedTransformer or TransformerBridge, it is in training mode, its weights are
-            processed, torch's default dtype does not fit it, or somebody's hook is on a module that its forward pass
-            does not run.
+        ValueError: The model is not an unwrapped HookedTransformer or TransformerBridge, is in training mode, has
+            processed weights, does not fit torch's default dtype, or has a user's hook on a module that its forward
+            pass does not run.
     """
     if not _is_model(model):
         raise ValueError(_what_instead(model))
@@ -48,13 +48,13 @@ def check_model(model: Model) -> None:
     if idle:
         raise ValueError(
             f"{name}: there is a hook or a replaced forward on {idle}, which its forward pass does not run: the bridge "
-            "computes by itself what this module would. Put it on a hook point (see model.hook_dict), or on the "
-            "bridge's component, or take it off."
+            "computes this module's result itself. Move the hook to a hook point (see model.hook_dict) or to the "
+            "bridge's component, or remove it."
         )
 
 
 def _is_model(model: Any) -> bool:
-    """Whether it is of one of TransformerLens's two classes; where these were never imported, nothing is."""
+    """Whether the model has one of TransformerLens's two classes, without importing them."""
     known = (
         ("transformer_lens.model_bridge", "TransformerBridge"),
         ("transformer_lens.HookedTransformer", "HookedTransformer"),
@@ -77,7 +77,7 @@ def _what_instead(model: Any) -> str:
 
 
 def _training(model: Model) -> str:
-    """The first module in training mode; of a HookedTransformer, which has no dropout, the first dropout in it."""
+    """The first module in training mode; for a HookedTransformer, the first dropout module in training mode."""
     dropouts = (torch.nn.modules.dropout._DropoutNd,)
     for module, name in hooks.modules_of(model).items():
         if module.training and not hooks.is_point(module):
@@ -88,7 +88,7 @@ def _training(model: Model) -> str:
 
 
 def _processing(model: Model) -> Iterator[str]:
-    """How TransformerLens has changed the weights, as far as it can be seen."""
+    """The visible ways in which TransformerLens has processed the weights."""
     if is_bridge(model):
         if getattr(model, "_weights_processed", False):
             yield "enable_compatibility_mode() or process_weights()"
@@ -111,14 +111,14 @@ def _processing(model: Model) -> Iterator[str]:
 
 
 def _is_centred(weight: Tensor, axis: int) -> bool:
-    """Whether the means over an axis are nothing beside what they are of random numbers."""
+    """Whether the means over an axis are far smaller than those of random numbers."""
     some = weight.detach()[:4096].float()
     means, spread = some.mean(axis).square().mean().sqrt(), some.square().mean().sqrt()
     return bool(means * some.shape[axis] ** 0.5 < CENTRED * spread)
 
 
 def _idle(model: Model) -> str:
-    """A module with somebody's hooks that a bridge wraps but does not run."""
+    """A module with a user's hooks that a bridge wraps but does not run; empty if there is none."""
     if not is_bridge(model):
         return ""
     odd = [module for module in hooks.in_force(model) if not hooks.is_point(module)]

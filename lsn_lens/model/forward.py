@@ -1,4 +1,4 @@
-"""Run a model without waste: Hugging Face's own modules where no hook is needed, no unembedding where no logits are."""
+"""Run a model efficiently: Hugging Face's own modules where no hook is needed, and no unneeded unembedding."""
 
 import contextlib
 import importlib
@@ -24,22 +24,22 @@ _run: WeakKeyDictionary[Module, tuple[int, frozenset[int]]] = WeakKeyDictionary(
 
 
 class _Swap:
-    """Hugging Face's own modules in the place of components that only add hooks which nobody needs.
+    """Hugging Face's own modules in place of components that only add unneeded hooks.
 
-    In half precision a component stays if it computes by itself what it wraps: two ways to the same number round
-    differently there, and which hooks are needed must not decide between them.
+    In half precision, a component stays if it computes the result of its wrapped module itself: the two computations
+    round differently, and the choice of hooks must not change results.
     """
 
     def __init__(self, model: Model, hook_names: Iterable[str]):
         self.model, self.config = model, model.original_model.config
         self.blocks = set(map(id, model.blocks))
         self.named = {id(model.hook_dict[name]) for name in hook_names}
-        runs = modules_run(model)  # in any case: some components put their hooks on in the first forward pass
+        runs = modules_run(model)  # always called: some components add their hooks in the first forward pass
         self.runs = runs if is_half(model) else None
         self.swapped: list[tuple[Module, str, Module]] = []
 
     def apply(self) -> None:
-        """Swap all components but those with hooks that are named or in force."""
+        """Swap all components without named or active hooks."""
         hf_model = self.model.original_model
         self.implementation, self.attention_stays = self.config._attn_implementation, False
         self.present = {id(module) for module in hooks.in_force(self.model)}
@@ -58,14 +58,14 @@ class _Swap:
         self.config._attn_implementation = self.implementation
 
     def refresh(self) -> None:
-        """Put back what has got hooks since."""
+        """Undo the swap of modules that have got hooks since."""
         if self.swapped and (hooks.is_everywhere() or any(map(hooks.put_on, self.gone))):
             self.undo()
             self.apply()
 
     def _visit(self, module: Module) -> None:
         wrapped = module._modules.get("_original_component")
-        if wrapped is not None:  # a bridge's component that stays reaches into its own parts: leave these
+        if wrapped is not None:  # a component that stays uses its own parts: leave these
             self._visit(wrapped)
             return
         for name, child in list(module._modules.items()):
@@ -83,7 +83,7 @@ class _Swap:
                 self._visit(original)
 
     def _stays(self, child: Module, original: Module) -> bool:
-        if id(child) in self.blocks:  # by which TransformerLens finds hook points and weights by name
+        if id(child) in self.blocks:  # TransformerLens finds hook points and weights through blocks
             return True
         if self.runs is not None and id(original) not in self.runs:
             return True
@@ -100,11 +100,11 @@ class _Swap:
 def lean(model: Model, hook_names: Iterable[str] = ()) -> Iterator[Model]:
     """Let a bridge run Hugging Face's own modules wherever no hook is needed.
 
-    Needed are the hook points of `hook_names`, which will get hooks, and every module that has hooks of somebody's or a
-    replaced forward already, or gets them in between (seen at the next `hidden_states` or `logits`). Most other hooks
-    do not fire meanwhile. In float32, where no attention hook is needed, attention is computed by
-    `scaled_dot_product_attention`, and the output is the same up to rounding; in half precision it is the same bits.
-    A HookedTransformer is left as it is.
+    Needed are the hook points of `hook_names`, which will get hooks, and every module that has a user's hooks or a
+    replaced forward, or gets them later (noticed at the next `hidden_states` or `logits`). Most other hooks do not
+    fire inside the block. In float32, if no attention hook is needed, `scaled_dot_product_attention` computes
+    attention, and the output is equal up to rounding; in half precision the output is bit-identical.
+    A HookedTransformer is unchanged.
     """
     if not is_bridge(model):
         yield model
@@ -122,7 +122,7 @@ def lean(model: Model, hook_names: Iterable[str] = ()) -> Iterator[Model]:
 
 @torch.no_grad()
 def modules_run(model: Model) -> frozenset[int]:
-    """Ids of a bridge's modules that take part in its forward pass: some of what it wraps it computes by itself."""
+    """Ids of the modules that take part in a bridge's forward pass; a bridge does not run all wrapped modules."""
     modules = [module for module in hooks.modules_of(model) if not hooks.is_point(module)]
     count, known = _run.get(model, (0, frozenset[int]()))
     if count == len(modules):
@@ -139,9 +139,9 @@ def modules_run(model: Model) -> frozenset[int]:
 
 @torch.no_grad()
 def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
-    """Whether the lean forward gives this model's own hidden states, tried on a few tokens without any hooks.
+    """Whether the lean forward gives this model's hidden states, tested on a few tokens without any hooks.
 
-    In half precision to the bit. The hook points of `hook_names`, and those with hooks in force, must fire as often.
+    In half precision, all bits must be equal. Hook points in `hook_names` or with active hooks must fire as often.
     """
     if not is_bridge(model):
         return False
@@ -152,7 +152,7 @@ def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
         with hooks.set_aside(model):
             full, fired = _probed(model, points)
         try:
-            swap.apply()  # while it can be seen what is in force
+            swap.apply()  # while active hooks are visible
             with hooks.set_aside(model):
                 short, fired_lean = _probed(model, points)
         finally:
@@ -165,7 +165,7 @@ def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
 
 
 def _probed(model: Model, points: Collection[Any]) -> tuple[Tensor, Counter[Any]]:
-    """Hidden states of a few tokens, and how often each hook point fired."""
+    """Hidden states of a few tokens, and the number of times each hook point fired."""
     fired: Counter[Any] = Counter()
     with contextlib.ExitStack() as stack:
         for point in points:  # TransformerLens's own hooks, as some components fire a point only if it has one
@@ -186,7 +186,7 @@ def is_half(model: Model) -> bool:
 
 
 def how(model: Model, is_lean: bool, hook_names: Iterable[str]) -> dict[str, Any]:
-    """By which way a pass goes, as plain data: whose modules run, and which attention they compute."""
+    """The kind of forward pass, as plain data: whose modules run, and which attention they compute."""
     if not is_bridge(model):
         return {"modules": "HookedTransformer", "attention": "eager"}
     if not is_lean:
@@ -197,9 +197,9 @@ def how(model: Model, is_lean: bool, hook_names: Iterable[str]) -> dict[str, Any
 
 @contextlib.contextmanager
 def _ready(model: Model) -> Iterator[None]:
-    """What is on the model now is kept; and in half precision rotated queries and keys are of its dtype.
+    """Keep the model's hooks; and in half precision, cast rotated queries and keys to the model's dtype.
 
-    Of some architectures the bridge leaves them in float32, which Hugging Face's own attention casts back.
+    For some architectures the bridge leaves them in float32, while Hugging Face's own attention casts them back.
     """
     if model in hooks.swaps:
         hooks.swaps[model].refresh()
@@ -207,16 +207,16 @@ def _ready(model: Model) -> Iterator[None]:
     names = [f"blocks.{layer}.{each}" for layer in range(model.cfg.n_layers) for each in ROTATED]
     points = [model.hook_dict[name] for name in names if name in model.hook_dict] if is_half(model) else []
     with contextlib.ExitStack() as stack:
-        for point in dict.fromkeys(points):  # torch's hook, and the first: before anybody else's
+        for point in dict.fromkeys(points):  # a torch hook in first position, before all others
             handle = point.register_forward_hook(lambda module, given, made: made.to(dtype), prepend=True)
             stack.callback(handle.remove)
         yield
 
 
 def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
-    """Run all blocks, but not the unembedding: the last residual stream (on a bridge after the final norm).
+    """Run all blocks without the unembedding: the last residual stream (for a bridge, after the final norm).
 
-    Usable inside `lean`. Padding must be on the right: Hugging Face's modules count positions from the left.
+    Works inside `lean`. Padding must be on the right: Hugging Face's modules count positions from the left.
     """
     _check_right_padded(mask)
     if not is_bridge(model):
@@ -229,7 +229,7 @@ def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tenso
 
 
 def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch pos d_vocab"]:
-    """The model's logits; usable inside `lean`. Padding must be on the right."""
+    """The model's logits; works inside `lean`. Padding must be on the right."""
     _check_right_padded(mask)
     if not is_bridge(model):
         return model(ids, attention_mask=mask, return_type="logits")
@@ -240,16 +240,16 @@ def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tenso
 def step(
     model: Model, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch columns"], cache: Any = None
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
-    """Read the next tokens of a batch that is padded on the left, with the keys and values of what went before.
+    """Read the next tokens of a batch that is padded on the left, with the cached keys and values of earlier tokens.
 
     Args:
-        model: A HookedTransformer or TransformerBridge; all hooks fire. Usable inside `lean`.
+        model: A HookedTransformer or TransformerBridge; all hooks fire. Works inside `lean`.
         ids: The tokens to read.
-        mask: 1 for every token so far, these included, 0 for padding.
-        cache: What the step before returned; None to begin with.
+        mask: 1 for every token up to the last of `ids`, 0 for padding.
+        cache: The cache that the previous step returned; None for the first step.
 
     Returns:
-        Their logits, and the cache for the next step.
+        The logits of `ids`, and the cache for the next step.
     """
     if not is_bridge(model):
         if cache is None:

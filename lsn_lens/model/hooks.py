@@ -18,14 +18,14 @@ from torch.nn.modules import module as torch_module
 # libraries whose own hooks make the model what it is; what `loading` puts on it does so too
 PLUMBING = ("transformer_lens", "accelerate", "transformers")
 TORCH_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-HANDLES = ("fwd_hooks", "bwd_hooks")  # where a HookPoint of TransformerLens keeps its handles
+HANDLES = ("fwd_hooks", "bwd_hooks")  # attributes of a TransformerLens HookPoint with its handles
 
 
 def modules_of(model: Any) -> dict[Module, str]:
-    """All modules and their names: a bridge's components, and the Hugging Face modules that these wrap."""
+    """All modules and their names: a bridge's components, and the Hugging Face modules that they wrap."""
     found: dict[Module, str] = {}
     points = sorted(model.hook_dict.items(), key=lambda pair: (pair[0].endswith(("hook_in", "hook_out")), len(pair[0])))
-    for name, point in points:  # a point has several names: the one that tells most
+    for name, point in points:  # a point has several names: the most informative one counts
         found.setdefault(point, name)
     wrapped = getattr(model, "original_model", Module())
     for name, module in [*model.named_modules(), *wrapped.named_modules(prefix="original_model")]:
@@ -34,7 +34,7 @@ def modules_of(model: Any) -> dict[Module, str]:
 
 
 def put_on(module: Module) -> list[Callable[..., Any]]:
-    """The functions that somebody other than the libraries has put on a module."""
+    """The functions that a user, not a library, has put on a module."""
     own = module.__dict__
     if not any(own[each] for each in TORCH_HOOKS) and "forward" not in own:
         return []
@@ -47,7 +47,7 @@ def is_point(module: Module) -> bool:
 
 
 def _theirs(module: Module) -> list[tuple[str, int | None]]:
-    """Where on a module others have something: a dictionary of torch's and the key there, or the forward itself."""
+    """The places of user hooks on a module: an attribute of torch's and the key in it, or the forward itself."""
     own = module.__dict__
     handles = [handle for each in HANDLES for handle in own.get(each, ())]
     permanent = {handle.hook.id for handle in handles if handle.is_permanent}
@@ -55,7 +55,7 @@ def _theirs(module: Module) -> list[tuple[str, int | None]]:
         (place, key)
         for place in TORCH_HOOKS
         for key, hook in own[place].items()
-        # what a library puts on a hook point for somebody is not permanent: a cache, for example
+        # hooks that a library puts on a hook point for a user, such as a cache, are not permanent
         if not (_is_plumbing(hook) and (not is_point(module) or key in permanent))
     ]
     replaced = "forward" in own and not _is_plumbing(own["forward"])
@@ -63,31 +63,31 @@ def _theirs(module: Module) -> list[tuple[str, int | None]]:
 
 
 def in_force(model: Any) -> dict[Module, list[Callable[..., Any]]]:
-    """The modules of a model with hooks of somebody's, and these."""
+    """The modules of a model that have user hooks, with these hooks."""
     return {module: functions for module in modules_of(model) if (functions := put_on(module))}
 
 
 def is_everywhere() -> bool:
-    """Whether torch has hooks of somebody's on every module there is."""
+    """Whether torch has global user hooks, which act on every module."""
     return any(not _is_plumbing(each) for hooks in _everywhere() for each in hooks.values())
 
 
 class Swap(Protocol):
-    """Modules of a model in the place of others, for the time being."""
+    """A temporary replacement of modules of a model."""
 
     def apply(self) -> None:
         """Put them there."""
 
     def undo(self) -> None:
-        """Put the others back."""
+        """Restore the replaced modules."""
 
 
-swaps: WeakKeyDictionary[Module, Any] = WeakKeyDictionary()  # model -> the `Swap` that it is under
+swaps: WeakKeyDictionary[Module, Any] = WeakKeyDictionary()  # model -> its active `Swap`
 
 
 @contextlib.contextmanager
 def as_it_is(model: Any) -> Iterator[None]:
-    """Outside any swap that the model is under."""
+    """Undo the model's active swap inside the block."""
     around: Swap | None = swaps.pop(model, None)
     if around is not None:
         around.undo()
@@ -101,7 +101,7 @@ def as_it_is(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def set_aside(model: Any) -> Iterator[None]:
-    """Take off what others have put on the model, and undo any swap: a probe must see it bare, and not be seen."""
+    """Remove user hooks and undo any swap inside the block, so that probes and hooks do not see each other."""
     with as_it_is(model), _off(model):
         yield
 
@@ -127,9 +127,9 @@ def _off(model: Any) -> Iterator[None]:
 
 
 def describe_hooks(model: Any) -> dict[str, list[str]]:
-    """What is in force, by the name of its place: each function's name, and a hash of its code and of what it holds.
+    """Active user hooks by module name: each function's name, and a hash of its code and of the values it holds.
 
-    A function and the tensors, numbers and texts that it holds have the same hash in another process.
+    A function that holds the same tensors, numbers and texts has the same hash in another process.
     """
     names = modules_of(model)
     found = {names[module]: [_said(each) for each in functions] for module, functions in in_force(model).items()}
@@ -155,7 +155,7 @@ def _take_off(module: Module) -> dict[str, Any]:
         if key is not None:
             del own[place][key]
     gone = {key for _, key in theirs}
-    for each in HANDLES:  # components look here to see whether anybody listens
+    for each in HANDLES:  # components look here for hooks
         if each in own:
             content[each] = own[each]
             own[each] = [handle for handle in own[each] if handle.hook.id not in gone]
@@ -177,7 +177,7 @@ def _is_plumbing(function: Any) -> bool:
 
 
 def _innermost(function: Any) -> Any:
-    """The function that somebody wrote, out of partials, methods and what a HookPoint wraps around it."""
+    """The user's function inside partials, methods and the wrapper of a HookPoint."""
     while True:
         if isinstance(function, functools.partial):
             function = function.func
@@ -192,7 +192,7 @@ def _innermost(function: Any) -> Any:
 
 
 def _inside_hook_point(function: Any) -> Any:
-    """What `HookPoint.add_hook` was given, if this is what it made of it."""
+    """The argument of `HookPoint.add_hook`, if this function is the wrapper around it."""
     if getattr(function, "__module__", None) != "transformer_lens.hook_points" or not inspect.isfunction(function):
         return None
     cells = _cells(function)
@@ -200,7 +200,7 @@ def _inside_hook_point(function: Any) -> Any:
 
 
 def _cells(function: Any) -> dict[str, Any]:
-    """The variables that a function holds from where it was made."""
+    """The closure variables of a function, by name."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # "Cell is empty": not assigned yet
@@ -209,9 +209,9 @@ def _cells(function: Any) -> dict[str, Any]:
 
 
 def held(module: Module) -> tuple[set[int], set[int]]:
-    """Ids of the modules that the hooks on a module hold, and of those around the ones that they hold weakly.
+    """Ids of the modules that a module's hooks hold, and of the modules around those that the hooks hold weakly.
 
-    So a library's hook on one component can be what makes a hook point of another fire.
+    Through such a reference, a library's hook on one component can make a hook point of another component fire.
     """
     functions = [hook for each in TORCH_HOOKS for hook in module.__dict__[each].values()]
     cells = [value for each in functions if inspect.isfunction(each) for value in _cells(each).values()]
@@ -233,7 +233,7 @@ def _said(function: Any) -> str:
 
 
 def _add(digest: Any, value: Any, seen: set[int]) -> None:
-    """Take into a hash what is the same in every process: code, tensors, numbers, texts, and what holds these."""
+    """Update a hash with values that are equal in every process: code, tensors, numbers, texts, and containers."""
     digest.update(type(value).__qualname__.encode())
     if id(value) in seen:
         return
@@ -246,7 +246,7 @@ def _add(digest: Any, value: Any, seen: set[int]) -> None:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a value consists of; nothing where that changes as it is used, such as a list that a hook fills."""
+    """The parts of a value; none for a value that changes in use, such as a list that a hook fills."""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         return [str(plain.dtype), str(tuple(plain.shape)), plain.flatten().view(torch.uint8).numpy().tobytes()]

@@ -1,4 +1,4 @@
-"""A Hugging Face model that is in memory already: what it must be, and how it is made ready."""
+"""Check and prepare a Hugging Face model that is already in memory."""
 
 import copy
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ EXPECTED = "Give load_model(model, tokenizer), both of one causal language model
 
 
 def taken(hf_model: Any, tokenizer: Any, dtype: Any, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """A Hugging Face model, or a copy of a PEFT model with its adapters merged, in eager attention; and its name.
+    """A Hugging Face model, or a copy of a PEFT model with merged adapters, with eager attention; and its name.
 
     Raises:
-        ValueError: Something else, a model without a head, a tokenizer that is none, or options for files.
+        ValueError: Another kind of model, a model without a head, a wrong tokenizer, or options for files.
     """
     what = type(hf_model).__name__
     if not isinstance(hf_model, Module) or not hasattr(hf_model, "config"):
@@ -42,7 +42,7 @@ def taken(hf_model: Any, tokenizer: Any, dtype: Any, options: Mapping[str, Any])
 
 
 def _merged(hf_model: Any) -> tuple[Any, str]:
-    """Without adapters: a copy of a PEFT model whose weights have them added in; and how its name says so."""
+    """The model without adapters: for a PEFT model, a copy with merged adapters; and the suffix of its name."""
     kinds = getattr(hf_model, "peft_config", None)
     if kinds is None:
         return hf_model, ""

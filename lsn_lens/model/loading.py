@@ -1,4 +1,4 @@
-"""Load a model through TransformerLens, unprocessed, and check it before anyone gets it."""
+"""Load a model through TransformerLens, unprocessed, and check it before it is returned."""
 
 import contextlib
 import copy
@@ -54,29 +54,28 @@ def load_model(
 
     Args:
         name: `"demo"` (the embedded model), a local folder, or a Hub id; or a Hugging Face model in memory, with its
-            tokenizer. It is not copied: it is put into evaluation mode, without gradients, and a bridge wraps it in
-            place. Of a PEFT model, a copy with its adapters merged is taken.
-        tokenizer: Of a model in memory; else in place of the one that the files have.
-        backend: "hooked" (HookedTransformer, TransformerLens 3.9), "bridge" (TransformerBridge), or "auto":
-            a HookedTransformer where the installed TransformerLens has one that can load this model
-            and passes the check, else a bridge.
-        device: Where to; a GPU if there is one, and under `torchrun` each process's own. A model in memory stays
-            where it is.
-        dtype: Of the weights, as `torch.bfloat16` or "bfloat16"; "auto" is the checkpoint's own. Float32 by default,
-            of a model in memory its own.
+            tokenizer. The model is not copied: a bridge wraps it in place, in evaluation mode and without gradients.
+            For a PEFT model, a copy with merged adapters is used.
+        tokenizer: The tokenizer of a model in memory; otherwise a replacement for the files' tokenizer.
+        backend: "hooked" (HookedTransformer, TransformerLens 3.9), "bridge" (TransformerBridge), or "auto": a
+            HookedTransformer if the installed TransformerLens can load this model as one that passes the check,
+            otherwise a bridge.
+        device: The device; by default a GPU if there is one, and under `torchrun` a GPU per process. A model in memory
+            stays on its device.
+        dtype: The dtype of the weights, as `torch.bfloat16` or "bfloat16"; "auto" is the checkpoint's own. Default:
+            float32; for a model in memory, its own dtype.
         revision: Branch, tag or commit of a Hub model.
-        hf_model: The model in memory, where `name` says what to call it.
-        options: For `AutoModelForCausalLM.from_pretrained`. What says where files are and whether their code is
-            trusted (`trust_remote_code`, `subfolder`, `token`, `cache_dir`, `local_files_only` ...) holds for the
-            tokenizer and the configuration too.
+        hf_model: The model in memory, if `name` is only its name.
+        options: Options of `AutoModelForCausalLM.from_pretrained`. Those that locate files or trust their code
+            (`trust_remote_code`, `subfolder`, `token`, `cache_dir`, `local_files_only` ...) apply to the tokenizer and
+            the configuration too.
 
     Returns:
         A HookedTransformer or a TransformerBridge, in evaluation mode.
 
     Raises:
-        ValueError: A model that cannot be loaded, lacks weights or has NaN among them, is split over devices, is no
-            decoder, computes something else than Hugging Face's, or whose tokenizer has ids that the model lacks; a
-            device that there is not.
+        ValueError: A model that cannot be loaded, lacks weights, has NaN weights, is split over devices, is not a
+            decoder, differs from Hugging Face's logits, or lacks ids of its tokenizer; a device that does not exist.
     """
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"backend={backend!r}: expected 'auto', 'hooked' or 'bridge'.")
@@ -109,7 +108,7 @@ def load_model(
 def _from_files(
     name: str | Path, tokenizer: Any, device: Any, dtype: torch.dtype | str | None, options: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """A checkpoint's model, on its device, and tokenizer."""
+    """The model, on its device, and the tokenizer of a checkpoint."""
     check_options(options)
     if device is not None and options.get("device_map") is not None:
         raise ValueError(f"device={device} and device_map={options['device_map']!r} both say where: give device alone.")
@@ -123,10 +122,10 @@ def _from_files(
 
 
 def check_device(device: str | torch.device | None) -> None:
-    """Refuse a GPU that there is not.
+    """Refuse a GPU that does not exist.
 
     Raises:
-        ValueError: The message says what there is.
+        ValueError: The message gives the number of GPUs.
     """
     wanted = None if device is None else torch.device(device)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -138,7 +137,7 @@ def check_device(device: str | torch.device | None) -> None:
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one; under `torchrun` the processes of a machine take turns over its GPUs."""
+    """A GPU if there is one; under `torchrun` the processes of a machine are spread over its GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank = os.environ.get("LOCAL_RANK")
@@ -146,14 +145,14 @@ def default_device() -> torch.device:
 
 
 def skeleton(config: Any, tokenizer: Any = None) -> Model:
-    """A TransformerBridge of a Hugging Face configuration without any weights: for sizes, in no memory.
+    """A TransformerBridge of a Hugging Face configuration without weights: it tells sizes and takes no memory.
 
     Raises:
-        ValueError: TransformerLens cannot wrap it.
+        ValueError: TransformerLens cannot wrap the model.
     """
     config, name = copy.deepcopy(config), f"a {config.model_type} configuration"
     config._attn_implementation = "eager"
-    config.pad_token_id = None  # else some look for padding among the tokens, which have no values
+    config.pad_token_id = None  # otherwise some models look for padding among tokens without values
     with torch.device("meta"):
         hf_model = AutoModelForCausalLM.from_config(config)
     with _fused_without_weights():
@@ -162,7 +161,7 @@ def skeleton(config: Any, tokenizer: Any = None) -> Model:
 
 
 def labelled(model: Model, name: str | Path, revision: str | None) -> Model:
-    """Note on a model where it came from."""
+    """Store the source of a model in the model."""
     model.lsn_lens_source = {"name": Path(name).name if Path(name).exists() else str(name), "revision": revision}
     return model
 
@@ -186,7 +185,7 @@ def _bridge(source: str, hf_model: Any, tokenizer: Any) -> Model:
 
 
 def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any) -> Model:
-    """A HookedTransformer from a Hugging Face model that TransformerLens need not know by name."""
+    """A HookedTransformer from a Hugging Face model, even if TransformerLens does not know its name."""
     # TransformerLens 3.9 only; 4 raises ImportError
     loading_from_pretrained: Any = importlib.import_module("transformer_lens.loading_from_pretrained")
     hooked_transformer: Any = importlib.import_module("transformer_lens").HookedTransformer
@@ -201,18 +200,18 @@ def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any) -> Model:
         )
         _correct_heads(cfg, config.get("head_dim"))
         state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
-        cfg.model_name = Path(source).name  # it would be the temporary folder's
+        cfg.model_name = Path(source).name  # instead of the temporary folder's name
         model = hooked_transformer(cfg, _for_transformer_lens(tokenizer), move_to_device=False)
         model.load_and_process_state_dict(
             state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
         )
     model.move_model_modules_to_device()
-    model.generation_config = getattr(hf_model, "generation_config", None)  # which tokens end a text
+    model.generation_config = getattr(hf_model, "generation_config", None)  # it has the tokens that end a text
     return _with_own_tokens(model.eval().requires_grad_(False), tokenizer)
 
 
 def _correct_heads(cfg: Any, d_head: int | None) -> None:
-    """A head may be wider than the residual stream over the number of heads, which the converter takes it for."""
+    """Correct the width of heads, which the converter assumes to be d_model / n_heads."""
     if d_head and cfg.d_head != d_head:
         cfg.rotary_dim = d_head if cfg.rotary_dim == cfg.d_head else cfg.rotary_dim
         cfg.attn_scale = d_head**0.5 if cfg.attn_scale == cfg.d_head**0.5 else cfg.attn_scale
@@ -220,9 +219,9 @@ def _correct_heads(cfg: Any, d_head: int | None) -> None:
 
 
 def _for_transformer_lens(tokenizer: Any) -> Any:
-    """A copy that TransformerLens may add tokens to, and that it takes for one that begins texts.
+    """A copy of the tokenizer to which TransformerLens may add tokens, marked as one that adds a BOS token.
 
-    One that does not, it would fetch anew by its name: of another revision, subfolder or cache than was asked for.
+    TransformerLens loads any other tokenizer again by name, from another revision, subfolder or cache.
     """
     copied = copy.deepcopy(tokenizer)
     copied.init_kwargs |= {"add_bos_token": True, "name_or_path": copied.name_or_path}  # one made in memory has none
@@ -230,17 +229,17 @@ def _for_transformer_lens(tokenizer: Any) -> Any:
 
 
 def _with_own_tokens(model: Model, tokenizer: Any) -> Model:
-    """Where the tokenizer has no end token TransformerLens makes one up, which the model never learned."""
+    """Restore the tokenizer: TransformerLens invents an EOS token if there is none, which the model never learned."""
     if tokenizer.eos_token_id is None:
-        is_property = hasattr(type(model), "tokenizer")  # to set it would add the same tokens again
+        is_property = hasattr(type(model), "tokenizer")  # setting it would add the same tokens again
         setattr(model, "_tokenizer" if is_property else "tokenizer", tokenizer)
     return model
 
 
 def _with_finite_masks(hf_model: Any) -> Any:
-    """In float64, the lowest number of a mask is -inf to attention, which takes its softmax in float32.
+    """Clamp masks of float64 models, whose lowest number becomes -inf in attention's float32 softmax.
 
-    A token of padding, which sees nothing at all, would then be NaN, and so would all that reads it.
+    A padding token that attends to no token would otherwise be NaN, and so would every tensor computed from it.
     """
     lowest = torch.finfo(torch.float32).min
 
@@ -257,6 +256,6 @@ def _with_finite_masks(hf_model: Any) -> Any:
 
 
 def _fused_without_weights() -> contextlib.AbstractContextManager[Any]:
-    """Let TransformerLens cut fused projections that have no values: their sizes are all that is wanted."""
+    """Let TransformerLens split fused projections without values, since only their sizes are needed."""
     quantization: Any = importlib.import_module("transformer_lens.utilities.quantization")
     return mock.patch.object(quantization, "unreadable_weight_reason", lambda weight: None)

@@ -1,6 +1,6 @@
-"""The MLPs of a model: their activation functions, and whether their tensors are what they are called.
+"""The MLPs of a model: their activation functions, and checks that their tensors are what their names say.
 
-Nothing of this is taken from names: every statement is tried on the tensors of a few tokens.
+Every statement is tested on the tensors of a few tokens, never inferred from names.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from lsn_lens.refusal import DoesNotApply
 Activation = Callable[[Tensor], Tensor]
 Seen = Mapping[str, Tensor]
 
-MODULES = ("act_fn", "activation_fn", "act", "activation", "gelu_impl")  # what Hugging Face calls them
-FIELDS = ("hidden_activation", "hidden_act", "activation_function")  # and where a configuration names them
-COMMON = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")  # for code that calls the function itself
+MODULES = ("act_fn", "activation_fn", "act", "activation", "gelu_impl")  # Hugging Face's names of the functions
+FIELDS = ("hidden_activation", "hidden_act", "activation_function")  # and of the fields of a configuration
+COMMON = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")  # for code that calls the function directly
 OTHERS = ("attn", "attention", "mixer", "mamba", "conv")  # parts of a block with activation functions of their own
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def is_gated(model: Any) -> bool:
-    """Whether the MLP multiplies act(gate) with a second projection."""
+    """Whether the MLP multiplies act(gate) by a second projection."""
     return SITES["mlp_up"].hook_name(0) in model.hook_dict
 
 
 def mlp_sites(model: Any) -> list[str]:
-    """The sites that show its MLPs."""
+    """The sites of a model's MLPs."""
     return ["mlp_pre", "mlp_post", *(["mlp_up"] if is_gated(model) else [])]
 
 
@@ -50,9 +50,9 @@ def activations(model: Any) -> list[Activation]:
 
 
 def firing(model: Any) -> list[Activation] | None:
-    """Layer by layer, what makes of `mlp_pre` a value that is above zero where a unit is active: where act(gate) > 0.
+    """Per layer, a function that maps `mlp_pre` to a value above zero exactly where act(gate) > 0.
 
-    None where `mlp_pre` is that itself, as for all common functions. (xIELU is positive far below zero.)
+    None if `mlp_pre` itself is such a value, as for all common functions. (xIELU is positive far below zero.)
     """
     names = [SITES["mlp_pre"].hook_name(layer) for layer in range(model.cfg.n_layers)]
     functions, (seen, _) = activations(model), probe(model, names)
@@ -66,7 +66,7 @@ def firing(model: Any) -> list[Activation] | None:
 
 
 def _candidates(model: Any, layer: int) -> list[Activation]:
-    """Functions that may be the layer's, likeliest first."""
+    """Candidates for the layer's activation function, the most likely first."""
     block = model.blocks[layer]
     if not is_bridge(model):
         return [block.mlp.act_fn]
@@ -80,10 +80,10 @@ def _candidates(model: Any, layer: int) -> list[Activation]:
 
 
 def _fitting(model: Any, layer: int, seen: Seen) -> Activation:
-    """The candidate that makes `mlp_post` of `mlp_pre`, and of `mlp_up` where there is one."""
+    """The candidate that gives `mlp_post` from `mlp_pre`, and from `mlp_up` if the MLP is gated."""
     pre, post, *up = (seen[SITES[site].hook_name(layer)] for site in mlp_sites(model))
     candidates = list({id(each): each for each in _candidates(model, layer)}.values())
-    if not bool(post.isfinite().all()):  # broken weights, which a pass over text names: nothing can be tried on them
+    if not bool(post.isfinite().all()):  # broken weights, which a pass over text reports: no test is possible
         return candidates[0]
     for act in candidates:
         if _makes(act, pre, up, post):
@@ -97,7 +97,7 @@ def _makes(act: Activation, pre: Tensor, up: list[Tensor], post: Tensor) -> bool
         made = act(pre)
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, ValueError, RuntimeError):  # no function of this one tensor: something else of this name
+    except (TypeError, ValueError, RuntimeError):  # an object with this name that is not a function of one tensor
         return False
     if not isinstance(made, Tensor) or made.shape != post.shape:
         return False
@@ -108,14 +108,14 @@ def _makes(act: Activation, pre: Tensor, up: list[Tensor], post: Tensor) -> bool
 
 @torch.no_grad()
 def check_mlps(model: Any, seen: Seen) -> None:
-    """`mlp_post` is the down projection's input, of the width of its other sites, and what act makes of `mlp_pre`.
+    """Check that `mlp_post` is the down projection's input, has the width of `mlp_pre`, and follows from it by act.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        seen: What `probe` gives for the `mlp_sites` of every layer.
+        seen: The tensors from `probe` at the `mlp_sites` of every layer.
 
     Raises:
-        DoesNotApply: A layer's are not.
+        DoesNotApply: A layer fails the check.
     """
     for layer in range(model.cfg.n_layers):
         widths = {SITES[site].hook: seen[SITES[site].hook_name(layer)].shape[-1] for site in mlp_sites(model)}
@@ -131,7 +131,7 @@ def check_mlps(model: Any, seen: Seen) -> None:
 
 
 def _down(model: Any, layer: int) -> Tensor | None:
-    """The down projection's weight `[unit, d_model]`, if there is one that can be read."""
+    """The down projection's weight `[unit, d_model]`; None if it cannot be read."""
     try:
         return model.blocks[layer].mlp.W_out
     except (AttributeError, TypeError, KeyError, NotImplementedError):
@@ -140,15 +140,15 @@ def _down(model: Any, layer: int) -> Tensor | None:
 
 @torch.no_grad()
 def check_zero(model: Any, seen: Seen, logits: Tensor) -> None:
-    """To set a unit of `mlp_post` to zero is to set the weights to zero that read it, in all layers at once.
+    """Check that zeroing a unit of `mlp_post` equals zeroing the weights that read the unit, in all layers at once.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        seen: What `probe` gives for `mlp_post` of every layer.
-        logits: And the logits.
+        seen: The tensors from `probe` at `mlp_post` of every layer.
+        logits: The logits from `probe`.
 
     Raises:
-        DoesNotApply: It is not.
+        DoesNotApply: The logits differ.
     """
     units, hooks = {}, []
     for layer in range(model.cfg.n_layers):
@@ -158,10 +158,10 @@ def check_zero(model: Any, seen: Seen, logits: Tensor) -> None:
     _, by_hooks = probe(model, hooks=hooks)
     _, by_weights = probe(model, under=_zeroed_weights(model, units))
     effect, difference = ((each - by_hooks).float().abs().max() for each in (logits, by_weights))
-    allowed = 0.5 if logits.dtype.itemsize < 4 else 0.01  # of the effect; another tensor's is as large as this one's
+    allowed = 0.5 if logits.dtype.itemsize < 4 else 0.01  # of the effect; a wrong tensor's is as large as this one's
     if not difference <= allowed * effect:
         raise DoesNotApply(
-            f"{named(model)}: to set units of mlp.hook_post to zero is not to set the weights to zero that read them "
+            f"{named(model)}: zeroing units of mlp.hook_post does not equal zeroing the weights that read them "
             f"(logits differ by {difference / effect:.2g} of the effect): the hook shows another tensor."
         )
 
@@ -177,14 +177,14 @@ def _zero(unit: int) -> Callable[..., Tensor]:
 
 @contextlib.contextmanager
 def _zeroed_weights(model: Any, units: Mapping[int, int]) -> Iterator[None]:
-    """The real down projections do not read these units."""
+    """Make the real down projections ignore these units inside the block."""
     owners = {p.data_ptr(): each for each in model.modules() for p in each._parameters.values() if p is not None}
     with contextlib.ExitStack() as stack:
         for layer, unit in units.items():
             weight: Any = _down(model, layer)
             owner = owners.get(weight.data_ptr())
             if isinstance(owner, nn.Module) and owner is not model.blocks[layer].mlp:
-                # no weight is touched: its input lacks the unit
+                # no weight changes: the projection's input lacks the unit
                 handle = owner.register_forward_pre_hook(lambda module, args, unit=unit: (_zero(unit)(args[0]),))
                 stack.callback(handle.remove)
             else:
@@ -195,10 +195,10 @@ def _zeroed_weights(model: Any, units: Mapping[int, int]) -> Iterator[None]:
 
 
 def check_hooks(model: Any, names: list[str]) -> None:
-    """Refuse a model that lacks hook points.
+    """Require hook points.
 
     Raises:
-        DoesNotApply: It does.
+        DoesNotApply: The model lacks one of them.
     """
     missing = [each for each in names if each not in model.hook_dict]
     if missing:
@@ -207,7 +207,7 @@ def check_hooks(model: Any, names: list[str]) -> None:
 
 
 def why_no_mlp(model: Any) -> str:
-    """What kind of model has no MLP to read, as far as can be told."""
+    """The likely reason why a model has no MLP to read, as a sentence."""
     bridge = is_bridge(model)
     config = model.original_model.config.get_text_config() if bridge else model.cfg
     field = next((each for each in EXPERTS if getattr(config, each, None)), None)
@@ -217,7 +217,7 @@ def why_no_mlp(model: Any) -> str:
 
 
 def has_experts(module: nn.Module) -> bool:
-    """Whether tokens choose among MLPs: by its parts, since configurations name experts that are not there."""
+    """Whether tokens choose among MLPs, by the module's parts, since configurations name experts that do not exist."""
     return any(name.endswith("experts") or "Experts" in type(each).__name__ for name, each in module.named_modules())
 
 

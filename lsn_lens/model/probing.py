@@ -1,4 +1,4 @@
-"""Run a model on a few tokens, bare of everybody's hooks, and look."""
+"""Run a model on a few tokens without user hooks, and read its tensors."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -19,17 +19,17 @@ def is_bridge(model: Any) -> bool:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Tokens that the model has embeddings for."""
+    """Number of tokens with an embedding."""
     return model.original_model.get_input_embeddings().weight.shape[0] if is_bridge(model) else model.cfg.d_vocab
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model's input goes."""
+    """The device of the model's input."""
     return next(model.parameters()).device
 
 
 def probe_ids(vocabulary: int, *lengths: int) -> list[Tensor]:
-    """Ids of texts of these lengths, always the same."""
+    """Fixed ids of texts with these lengths."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
 
@@ -41,9 +41,9 @@ def probe(
     hooks: Hooks | None = None,
     under: contextlib.AbstractContextManager[Any] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What the hook points of these names see in one text of `TOKENS` tokens, and its logits.
+    """The tensors at these hook points for one text of `TOKENS` tokens, and the text's logits.
 
-    Without what others have put on the model, and with `hooks` and whatever `under` changes of it.
+    The model runs without user hooks, with `hooks`, and inside the context `under`.
 
     Raises:
         ValueError: A model without weights that needs their values to run.
@@ -59,7 +59,7 @@ def probe(
             raise
         raise ValueError(
             f"the sizes of {model.cfg.model_name} cannot be told from its configuration alone ({type(error).__name__}: "
-            "it cannot be run without weights): load the model, and give that."
+            "it cannot be run without weights): load the model, and give the loaded model."
         ) from error
 
 

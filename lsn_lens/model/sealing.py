@@ -11,23 +11,23 @@ from unittest import mock
 import transformers
 from huggingface_hub import constants
 
-# everything in `subprocess` and `os.popen` goes through the first
+# all functions of `subprocess` and `os.popen` call the first
 STARTERS = ((subprocess.Popen, "__init__"), (os, "system"), (os, "posix_spawn"), (os, "posix_spawnp"))
-# preprocessors of images and sound: TransformerLens gets them for multimodal models, and installs what they lack
+# preprocessors of images and sound: TransformerLens loads them for multimodal models, and installs their packages
 PREPROCESSORS = (transformers.AutoProcessor, transformers.AutoFeatureExtractor, transformers.AutoImageProcessor)
 
 
 @contextlib.contextmanager
 def sealed(what: str) -> Iterator[None]:
-    """Inside, no process can be started, nothing is fetched from a hub, and no preprocessor is loaded.
+    """Prevent starting processes, fetching from a hub, and loading preprocessors inside the block.
 
-    Processes are refused in the calling thread only: what other threads do is no business of ours.
+    Processes are refused in the calling thread only.
 
     Args:
-        what: What is going on, for the message.
+        what: The current operation, for the message.
 
     Raises:
-        RuntimeError: Something tried to start a process, whether or not it was told that it could not.
+        RuntimeError: A process was to be started, even if the caller ignored the refusal.
     """
     refused: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -43,7 +43,7 @@ def sealed(what: str) -> Iterator[None]:
 
 
 def _refusing(start: Callable[..., Any], what: str, refused: list[str]) -> Callable[..., Any]:
-    """A function in the place of one that starts a process."""
+    """A function that replaces one that starts a process, and refuses."""
     thread = threading.get_ident()
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -52,8 +52,8 @@ def _refusing(start: Callable[..., Any], what: str, refused: list[str]) -> Calla
         given = kwargs.get("args", next((each for each in args if isinstance(each, str | list | tuple)), args))
         command = given if isinstance(given, str) else " ".join(map(str, given))
         refused.append(
-            f"{what} tried to start {command!r}, which was not let run: lsn_lens installs and starts nothing that "
-            "nobody asked for. Do it yourself where it is wanted, and load again."
+            f"{what} tried to start {command!r}, which was refused: lsn_lens never installs or starts other "
+            "programs. Run the command yourself if you want it, and load again."
         )
         raise RuntimeError(refused[-1])
 

@@ -1,4 +1,4 @@
-"""What a model is made of: its sites, by name, and whether its tensors are what they are called.
+"""The structure of a model: its sites, by name, and checks that its tensors are what their names say.
 
 A *model* is an unwrapped `HookedTransformer` (TransformerLens 3.9) or `TransformerBridge` (3.9 and 4.x).
 Weights are never processed: folding and centring change what several methods measure.
@@ -59,9 +59,10 @@ def _source(model: Model) -> dict[str, Any]:
 
 
 def position_border(model: Model) -> int | None:
-    """Tokens up to which a model uses other position codes than beyond; None for one that always uses the same.
+    """The length beyond which a model uses other position codes; None for a model that always uses the same codes.
 
-    Of a batch, the longest row decides on the codes of all ("longrope"). Those of "dynamic" change beyond the context.
+    With "longrope", the longest row of a batch decides the codes of all rows. With "dynamic", codes change only beyond
+    the context.
     """
     config = model.original_model.config.get_text_config() if is_bridge(model) else None
     rope = getattr(config, "rope_parameters", None) or {}
@@ -71,7 +72,7 @@ def position_border(model: Model) -> int | None:
 
 
 def reader(model: Model, name: str) -> tuple[Site, Callable[[Tensor, int], Tensor]]:
-    """The site to hook for a named tensor, and what to apply to it in a layer: `[batch pos unit]` comes out."""
+    """The site to hook for a named tensor, and a function of its tensor and the layer that gives `[batch pos unit]`."""
     site = get_site(name)
     if site.activated and not is_gated(model):
         return SITES["mlp_post"], lambda acts, layer: acts
@@ -82,7 +83,7 @@ def reader(model: Model, name: str) -> tuple[Site, Callable[[Tensor, int], Tenso
 
 
 def has_site(model: Model, name: str) -> bool:
-    """Whether every layer has the site, and it is what its name says."""
+    """Whether every layer has the site, with the tensor that its name says."""
     try:
         site_width(model, name)
     except DoesNotApply:
@@ -92,7 +93,7 @@ def has_site(model: Model, name: str) -> bool:
 
 @torch.no_grad()
 def site_width(model: Model, name: str) -> int:
-    """Units of a site, measured with a few tokens in every layer.
+    """Number of units of a site, measured with a few tokens in every layer.
 
     Raises:
         DoesNotApply: The model lacks the site in some layer, its layers differ, or the tensor is not what
@@ -109,7 +110,7 @@ def site_width(model: Model, name: str) -> int:
             raise DoesNotApply(f"{named(model)} has layers of different widths: {widths}.")
         if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
             check_mlps(model, seen)
-            if site.name == "mlp_post":  # where units are written
+            if site.name == "mlp_post":  # the write site of the basis `mlp`
                 check_zero(model, seen, logits)
     except DoesNotApply as error:
         raise DoesNotApply(f"site {name!r}: {error}") from error
@@ -117,7 +118,7 @@ def site_width(model: Model, name: str) -> int:
 
 
 def _width(model: Model, seen: dict[str, Tensor], site: Site, layer: int) -> int:
-    """Units of the site in a layer."""
+    """Number of units of the site in one layer."""
     hook = site.hook_name(layer)
     if hook not in seen:
         raise DoesNotApply(f"{named(model)}: {hook} shows nothing when the model runs.")

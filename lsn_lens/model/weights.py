@@ -13,17 +13,17 @@ from lsn_lens.model.structure import Model
 
 # what TransformerLens cuts a fused projection into, by the method of the bridge's component that does it
 SPLITS = {"split_qkv_matrix": ("q", "k", "v"), "split_gate_up_matrix": ("gate", "in")}
-LAST = ("o", "out")  # the projection whose output is that of its attention or MLP
+LAST = ("o", "out")  # the projection that gives the output of its attention or MLP
 
 
 def by_output(module: Any) -> Tensor:
-    """The weight as `[output, input]`, a view: a Conv1D keeps it the other way round."""
+    """The weight as a view `[output, input]`; a Conv1D stores it transposed."""
     return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A bridge beside the bare Hugging Face model that it wraps (without weights)."""
+    """The mapping between a bridge and the bare Hugging Face model that it wraps (without weights)."""
 
     bridge: Model
     bare: nn.Module
@@ -31,12 +31,12 @@ class Anatomy:
     owners: Mapping[int, tuple[Any, bool]]  # id of a hook point -> its component, and whether it shows outputs
 
     def name(self, component: Any) -> str | None:
-        """What the bare model calls a component of the bridge; None for one that it does not have."""
+        """The bare model's name of a component of the bridge; None if it has no such component."""
         return self.names.get(id(component.original_component))
 
 
 def anatomy_of(bridge: Model) -> Anatomy:
-    """Look at a bridge and at a bare model of the same configuration."""
+    """Map the components of a bridge to the modules of a bare model with the same configuration."""
     with torch.device("meta"):
         bare: Any = type(bridge.original_model)._from_config(copy.deepcopy(bridge.original_model.config))
     known = {name for name, _ in bare.named_modules()}
@@ -53,7 +53,7 @@ def anatomy_of(bridge: Model) -> Anatomy:
 
 
 def place(anatomy: Anatomy, hook: str, basis: str) -> tuple[str, bool, Tensor]:
-    """The module that a hook point stands at, whether at its outputs, and which of them each unit is."""
+    """Find the module behind a hook point: its name, whether the hook sees outputs, and each unit's row."""
     component, outputs = anatomy.owners[id(anatomy.bridge.hook_dict[hook])]
     if outputs:
         parts: Mapping[str, Any] = getattr(component, "submodules", {})
@@ -66,15 +66,15 @@ def place(anatomy: Anatomy, hook: str, basis: str) -> tuple[str, bool, Tensor]:
         return _fused(anatomy, component, basis)
     raise ValueError(
         f"units of basis {basis!r}: {hook} is the output of a {type(module).__name__} ({name}), not of one weight "
-        "matrix, so no weights are theirs alone."
+        "matrix, so these units have no weights of their own."
     )
 
 
 def _fused(anatomy: Anatomy, part: Any, basis: str) -> tuple[str, bool, Tensor]:
-    """The same for a projection that the Hugging Face model keeps together with others in one matrix.
+    """The same as `place` for a projection that the Hugging Face model fuses with others in one matrix.
 
-    In which order is known to TransformerLens, for each architecture: given a copy whose weights are row numbers,
-    it cuts out rows that say where they were.
+    TransformerLens knows the order for each architecture: it is given a copy whose weights are row numbers, and the
+    rows that it splits off then tell their original index.
     """
     parent: Any = next(each for each in anatomy.bridge.modules() if part in getattr(each, "submodules", {}).values())
     path = anatomy.name(parent)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens import files
-from lsn_lens.neurons import drawing, draws, units
+from lsn_lens.neurons import draws, figures, units
 from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
 from lsn_lens.neurons.units import Mask
 
@@ -131,7 +131,7 @@ class NeuronSet:
 
     def plot(self, kind: Literal["layers", "overlap"] = "layers") -> Any:
         """Draw the units per layer ("layers") or the overlap of languages ("overlap"); `report.plots` has more."""
-        return drawing.draw(kind, self)
+        return figures.draw(kind, self)
 
     def units(self, basis: str) -> Bool[Tensor, "layer unit"]:
         """The units of a basis that belong to at least one language."""

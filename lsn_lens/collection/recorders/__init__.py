@@ -1,4 +1,4 @@
-"""How `collect` keeps what methods need: one recorder for each kind of need."""
+"""Recorders: the part of `collect` that computes needs, one recorder per kind of need."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ RECORDERS: dict[type, type[Recorder]] = {
 
 
 def make_recorder(model: Model, need: Need, widths: Mapping[str, int], constants: Mapping[str, Tensor]) -> Recorder:
-    """The recorder that keeps a need."""
+    """Make the recorder for a need, by the need's class."""
     return RECORDERS[type(need)](model, need, widths, constants)
 
 

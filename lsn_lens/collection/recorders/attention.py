@@ -1,4 +1,4 @@
-"""How a model's attention turns queries and keys into a pattern: scale and rotary embedding, from its own tensors."""
+"""Read the scale and the rotary embedding of a model's attention from the model's own tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ INSTEAD = 'leave out queries and keys: bases=("mlp", "v", "z")'
 
 @dataclass
 class _Probe:
-    """What one forward pass over random tokens showed, layer by layer, one row each."""
+    """Hooked tensors of one forward pass over random tokens, per layer."""
 
     seen: dict[str, Tensor] = field(default_factory=dict)
 
@@ -32,7 +32,7 @@ class _Probe:
                 kept = acts[0, :, :PROBE, :PROBE]
             elif name.endswith(("hook_q", "rot_q")):
                 kept = acts[0, :PROBE]
-            else:  # keys tell the rotation of every position
+            else:  # keys show the rotation of every position
                 kept = acts[0]
             self.seen[name] = kept.detach().float().cpu()
 
@@ -46,8 +46,8 @@ def read_attention(model: Model, longest: int) -> dict[str, Tensor]:
     """Scale of the scores in every layer, and the rotation of every position, checked against the pattern."""
     if _soft_cap(model):
         raise DoesNotApply(
-            "this model caps its attention scores softly, so what a query or key dimension adds cannot be read from "
-            f"the attention pattern: {INSTEAD}."
+            "this model has a soft cap on attention scores, so the contribution of a query or key dimension cannot be "
+            f"read from the attention pattern: {INSTEAD}."
         )
     length = min(max(longest, PROBE), model.cfg.n_ctx)
     ids = torch.randint(structure.vocabulary_size(model), (1, length), generator=torch.Generator().manual_seed(0))
@@ -55,7 +55,7 @@ def read_attention(model: Model, longest: int) -> dict[str, Tensor]:
     names = [f"blocks.{i}.attn.hook_{each}" for i in range(model.cfg.n_layers) for each in
              ("q", "k", "rot_q", "rot_k", "pattern", "cos", "sin")]  # fmt: skip
     hooks = [(name, probe.hook(name)) for name in names if name in model.hook_dict]
-    with model.hooks(fwd_hooks=hooks):  # under what others have on it: that must leave the pattern a softmax, too
+    with model.hooks(fwd_hooks=hooks):  # with the user's hooks, which must leave the pattern a softmax too
         forward.hidden_states(model, ids.to(structure.device_of(model)), None)
     half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
     tolerance = HALF_TOLERANCE if half else TOLERANCE
@@ -92,7 +92,7 @@ def _read_layer(probe: _Probe, layer: int, tolerance: float) -> tuple[float, Rot
 
 
 def _candidates(probe: _Probe, layer: int, q: Tensor, k: Tensor, tolerance: float) -> list[Rotation]:
-    """Rotations that the probe allows, likeliest first."""
+    """Rotations that fit the probe, the most likely first."""
     d_head = q.shape[-1]
     rot_q, rot_k, cos, sin = (probe.get(layer, name) for name in ("rot_q", "rot_k", "cos", "sin"))
     if rot_q is not None and rot_k is not None:
@@ -111,9 +111,9 @@ def _candidates(probe: _Probe, layer: int, q: Tensor, k: Tensor, tolerance: floa
 
 
 def _scale(q: Tensor, k: Tensor, pattern: Tensor) -> tuple[float, float]:
-    """The scale that best makes `log P` of `q k`, and the share of `log P` that it leaves unexplained.
+    """The scale that maps `q k` to `log P` best, and the share of `log P` that it leaves unexplained.
 
-    In each row a constant is free (the softmax), and a line in the key's position (ALiBi).
+    Each row has a free constant (for the softmax) and a free slope in the key's position (for ALiBi).
     """
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = torch.einsum("tad,sad->ats", q, k).double()
@@ -136,7 +136,7 @@ def _along(values: Tensor, place: Tensor) -> Tensor:
 
 
 def _tables(rotations: list[Rotation], tolerance: float) -> dict[str, Tensor]:
-    """Rotations of all layers, those that are the same kept once."""
+    """Rotations of all layers; equal rotations are stored once."""
     kept: list[Rotation] = []
     table = []
     for each in rotations:

@@ -1,4 +1,4 @@
-"""What a recorder is: it sees the tensors of a batch and adds to its need's sums and document rows."""
+"""The base of recorders: a recorder sees the tensors of a batch and updates its need's sums and document rows."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from lsn_lens.text.plan import Batch, Plan
 
 @dataclass
 class View:
-    """The batch that is being run, on the model's device."""
+    """The current batch, on the model's device."""
 
     batch: Batch
     keep: Bool[Tensor, "batch pos"]
@@ -30,7 +30,7 @@ class View:
 
     @cached_property
     def keep_without_bos(self) -> Bool[Tensor, "batch pos"]:
-        """`keep` without the separator that each document begins with; a document of nothing else keeps it."""
+        """`keep` without each document's leading BOS token; a document that is only a BOS token keeps it."""
         keep = self.keep.clone()
         if self.has_bos:
             keep[:, 0] = self.lengths == 1
@@ -41,7 +41,7 @@ class View:
 class Acts:
     """One site's tensor in one layer: `whole` as `[batch pos unit]`, `tokens` without padding as `[token unit]`.
 
-    `raw` is the tensor at the hook point itself: with heads as an axis of their own, and part of the graph.
+    `raw` is the tensor at the hook point itself, with a separate axis for heads, as part of the autograd graph.
     """
 
     site: str
@@ -60,7 +60,7 @@ class Acts:
 
 
 class Recorder:
-    """Keeps one need. Subclasses say which sites they read and what they do with a tensor.
+    """Computes one need. Subclasses define the sites they read and the computation.
 
     Attributes:
         sums: The shard's sums so far, by key.
@@ -80,16 +80,16 @@ class Recorder:
 
     @staticmethod
     def fit(model: Model, need: Any, width: Callable[[str], int]) -> tuple[Any, dict[str, str]]:
-        """The need as far as the model can give it, None if not at all; and why not the rest, by kind of unit.
+        """The part of the need that the model supports (None for no part), and why not the rest, by kind of unit.
 
-        `width` gives the units of a site, and raises `DoesNotApply` for one that the model lacks.
+        `width` gives the number of units of a site, and raises `DoesNotApply` for a site that the model lacks.
         """
         reasons = missing_sites(need.sites, width)
         return (None if reasons else need), reasons
 
     @staticmethod
     def prepare(model: Model, need: Any, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
-        """Tensors fixed before the run, by keys that begin with the need's key; the same in every process."""
+        """Constants computed before the run, with keys that begin with the need's key; equal in every process."""
         return {}
 
     def reset(self) -> None:
@@ -102,15 +102,15 @@ class Recorder:
         self.rows: dict[str, list[Tensor]] = {key: [] for key in self.need.rows(self.layers, self.widths)}
 
     def see(self, acts: Acts) -> None:
-        """Take in a site's tensor of one layer."""
+        """Process the tensor of one site in one layer."""
         raise NotImplementedError
 
     def end(self, view: View) -> None:
-        """All layers of a batch have been seen."""
+        """Finish a batch, after all layers."""
 
 
 def missing_sites(sites: Iterable[str], width: Callable[[str], int]) -> dict[str, str]:
-    """Why a model lacks sites, by name."""
+    """The sites that a model lacks: site -> reason."""
     reasons = {}
     for site in sites:
         try:
@@ -121,6 +121,6 @@ def missing_sites(sites: Iterable[str], width: Callable[[str], int]) -> dict[str
 
 
 def _start(key: str, zeros: Tensor) -> Tensor:
-    """What is neutral under the key's merge."""
+    """The neutral element of the key's merge."""
     ends = {"minimum": torch.inf, "maximum": -torch.inf}
     return zeros.fill_(ends[key.rsplit(".", 1)[-1]]) if key.rsplit(".", 1)[-1] in ends else zeros

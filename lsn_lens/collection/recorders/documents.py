@@ -1,4 +1,4 @@
-"""Recorder of one value a document, layer and unit."""
+"""Recorder of one value per document, layer and unit."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ Keep = Bool[Tensor, "batch pos"]
 
 
 def document_mean(acts: Values, keep: Keep) -> Float[Tensor, "batch unit"]:
-    """Mean over the tokens kept."""
+    """Mean over the tokens that count, per document."""
     return (acts.float() * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
 
 
 def document_last(acts: Values, keep: Keep) -> Float[Tensor, "batch unit"]:
-    """The value at the last token kept."""
+    """Value at the last token that counts, per document."""
     last = keep.shape[1] - 1 - keep.flip(1).long().argmax(1)
     return acts[torch.arange(len(acts), device=acts.device), last].float()
 
 
 def document_maximum(acts: Values, keep: Keep) -> Float[Tensor, "batch unit"]:
-    """The largest value over the tokens kept."""
+    """Largest value over the tokens that count, per document."""
     return acts.float().masked_fill(~keep[..., None], -torch.inf).amax(1)
 
 
@@ -36,7 +36,7 @@ DOCUMENT_REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class DocumentRows(Recorder):
-    """Keeps `DocumentValues`."""
+    """Recorder of `DocumentValues`."""
 
     def reset(self) -> None:
         """Start a new shard."""
@@ -44,11 +44,11 @@ class DocumentRows(Recorder):
         self.layer_values: dict[int, Tensor] = {}
 
     def see(self, acts: Acts) -> None:
-        """Reduce each row of the batch."""
+        """Reduce each row of the batch to one value per unit."""
         keep = acts.view.keep_without_bos if self.need.skip_bos else acts.view.keep
         self.layer_values[acts.layer] = DOCUMENT_REDUCTIONS[self.need.reduction](acts.whole, keep).cpu()
 
     def end(self, view: View) -> None:
-        """Put the layers together."""
+        """Stack the layers of the batch's documents."""
         values = [self.layer_values[layer] for layer in range(self.layers)]
         self.rows[self.need.key].append(torch.stack(values, dim=1))

@@ -29,13 +29,13 @@ def cluster_experts(model: Model, need: ExpertCounts) -> Tensor:
 
 
 class Experts(Recorder):
-    """Keeps `ExpertCounts`."""
+    """Recorder of `ExpertCounts`."""
 
     need: ExpertCounts
 
     @staticmethod
     def fit(model: Model, need: Any, width: Callable[[str], int]) -> tuple[Any, dict[str, str]]:
-        """Not in layers that do not fall into experts of equal size."""
+        """None for a model whose layers cannot be divided into experts of equal size."""
         fitted, reasons = Recorder.fit(model, need, width)
         if fitted is not None:
             try:
@@ -46,7 +46,7 @@ class Experts(Recorder):
 
     @staticmethod
     def prepare(model: Model, need: ExpertCounts, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
-        """The experts, and the norms of what neurons write."""
+        """The experts, and the norms of the neurons' output weights."""
         n_experts(widths["mlp_post"], need.size)
         norms = [model.blocks[i].mlp.W_out.detach().float().norm(dim=1).cpu() for i in range(model.cfg.n_layers)]
         return {f"{need.key}.assignment": cluster_experts(model, need), f"{need.key}.norms": torch.stack(norms)}

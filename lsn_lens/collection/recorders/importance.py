@@ -1,4 +1,4 @@
-"""Recorder of PLND's importances: every document, every layer, by the closed forms."""
+"""Recorder of PLND's importances, computed for every document and layer by the closed forms."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from lsn_lens.text.plan import Plan
 
 
 class Importances(Recorder):
-    """Keeps an `Importance`."""
+    """Recorder of an `Importance`."""
 
     need: Importance
 
@@ -59,7 +59,7 @@ class Importances(Recorder):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Those of the bases, and the attention pattern for queries and keys."""
+        """The sites of the bases, and the attention pattern for queries and keys."""
         return (*((self._mlp_site,) if "mlp" in self.need.bases else ()), *self._attention_sites)
 
     @property
@@ -79,7 +79,7 @@ class Importances(Recorder):
         self.held: dict[int, dict[str, Tensor]] = {}
 
     def see(self, acts: Acts) -> None:
-        """MLP and values of all documents at once; queries and keys one by one, when the pattern has come."""
+        """Process MLP and values for all documents at once; queries and keys per document, once the pattern is seen."""
         if acts.site == self._mlp_site:
             self._mlp(acts)
         if acts.site == "z":
@@ -100,7 +100,7 @@ class Importances(Recorder):
             self._patterns(own, acts.layer, first)
 
     def _kept(self, acts: Acts) -> tuple[Tensor, Tensor]:
-        """Values with zeros where a token does not count, and how many tokens count in each document."""
+        """Values, with zeros at tokens that do not count, and the number of tokens that count per document."""
         keep = acts.view.keep_without_bos if self.need.skip_bos else acts.view.keep
         values = acts.raw.detach().float()
         return values * keep.view(*keep.shape, *[1] * (values.ndim - 2)), keep.sum(1)
@@ -136,9 +136,9 @@ class Importances(Recorder):
         pattern, groups = own["pattern"], own["k"].shape[1]
         q, k = own["q"], own["k"].repeat_interleave(len(pattern) // groups, dim=1)
         pairs = dict(zip("qk", maths.delta_factors(q, k, self._rotation(layer, len(q)), self.need.rotary), strict=True))
-        released = self.need.variant == "released"  # adds Delta to the scores without their scale
+        released = self.need.variant == "released"  # the released code adds Delta to the scores without their scale
         scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
-        tokens, known = max(1, len(q) - first), dict[int, Tensor]()  # q and k after the rotation are one pair
+        tokens, known = max(1, len(q) - first), dict[int, Tensor]()  # after the rotation, q and k are one pair
         for basis in (each for each in "qk" if each in self.need.bases):
             pair, n_groups = pairs[basis], groups if basis == "k" else len(pattern)
             if _is_whole(self.need.exact, n_groups * q.shape[2]):
@@ -151,14 +151,14 @@ class Importances(Recorder):
             self._add(basis, layer, values[None], None if is_exact is None else is_exact[None])
 
     def _rotation(self, layer: int, length: int) -> Rotation:
-        """Of a document of this length: some models code the positions of long ones in another way."""
+        """The rotation for a document of this length; some models encode positions of long texts differently."""
         border = self.constants.get(f"{self.need.key}.border")
         part = self.need.key if border is None or length > border else f"{self.need.key}.short"
         table = self.constants[f"{part}.table"][layer]
         return Rotation(*(self.constants[f"{part}.{name}"][table] for name in ("cos", "turn", "partner")))
 
     def _add(self, basis: str, layer: int, values: Tensor, is_exact: Tensor | None = None) -> None:
-        """Take in the importances of documents, `[document unit]`."""
+        """Merge the importances of documents, `[document unit]`."""
         name = f"{self.need.key}.{basis}"
         self.sums[f"{name}.sum"][layer] += values.double().sum(0)
         values = values[values.any(1)]
@@ -179,14 +179,14 @@ def _all_exact(pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, first
 
 
 def _of_groups(each: Tensor, groups: int) -> Tensor:
-    """Summed over the query heads of a group."""
+    """Sum over the query heads of a group."""
     return each.unflatten(0, (groups, -1)).sum(1).flatten()
 
 
 def _best_exact(
     pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, groups: int, exact: int | float, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Squared change of each unit, exact for those that are the first to first order; and which these are."""
+    """Squared change of each unit, exact for the largest first-order estimates; and the mask of exact units."""
     n_heads, d_head = len(pattern), pair[0].shape[2]
     squares = _of_groups(maths.first_order_change(pattern, *pair, first) * scale**2, groups)
     best = squares.argsort(descending=True, stable=True)[: maths.number_of(exact, len(squares))]
@@ -207,5 +207,5 @@ def heads_output(model: Model, layer: int) -> Tensor:
 
 
 def value_heads(model: Model) -> int:
-    """How many heads of keys and values there are; query heads may share them."""
+    """Number of key/value heads, which query heads may share."""
     return getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads

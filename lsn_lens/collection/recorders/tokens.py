@@ -12,19 +12,19 @@ from lsn_lens.model.structure import Model
 from lsn_lens.statistics.needs import REDUCTIONS, Histogram
 from lsn_lens.text.plan import Plan
 
-PROBE_TOKENS = 256  # of each language, from which the bins of a histogram come
+PROBE_TOKENS = 256  # tokens per language that decide the bins of a histogram
 CHUNK = 512  # tokens binned at once
 
 
 class TokenSums(Recorder):
-    """Keeps a `Statistic`. What counts as above zero at `mlp_pre` is a unit that is active: act(gate) > 0."""
+    """Recorder of a `Statistic`. At `mlp_pre`, a value above zero means an active unit: act(gate) > 0."""
 
     def __init__(self, model: Model, need: Any, widths: Mapping[str, int], constants: Mapping[str, Tensor]):
         super().__init__(model, need, widths, constants)
         self.firing = structure.firing(model) if need.key == "mlp_pre.positive" else None
 
     def see(self, acts: Acts) -> None:
-        """Add the reduction of the batch; under a gradient, when the backward pass comes by."""
+        """Add the reduction of the batch; for gradient statistics, from a hook in the backward pass."""
         if self.need.gradient:
             acts.raw.register_hook(lambda grad: self._add_product(acts, grad))
         else:
@@ -40,17 +40,17 @@ class TokenSums(Recorder):
 
 
 class Histograms(Recorder):
-    """Keeps a `Histogram`."""
+    """Recorder of a `Histogram`."""
 
     need: Histogram
 
     @staticmethod
     @torch.no_grad()
     def prepare(model: Model, need: Histogram, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
-        """Where each unit's bins begin and how wide they are, from the first tokens of every language."""
+        """The start and width of each unit's bins, from the first tokens of every language."""
         site, read = structure.reader(model, need.site)
         seen: dict[int, list[Tensor]] = {layer: [] for layer in range(model.cfg.n_layers)}
-        for label in sorted(plan.tokens):  # whatever the order of the languages, the same bits
+        for label in sorted(plan.tokens):  # the same bits for every order of the languages
             first = next(shard for shard in plan.shards if shard.language == label)
             batch = next(plan.batches(first))
             rows = max(1, PROBE_TOKENS // batch.ids.shape[1])
@@ -70,7 +70,7 @@ class Histograms(Recorder):
         return {f"{need.key}.low": low.float(), f"{need.key}.width": width.float()}
 
     def see(self, acts: Acts) -> None:
-        """Count into `bins + 2` bins a unit."""
+        """Count values into `bins + 2` bins per unit."""
         low, width = (self.constants[f"{self.need.key}.{each}"][acts.layer] for each in ("low", "width"))
         counts, bins = self.sums[self.need.key][acts.layer], self.need.bins + 2
         first = torch.arange(len(low), device=self.device) * bins
