@@ -1,4 +1,4 @@
-"""Find language-specific neurons with every method, ablate them, and report who is hurt, beside random controls.
+"""Find language-specific neurons with every method, ablate them, and report the loss increases, beside random controls.
 
     python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
 
@@ -23,11 +23,11 @@ class Config(Settings):
         methods: Names of methods, as [lape,lave]; all by default, without those that the model and the text are not
             made for, which the report names with the reason.
         rate: Share of all units to choose, for methods that choose a share.
-        at_least: Raise the rate to the smallest that gives every language this many neurons by the first method that
-            can tell (lape); 0 keeps the rate.
-        control_seeds: Random sets for each method and language, as many units in each layer, as active in the language;
-            three times as many where none of them reaches the rise. Below 19 no p-value reaches 0.05.
-        ablation: What to set units to: "other languages' mean", "dataset mean" or "zero".
+        at_least: Raise the rate to the smallest that gives every language this many neurons by the first method with a
+            count per rate (lape); 0 keeps the rate.
+        control_seeds: Random sets per method and language, as many units in each layer, as active in the language;
+            three times as many where none of them reaches the loss increase. Below 19 no p-value reaches 0.05.
+        ablation: Value to set units to: "other languages' mean", "dataset mean" or "zero".
         replicates: Bootstrap draws, to see how stable each method's sets are; 0 for none.
         permutations: Of labels, to see what each method finds where there is nothing to find; 0 for none.
         without_draws: Methods left out of these two, because each draw takes them seconds.
@@ -37,8 +37,8 @@ class Config(Settings):
         kind: Packed blocks, or one row per document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
-        max_tokens: Cap for each language when finding neurons.
-        evaluation_tokens: Cap for each language when measuring each method on all languages.
+        max_tokens: Cap per language when  finding neurons.
+        evaluation_tokens: Cap per language when  measuring each method on all languages.
         control_tokens: The same for random sets, measured on their own language only, and for sets of equal size.
     """
 
@@ -68,11 +68,11 @@ class Config(Settings):
         if strange:
             raise ValueError(f"unknown controls {strange}; name some of {slow}.")
         if self.control_seeds < 2:
-            raise ValueError("expected at least two control seeds: a result without control shows nothing.")
+            raise ValueError("expected at least two control seeds: a result without a control is no evidence.")
 
 
 def prepare(config: Config) -> tuple[Any, ...]:
-    """Load and collect: model, corpora, run."""
+    """Load model and corpora, and collect the run."""
     text = layout(config)
     model, corpora = load_model(config), load_text(config)
     return model, corpora, lsn.collect(model, corpora, config.methods, config.out / "run", layout=text)
@@ -101,7 +101,7 @@ def names(config: Config) -> list[str]:
 
 
 def checks(config: Config, run: Any) -> Any:
-    """How far to trust each method; the embedded text is parallel, document by document."""
+    """The reliability checks; the embedded text is parallel, document by document."""
     if not (config.replicates or config.permutations or config.controls):
         return None
     slow: dict[str, Any] = dict.fromkeys(config.controls, True)

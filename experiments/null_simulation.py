@@ -30,7 +30,7 @@ LANGUAGES = ("a", "b", "c", "d")
 DOCUMENTS_EACH, TOKENS_EACH, EXPERT = 3, 6, 2  # of a shard, of a document, units of an expert
 LEVEL = 0.05
 
-# by how much the languages are shifted in the units that are not alike in all; a language is named by its place
+# by how much the languages are shifted in the units that are not alike in all; a language is named by its index
 SHIFTS: dict[str, tuple[float, float, float, float]] = {
     "none": (0.0, 0.0, 0.0, 0.0),
     "one high": (1.5, 0.0, 0.0, 0.0),
@@ -179,12 +179,12 @@ def null_simulation(
     Args:
         replicates: Runs made up for each kind of shift.
         permutations: Permutations of labels in each.
-        paired: Permute within places only.
+        paired: Permute within positions only.
         pool: Pool the null statistics of all units.
-        alike: As of `permutation_test`.
+        alike: See `permutation_test`.
         units: Units of a run; three tenths are shifted.
-        shards: Of a language.
-        method: Which, all by default.
+        shards: Shards per language.
+        method: Name of one method; all by default.
         out: A CSV file for the table.
     """
     rows, names = [], method or list(METHODS)

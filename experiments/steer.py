@@ -24,7 +24,7 @@ class Config(SteeringSettings, Settings):
 
 
 def prepare(config: Config) -> tuple[Any, ...]:
-    """Load and collect: model, corpora, run."""
+    """Load model and corpora, and collect the run."""
     model, corpora = load_model(config), load_text(config)
     return model, corpora, lsn.studies.steering_run(model, corpora, config, config.out / "run")
 

@@ -1,4 +1,4 @@
-"""Turn language-specific units off in one stage of layers and one structure at a time: who is hurt, English or not?
+"""Turn language-specific units off in one stage of layers and one structure at a time, and compare with English.
 
     python experiments/workflow.py --model demo --corpus demo --out runs/workflow
 
@@ -24,7 +24,7 @@ class Config(WorkflowSettings, Settings):
 
 
 def prepare(config: Config) -> tuple[Any, ...]:
-    """Load and collect: model, corpora, run."""
+    """Load model and corpora, and collect the run."""
     model, corpora = load_model(config), load_text(config)
     return model, corpora, lsn.studies.workflow_run(model, corpora, config, config.out / "run")
 

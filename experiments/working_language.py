@@ -1,4 +1,4 @@
-"""Report in which language the layers of a model predict, and how far that can be told.
+"""Report the language of a model's predictions by layer, and the errors of the identification.
 
     python experiments/working_language.py --model demo --corpus demo --out runs/working-language
 

@@ -6,6 +6,7 @@ from functools import reduce
 import datasets
 import pytest
 import torch
+from oracles import plain
 from pages import PAGES, ROOT, blocks
 
 import lsn_lens as lsn
@@ -18,11 +19,10 @@ LABELS, FIND, HOLD_OUT = ("en", "fr", "es", "de", "ja"), 6, 8
 SMALLER = {
     "docs/comparison.md": {"run, model=model": "run, ['lape'], seeds=2, more_seeds=0, control_tokens=64, model=model",
                            "lsn.Checks()": "lsn.Checks(0, 0)", "lsn.Checks(extra": "lsn.Checks(0, 0, extra"},
-    "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1",
-                         "statistics=run.statistics": "statistics=run.statistics, seeds=1, prompts=2, tokens=4"},
+    "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4"},
     "docs/generation.md": {"tokens=32": "tokens=4", "generate(model)": "generate(model, samples=2, tokens=4)",
                            "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
-                           "    ],\n)\nlanguage": "    ], samples=2, tokens=8,\n)\nlanguage"},
+                           "    ],\n)\nidentify": "    ], samples=2, tokens=8,\n)\nidentify"},
     "docs/methods/language_dimensions.md": {"layer=18": "layer=3", "count=400": "count=40"},
     "docs/significance.md": {"replicates=1000": "replicates=5", "permutations=99": "permutations=3"},
     "docs/tasks.md": {"tokens=512": "tokens=4"},
@@ -66,7 +66,8 @@ def elsewhere(request, given, text_folder, tmp_path, monkeypatch):
     """An empty folder to work in; what is loaded by name is here already, and the Hub is `HUB`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "DEMO_TEXT", text_folder)
-    monkeypatch.setattr(lsn, "load_model", lambda name: {"demo": given["model"]}[name])
+    load = lsn.load_model
+    monkeypatch.setattr(lsn, "load_model", lambda *what: given["model"] if what == ("demo",) else load(*what))
     monkeypatch.setattr(lsn.planted, "make_world", lambda folder: request.getfixturevalue("world"))
     monkeypatch.setattr(datasets, "load_dataset", lambda hub, *_, **__: datasets.Dataset.from_list(HUB[hub]))
     return tmp_path
@@ -79,6 +80,7 @@ def files_of_the_reader(folder, text_folder):
     for name in ("en", "fr", "numbers_and_code"):
         (folder / f"{name}.txt").write_text("\n".join(f"{name} {place}" for place in range(9)))
     (folder / "neurons.csv").write_text("language,layer,unit\nfr,5,12\n")
+    (folder / "reviews.csv").write_text("lang,review\n" + "en,Good.\nen,Bad.\nfr,Bon.\nfr,Mauvais.\n")
     (folder / "questions.jsonl").write_text(
         '{"prompt": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0, "language": "en"}\n'
     )
@@ -92,6 +94,7 @@ def names_of_the_reader(page, given):
         {"english": ["One.", "Two."], "french": ["Un.", "Deux."], "chinese": ["一。", "二。"]},
     )
     return {
+        "docs/models.md": {"hf_model": plain(DEMO_MODEL), "tokenizer": model.tokenizer},
         "docs/representations.md": parallel,
         "docs/interventions.md": {"later": model},
         "docs/methods/transfer.md": {"checkpoints": {"1000": model, "2000": model}},

@@ -145,5 +145,5 @@ def test_the_lead_says_who_finds_and_who_is_fooled():
     assert section.lead({"methods": methods, "roles": roles}) == (
         "MLPs: a ranks the planted units best, average precision 0.90 (0.80 to 1.00; chance 0.10). specific is found "
         "by a. loud fools a. Attention: b ranks the planted units best, average precision 0.40 (0.30 to 0.50; chance "
-        "0.10). loud fools nobody."
+        "0.10). loud fools no method."
     )

@@ -458,7 +458,7 @@ def test_fewer_than_two_languages_are_refused():
         ({"threshold": -0.1}, "threshold=-0.1"),
         ({"threshold": math.inf}, "threshold=inf"),
         ({"threshold": math.nan}, "threshold=nan"),
-        ({"active": "abs", "position": "any"}, "largest size"),
+        ({"active": "abs", "position": "any"}, "largest absolute value"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(settings, message):

@@ -272,7 +272,7 @@ def test_the_fallback_figures_are_of_the_right_texts(tables):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"seeds": 0}, "at least one seed: a result without random counterpart"),
+        ({"seeds": 0}, "at least one seed: a result without a random counterpart"),
         ({"counts": ()}, "at least one count and one strength"),
         ({"tokens": 0}, "tokens=0: expected at least 1"),
         ({"samples": 0}, "samples=0: expected at least 1"),

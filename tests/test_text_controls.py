@@ -67,7 +67,7 @@ def test_what_romanising_gives(text, expected):
 
 
 def test_romanising_needs_two_scripts():
-    with pytest.raises(ValueError, match=r"written in one script, \['Latn'\]"):
+    with pytest.raises(ValueError, match=r"have the same script, \['Latn'\]"):
         romanised(corpora_of({label: TEXT[label] for label in ("en", "de")}))
 
 

@@ -1,4 +1,4 @@
-"""What a run or a model shows, unchanged."""
+"""Analyses of a run or of the unchanged model."""
 
 import lazy_loader
 

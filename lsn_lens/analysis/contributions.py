@@ -1,4 +1,4 @@
-"""What neurons of each type add to the residual stream, and towards which token, at the last token of a text."""
+"""Contributions of neurons by type to the residual stream and to a token's logit, at the last position of a text."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,25 +19,25 @@ TOP_SHARE = 0.0488  # 800 of the 16,384 neurons of a layer of BLOOMZ-7B
 
 
 def contribution(statistics: Statistics, norms: Float[Tensor, "layer unit"], method: Sharing = DEFAULT) -> pd.DataFrame:
-    """How much neurons add at the last token, by type: neuron i adds m_i v_i, of size `C_i = |m_i| * norm(v_i)`.
+    """Contributions of neurons by type at the last position: neuron i adds m_i v_i, of size `C_i = |m_i| * norm(v_i)`.
 
     Args:
-        statistics: Of a run.
+        statistics: Statistics of a run.
         norms: From `down_norms`.
-        method: Says which neurons are active.
+        method: Defines which neurons are active.
 
     Returns:
         One row per layer, language and type, means over items: `top_share`, the share of the type among the
         `round(0.0488 * d_mlp)` neurons (one at least) of highest C; `chance`, its share among all neurons; `sum_share`,
-        of the sum of C; `mean`, `maximum` and `minimum` of C in the type; `coverage`, the share of items in which a
-        neuron has the type. Where none has, that item says nothing (NaN if there is no other).
+        of the sum of C; `mean`, `maximum` and `minimum` of C in the type; `coverage`, the share of items in which some
+        neuron has the type. Other items are left out of the means (NaN if there is no item).
 
     Raises:
-        KeyError: As `categories`.
-        ValueError: As `categories`, or norms of another model.
+        KeyError: The run lacks the method's statistics.
+        ValueError: Fewer than two languages, items that are not parallel, or norms of another model.
 
-    Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks: C and the top 800 of 16,384. There an empty
-    type counts as 0 in the means; `sum_share` and `chance` are ours.
+    Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks: C and the top 800 of 16,384. In these notebooks an
+        empty type counts as 0 in the means; `sum_share` and `chance` are ours.
     """
     rows = []
     for layer, label, types, products in _products(statistics, method):
@@ -60,24 +60,24 @@ def contribution(statistics: Statistics, norms: Float[Tensor, "layer unit"], met
 def effective_score(
     statistics: Statistics, model: Model, tokens: int | Mapping[str, Sequence[int]], method: Sharing = DEFAULT
 ) -> pd.DataFrame:
-    """How much neurons of each type push towards a reference token, at the last token.
+    """Contributions of neurons by type to the logit of a reference token, at the last position.
 
     Neuron i adds `E_i(w) = e_w . (m_i v_i)` to the logit of token w, were there no norm before the unembedding (and
     none after the MLP, which Gemma has). E is signed.
 
     Args:
-        statistics: Of a run of the model.
+        statistics: Statistics of a run of the model.
         model: A HookedTransformer or TransformerBridge.
-        tokens: The token's id, or for each language that of each item, as from `answer_token`.
-        method: Says which neurons are active.
+        tokens: The token's id, or per language the ids by item, for example from `answer_token`.
+        method: Defines which neurons are active.
 
     Returns:
         One row per layer, language and type: `mean`, `maximum` and `minimum` of E in the type, means over items, and
         `coverage`, as in `contribution`.
 
     Raises:
-        KeyError: As `categories`, or a language without tokens.
-        ValueError: As `categories`, or another number of tokens than items.
+        KeyError: The run lacks the method's statistics, or a language has no tokens.
+        ValueError: Fewer than two languages, items that are not parallel, or another number of tokens than items.
 
     Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks.
     """
@@ -96,7 +96,7 @@ def effective_score(
 def effective_values(
     model: Model, layer: int, products: Float[Tensor, "item unit"], tokens: Int[Tensor, "item"]
 ) -> Float[Tensor, "item unit"]:
-    """What each neuron adds to the logit of each item's token: `e_w . (m_i v_i)`, in float64."""
+    """Each neuron's contribution to the logit of each item's token: `e_w . (m_i v_i)`, in float64."""
     check_model(model)
     towards = model.W_U[:, tokens.to(model.W_U.device)].double().cpu()
     return products.double() * (_down(model, layer) @ towards).T
@@ -124,7 +124,7 @@ def answer_token(tokenizer: Any, prompt: str, answer: str) -> int:
 
 
 def _products(statistics: Statistics, method: Sharing) -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """Layer, language, `[type item unit]` members, and m `[item unit]` at the last token."""
+    """Layer, language, `[type item unit]` members, and m `[item unit]` at the last position."""
     for layer, fires in active_layers(statistics, method):
         types = members(fires.sum(0), len(fires))
         products = statistics.documents(PRODUCT.key, layer)
@@ -137,7 +137,7 @@ def _highest(sizes: Float[Tensor, "item unit"]) -> Bool[Tensor, "item unit"]:
 
 
 def _spread(values: Float[Tensor, "item unit"], has: Bool[Tensor, "item unit"]) -> dict[str, float]:
-    """Mean, maximum and minimum over the neurons that have a type, meaned over the items in which one has."""
+    """Mean, maximum and minimum over the neurons of a type, averaged over the items in which some neuron has it."""
     if not has.any():
         return {"mean": math.nan, "maximum": math.nan, "minimum": math.nan, "coverage": 0.0}
     some = has.any(-1)

@@ -1,4 +1,4 @@
-"""What expert frequencies say: heat maps, sets of experts, similarity of languages, and the masked model."""
+"""Expert frequencies: heat maps, sets of experts, similarity of languages, and the masked model."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,14 +36,14 @@ def expert_sets(
     """Experts that are frequent in all languages, in one, or in one family, layer by layer.
 
     Args:
-        statistics: Of a run.
-        method: Says what is frequent.
-        families: Name -> languages, two or more each.
+        statistics: Statistics of a run.
+        method: Defines which experts are frequent.
+        families: Name -> at least two languages.
 
     Returns:
         One row per layer and set: `layer`, `set` ("shared by all", "only <language>", "family <name>": in all of its
         languages and in no other), `experts` (how many), `expected` (by chance: each language's frequent experts drawn
-        from the layer independently of the others'), `frequent` (the sizes that chance is drawn with).
+        from the layer independently of the others'), `frequent` (frequent experts per language).
 
     Raises:
         KeyError: A family with a language that the run lacks.
@@ -99,14 +99,14 @@ def language_clusters(similarity: pd.DataFrame) -> np.ndarray:
 def family_test(
     similarity: pd.DataFrame, families: Mapping[str, Sequence[str]], permutations: int = 10_000, seed: int = 0
 ) -> dict[str, float]:
-    """Are languages of one family more alike than languages of different ones?
+    """Test whether languages of one family are more similar than languages of different families.
 
     Returns:
-        `difference` (mean similarity within families less that between them) and `p`, the share of random
-        assignments of the languages to the families, this one included, with at least that difference.
+        `difference` (mean similarity within families minus between families) and `p`, the share of random assignments
+        of the languages to the families, this one included, with at least that difference.
 
     Raises:
-        ValueError: No two languages of one family, or none of different families.
+        ValueError: No pair of languages within a family, or none between families.
     """
     labels = list(similarity.index)
     family_of = {label: name for name, members in families.items() for label in members}
@@ -131,15 +131,15 @@ def family_test(
 def only_experts(
     model: Model, assignment: Int[Tensor, "layer unit"], share: float | int, score: str = "l1"
 ) -> Iterator[Model]:
-    """Run the model with each token's best experts alone; the neurons of the others are 0.
+    """Run the model with only each token's best experts; the neurons of other experts are 0.
 
-    Selection is per layer, from what the masked model computes: later layers see what masking made of the earlier
-    ones. This is another thing than frequencies, which are those of the dense model.
+    Selection is per layer, from the masked model's activations: masking earlier layers changes later ones. Frequencies,
+    in contrast, come from the dense model.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         assignment: The expert of every neuron, `run.constants["<key>.assignment"]`.
-        share: Of each layer's experts that a token keeps, in (0, 1].
+        share: Share of each layer's experts that a token keeps, in (0, 1].
         score: "l1" or "l2".
 
     Yields:

@@ -1,4 +1,4 @@
-"""Where in the model do sentences of different languages look alike? Similarity and dominance, by our definitions."""
+"""Similarity of sentences across languages by layer, and dominance, by our definitions."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.text.tokens import separator_id
 
-BATCH_TOKENS = 4096  # read at once
+BATCH_TOKENS = 4096  # tokens per forward pass
 KEYS = ("layer", "language", "other")
 
 
@@ -26,12 +26,12 @@ KEYS = ("layer", "language", "other")
 class Embeddings:
     """Vectors of parallel sentences along the residual stream.
 
-    Layer 0 is what enters the first block (the embeddings), layer 1 what the first block (`blocks.0`) gives, and so on.
+    Layer 0 is the input of the first block (the embeddings), layer 1 the output of that block (`blocks.0`), and so on.
 
     Attributes:
         languages: Labels of the first axis.
         values: float32 in main memory: 4 bytes x languages x sentences x (layers + 1) x d_model.
-        pooling: Which tokens they stand for.
+        pooling: "mean" over tokens or "last" token.
         left_out: Numbers of the sentences (from 0) that were too long in some language.
     """
 
@@ -59,18 +59,18 @@ def sentence_embeddings(
     skip_long: bool = False,
     progress: bool = True,
 ) -> Embeddings:
-    """The residual stream of parallel sentences, at every layer; under whatever intervention is in force.
+    """The residual stream of parallel sentences at every layer, under the interventions in force.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         sentences: Language -> sentences; the n-th of each language are translations of each other.
-        pooling: The "mean" over the sentence's tokens, or its "last" token. The separator is read, but never pooled.
-        separator: What is read before each sentence: the tokenizer's "bos" ("eos" where it has none), "eos" or "none".
-        skip_long: Leave out, in every language, a sentence that in some language does not fit the model's context.
+        pooling: The "mean" over the sentence's tokens, or its "last" token. The separator is not pooled.
+        separator: Token before each sentence: "bos" ("eos" for tokenizers without BOS), "eos" or "none".
+        skip_long: Leave out a sentence in every language if it exceeds the model's context in some language.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: Other numbers of sentences in other languages, a sentence without tokens, or one that is too long.
+        ValueError: Different numbers of sentences, a sentence without tokens, or a sentence that is too long.
 
     Source: mean residual stream over tokens; the definition is ours.
     """
@@ -106,7 +106,7 @@ def _ids(model: Model, label: str, texts: Sequence[str], front: list[int]) -> li
 
 
 def _batches(lengths: Sequence[int], border: int | None) -> Iterator[list[int]]:
-    """Places of sentences to be read at once, the longest first, those beyond the border apart."""
+    """Batches of sentence numbers, the longest first, those beyond the border apart."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     while order:
         longest = lengths[order[-1]]
@@ -156,7 +156,7 @@ def _hook_name(layer: int) -> str:
 
 
 def pair_similarity(embeddings: Embeddings) -> pd.DataFrame:
-    """How alike the sentences of two languages are, at every layer.
+    """Similarity of the sentences of two languages at every layer.
 
     Returns:
         One row per layer and pair: `layer`, `language`, `other`; `similarity`, the mean cosine of a sentence and its
@@ -199,7 +199,7 @@ def language_similarity(embeddings: Embeddings) -> pd.DataFrame:
 
 
 def language_dominance(embeddings: Embeddings) -> pd.DataFrame:
-    """How far the other languages' sentences become a language's own by a shift of the mean.
+    """Similarity of other languages' sentences to a language's sentences after a shift of the mean.
 
     A sentence of language c, minus the mean of c, plus the mean of t, is compared with its translation into t.
 
@@ -229,10 +229,10 @@ def language_dominance(embeddings: Embeddings) -> pd.DataFrame:
 
 
 def similarity_change(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Two tables of one of the functions above, side by side, for example without and with an intervention.
+    """Two tables of one function above in one table, for example without and with an intervention.
 
     Returns:
-        For each measure its value `_before` and `_after`, and the `_change`.
+        Each measure with `_before`, `_after` and `_change`.
 
     Raises:
         ValueError: Tables of different layers, languages or measures.

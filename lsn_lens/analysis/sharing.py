@@ -1,7 +1,7 @@
-"""Sharing Matters: how much of a model the same content uses in all languages, in some, in one, or in none.
+"""Sharing Matters: neurons that the same content activates in all languages, in some, in one, or in none.
 
-Functions take the statistics of a run (`run.statistics`), and the `Sharing` that it was collected for, which says
-what "active" means. Shares are fractions of a layer's neurons.
+Functions take the statistics of a run (`run.statistics`), and the `Sharing` of the collection, which defines "active".
+Shares are fractions of a layer's neurons.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,12 +22,12 @@ DEFAULT = Sharing()
 
 @dataclass(frozen=True, eq=False)
 class Categories:
-    """One layer: in how many languages each neuron is active in each item, and in which if in one.
+    """One layer: the number of languages in which each neuron is active per item, and the language if only one.
 
     Attributes:
         languages: Labels.
-        count: Languages in which the neuron is active.
-        owner: Place in `languages` of the only one; -1 where there is none or more than one.
+        count: Number of languages in which the neuron is active.
+        owner: Index in `languages` of the only language; -1 if there is none or more than one.
     """
 
     languages: tuple[str, ...]
@@ -44,7 +44,7 @@ def categories(statistics: Statistics, layer: int, method: Sharing = DEFAULT) ->
     """The type of every neuron of a layer in every item.
 
     Raises:
-        KeyError: The run was collected without what the method needs.
+        KeyError: The run lacks the method's statistics.
         ValueError: Fewer than two languages, or items that are not parallel.
     """
     method.check(statistics)
@@ -54,16 +54,15 @@ def categories(statistics: Statistics, layer: int, method: Sharing = DEFAULT) ->
 
 
 def profile(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
-    """How many neurons of each layer have each type.
+    """The share of neurons of each type by layer.
 
     Returns:
-        One row per layer and type: `mean`, `minimum` and `maximum` over items of the share of neurons; `chance`, if
-        languages chose their neurons independently, each as many as it has in the item; `chance_unrelated`, if each
-        neuron kept its own rate in each language, but items had nothing to do with each other across languages (as if
-        shuffled); and the number of `items` and `languages`. Profiles of different numbers of languages cannot be
-        compared.
+        One row per layer and type: `mean`, `minimum` and `maximum` over items of the share of neurons; `chance`, this
+        share if each language chose as many neurons as it has in the item at random; `chance_unrelated`, if items were
+        shuffled across languages, so that each neuron keeps its rate in each language; and the number of `items` and
+        `languages`. Profiles of different numbers of languages cannot be compared.
 
-    Raises: as `categories`.
+    Errors are those of `categories`.
 
     Source: Wang et al. 2024 (arXiv 2406.09265), released notebooks; both levels of chance are ours.
     """
@@ -77,7 +76,7 @@ def profile(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
 def activity(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
     """The share of active neurons: one row per layer and language, with `mean`, `minimum`, `maximum` over items.
 
-    Raises: as `categories`.
+    Errors are those of `categories`.
     """
     return pd.DataFrame(
         {"layer": layer, "language": label, **_band(shares)}
@@ -91,14 +90,14 @@ def threshold_sweep(
 ) -> pd.DataFrame:
     """`profile` under several thresholds, in the column `threshold`.
 
-    Raises: as `categories`.
+    Errors are those of `categories`.
     """
     frames = [profile(statistics, replace(method, threshold=each)).assign(threshold=each) for each in thresholds]
     return pd.concat(frames, ignore_index=True)
 
 
 def repeatability(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataFrame:
-    """Do the same neurons have a type in every item?
+    """Consistency of types: the share of neurons that have a type in every item.
 
     Returns:
         One row per layer and type: `mean`, the share of neurons that have it in an item; `always`, in all items;
@@ -108,7 +107,7 @@ def repeatability(statistics: Statistics, method: Sharing = DEFAULT) -> pd.DataF
         left out), and `jaccard_chance`, about what the draw afresh would give; `items`. `always` and its chances fall
         with the number of items: only `jaccard` compares between runs.
 
-    Raises: as `categories`.
+    Errors are those of `categories`.
 
     Source: the count over all items is that of the released notebooks of Wang et al. 2024; the rest is ours.
     """

@@ -1,4 +1,4 @@
-"""How many neurons each language has, checkpoint by checkpoint, by thresholds that stay the same."""
+"""The number of neurons per language and checkpoint, by fixed thresholds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +11,20 @@ from lsn_lens.text.plan import corpus_hash
 
 
 def transfer_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) -> pd.DataFrame:
-    """Neurons of each language at each checkpoint.
+    """The number of neurons per language and checkpoint.
 
     Args:
         runs: Checkpoint -> its run, all on the same text and languages.
         reference: The checkpoint whose thresholds are used for all.
-        parameters: Of `Transfer`.
+        parameters: Parameters of `Transfer`.
 
     Returns:
         One row per checkpoint, in order, and language: `frozen` (neurons by the reference's thresholds), `fixed_share`
         (neurons by the checkpoint's own 1 %), and `frozen_total`, `fixed_share_total` (different neurons of all
-        languages; the latter cannot fall or rise, whatever the model learned).
+        languages; `fixed_share_total` is constant by construction).
 
     Raises:
-        KeyError: No such checkpoint.
+        KeyError: An unknown checkpoint.
         ValueError: Runs with different languages or different text.
     """
     if reference not in runs:

@@ -36,8 +36,7 @@ class Check:
         summary: From the table of all methods to its main numbers: `method` as the index, one row per method.
         columns: How the main numbers are written.
         ranked: Main numbers that the ranking shows, too.
-        doubts: From one method's rows to warnings: the text, and the languages that it is about (none: not one in
-            particular).
+        doubts: From one method's rows to warnings: the text and its languages (none: no particular one).
         about: What the check looks at, in a few words, for the list of checks that were not done.
         says: How to read its numbers, for the report.
         caption: Caption of its main numbers in the report; checks with the same caption share a table.
@@ -113,12 +112,12 @@ class Subject:
 
     @property
     def method(self) -> Method:
-        """The one method."""
+        """The one method of this subject."""
         return self.methods[self.name]
 
     @property
     def units(self) -> NeuronSet:
-        """The one method's set."""
+        """The set of the one method."""
         return self.found[self.name]
 
     @property
@@ -153,7 +152,7 @@ class Subject:
 
 
 def columns_of(kind: Kind, *names: str) -> dict[str, Column]:
-    """Columns of one kind."""
+    """Columns by name, all with one number format."""
     return dict.fromkeys(names, Column(kind=kind))
 
 

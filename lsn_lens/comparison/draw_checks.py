@@ -50,8 +50,7 @@ STABILITY = Check(
     says=(
         "Other text of the same kind: shards of documents are drawn with replacement and each method runs again on "
         "every draw. stable share: the share of units that at least 95 % of these replicates choose too. The Jaccard "
-        "overlap with the replicates' sets is corrected for chance: 1 for the same set, 0 for random units of the same "
-        "layers."
+        "overlap with the replicates' sets is corrected for chance: 1 for the same set, 0 for random units."
     ),
 )
 

@@ -19,8 +19,8 @@ class Comparison(Tables):
     units in `ranking`, `sizes`, `nulls` and `trust`, but memberships in tables of effects and losses: a unit of two
     languages counts twice there.
 
-    No table is sorted by effect size, since effects depend on the number of units. `equal_size` has effects of equally
-    many units per method.
+    No table is sorted by effect size, which depends on the number of units; `equal_size` has equally many units per
+    method.
 
     Tables (those from `effects` to `equal_size` need a model; `trust` and the tables after it need `compare(trust=)`):
         ranking: One row per method: the main number of each table, and the warnings in words. Read this first. `shown`:

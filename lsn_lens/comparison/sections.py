@@ -66,8 +66,7 @@ HOW_TO_READ = Section(
 TEXT_VIEW = (
     "The two highest scoring neurons of each language, by the first method of the ranking on MLP neurons, on the first "
     "hold-out document of every language (in the demo text: the same sentence). Point at a neuron's name to see where "
-    "it fires, click to keep it. The darker a token, the higher act(gate); values below 0, where the neuron does not "
-    "fire, are white."
+    "it fires, click to keep it. The darker the token, the higher act(gate); values below 0 (not firing) are white."
 )
 
 
@@ -98,7 +97,7 @@ EQUAL = (
 
 
 def control_section(comparison: Tables) -> Section:
-    """Against matched random sets."""
+    """In-language loss increases against matched random sets."""
     seeds: Any = comparison.control_by_language["seeds"]
     more = f", {seeds.max()} where none of {seeds.min()} reaches the loss increase" if seeds.max() > seeds.min() else ""
     return Section(

@@ -123,21 +123,18 @@ def trust_table(tables: Mapping[str, pd.DataFrame], methods: list[str], rows: Se
         rows: All checks.
 
     Returns:
-        `method`, and
-        bootstrap: `stable_share` of the sets' units (95 % of the replicates choose them too), `bootstrap_jaccard`
-        (overlap with the replicates' sets beyond chance), `replicates`;
-        one language left out: `leave_one_out_jaccard`, the same with the sets that the other languages then have;
-        permuted labels: `units` (different ones) on the true ones, `null_units` found there on average, `null_low`,
-        `null_high`, `null_p` (the p-value of number of units and mean score), `beyond_null` (share of the set's
-        memberships whose language differs from every other by more than the largest difference at any unit there),
-        `permutations`;
-        changed text: `survival` and its `ceiling` after `romanised_`, `shuffled_words_` and `same_script_`, means over
-        the languages that the change tests;
-        ablations: `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the in-language loss
-        increase is above that of all n random sets: by chance in 1 of n + 1 cases), numbers of languages;
-        off target: `neutral_rise` (the largest loss increase of numbers, arithmetic and code; nats per token, mean over
-        languages), `repetition_rise`, and both for random units (`random_`);
-        `not_done`: the checks that were not done, with the reason.
+        `method`, and bootstrap: `stable_share` of the sets' units (95 % of the replicates choose them too),
+        `bootstrap_jaccard` (overlap with the replicates' sets beyond chance), `replicates`; one language left out:
+        `leave_one_out_jaccard`, the same with the sets that the other languages then have; permuted labels: `units`
+        (different ones) on the true ones, `null_units` found there on average, `null_low`, `null_high`, `null_p` (the
+        p-value of number of units and mean score), `beyond_null` (share of memberships whose language differs from
+        every other more than at any unit there), `permutations`; changed text: `survival` and its `ceiling` after
+        `romanised_`, `shuffled_words_` and `same_script_`, means over the languages that the change tests; ablations:
+        `hurt_most_every_kind`, `hurt_most_some_kind`, and `above_random_every_kind` (the in-language loss increase is
+        above that of all n random sets: by chance in 1 of n + 1 cases), numbers of languages; off target:
+        `neutral_rise` (the largest loss increase of numbers, arithmetic and code; nats per token, mean over languages),
+        `repetition_rise`, and both for random units (`random_`); `not_done`: the checks that were not done, with the
+        reason.
     """
     frame = main_numbers(tables, methods, rows)
     by_reason: dict[str, dict[str, list[str]]] = {name: {} for name in methods}

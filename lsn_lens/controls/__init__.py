@@ -1,4 +1,4 @@
-"""What could prove a result wrong."""
+"""Controls that could prove a result wrong."""
 
 import lazy_loader
 

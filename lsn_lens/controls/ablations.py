@@ -1,4 +1,4 @@
-"""Does a finding hold for every kind of ablation? Zero, means, other text's values and half as much, in one table."""
+"""Whether a finding holds for every kind of ablation: zero, means, other text's values and half, in one table."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -31,14 +31,14 @@ def kinds_of_ablation(
     tokens: int = 256,
     seed: int = 0,
 ) -> dict[str, Choice]:
-    """The usual ways to take units out, by name.
+    """The usual ablations, by name.
 
     "zero"; "mean" over all languages; "other mean", over the other languages; "resample": values of single tokens of
-    the other languages' `find` text, taken in turn (`tokens` of them); "half": half of what they are.
+    the other languages' `find` text, taken in turn (`tokens` of them); "half": half of their value.
 
     Raises:
-        DoesNotApply: The run has no means of a basis of the set.
-        ValueError: The others' text has fewer tokens.
+        DoesNotApply: The run has no means for a basis of the set.
+        ValueError: The other languages' text has fewer than `tokens` tokens.
     """
     check_model(model)
     other = other_mean_ablation(run.statistics)
@@ -46,8 +46,8 @@ def kinds_of_ablation(
     lacking = [basis for basis in found.masks if basis not in (known if isinstance(known, Mapping) else {})]
     if lacking:
         raise DoesNotApply(
-            f"the run has no means of {lacking}, to which units could be set: collect with a method that needs "
-            "them, or give ablation_sensitivity the actions to compare."
+            f"the run has no means of {lacking} to set units to: collect with a method that needs these means, or give "
+            "ablation_sensitivity the actions to compare."
         )
 
     @cache
@@ -76,22 +76,22 @@ def ablation_sensitivity(
     text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The effect of a set under several kinds of ablation, beside other languages and the same random units.
+    """The effect of a set under several kinds of ablation, on all languages and beside the same random units.
 
     Args:
         model: The run's model.
-        corpora: Their hold-out text is measured; the `find` text of others is resampled from.
-        run: For the means, and for how active units are.
-        found: The set.
+        corpora: Corpora whose hold-out text is measured; "resample" draws from their `find` text.
+        run: The run, for means and activities.
+        found: The set to ablate.
         actions: Kinds of ablation by name; `kinds_of_ablation` by default.
         seeds: Random sets, matched as by `controls.matched_draws`; the same for each kind.
         layout: How hold-out text becomes batches; packed blocks by default.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show progress bars.
 
     Returns:
-        One row per kind and language: `ablation`, `language`, `units` (different ones), what `verdict.rises` says of
-        the others and of the random sets (`p` is at least 1 / (seeds + 1)), and `matched` (what random sets share).
+        One row per kind and language: `ablation`, `language`, `units` (different ones), the keys of `verdict.rises`
+        (`p` is at least 1 / (seeds + 1)), and `matched` (what random sets share with the set).
 
     Raises:
         ValueError: No kinds, no seed, a set of one language on text of one, or as `kinds_of_ablation`.

@@ -1,4 +1,4 @@
-"""What switching each method's units off does, beside other languages and beside random units."""
+"""The effect of ablating each method's units, on all languages and beside random units."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,15 +19,15 @@ from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.plan import Layout
 
-# columns that a language without units has no value of
+# columns without a value for a language without units
 PARTIAL = ("own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "z", "p", "activity", "random_activity")
-BLOCK = 128  # tokens of a block of the short text that random sets are measured on, at most
+BLOCK = 128  # maximum tokens per block of the short text for random sets
 
 
 def choose_actions(statistics: Statistics, found: Mapping[str, NeuronSet], action: Choice | None) -> dict[str, Choice]:
-    """What to do to each method's units: `action`, or other languages' mean where the run has it, else zero.
+    """The action on each method's units: `action`, or the other languages' mean where the run has it, else zero.
 
-    Methods with units on a basis that no intervention can write to are left out.
+    Methods with a basis that no intervention can write to are left out.
     """
     other_mean = other_mean_ablation(statistics)
     known = other_mean(statistics.languages[0]).values
@@ -37,7 +37,7 @@ def choose_actions(statistics: Statistics, found: Mapping[str, NeuronSet], actio
 
 
 def short_layout(model: Model, layout: Layout | None, tokens: int) -> Layout:
-    """About so many tokens of each language, in blocks of 128 at most."""
+    """The short text: about `tokens` tokens per language, in blocks of at most 128."""
     layout = layout or Layout()
     return replace(layout, max_tokens=tokens, length=min(layout.length or model.cfg.n_ctx, tokens, BLOCK))
 
@@ -70,24 +70,24 @@ def measure_controls(
     more: int = 0,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rise of each language's loss, for each method's set and random ones like it, on the same text.
+    """In-language loss increases of each method's sets and of matched random sets, on the same text.
 
-    With a run's `statistics`, random units are as active in the language as those that they stand for, as far as
-    there are such, see `controls.matched_draws`.
+    With a run's `statistics`, random units are about as active in the language as the units they replace, see
+    `controls.matched_draws`.
 
     Args:
-        text: What to measure on.
+        text: The text to measure on.
         found: Each method's set.
-        actions: What to do to their units.
+        actions: The action on each method's units.
         seeds: Random sets for each method and language.
         statistics: Of the run.
-        more: Further ones for a language whose rise none of these reaches. The p-value keeps its level: it is either
-            that of the first sets alone, which is then no smaller than 2 / (seeds + 1), or that of all, which would
-            be as rare if all were always measured. (Besag and Clifford 1991 stop earlier yet.)
+        more: Further random sets for a language whose loss increase none of the first reaches. The p-value keeps its
+            level: it is either that of the first sets, then at least 2 / (seeds + 1), or that of all sets, as if all
+            were always measured. (Besag and Clifford 1991 stop earlier yet.)
         progress: Show a progress bar.
 
     Returns:
-        One row per method and language, see `Comparison.control_by_language`; and the random sets' rises one by one,
+        One row per method and language, see `Comparison.control_by_language`; and the loss increase of each random set,
         see `Comparison.control_points`.
     """
     rows, drawn = [], []
@@ -191,7 +191,7 @@ def effects_table(by_language: pd.DataFrame, sure: Certainty) -> pd.DataFrame:
 
 
 def specificity_table(by_language: pd.DataFrame) -> pd.DataFrame:
-    """One row per method: the own rise beside the worst other's, and their difference, means over languages."""
+    """One row per method: in-language and largest other-language loss increase, and their difference, means."""
     means = ["own_rise", "worst_other_rise", "mean_other_rise", "difference", "difference_bits_per_byte"]
     frame = _methods(by_language, means)
     worst = frame["worst_other_rise"]
@@ -200,12 +200,12 @@ def specificity_table(by_language: pd.DataFrame) -> pd.DataFrame:
 
 
 def means_of(groups: Any, columns: list[str]) -> pd.DataFrame:
-    """Means over languages; one rise that is NaN makes the mean NaN. What languages without units lack is left out."""
+    """Means over languages; one NaN makes the mean NaN. Languages without a value are left out."""
     return pd.concat({each: groups[each].agg(lambda x: x.mean(skipna=x.name in PARTIAL)) for each in columns}, axis=1)
 
 
 def _methods(by_language: pd.DataFrame, means: list[str]) -> pd.DataFrame:
-    """Means and counts of each method; in an order that does not hang on how large a set is, but by who is hurt."""
+    """Means and counts per method, sorted by counts of languages, not by effect size."""
     groups: Any = by_language.groupby("method", sort=False)
     parts = [
         groups["action"].first(),

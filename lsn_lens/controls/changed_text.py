@@ -1,4 +1,4 @@
-"""Language or spelling? The same text in Latin letters, or with its words shuffled; and who shares a script."""
+"""Changed text: the same text in Latin letters or with shuffled words; and the languages of each script."""
 
 import random
 import unicodedata
@@ -17,8 +17,8 @@ from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
 Corpora = Mapping[str, LanguageCorpus]
 Control = Callable[[Corpora], Corpora]
-JAPANESE = 0.1  # of a text's letters that are kana, from which on its Chinese characters count as Japanese
-FIRST = 1000  # documents of a language that its script is read from
+JAPANESE = 0.1  # share of kana in a text's letters from which on its Chinese characters count as Japanese
+FIRST = 1000  # documents per language for finding its script
 TOGETHER = {"Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}  # ISO 15924
 
 
@@ -26,41 +26,41 @@ def romanised(corpora: Corpora) -> dict[str, LanguageCorpus]:
     """All text in plain Latin letters (ASCII), by the library anyascii.
 
     Character by character, without a dictionary: Chinese by its most common reading, without tones; the Chinese
-    characters of Japanese as if they were Chinese; Arabic and Hebrew without vowels that are not written. Accents and
-    the tone marks of Vietnamese go too. What ASCII has no letters for is left out.
+    characters of Japanese as if they were Chinese; Arabic and Hebrew without unwritten vowels. Accents and Vietnamese
+    tone marks are removed. Characters without an ASCII form are left out.
 
     Raises:
-        ValueError: All languages are written in the same script, so that romanising tests nothing.
+        ValueError: All languages have the same script, so that romanising tests nothing.
     """
     scripts = same_script(corpora)
     if len(scripts) < 2:
         raise DoesNotApply(
-            f"all languages, {list(corpora)}, are written in one script, {list(scripts)}: no two differ, so that "
-            "romanised text would test nothing. Give languages of several scripts, or use shuffled_words."
+            f"all languages, {list(corpora)}, have the same script, {list(scripts)}, so that romanised text would test "
+            "nothing. Give languages of several scripts, or use shuffled_words."
         )
     return {label: _changed(each, "romanised", anyascii) for label, each in corpora.items()}
 
 
 def shuffled_words(corpora: Corpora, seed: int = 0) -> dict[str, LanguageCorpus]:
-    """The words of each document in random order: all that is left is which words there are.
+    """The words of each document in random order: only the counts of words are kept.
 
-    Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), letters are shuffled. A
-    document's order depends on its text and the seed alone. Line breaks and double spaces become single spaces.
+    Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), letters are shuffled. The order
+    depends only on the document's text and the seed. Line breaks and double spaces become single spaces.
     """
     change = partial(_shuffle, seed=seed)
     return {label: _changed(each, f"words shuffled, seed {seed}", change) for label, each in corpora.items()}
 
 
 def pieces(text: str) -> list[str]:
-    """What `shuffled_words` moves: words with their punctuation, and letters of scripts that do not space words."""
+    """The parts that `shuffled_words` moves: words with punctuation, and letters of scripts without spaces."""
     return [piece for word in text.split() for piece in _cut(word)]
 
 
 def same_script(corpora: Corpora) -> dict[str, tuple[str, ...]]:
     """The languages that share a script: ISO 15924 code to languages, in their order.
 
-    A language's script is that of most letters in the first 1,000 documents of its `find` text. Hiragana, katakana and,
-    beside them, Chinese characters count as "Jpan", hangul as "Kore".
+    A language's script is that of most letters in the first 1,000 documents of its `find` text. Hiragana, katakana and
+    Chinese characters in the same text count as "Jpan", hangul as "Kore".
 
     Raises:
         ValueError: A language whose text has no letters.

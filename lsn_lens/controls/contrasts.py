@@ -1,4 +1,4 @@
-"""What each method compares between languages, shard by shard: what a language's own difference is tested by."""
+"""The values by shard that each method compares between languages, for the permutation tests."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ ShardValues = Mapping[str, Mapping[str, Float[Tensor, "shard layer unit"]]]  # b
 
 @dataclass(frozen=True)
 class Contrast:
-    """What a method compares between languages, so that a language's own difference can be tested.
+    """The values that a method compares between languages, for tests of one language's difference.
 
     Attributes:
-        values: Of the method and statistics: by basis, a value of each label `[label layer unit]`. Of one unit alone:
-            no threshold that hangs on other units.
-        side: On which side of the other languages a language's value makes a unit its own.
-        chosen: Which scores the method chooses: all but average precision the highest.
-        parallel: Values hang on what the other languages say in the same place, so labels move within a place only.
+        values: From method and statistics to a value per label, `[label layer unit]` by basis. A value must depend on
+            its own unit only, not on thresholds over other units.
+        side: The side of the other languages' values on which a unit belongs to a language.
+        chosen: The scores that the method chooses: the highest, except for average precision.
+        parallel: Values depend on the other languages at the same position, so labels move within a position only.
     """
 
     values: Callable[[Any, Statistics], ByBasis]
@@ -107,7 +107,7 @@ CONTRASTS: dict[type, Contrast] = {
 
 
 def contrast_of(method: Method) -> tuple[Contrast, Method] | None:
-    """The contrast of a method and the method that it is of; None where `CONTRASTS` has none."""
+    """A method's contrast and the method that it belongs to; None if `CONTRASTS` has none."""
     while isinstance(method, catalogue.Random):
         method = method.like
     contrast = CONTRASTS.get(type(method))

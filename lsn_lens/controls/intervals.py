@@ -1,4 +1,4 @@
-"""How sure effects are: a bootstrap over hold-out documents, the same draws for every method."""
+"""Intervals on effects: a bootstrap over hold-out documents, with the same draws for every method."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Certainty:
-    """From `certainty`.
+    """The result of `certainty`.
 
     Attributes:
-        table: One row per method and language, see there.
-        hurt_most: By method and language, in which replicates its own language is hurt most, in both units.
-        surely: The same, for a verdict that allows for the width of the interval: those replicates in which the own
-            rise and its distance to the worst other exceed 0 by as much as their lower bounds lie below them.
-        documents: The fewest of a language.
+        table: One row per method and language, see `certainty`.
+        hurt_most: By method and language, the replicates in which the own language is hurt most, in nats and in bits.
+        surely: The replicates in which the in-language loss increase and its distance to the worst other exceed 0 by at
+            least the distance from the estimate to its lower bound.
+        documents: The smallest number of documents of a language.
     """
 
     table: pd.DataFrame
@@ -35,7 +35,7 @@ class Certainty:
     documents: int
 
     def interval_of_count(self, keys: Iterable[tuple[str, str]], *, surely: bool) -> tuple[float, float]:
-        """Between which numbers of these methods' languages are (surely) hurt most, on other documents."""
+        """The interval of the number of these methods' languages that are (surely) hurt most."""
         drawn = self.surely if surely else self.hurt_most
         if self.documents < FEW_DOCUMENTS:
             return float("nan"), float("nan")
@@ -45,22 +45,22 @@ class Certainty:
 
 
 def certainty(text: HeldOut, measured: Measured, *, seed: int = 0) -> Certainty:
-    """Intervals on who is hurt, by drawing documents of each language with replacement.
+    """Intervals on loss increases, by drawing documents of each language with replacement.
 
-    Losses of one document with and without intervention, and under all sets, are drawn together.
+    All losses of one document, with and without intervention and under all sets, are drawn together.
 
     Args:
-        text: What was measured on.
+        text: The text of the measurements.
         measured: All languages, under each set's units of each language.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         Its table has one row per set (`method`) and `language`: `own_rise_low`, `own_rise_high` (nats per token),
-        `difference_low`, `difference_high` (of the own rise less the worst other's), both again with `_bits_per_byte`;
-        `hurt_most_share` (of replicates in which the own rise is positive and the largest, in both units),
-        `surely_hurt_most` (all four lower bounds are above 0), `documents` (of the language itself). Missing, and
-        False, where some language has fewer than 5 documents. Bounds are expanded percentile intervals at 95 %, of as
-        many draws as the language with the fewest documents has.
+        `difference_low`, `difference_high` (in-language loss increase minus the largest other-language one), both also
+        with `_bits_per_byte`; `hurt_most_share` (share of replicates in which the in-language loss increase is positive
+        and the largest, in nats and in bits), `surely_hurt_most` (all four lower bounds are above 0), `documents` (of
+        the language itself). Missing, or False, if some language has fewer than 5 documents. Bounds are expanded
+        percentile intervals at 95 %, of as many draws as the language with the fewest documents has.
 
     Source: Efron and Tibshirani 1993; intervals as `stability.percentile_interval`.
     """
@@ -91,7 +91,7 @@ def certainty(text: HeldOut, measured: Measured, *, seed: int = 0) -> Certainty:
 
 
 def _replicates(measured: Measured, seed: int) -> dict[tuple[str, str, str], Float[np.ndarray, "replicate"]]:
-    """Rises per token of drawn documents; a language's draws are the same whatever is measured on them."""
+    """Loss increases per token of drawn documents; the draws depend only on the language and the seed."""
     weights = {}
     for place, (label, tokens) in enumerate(measured.tokens.items()):
         count = len(tokens)
@@ -111,7 +111,7 @@ def _interval(values: Float[np.ndarray, "replicate"], draws: int) -> tuple[float
 def _point(
     measured: Measured, method: str, language: str, others: list[str], name: str, rates: Mapping[str, float]
 ) -> float:
-    """The own rise, or its distance to the worst other, on all documents."""
+    """The in-language loss increase, or its distance to the worst other, on all documents."""
 
     def rise(on: str) -> float:
         return float(measured.rises[method, language, on].sum() / measured.tokens[on].sum()) * rates.get(on, 1.0)

@@ -1,4 +1,4 @@
-"""What a set is held against: how active units are, random units as active, and units that stand out of their layer."""
+"""Activity of units, random sets of equally active units, and outliers of a layer."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +21,11 @@ from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
-OUTLIER = 10.0  # multiples of the median of its layer from which on a unit is an outlier
+OUTLIER = 10.0  # multiple of the layer's median from which on a unit is an outlier
 FIRING = "firing probability"
 
 Measure = Callable[[Statistics, str], Tensor]
-# name, key with {site} for the write site of a basis, how to read it `[language layer unit]`: the first that a run has
+# name, key with {site} for the write site of a basis, reader `[language layer unit]`; the first in the run counts
 MEASURES: tuple[tuple[str, str, Measure], ...] = (
     ("root mean square", "{site}.squares", lambda kept, key: (kept.get(key) / kept.tokens[..., None]).sqrt()),
     (FIRING, "mlp_pre.positive", lambda kept, key: kept.probability("mlp_pre")),
@@ -36,23 +36,23 @@ MEASURES: tuple[tuple[str, str, Measure], ...] = (
 def activity(
     statistics: Statistics, bases: Iterable[str], languages: Iterable[str] | None = None
 ) -> dict[str, Float[Tensor, "language layer unit"]]:
-    """How active each unit is in each language.
+    """The activity of each unit in each language.
 
     The first of these that the run has for a basis: the root mean square of the value where interventions write
     (`Statistic(site, "squares")`, which `collect` keeps), the probability to fire (basis "mlp" only; a run with "lape"
-    has it), the size of the mean. The last is blind to what cancels out: it is there because every run has it.
+    has it), the size of the mean. The last is near 0 if a unit is as often positive as negative; every run has it.
 
     Args:
         statistics: Of a run (`run.statistics`).
-        bases: Of units.
-        languages: Which, in which order; those of the run by default.
+        bases: Kinds of units.
+        languages: Languages in the order of the result; by default those of the run.
 
     Returns:
-        Basis to `[language layer unit]`, higher for more active ones, as `NeuronSet.random_like` takes it for a set of
-        these languages.
+        Basis to `[language layer unit]`, higher for more active units, for `NeuronSet.random_like` with these
+        languages.
 
     Raises:
-        KeyError: The run has none of these for a basis, or lacks a language.
+        KeyError: The run has no measure for a basis, or lacks a language.
     """
     measured = {basis: activity_measure(statistics, basis) for basis in bases}
     lacking = [basis for basis, measure in measured.items() if measure is None]
@@ -70,20 +70,19 @@ def activity(
 
 
 def activity_measure(statistics: Statistics, basis: str) -> str | None:
-    """What `activity` reads for a basis; None where the run has nothing that it could."""
+    """The measure that `activity` uses for a basis; None if the run has none."""
     return next((name for name, key, _ in MEASURES if _key(key, basis) in statistics.sums), None)
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Random sets like one.
+    """Random sets matched to a set.
 
     Attributes:
-        sets: By seed.
-        matched: In words, what they share with it.
-        active: By language, the mean activity of the set's units in it, and that of the random sets' units: how far
-            the match went. NaN where no activity is known, units are of several bases that are not measured alike, or
-            there are none.
+        sets: Random sets, by seed.
+        matched: What the random sets share with the set, in words.
+        active: By language, the mean activity of the set's units in this language, and that of the random sets' units.
+            NaN without activities, with bases of different measures, or without units.
     """
 
     sets: dict[int, NeuronSet]
@@ -92,15 +91,14 @@ class Draws:
 
 
 def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = None, *, first: int = 0) -> Draws:
-    """Random sets like one: as many units in each layer and, where the run knows it, as active in the own language.
+    """Random sets with as many units in each layer and, where the run has activities, as active in the own language.
 
-    Each unit gives way to one of those of its layer whose activity in the set's language is nearest to its own, see
-    `draws.draw_alike`. Found units are often the most active of all, so random ones may not reach them: `active` says
-    by how much.
+    Each unit is replaced by a unit of its layer with similar activity in the set's language, see `draws.draw_alike`.
+    Found units are often the most active of all, so random units may be less active: `active` has both means.
 
     Args:
-        found: The set.
-        seeds: How many.
+        found: The set to match.
+        seeds: Number of random sets.
         statistics: Of a run that has the `activity` of all bases of the set in all its languages.
         first: The first seed.
     """
@@ -125,7 +123,7 @@ def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = 
 def _mean_activity(
     found: NeuronSet, values: Mapping[str, Float[Tensor, "language layer unit"]]
 ) -> Float[Tensor, "language"]:
-    """Mean over a language's units of their activity in it; NaN without units."""
+    """Mean activity of a language's units in this language; NaN without units."""
     totals = sum((values[basis] * mask).sum((1, 2)) for basis, mask in found.masks.items())
     return torch.as_tensor(totals) / sum(mask.sum((1, 2)) for mask in found.masks.values())
 
@@ -140,15 +138,15 @@ def outliers(
     """Units whose activation is beyond a multiple of their layer's median: a few can carry a whole effect.
 
     Args:
-        statistics: Of a run.
-        found: A set, or several by name, to say which contain them.
-        bases: Of the units; by default those of the sets, or without any the basis "mlp".
-        multiple: Of the median over the layer's units.
+        statistics: Statistics of a run.
+        found: A set, or several by name, for the column `languages`.
+        bases: Kinds of units; by default those of the sets, without sets "mlp".
+        multiple: Smallest ratio to the median over the layer's units.
 
     Returns:
-        One row for each, largest ratio first: `basis`, `layer`, `unit`, `measure` (what is compared, see `activity`;
-        never how often a unit fires), `value`, `median`, `ratio`, `languages` (those whose set in `found` contains it;
-        with several sets "name: language").
+        One row per outlier, largest ratio first: `basis`, `layer`, `unit`, `measure` (see `activity`; never the firing
+        probability), `value`, `median`, `ratio`, `languages` (whose set in `found` has the unit; "name: language" for
+        several).
 
     Raises:
         ValueError: `multiple` is not above 1.
@@ -179,7 +177,7 @@ def outliers(
 
 
 def without(found: NeuronSet, units: pd.DataFrame) -> NeuronSet:
-    """A set less the units of a table with `basis`, `layer`, `unit`; `notes` says how many each language lost."""
+    """A set without the units of a table with `basis`, `layer`, `unit`; `notes` has the number removed per language."""
     masks = {basis: mask.clone() for basis, mask in found.masks.items()}
     for row in units.loc[units["basis"].isin(list(masks)), ["basis", "layer", "unit"]].to_dict("records"):
         masks[row["basis"]][:, row["layer"], row["unit"]] = False
@@ -199,22 +197,21 @@ def outlier_effects(
     text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What is left of a set's effect without its outliers, and what they do alone.
+    """The effect of a set without its outliers, and of the outliers alone.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Their hold-out text is measured.
-        found: The set.
+        corpora: Corpora whose hold-out text is measured.
+        found: The set to match.
         units: From `outliers`.
-        action: What to do to the units, or a function from the ablated language to it.
+        action: The action on the units, or a function from the ablated language to an action.
         layout: How hold-out text becomes batches; packed blocks by default.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
-        One row per language: `language`, `units` (different ones), `outliers` (of these), and the rises of the
-        language's own loss `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token), with
-        `_bits_per_byte` the same in bits per byte.
+        One row per language: `language`, `units` (different ones), `outliers` (of these), and the in-language loss
+        increases `own_rise`, `own_rise_without` and `own_rise_of_outliers` (nats per token; `_bits_per_byte`).
     """
     check_model(model)
     left = without(found, units)
@@ -232,7 +229,7 @@ def outlier_effects(
 
 
 def _key(key: str, basis: str) -> str | None:
-    """The key of a measure for a basis; None where it is not of that basis."""
+    """The key of a measure for a basis; None if the basis does not have the measure."""
     if "{site}" in key:
         return key.format(site=WRITE_SITE.get(basis))
     return key if basis == "mlp" else None

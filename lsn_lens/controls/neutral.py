@@ -1,4 +1,4 @@
-"""What an intervention on one language's units does to everything else: other languages, numbers, code, repetition."""
+"""Side effects of an intervention on one language's units: other languages, numbers, code, repetition."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,27 +31,27 @@ from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
 NEUTRAL = Path(__file__).parents[1] / "demo" / "neutral.jsonl"
-BLOCK = 128  # tokens of a block of neutral text, so that little of it is left over
+BLOCK = 128  # tokens per block of neutral text, so that little is left over
 BEFORE, AFTER, RANDOM = "before", "after", "random"
 
 
 @dataclass(frozen=True, eq=False)
 class OffTarget:
-    """What `off_target` measured.
+    """The result of `off_target`.
 
     Attributes:
-        table: One row per language whose units were changed: `language`, `units` (different ones); the rises of loss
-            `own_rise` (what is claimed), `worst_other` and its `worst_other_rise`, `mean_other_rise`, `<kind>_rise` for
-            each kind of neutral text, each in the scales of `verdict.rises`, and after `random_` the means of the same
-            over the random sets; `repetition` and `distinct_2` of what the model writes in the language, with `_before`
-            (unchanged), `_after` and `_random` (one random set); `own_language_` with the same endings, where there is
-            an identifier (share of the texts in the language); `collapse`: texts whose loss rises by more than 3 nats,
-            which breaks a model rather than changes it, "" if none.
-        losses: Every text by itself: `set` ("found", or the seed of a random set), `intervened`, `evaluated`, `kind`
+        table: One row per language whose units were changed: `language`, `units` (different ones); the loss increases
+            `own_rise` (the claimed effect), `worst_other` and its `worst_other_rise`, `mean_other_rise`, `<kind>_rise`
+            per kind of neutral text, each in the scales of `verdict.rises`, and with `random_` their means over the
+            random sets; `repetition` and `distinct_2` of generated text in the language, with `_before` (unchanged),
+            `_after` and `_random` (one random set); `own_language_` with the same endings, where there is an identifier
+            (share of the texts in the language); `collapse`: texts with a loss increase above 3 nats, which means a
+            broken model, "" if none.
+        losses: One row per text: `set` ("found", or the seed of a random set), `intervened`, `evaluated`, `kind`
             ("own", "other", "neutral") and the columns of `perplexity_table`.
-        texts: What the model wrote: `asked` (the language of the prompt), `state` ("before", "after", "random") and the
+        texts: The generated texts: `asked` (the language of the prompt), `state` ("before", "after", "random") and the
             columns of `measure_texts`.
-        matched: What the random sets share with the language's.
+        matched: What the random sets share with the language's set.
     """
 
     table: pd.DataFrame
@@ -61,7 +61,7 @@ class OffTarget:
 
 
 def neutral_text() -> dict[str, LanguageCorpus]:
-    """Text of no language, written for this project: "numbers", "arithmetic" and "code" (Python), all to measure with.
+    """Text of no language, written for this project: "numbers", "arithmetic" and "code" (Python), all hold-out.
 
     A mapping of your own for `off_target` looks the same: `load_corpora({"logs": [...]}, hold_out=0.99)`.
     """
@@ -69,7 +69,7 @@ def neutral_text() -> dict[str, LanguageCorpus]:
     texts: dict[str, list[str]] = {}
     for row in rows:
         texts.setdefault(row["kind"], []).append(row["text"])
-    loaded = load_corpora(texts, hold_out=0.0)  # all in `find`, which becomes the part to measure with
+    loaded = load_corpora(texts, hold_out=0.0)  # all text is in `find`, which becomes the hold-out part
     return {kind: LanguageCorpus(kind, each.hold_out, each.find) for kind, each in loaded.items()}
 
 
@@ -90,28 +90,27 @@ def off_target(
     text: HeldOut | None = None,
     progress: bool = True,
 ) -> OffTarget:
-    """Beside the effect that is claimed, everything else that changes, for the set and for random ones like it.
+    """All side effects of an intervention, for the set and for matched random sets.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Their hold-out text is measured and its beginnings are continued.
-        found: The set; each language's units are changed by themselves.
-        action: What to do to the units, or a function from the intervened language to it.
+        corpora: Corpora whose hold-out text is measured; the model continues the beginnings of its documents.
+        found: The set; the units of one language at a time are changed.
+        action: The action on the units, or a function from the intervened language to an action.
         statistics: Of the run, to match random sets by activity (`controls.matched_draws`).
         seeds: Random sets.
-        neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default. Or, where it is
-            at hand, what `measured_neutral` makes of it.
-        identify: To see how many texts are in the language: `texts.identifier(languages)`.
-        prompts: Held-out documents of a language whose beginning is continued, the most probable token each time.
-        words: Their first words, or, where these are more than a third of the document (words that are not spaced),
-            its first third.
-        tokens: New ones of each text.
+        neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default; or a result of
+            `measured_neutral`, to reuse it.
+        identify: Language identifier for the generated texts: `texts.identifier(languages)`.
+        prompts: Hold-out documents per language whose beginning is continued greedily.
+        words: Words per beginning; at most a third of the document (for scripts without spaces).
+        tokens: New tokens per text.
         layout: How hold-out text becomes batches; packed blocks by default. Neutral text comes in blocks of 128 tokens.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show progress bars.
 
     Returns:
-        Tables; see `OffTarget`.
+        The tables of `OffTarget`.
 
     Raises:
         ValueError: Neutral text with the name of a language, no seed or prompt, or text of one language only.
@@ -123,7 +122,7 @@ def off_target(
     _check(corpora, found, kinds, seeds, prompts)
     draws = matched_draws(found, seeds, statistics)
     named = {"found": found, **{str(seed): each for seed, each in draws.sets.items()}}
-    jobs_of(model, corpora, found, action)  # what cannot be done is said before anything is measured
+    jobs_of(model, corpora, found, action)  # refuses impossible jobs before anything is measured
     text = held_out(model, corpora, layout, text=text, progress=progress)
     quiet = neutral if isinstance(neutral, HeldOut) else measured_neutral(model, neutral, progress=progress)
     losses = _losses(text, quiet, named, action, progress)
@@ -145,7 +144,7 @@ def off_target(
 def measured_neutral(
     model: Model, neutral: Mapping[str, LanguageCorpus] | None = None, *, progress: bool = True
 ) -> HeldOut | None:
-    """Text of no language and the unchanged model's losses on it, for several calls of `off_target`; None without."""
+    """Neutral text with the unchanged model's losses, to reuse in `off_target`; None without text."""
     neutral = neutral_text() if neutral is None else neutral
     layout = Layout(length=min(BLOCK, model.cfg.n_ctx), equal=False)
     return held_out(model, neutral, layout, progress=progress) if neutral else None
@@ -168,7 +167,7 @@ def _check(
 def _losses(
     text: HeldOut, neutral: HeldOut | None, sets: Mapping[str, NeuronSet], action: Choice, progress: bool
 ) -> pd.DataFrame:
-    """All languages and, in a pass of its own as there is less of it, all neutral text, under each language's units."""
+    """Losses of all languages and, in another pass, of all neutral text, under each language's units."""
     table = text.measure(sets, action, progress=progress).table
     is_own = table["intervened"].eq(table["evaluated"])
     table = table.assign(kind=np.where(is_own, "own", "other"))
@@ -215,7 +214,7 @@ def _row(
 
 
 def _rises(rows: pd.DataFrame, neutral: list[str], language: str) -> dict[str, Any]:
-    """The rises of one set under one language's units, in each unit."""
+    """The loss increases of one set under one language's units, in nats and in bits."""
     said = verdict.rises(rows.loc[rows["kind"].ne("neutral")], language)
     names = ("own_rise", "worst_other", "worst_other_rise", "mean_other_rise")
     by_text = rows.set_index("evaluated")

@@ -1,4 +1,4 @@
-"""Permutation tests of values by shard: does a language stand out at a unit, and do languages differ there at all?"""
+"""Permutation tests of values by shard: whether a language stands out at a unit, and whether languages differ."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,13 +16,13 @@ from lsn_lens.methods.base import Method
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.runs.run import Run
 
-TIE = 1e-9  # statistics that are nearer than this are equal: beyond it there is rounding error only
-ENTRIES = 1 << 22  # of permuted statistics at once, so that temporaries stay small
+TIE = 1e-9  # smaller differences of statistics are rounding errors
+ENTRIES = 1 << 22  # permuted statistics at once, to limit memory
 
 
 @dataclass(frozen=True)
 class Permutations:
-    """Of labels: how many, from which seed, and whether within places only; whether null statistics are pooled."""
+    """Settings of label permutations: number, seed, within positions only or not, pooled null statistics or not."""
 
     permutations: int
     seed: int
@@ -32,7 +32,7 @@ class Permutations:
     def pair(self, one: str, other: str, sizes: tuple[int, int]) -> Float[Tensor, "draw shard"]:
         """Weights whose products with standardised shards contrast two languages; the first row is the true one.
 
-        With `paired`, of the shards' differences: either language may be the first in any place.
+        With `paired`, the signs of the shards' differences are permuted.
         """
         generator = np.random.default_rng([self.seed, zlib.crc32(one.encode()), zlib.crc32(other.encode())])
         if self.paired:
@@ -43,7 +43,7 @@ class Permutations:
         return torch.from_numpy(np.vstack([true, generator.permuted(np.tile(true, (self.permutations, 1)), axis=1)]))
 
     def all(self, counts: Mapping[str, int]) -> Float[Tensor, "draw language shard"]:
-        """Which language each shard is given to, over the root of its number; the first row is the true one."""
+        """The language of each shard, over the root of its number of shards; the first row has the true labels."""
         order = sorted(counts)
         generator = np.random.default_rng([self.seed, *(zlib.crc32(label.encode()) for label in order)])
         true = np.repeat(np.arange(len(order)), [counts[label] for label in order])
@@ -58,11 +58,11 @@ class Permutations:
 
 @dataclass
 class Tested:
-    """Statistics of the true labels, counts of permuted ones that reach them, and each draw's largest of all."""
+    """Statistics of the true labels, counts of permuted statistics that reach them, and each draw's maximum."""
 
     observed: Float[Tensor, "*axes"]
     count: Int[Tensor, "*axes"]
-    size: int  # null statistics that each is compared with
+    size: int  # null statistics per comparison
     largest: Float[Tensor, "draw"]
 
     @property
@@ -74,7 +74,7 @@ class Tested:
 def units_test(values: Mapping[str, Float[Tensor, "shard layer unit"]], draws: Permutations) -> Tested:
     """Whether a unit's shards are alike in all languages: the share of their variance that lies between languages.
 
-    The statistic hangs on the unit alone, so its p-value holds whatever other units do.
+    The statistic depends on the unit alone, so its p-value is valid whatever other units do.
     """
     order = sorted(values)
     shards = torch.cat([values[label].flatten(1) for label in order])
@@ -92,11 +92,11 @@ def units_test(values: Mapping[str, Float[Tensor, "shard layer unit"]], draws: P
 
 
 def pair_test(one: Tensor, other: Tensor, weights: Tensor, side: Side, draws: Permutations) -> tuple[Tested, Tested]:
-    """Of two languages, `[shard unit]` each: the first one's contrast to the second, and the second one's to it.
+    """For two languages, `[shard unit]` each: the contrast of the first to the second, and of the second to the first.
 
-    The statistic is the correlation of a shard's value with its label (paired: the sum of the differences over the
-    root of their sum of squares), with a standard deviation of 1 over the permutations of every unit. Only labels of
-    these two languages are permuted, so it does not matter what the others do.
+    The statistic is the correlation of a shard's value with its label (paired: the sum of the differences over the root
+    of their sum of squares), with a standard deviation of 1 over the permutations of every unit. Only labels of these
+    two languages are permuted, so the other languages do not matter.
     """
     rows = _standard(one - other, centre=False) if draws.paired else _standard(torch.cat([one, other]), centre=True)
     up = _tested(rows, weights, torch.matmul, draws.pool, side == "both")
@@ -106,7 +106,7 @@ def pair_test(one: Tensor, other: Tensor, weights: Tensor, side: Side, draws: Pe
 
 
 def _standard(rows: Float[Tensor, "shard unit"], centre: bool) -> Float[Tensor, "shard unit"]:
-    """Of length 1, and with a mean of 0; zeros where all are the same."""
+    """Values scaled to mean 0 and length 1; zeros where all are equal."""
     largest = rows.abs().amax(0)
     rows = rows - rows.mean(0) if centre else rows
     norm = rows.norm(dim=0)
@@ -120,7 +120,7 @@ def _tested(
     pool: bool,
     both: bool = False,
 ) -> Tested:
-    """Some units at once. With `both`, sizes count."""
+    """The test of some units. With `both`, absolute values count."""
     chunks = rows.split(max(1, ENTRIES // weights[..., 0].numel()), dim=1)
     sized = torch.abs if both else torch.clone
     observed = torch.cat([statistic(weights[:1], chunk)[0] for chunk in chunks])
@@ -131,7 +131,7 @@ def _tested(
     for chunk, own in zip(chunks, reached, strict=True):
         null = sized(statistic(weights[1:], chunk))
         largest = torch.maximum(largest, null.amax(1))
-        if pool:  # how many of the observed ones each null statistic reaches
+        if pool:  # how many observed statistics each null statistic reaches
             pooled += torch.bincount(torch.searchsorted(ordered, null.flatten(), right=True), minlength=len(pooled))
         else:
             count.append((null >= own).sum(0))
@@ -142,7 +142,7 @@ def _tested(
 
 @dataclass(frozen=True)
 class Tests:
-    """p-values by basis, of each language at each unit and of each unit; and adjusted for all of them."""
+    """p-values by basis, per language and unit and per unit; raw and adjusted for all of them."""
 
     p_values: ByBasis
     family_wise: ByBasis
@@ -151,7 +151,7 @@ class Tests:
 
 
 def values_test(run: Run, contrast: Contrast, method: Method, draws: Permutations, alike: int) -> Tests:
-    """Both tests, of what the method compares."""
+    """Both tests, on the values that the method compares."""
     values, side = shard_values(run, method, contrast), contrast.side(method)
     draws = replace(draws, paired=draws.paired or contrast.parallel)
     units = {basis: units_test(each, draws) for basis, each in values.items()}
@@ -160,7 +160,7 @@ def values_test(run: Run, contrast: Contrast, method: Method, draws: Permutation
 
 
 def _family_wise(units: Mapping[str, Tested], pairs: Mapping[str, "Compared"]) -> Tests:
-    """Adjusted against the largest statistic of each draw, over all that is tested together."""
+    """p-values adjusted by the largest statistic of each draw over all tests."""
     unit_maxima, maxima = (torch.stack([each.largest for each in x.values()]).amax(0) for x in (units, pairs))
     return Tests(
         {basis: each.p_values for basis, each in pairs.items()},
@@ -172,7 +172,7 @@ def _family_wise(units: Mapping[str, Tested], pairs: Mapping[str, "Compared"]) -
 
 @dataclass(frozen=True)
 class Compared:
-    """Of each language and unit: its p-value, the least clear contrast that must hold, and each draw's largest one."""
+    """Per language and unit: the p-value, the smallest contrast that must hold, and each draw's largest contrast."""
 
     p_values: Float[Tensor, "language layer unit"]
     observed: Float[Tensor, "language layer unit"]
@@ -182,7 +182,7 @@ class Compared:
 def languages_test(
     values: Mapping[str, Tensor], languages: tuple[str, ...], side: Side, draws: Permutations, alike: int
 ) -> Compared:
-    """Whether a language lies beyond all others, but for `alike` of them, at each unit."""
+    """Whether a language lies beyond all others but `alike` of them, at each unit."""
     sign = -1.0 if side == "low" else 1.0
     flat = [sign * values[label].flatten(1) for label in languages]
     p_values = torch.zeros(len(flat), len(flat), flat[0].shape[1], dtype=torch.float64)
@@ -194,7 +194,7 @@ def languages_test(
             p_values[a, b], contrasts[a, b] = tested.p_values, tested.observed
             largest = torch.maximum(largest, tested.largest)
     each = [_least_clear(p_values, contrasts, alike)]
-    if side == "both":  # of size: a contrast that points the other way says nothing for this one
+    if side == "both":  # absolute contrasts: one in the other direction is no evidence for this language
         each = [_least_clear(p_values.where(d * contrasts > 0, 1.0), d * contrasts, alike) for d in (1.0, -1.0)]
     p_value, contrast = (torch.stack(parts) for parts in zip(*each, strict=True))
     shape = values[languages[0]].shape[1:]
@@ -202,7 +202,7 @@ def languages_test(
 
 
 def scores_test(run: Run, method: Method, scores: NeuronScores, draws: Permutations, alike: int) -> Tests:
-    """Both tests, of a method's own scores: for a method that says nothing of what it compares."""
+    """Both tests, on a method's scores: for a method without a contrast."""
     languages, every = run.languages, seeds(draws.seed, draws.permutations)
 
     def null(among: tuple[str, ...]) -> Iterator[NeuronScores]:
@@ -248,14 +248,14 @@ def _reached(observed: ByBasis, nulls: Iterable[ByBasis], draws: Permutations) -
 
 
 def _pairs(languages: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Places of every two languages; which is the first does not hang on their order."""
+    """Index pairs of all languages; which language is first does not depend on their order."""
     return combinations(sorted(range(len(languages)), key=lambda place: languages[place]), 2)
 
 
 def _least_clear(p_values: Tensor, contrasts: Tensor, alike: int) -> tuple[Tensor, Tensor]:
-    """Of a language's contrasts, `alike` of which need not hold: the largest p (times `alike` + 1), the smallest one.
+    """The largest p (times `alike` + 1) and the smallest of a language's contrasts, `alike` of which need not hold.
 
-    A language's contrast to itself comes first in order: it has p = 0, and is larger than any.
+    A language's contrast to itself has p = 0 and is the largest, so it comes first.
     """
     every = torch.arange(len(p_values))
     p_values, contrasts = p_values.clone(), contrasts.clone()
@@ -265,12 +265,11 @@ def _least_clear(p_values: Tensor, contrasts: Tensor, alike: int) -> tuple[Tenso
 
 
 def max_t(observed: Float[Tensor, "*axes"], maxima: Float[Tensor, "permutation"]) -> Float[Tensor, "*axes"]:
-    """Family-wise p-values: how often the largest statistic on permuted labels is at least the observed one.
+    """Family-wise p-values: the share of permutations whose largest statistic is at least the observed one.
 
     Args:
         observed: Statistics on the true labels.
-        maxima: The largest statistic of all under each permutation. Units count alike only where their statistics
-            have the same scale.
+        maxima: The largest statistic under each permutation. Statistics of all units need the same scale.
 
     Source: Westfall and Young 1993, single step.
     """

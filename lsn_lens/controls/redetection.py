@@ -1,4 +1,4 @@
-"""How much of a set is found again on changed text, or among the languages of one script."""
+"""The share of a set that is found again on changed text, or among the languages of one script."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,7 +21,7 @@ from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
 from lsn_lens.text.plan import Layout
 
-FEW_CHANGED = 0.05  # share of a language's documents with other letters below which a control tests nothing
+FEW_CHANGED = 0.05  # share of changed documents below which a control tests nothing
 
 
 def survival(
@@ -34,37 +34,36 @@ def survival(
     layout: Layout | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How much of each language's set is found again when the text is changed.
+    """The share of each language's set that is found again on changed text.
 
-    All languages are changed at once, and units found on the changed text in the same way: one pass for each control.
-    The natural bar (`ceiling`) is what other text of the same kind gives: two halves of the run. That is a low bar, as
-    each half is half as much text, and not an upper bound, as the changed text says the same things.
+    All languages are changed at once, and units are found on the changed text in the same way: one pass per control.
+    The reference (`ceiling`) is the survival between two halves of the run. It is low, since each half has half the
+    text, and no upper bound, since the changed text has the same content.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Their `find` text is used.
+        corpora: Corpora whose `find` text is used.
         methods: Names of `METHODS`, or method objects by names of your own.
         controls: From corpora to corpora of the same languages, by name: romanised and shuffled words by default.
-        run: Of the same model and text with the methods' statistics, to save a pass.
-        layout: How text becomes batches. By default the run's (documents whole, as changed text can be longer), else as
-            in `collect`.
+        run: A run of the same model and text with the methods' statistics, to save a pass.
+        layout: How text becomes batches. By default that of the run (with whole documents, as changed text can be
+            longer), else that of `collect`.
         progress: Show progress bars.
 
     Returns:
         One row per control, method and language: `control`, `method`, `language`, `before` and `after` (units found),
-        `both`, `survival` (`both` of `before`; NaN without units), `chance` (that of as many random units in each
-        layer), `ceiling` (of the first half's units, those that the second half gives again), `changed` (share of the
-        documents in which letters change or move), and `note`: "" or why the row tests nothing; leave such rows out of
-        a mean.
+        `both`, `survival` (`both` over `before`; NaN without units), `chance` (the survival of as many random units in
+        each layer), `ceiling` (the share of the first half's units that the second half gives again), `changed` (share
+        of documents in which letters change or move), and `note`: "" or why the row tests nothing (not for means).
 
     Raises:
-        ValueError: No methods or controls, a control that changes the languages or cannot be used on these, a run with
+        ValueError: No methods or controls, a control that changes the languages or does not apply to them, a run with
             one shard of a language.
     """
     check_model(model)
     chosen = named(methods)
     if not chosen or not controls:
-        raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected one of each at least.")
+        raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected at least one of each.")
     altered = {name: control(corpora) for name, control in controls.items()}
     wrong = {name: list(each) for name, each in altered.items() if list(each) != list(corpora)}
     if wrong:
@@ -89,22 +88,22 @@ def survival(
 
 
 def same_script_survival(run: Run, corpora: Corpora, methods: Methods = ("lape",)) -> pd.DataFrame:
-    """How much of each language's set is found again when the languages of other scripts are taken away.
+    """The share of each language's set that is found again without the languages of other scripts.
 
-    No new pass: a run's sums of some of its languages. To take languages away changes a set whatever they are, so
-    `ceiling` is the mean over taking as many of the *same* script away instead, one after the other in a circle.
+    Needs no new pass, only the run's sums for some languages. Removing any languages changes a set, so `ceiling` is the
+    mean survival after removing as many languages of the *same* script, in cyclic order.
 
     Args:
-        run: With the methods' statistics.
-        corpora: The run's text, to see the scripts.
+        run: A run with the methods' statistics.
+        corpora: The run's text, for the scripts.
         methods: Names of `METHODS`, or method objects by names of your own.
 
     Returns:
-        As `survival`, with `changed` the share of the other languages that are taken away. Languages that are alone in
-        their script, and those with too few of it to measure a ceiling, have a `note`.
+        The columns of `survival`; `changed` is the share of other languages that are removed. Languages without another
+        or without enough languages of their script for a ceiling have a `note`.
 
     Raises:
-        ValueError: The languages all have the same script, or all different ones.
+        ValueError: All languages have the same script, or all have different scripts.
         KeyError: A language of the run without text.
     """
     missing = [label for label in run.languages if label not in corpora]
@@ -135,7 +134,7 @@ def _sets(run: Run, methods: Mapping[str, Method]) -> dict[str, NeuronSet]:
 
 
 def _layout_of(run: Run, context: int) -> Layout:
-    """The run's layout; changed documents may be longer than its own."""
+    """The run's layout with room for longer documents."""
     stored = Layout(**run.settings["text"]["layout"])
     return replace(stored, length=context) if stored.kind == "documents" else stored
 
@@ -145,7 +144,7 @@ def _note(changed: float) -> str:
 
 
 def _survivors(before: NeuronSet, after: NeuronSet) -> pd.DataFrame:
-    """Survival of each language of `before`, all of which `after` has."""
+    """Survival of each language of `before`; `after` has the same languages."""
     rows = []
     for label in before.languages:
         one, two = before[label].masks, after[label].masks
@@ -167,7 +166,7 @@ def _detect(run: Run, method: Method) -> NeuronSet:
 
 
 def _of_script(run: Run, method: Method, before: NeuronSet, group: tuple[str, ...]) -> pd.DataFrame:
-    """Survival of a script's languages without all others."""
+    """Survival of one script's languages without the languages of other scripts."""
     if len(group) < 2:
         unknown = dict.fromkeys(("after", "both", "survival", "chance", "ceiling", "changed"), np.nan)
         return _survivors(before[group], before[group]).assign(**unknown, note="the only language in its script")

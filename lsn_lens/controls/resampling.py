@@ -18,17 +18,17 @@ from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
-FEW_SHARDS = 5  # below it, a bootstrap has too few different draws to say anything
+FEW_SHARDS = 5  # with fewer, a bootstrap has too few different draws
 
 Draw = Mapping[str, Sequence[tuple[str, int]]]  # label -> what it gets, each by its own label and place
 Shard = Path | Mapping[str, Tensor]
 
 
 def load_shards(run: Run, methods: Iterable[Method]) -> Run:
-    """The run in memory, with what these methods read and nothing else, so that it can be drawn from many times.
+    """The run in memory, with only the statistics of these methods, for many draws.
 
     Raises:
-        ValueError: A file that is missing or damaged.
+        ValueError: A missing or damaged file.
     """
     needs = [need for method in methods for need in method.statistics()]
     sums = {label: [_read(shard, partial(_is_sum, needs)) for shard in run.shards[label]] for label in run.shards}
@@ -55,7 +55,7 @@ def _read(shard: Shard, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=1 << 16)
 def _is_whole(shard: Path, _changed: int) -> bool:
-    """Asked once for each state of a file: checking reads all of it, and each method reads a part."""
+    """Cached per state of a file: the check reads the whole file, each method only a part."""
     return read_shard(shard) is not None
 
 
@@ -68,7 +68,7 @@ def _is_row(needs: Sequence[Need], key: str) -> bool:
 
 
 def check_shards(run: Run, paired: bool = False) -> None:
-    """Refuse a run with too few shards to draw from, or, for a paired draw, with different numbers of them.
+    """Refuse a run with too few shards or, for a paired draw, with different numbers of shards.
 
     Raises:
         ValueError: The message says what to do.
@@ -89,17 +89,17 @@ def check_shards(run: Run, paired: bool = False) -> None:
 
 
 def rearranged(run: Run, draw: Draw) -> Run:
-    """A run whose languages have the shards that `draw` names, in that order, a shard as often as it is named.
+    """A run whose languages have the shards in `draw`, in that order, with repetitions.
 
-    Sums, counts and values of single documents follow, so every function of a run works on it. `settings` stay those
-    of the run it is drawn from.
+    Sums, counts and values of single documents follow, so every function of a run works on the result. `settings` are
+    those of the original run.
 
     Args:
         run: The run to draw from.
-        draw: Label to shards, each by the label that it has in `run` and its place there, from 0.
+        draw: Label to shards, each as its label and its number (from 0) in `run`.
 
     Raises:
-        KeyError: A language or a shard that the run does not have.
+        KeyError: A language or shard that the run does not have.
     """
     unknown = sorted(
         {
@@ -120,18 +120,18 @@ def rearranged(run: Run, draw: Draw) -> Run:
 
 
 def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
-    """As many shards of each language, drawn with replacement: one replicate of a bootstrap over blocks of documents.
+    """A run with as many shards per language, drawn with replacement: one bootstrap replicate over blocks of documents.
 
     A language's draw depends on its label and the seed, not on the other languages or their order.
 
     Args:
-        run: With 5 shards per language or more; from `load_shards` where many replicates are wanted.
-        seed: Of the draw, 0 or more.
+        run: A run with at least 5 shards per language; from `load_shards` for many replicates.
+        seed: Seed of the draw, 0 or more.
         paired: Draw the same shards in all languages. For parallel text, where document i is the same in each:
             "sharing" needs it.
 
     Raises:
-        ValueError: Too few shards; with `paired`, different numbers of them.
+        ValueError: Too few shards; with `paired`, different numbers of shards.
 
     Source: Efron and Tibshirani 1993, drawing whole groups of dependent values.
     """
@@ -147,13 +147,13 @@ def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
 def permuted(run: Run, seed: int, *, paired: bool = False, among: Sequence[str] | None = None) -> Run:
     """The same shards with their labels permuted across languages: the null that no language matters.
 
-    With `among`, only the labels of these are, and the null is that these are alike. Each language keeps its number of
-    shards. With `paired`, labels are permuted among the shards of one place, so that document i stays the same document
-    in each language. The draw does not depend on the order of the languages. Documents of one shard stay together,
-    which leaves more difference between languages than permuting documents would: a label gets some languages' shards
-    more often than others by chance.
+    With `among`, only the labels of these languages are permuted, and the null is that they are alike. Each language
+    keeps its number of shards. With `paired`, labels are permuted among the shards of one position, so that document i
+    stays the same document in each language. The draw does not depend on the order of the languages. Documents of one
+    shard stay together, which leaves more difference between languages than permuting documents would: a label gets
+    some languages' shards more often than others by chance.
 
-    Args: as `resampled`; `among` are labels of the run, all by default.
+    `among` are labels of the run, by default all; other arguments and errors are those of `resampled`.
 
     Raises: as `resampled`.
     """
@@ -165,7 +165,7 @@ def permuted(run: Run, seed: int, *, paired: bool = False, among: Sequence[str] 
 
 
 def subset(run: Run, languages: Iterable[str]) -> Run:
-    """The run of some of its languages, or of one, in the order given.
+    """The run restricted to one or several of its languages, in the given order.
 
     Raises:
         KeyError: A language that the run does not have.
@@ -202,16 +202,15 @@ def halves(run: Run) -> tuple[Run, Run]:
 def shuffled_labels(
     corpora: Mapping[str, LanguageCorpus], seed: int = 0, *, paired: bool = False
 ) -> dict[str, LanguageCorpus]:
-    """Corpora whose documents are permuted across languages: collecting on them gives the null by document.
+    """Corpora whose documents are permuted across languages, for a null by document.
 
-    Each label keeps its number of documents, in either part, so that all have about equally many tokens where
-    documents are of like length. The text is held in memory; records that cannot be used are left out of it, and
-    counted in `skipped` of the corpora given.
+    Each label keeps its number of documents in both parts. The text is held in memory, without unusable records, which
+    are counted in `skipped` of the given corpora.
 
     Args:
         corpora: From `load_corpora`.
-        seed: Of the permutation, 0 or more.
-        paired: Permute labels among the documents of one place only, for parallel text.
+        seed: Seed of the permutation, 0 or more.
+        paired: Permute labels among the documents of one position only, for parallel text.
 
     Raises:
         ValueError: With `paired`, different numbers of documents.
@@ -239,7 +238,7 @@ def _shuffle(texts: Mapping[str, tuple[str, ...]], seed: int, paired: bool) -> d
 
 
 def _permutation(counts: Mapping[str, int], seed: int, paired: bool) -> dict[str, list[tuple[str, int]]]:
-    """Which items each label gets, as many as it has; the labels' order does not matter."""
+    """The items that each label gets, as many as before; the order of the labels does not matter."""
     generator, labels = np.random.default_rng(seed), sorted(counts)
     if paired:
         rows = [[(labels[i], place) for i in generator.permutation(len(labels))] for place in range(counts[labels[0]])]
@@ -250,5 +249,5 @@ def _permutation(counts: Mapping[str, int], seed: int, paired: bool) -> dict[str
 
 
 def seeds(seed: int, count: int) -> list[int]:
-    """As many seeds for single draws, from one."""
+    """`number` seeds for single draws, from one seed."""
     return [int(each) for each in np.random.SeedSequence(seed).generate_state(count, np.uint64)]

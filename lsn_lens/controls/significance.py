@@ -1,4 +1,4 @@
-"""How much a method finds where there is nothing to find, and at which units per language is more than chance."""
+"""Permutation tests of a method: units found on permuted labels, and units where a language stands out."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.runs.run import Run
 
-LEVEL = 0.05  # of both tests, where no other is asked for
+LEVEL = 0.05  # default level of both tests
 
 Values = Mapping[str, Float[Tensor, "language layer unit"]]
 UnitValues = Mapping[str, Float[Tensor, "layer unit"]]
@@ -29,23 +29,23 @@ Units = dict[str, Bool[Tensor, "layer unit"]]
 
 @dataclass(frozen=True, eq=False)
 class PermutationTest:
-    """What `permutation_test` returns.
+    """The result of `permutation_test`.
 
     Attributes:
         found: The method's set on the true labels.
         scores: Its scores on the true labels.
         p_values: By basis, of the language's own contrast at each unit. The null: the shards of the language and of
             another one can be exchanged (with `alike`, of more than so many others).
-        family_wise: By basis, the same adjusted for all units, languages and bases (max-T).
+        family_wise: By basis, `p_values` adjusted for all units, languages and bases (max-T).
         unit_p_values: By basis, of each unit, whatever the language. The null: the shards of all languages can be
-            exchanged. Says that some languages differ, not which.
-        unit_family_wise: By basis, the same adjusted for all units and bases (max-T).
+            exchanged. A small p shows that some languages differ, not which.
+        unit_family_wise: By basis, `unit_p_values` adjusted for all units and bases (max-T).
         counts: Units of each language that the method finds on permuted labels.
-        totals: Different units that it finds there.
-        means: Mean score of what it finds there, as `mean_score`; no finite number where it finds nothing.
+        totals: Different units that the method finds on permuted labels.
+        means: Mean score of the units found on permuted labels, as `mean_score`; not finite if none is found.
         pooled: Whether the p-values pool the null statistics of all units.
-        chosen: Which scores the method chooses: "high", "low" or "both".
-        alike: How many others a language that stands out may be like.
+        chosen: The scores that the method chooses: "high", "low" or "both".
+        alike: Number of other languages that may be like the one that stands out.
     """
 
     found: NeuronSet
@@ -66,7 +66,7 @@ class PermutationTest:
         return self._set(_reject(self.p_values, q), f"q <= {q:g}")
 
     def beyond_null(self, level: float = LEVEL) -> NeuronSet:
-        """Where a language stands out more than any does anywhere in all but `level` of the permutations."""
+        """Where a language stands out more than any language at any unit in all but `level` of the permutations."""
         return self._set({basis: each <= level for basis, each in self.family_wise.items()}, f"max-T p <= {level:g}")
 
     def significant_units(self, q: float = LEVEL) -> Units:
@@ -82,11 +82,11 @@ class PermutationTest:
         return _mean_score(self.scores, self.found, self.chosen)
 
     def set_p_value(self) -> float:
-        """How often permuted labels give as many units, or units that score as far out on average, doubled.
+        """The p-value of two permutation tests (number of units; mean score), the smaller one times two.
 
-        As far out: as high, as low or as far from the middle, as the method chooses. The smaller p is doubled
-        (Bonferroni) because either is enough to tell true labels from permuted ones. At most 1. It is the set's, not
-        one unit's or language's: the null is that no label means anything anywhere.
+        The mean score counts as the method chooses: high, low or far from the middle. The smaller p is doubled
+        (Bonferroni), at most 1. It is a p-value of the whole set, not of a unit or language: the null is that no label
+        means anything anywhere.
         """
         sign = -1 if self.chosen == "low" else 1
         pairs = ((self.totals.double(), float(len(self.found))), (sign * self.means, sign * self.mean_score()))
@@ -124,40 +124,40 @@ def permutation_test(
     alike: int = 0,
     progress: bool = True,
 ) -> PermutationTest:
-    """Where a language stands out, where languages differ at all, and what the method finds on permuted labels.
+    """Test where a language stands out, where languages differ, and what the method finds on permuted labels.
 
     Three questions, three nulls:
 
     * Does *this language* stand out at this unit? It is contrasted with each other language in turn, and only labels of
       these two are permuted; its p is the largest of these (an intersection-union test). So it must lie beyond *every*
-      other language, on the side that the method looks at, and it does not matter how the others differ among
-      themselves. The contrast is of what the method compares, see `contrasts.CONTRASTS`: a difference of mean
-      probabilities, activations, importances or responses.
-    * Do languages differ at this *unit*? Labels of all languages are permuted. A small p does not say which language
-      differs, and is no language's.
+      other language, on the side that the method uses; differences among the others do not matter. The contrast is of
+      the values that the method compares, see `contrasts.CONTRASTS`: a difference of mean probabilities, activations,
+      importances or responses.
+    * Do languages differ at this *unit*? Labels of all languages are permuted. A small p does not show which language
+    differs.
     * Does the method find as much, or score as high, where no label means anything? `counts`, `totals`, `means`, and
       `set_p_value` of the whole set.
 
     p = (1 + permutations whose statistic is at least the observed one) / (1 + permutations), so never below 1 / (1 +
-    permutations): with 4,608 units of 8 languages and q = 0.05, Benjamini-Hochberg at 999 permutations needs 738
-    pairs of unit and language at that smallest p to find any. A score of -inf (the unit cannot belong to the language)
-    has p = 1. Statistics hang on one unit alone and have the same scale in all, so that thresholds pooled over units do
-    not leak into them. A small p tells texts apart, not what sets them apart.
+    permutations): with 4,608 units of 8 languages and q = 0.05, Benjamini-Hochberg at 999 permutations needs 738 pairs
+    of unit and language at that smallest p to find any. A score of -inf (the unit cannot belong to the language) has p
+    = 1. A statistic depends on one unit alone and has the same scale in all units, so that thresholds pooled over units
+    do not matter. A small p shows that texts differ, not why.
 
-    A method that `CONTRASTS` does not have is tested by its scores, with labels permuted likewise. That is valid only
-    where a unit's score hangs on that unit, and takes a scoring for each permutation and two languages.
+    A method without an entry in `CONTRASTS` is tested by its scores, with the same permutations. That is valid only if
+    a unit's score depends on this unit alone, and needs one scoring per permutation and pair of languages.
 
     Args:
-        run: With 5 shards per language or more.
+        run: A run with at least 5 shards per language.
         method: A name of `lsn.METHODS` or a method object.
-        permutations: Permutations.
-        seed: Of the draws.
-        paired: Permute labels among shards of one place only, for parallel text. The contrasts of "sharing" always are.
+        permutations: Number of permutations.
+        seed: Seed of the draws.
+        paired: Permute labels among shards of one position only, for parallel text; always so for "sharing".
         pool: Compare a unit with the null statistics of all units of the basis (of the same two languages). These have
             the same standard deviation whatever the unit, but not quite the same tails; in exchange p-values can be
             small with few permutations.
-        alike: How many other languages may be like the one that stands out, for units that a few languages share: it
-            must lie beyond all others but these, and p is multiplied by `alike` + 1.
+        alike: Number of other languages that may be like the one that stands out, for units that a few languages share:
+            the language must lie beyond all others, and p is multiplied by `alike` + 1.
         progress: Show a progress bar.
 
     Raises:
@@ -195,7 +195,7 @@ def permutation_test(
 def contrast_test(run: Run, method: Method, scores: NeuronScores, draws: Permutations, alike: int = 0) -> Tests:
     """The p-values of `permutation_test`: 1 where the scores say that a unit cannot belong to the language, or to any.
 
-    Args: as there; `scores` are the method's on this run.
+    Takes the arguments of `permutation_test`, and the method's `scores` on this run.
     """
     declared = contrast_of(method)
     tests = values_test(run, *declared, draws, alike) if declared else scores_test(run, method, scores, draws, alike)
@@ -236,12 +236,12 @@ def null_counts(
     paired: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How many units each method finds on permuted labels, beside the true count.
+    """The number of units that each method finds on permuted labels, beside the true number.
 
-    Many rules choose the same number whatever the labels say; for them the number says nothing. `beyond_null`,
-    `significant` and `differing` count what the tests of `permutation_test` find, chosen by the method or not.
+    Many rules choose the same number whatever the labels; then the number is no evidence. `beyond_null`, `significant`
+    and `differing` count what the tests of `permutation_test` find, chosen by the method or not.
 
-    Args: as `permutation_test`, for each of `methods`; a method object is named by its hyper-parameters.
+    Other arguments and errors are those of `permutation_test`; a method object is named by its hyper-parameters.
 
     Returns:
         One row per method and language, and one with the language "all" for different units: `method`, `language`,
@@ -277,7 +277,7 @@ def null_counts(
 
 
 def benjamini_hochberg(p_values: Float[Tensor, "*axes"], q: float = LEVEL) -> Bool[Tensor, "*axes"]:
-    """Which p-values are significant with an expected share of false ones of at most `q`, over all of them.
+    """Which p-values are significant at an expected share of false ones of at most `q`.
 
     Source: Benjamini and Hochberg 1995, through `scipy.stats.false_discovery_control`. Proved for p-values that are
     independent or positively dependent (Benjamini and Yekutieli 2001), as those of units that rise and fall together

@@ -1,4 +1,4 @@
-"""How much of a result stays when its text is drawn anew, or a language is left out: from a run's shards, no model."""
+"""Stability of a result under other draws of the text or without one language: from a run's shards, no model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,24 +23,23 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
 
-STABLE = 0.95  # share of the replicates from which on a unit is called stable
+STABLE = 0.95  # share of replicates from which on a unit is stable
 OVERLAPS = ["jaccard", "expected_jaccard", "corrected_jaccard"]
 
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """What `bootstrap` returns.
+    """The result of `bootstrap`.
 
     Attributes:
         found: The set on all shards.
         frequency: By basis, the share of the replicates in which a unit was chosen for a language, in [0, 1].
         intervals: One row per unit of `found`: `language`, `basis`, `layer`, `unit`, `score`, the interval's `low` and
-            `high`, and `frequency`. A bound of -inf says that the unit could not belong to the language in that many
-            replicates.
+            `high`, and `frequency`. A bound of -inf: the unit could not belong to the language in so many replicates.
         overlaps: One row per replicate and language: `replicate`, `language`, `units`, `jaccard` with the set on all
             shards, `expected_jaccard`, `corrected_jaccard`.
         shards: The smallest number of shards of a language.
-        level: Of the intervals.
+        level: Level of the intervals.
     """
 
     found: NeuronSet
@@ -63,21 +62,21 @@ def bootstrap(
 ) -> Stability:
     """Score and select on runs whose shards are drawn with replacement: a bootstrap over blocks of documents.
 
-    Intervals are expanded percentile intervals, see `percentile_interval`. They hold for a unit named beforehand:
-    those of a set are there because their scores are high, so their scores tend to be too high.
+    Intervals are expanded percentile intervals, see `percentile_interval`. They are valid for a unit named beforehand;
+    units of a set were selected for high scores, so these scores tend to be too high.
 
     Args:
-        run: With 5 shards per language or more, better 16.
+        run: A run with at least 5 shards per language, better 16.
         method: A name of `lsn.METHODS` or a method object.
         replicates: Draws; 1,000 or more for intervals.
-        seed: Of the draws.
-        level: Of the intervals, in (0, 1).
+        seed: Seed of the draws.
+        level: Level of the intervals, in (0, 1).
         paired: Draw the same shards in all languages, for parallel text.
         progress: Show a progress bar.
 
     Raises:
         KeyError: The run lacks a statistic that the method needs.
-        ValueError: Too few shards, or a number of replicates or a level that cannot be used.
+        ValueError: Too few shards, or replicates or level out of range.
 
     Source: Efron and Tibshirani 1993 (the bootstrap); selection frequency as in Meinshausen and Buehlmann 2010
     (stability selection), who draw half of the data without replacement instead.
@@ -115,8 +114,8 @@ def stability_table(stability: Stability) -> pd.DataFrame:
 
     Returns:
         `language`; `units` of the set on all shards; `units_low` and `units_high`, the interval of the number of units;
-        `stable_units`, those of the set that at least 95 % of the replicates chose too; `stable_share` of the set;
-        `mean_frequency` of the set's units; `jaccard` and `corrected_jaccard`, means over the replicates.
+        `stable_units`, units of the set that at least 95 % of the replicates chose too; their `stable_share` of the
+        set; `mean_frequency` of the set's units; `jaccard` and `corrected_jaccard`, means over the replicates.
     """
     rows = []
     for language, each in stability.overlaps.groupby("language", sort=False):
@@ -141,7 +140,7 @@ def stability_table(stability: Stability) -> pd.DataFrame:
 
 
 def stable_set(stability: Stability, share: float = STABLE) -> NeuronSet:
-    """The units that at least this share of the replicates chose, whether or not all shards together choose them."""
+    """The units that at least this share of the replicates chose, in the set or not."""
     check_shares(share=share)
     masks = {basis: each >= share for basis, each in stability.frequency.items()}
     whole = stability.found
@@ -149,10 +148,10 @@ def stable_set(stability: Stability, share: float = STABLE) -> NeuronSet:
 
 
 def across(sets: Mapping[str, NeuronSet]) -> pd.DataFrame:
-    """The same units from other corpora, domains or seeds? Each pair of sets, language by language.
+    """Overlap of sets from different corpora, domains or seeds, for each pair and language.
 
     Args:
-        sets: Two sets or more by name, of one model; bases and shapes must be the same.
+        sets: At least two sets by name, of one model; bases and shapes must be the same.
 
     Returns:
         One row per pair and language that both have: `set`, `other`, `language`, `units`, `other_units`, `jaccard`,
@@ -160,10 +159,10 @@ def across(sets: Mapping[str, NeuronSet]) -> pd.DataFrame:
         expected) / (1 - expected): 1 for equal sets, about 0 for unrelated ones. NaN for two empty sets.
 
     Raises:
-        ValueError: Fewer than two sets, or sets of other bases or shapes.
+        ValueError: Fewer than two sets, or sets of different bases or shapes.
     """
     if len(sets) < 2:
-        raise ValueError(f"got the sets {list(sets)}: comparing takes at least two.")
+        raise ValueError(f"got the sets {list(sets)}: expected at least two to compare.")
     rows = [
         {"set": one, "other": other, **row}
         for one, other in combinations(sets, 2)
@@ -173,10 +172,10 @@ def across(sets: Mapping[str, NeuronSet]) -> pd.DataFrame:
 
 
 def leave_one_out(run: Run, method: str | Method = "lape", *, progress: bool = True) -> pd.DataFrame:
-    """What becomes of the other languages' sets when one language is left out of the statistics.
+    """The other languages' sets when one language is left out of the statistics.
 
     Args:
-        run: Of three languages or more.
+        run: A run with at least three languages.
         method: A name of `lsn.METHODS` or a method object.
         progress: Show a progress bar.
 

@@ -1,4 +1,4 @@
-"""How sure a probability to fire is, and which units fire more in one language beyond that."""
+"""Intervals of firing probabilities, and units that fire more in one language beyond them."""
 
 from typing import Literal
 
@@ -34,7 +34,7 @@ def jeffreys(
         raise ValueError(f"level={level}: expected a share in (0, 1), for example 0.95.")
     k, n = (each.double().numpy() for each in (successes, trials))
     if (k < 0).any() or (k > n).any():
-        raise ValueError("expected 0 <= successes <= trials in every place.")
+        raise ValueError("expected 0 <= successes <= trials everywhere.")
     tail = (1 - level) / 2
     low = np.where(k == 0, 0.0, beta.ppf(tail, k + 0.5, n - k + 0.5))
     high = np.where(k == n, 1.0, beta.ppf(1 - tail, k + 0.5, n - k + 0.5))
@@ -47,16 +47,16 @@ def firing_interval(
     """Jeffreys bounds of each unit's probability to fire in each language.
 
     Args:
-        run: That counted how often the site is above 0.
+        run: A run that counted how often the site is above 0.
         site: For example "mlp_pre", whose sign is that of act(gate).
-        level: Of each interval on its own.
+        level: Level of each interval, not adjusted.
         by: "tokens" takes tokens to be independent. They are not: those of one document go together, and the interval
             is too narrow. "shards" divides the numbers by the design effect, the variance between shards over that
             of independent tokens (1 at the least), and by the square of Student's over the normal quantile.
 
     Raises:
-        KeyError: The run did not count that.
-        ValueError: Too few shards, a level or a choice that cannot be used.
+        KeyError: The run has no such counts.
+        ValueError: Too few shards, or level or `by` out of range.
 
     Source: the effective number of tokens as in Korn and Graubard 1998 (Survey Methodology 24), who put it into the
     Clopper-Pearson interval; Jeffreys in its place is ours.
@@ -94,7 +94,7 @@ def supported(
     A unit belongs to the language with its highest probability if the lower bound there is above the upper bounds in
     all other languages. Bounds are for one unit and language at a time, not adjusted for their number.
 
-    Args: as `firing_interval`.
+    Other arguments and errors are those of `firing_interval`.
 
     Raises: as `firing_interval`; ValueError for fewer than two languages.
     """

@@ -1,4 +1,4 @@
-"""What an intervention does to a model."""
+"""The effect of interventions on a model's loss."""
 
 import lazy_loader
 

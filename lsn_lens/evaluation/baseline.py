@@ -1,7 +1,7 @@
-"""Hold-out text and the unchanged model's losses on it, made once and measured on many times, document by document.
+"""Hold-out text and the unchanged model's losses on it, computed once for many measurements, by document.
 
-Every function that measures hold-out text builds a `HeldOut` from `model`, `corpora` and `layout`. Each of them also
-takes one that is at hand, as `text=`: then nothing is tokenised, and the unchanged model is not measured again.
+Every function that measures hold-out text builds a `HeldOut` from `model`, `corpora` and `layout`. Each function also
+takes a `HeldOut` as `text=`: then nothing is tokenised, and the unchanged model is not measured again.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ from lsn_lens.text.tokens import separator_id, tokenize
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What interventions do to the losses of hold-out text.
+    """Losses of hold-out text under interventions.
 
     Attributes:
-        table: As `perplexity_table` gives it, the rows without intervention first.
-        rises: By set, intervened and evaluated language, the rise of each document's summed loss (nats).
+        table: The table of `perplexity_table`, rows without intervention first.
+        rises: By set, intervened and evaluated language, the increase of each document's summed loss (nats).
         tokens: By language, the scored tokens of each of its documents.
     """
 
@@ -56,15 +56,15 @@ class Measured:
 class HeldOut:
     """Hold-out text of all languages in batches, and the unchanged model's losses; from `held_out`.
 
-    Documents are those that have a scored token; in packed blocks a token counts for the document that it is of. The
-    temporary files with the tokens are there as long as this is.
+    Only documents with a scored token are included; in packed blocks a token counts for its document. The temporary
+    files with the tokens exist as long as this object.
 
     Attributes:
-        model: Whose losses these are.
+        model: The model.
         plan: The text in batches.
-        scored: By language, its documents, and of each the scored tokens and their bytes.
+        scored: By language, its documents with their scored tokens and bytes.
         clean: By language, the unchanged model's loss of each document (nats, summed over its scored tokens).
-        in_force: The hooks that were on the model, see `hooks.describe_hooks`.
+        in_force: The hooks on the model at that time, see `hooks.describe_hooks`.
     """
 
     model: Model
@@ -80,7 +80,7 @@ class HeldOut:
 
     @cached_property
     def bits_per_nat(self) -> dict[str, float]:
-        """By language, bits per byte for each nat per token: what tokens and bytes of this text make of it."""
+        """By language, bits per byte that equal one nat per token on this text."""
         sums = {label: (each.tokens.sum(), each.n_bytes.sum()) for label, each in self.scored.items()}
         return {label: float(count / n / math.log(2)) if n else math.nan for label, (count, n) in sums.items()}
 
@@ -100,19 +100,19 @@ class HeldOut:
         evaluate: Evaluate = "all",
         progress: bool = True,
     ) -> Measured:
-        """What `perplexity_table` measures, without tokenising the text or measuring the unchanged model again.
+        """`perplexity_table` on this text, without tokenising or measuring the unchanged model again.
 
         Bits per byte are nats times the language's bits per nat on this text.
 
-        Args: as `perplexity_table`.
+        Takes the sets, action and options of `perplexity_table`.
 
         Raises:
-            ValueError: Other hooks are on the model than when the unchanged model was measured.
+            ValueError: The model has other hooks than when the unchanged model was measured.
         """
         return self.measure_jobs(jobs_of(self.model, self.clean, sets, action, evaluate), progress=progress)
 
     def measure_jobs(self, jobs: Sequence[Job], *, progress: bool = True) -> Measured:
-        """The same for what `jobs_of` or `jobs_for` made."""
+        """The losses under each job of `jobs_of` or `jobs_for`."""
         rows, rises = [], {}
         for job, losses in zip(jobs, self._under(jobs, progress), strict=True):
             rows += self._rows(job, losses)
@@ -137,7 +137,7 @@ class HeldOut:
         return pd.concat(frames, ignore_index=True)
 
     def _under(self, jobs: Sequence[Job], progress: bool) -> list[Losses]:
-        """The losses under each job; several go through the model side by side where a batch leaves room."""
+        """The losses under each job; several jobs share a forward pass where a batch leaves room."""
         check_model(self.model)
         now = describe_hooks(self.model)
         if now != dict(self.in_force):
@@ -163,7 +163,7 @@ class HeldOut:
         return losses
 
     def _rows(self, job: Job, losses: Losses) -> list[dict[str, Any]]:
-        """The rows of one job; changes come from that in nats: a difference of two long means has fewer digits."""
+        """The rows of one job; all changes come from the change in nats, which keeps most digits."""
         head = {"set": job.name, "action": job.action, "intervened": job.language}
         rows = []
         for label in job.labels:
@@ -198,15 +198,15 @@ def held_out(
         model: A HookedTransformer or TransformerBridge.
         corpora: Text to measure on, from `load_corpora`, or what it takes.
         layout: How text becomes batches; packed blocks by default.
-        text: One that was made from the same model and languages: nothing is done, and it is returned.
+        text: A `HeldOut` of the same model and languages, which is returned unchanged.
         progress: Show progress bars.
 
     Raises:
-        ValueError: `text` is another model's or has other languages, or a layout is given beside it; no text.
+        ValueError: `text` has another model or other languages, or a layout is also given; no text.
 
     Warns:
-        UserWarning: Nothing of a language was scored, so its losses are NaN; or the tokenizer does not tell which bytes
-            its tokens stand for, so bits per byte are.
+        UserWarning: A language without scored tokens has NaN losses; a tokenizer that does not give the bytes of its
+            tokens makes bits per byte NaN.
     """
     check_model(model)
     corpora = as_corpora(corpora)
@@ -236,7 +236,7 @@ def _fitting(text: HeldOut, model: Model, corpora: Mapping[str, LanguageCorpus],
 
 
 def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, progress: bool) -> Plan:
-    """The text in batches; its files are removed when nobody holds the plan any more."""
+    """The text in batches; its files are removed with the plan."""
     folder = Path(tempfile.mkdtemp(prefix="lsn_lens-"))
     try:
         tokens = {
@@ -247,7 +247,7 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
-        at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more tokens leave the cache
+        at_once = 512 if structure.device_of(model).type == "cpu" else None  # more logits do not fit into the cache
         border = structure.position_border(model)
         plan = Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
     except BaseException:
@@ -273,7 +273,7 @@ def _bar(total: int, progress: bool) -> Any:
 def _losses(
     model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str], hooks: Sequence[Hooks], bar: Any
 ) -> list[Losses]:
-    """Loss of each document that has a scored token, under each of several hooks."""
+    """Loss of each document with a scored token, under each of several hooks."""
     start = separator_id(model.tokenizer, plan.layout.separator)
     every = document_sums(model, plan, start, labels, hooks, bar)
     return [{label: sums[known[label].documents] for label, sums in each.items()} for each in every]

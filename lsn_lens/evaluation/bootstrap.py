@@ -18,14 +18,14 @@ def percentile_interval(
 ) -> tuple[Float[np.ndarray, "*value"], Float[np.ndarray, "*value"]]:
     """Expanded percentile interval of bootstrapped values.
 
-    Plain percentiles of few draws are too narrow twice over: replicates vary as if divided by n rather than n - 1,
-    and like a normal distribution where Student's t is called for. Both are put right by taking percentiles further
-    out. The percentiles are values that occurred, not interpolated, the outer ones.
+    Plain percentiles of few draws are too narrow for two reasons: replicates vary as if divided by n instead of n - 1,
+    and like a normal distribution instead of Student's t. Percentiles further out correct both. They are not
+    interpolated: the outer value that occurred is taken.
 
     Args:
         replicates: Values, replicates first.
-        draws: How many things were drawn from (shards, documents), 2 or more.
-        level: Share of such intervals that should hold the true value.
+        draws: Number of items to draw from (shards, documents), 2 or more.
+        level: Share of such intervals that should contain the true value.
 
     Returns:
         Lower and upper bounds.

@@ -1,4 +1,4 @@
-"""Loss document by document, and intervals on what an intervention does to it."""
+"""Loss by document, and intervals on its increase under an intervention."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.text.plan import Layout
 
-FEW_DOCUMENTS = 5  # below it, a bootstrap over documents says nothing
+FEW_DOCUMENTS = 5  # with fewer, a bootstrap over documents is meaningless
 
 
 def document_losses(
@@ -22,26 +22,26 @@ def document_losses(
     separator: str = "bos",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Next-token loss of every hold-out document, under whatever interventions are in place.
+    """Next-token loss of every hold-out document, under the interventions in force.
 
-    Each document is read on its own, so losses differ from those of `perplexity_table`, which packs documents into
-    blocks by default. Predicting the first token after the separator is scored, the separator itself is not. For
-    several interventions on one text, `held_out(...).by_document(intervention)` tokenises it once.
+    Each document is read alone, so losses differ from `perplexity_table`, which packs documents into blocks by default.
+    The first token after the separator is scored, the separator is not. For several interventions on one text,
+    `held_out(...).by_document(intervention)` tokenises it once.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         corpora: Text to measure on, its `hold_out` part; documents must fit into the model's context.
-        max_tokens: About how many tokens per language; documents are taken whole.
+        max_tokens: Approximate tokens per language; documents are taken whole.
         separator: What each document begins with, as in `Layout`.
         progress: Show a progress bar.
 
     Returns:
-        One row per document: `language`, `document` (its place in the text), `loss` (nats, summed over its tokens),
-        `tokens` (that were scored) and `bytes` (that these stand for; NaN where the tokenizer does not tell). The loss
-        of a document of which nothing was scored is NaN.
+        One row per document: `language`, `document` (its number in the text), `loss` (nats, summed over its scored
+        tokens), `tokens` (scored) and `bytes` (of these tokens; NaN if the tokenizer does not give them). The loss of a
+        document without scored tokens is NaN.
 
     Warns:
-        UserWarning: Nothing of a language was scored, or its bytes are not known.
+        UserWarning: A language without scored tokens, or with unknown bytes.
 
     Raises:
         ValueError: No text, or a document longer than the context.
@@ -59,17 +59,17 @@ def rise_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """How much the loss rises, with an interval by a bootstrap over documents, both losses of a document together.
+    """Loss increase by language, with an interval from a bootstrap over documents, both losses of a document together.
 
     Args:
         clean: From `document_losses` without intervention.
         changed: From `document_losses` on the same text inside `lsn.intervene(...)`.
         replicates: Draws, 1,000 or more.
-        seed: Of the draws.
-        level: Of the intervals, in (0, 1).
+        seed: Seed of the draws.
+        level: Level of the intervals, in (0, 1).
 
     Returns:
-        One row per language: `language`, `documents`, `tokens`, `rise` (nats per token: the rise of the summed loss
+        One row per language: `language`, `documents`, `tokens`, `rise` (nats per token: the increase of the summed loss
         over all tokens), `low`, `high` (expanded percentile interval).
 
     Raises:
@@ -84,7 +84,7 @@ def rise_intervals(
         )
     rises = clean[keys].assign(rise=changed["loss"].to_numpy() - clean["loss"].to_numpy())
     labels = rises["language"].unique()
-    rises = rises.loc[rises["tokens"].gt(0)]  # of the others nothing was scored
+    rises = rises.loc[rises["tokens"].gt(0)]  # others have no scored tokens
     counts: dict[str, int] = rises["language"].value_counts().reindex(labels, fill_value=0).to_dict()
     few = {label: count for label, count in counts.items() if count < FEW_DOCUMENTS}
     if few:

@@ -1,4 +1,4 @@
-"""What a `perplexity_table` says: one row per method and language, and its random controls."""
+"""Summaries of a `perplexity_table`: one row per method and language, and the random controls."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ CONTROL = re.compile(r"(?P<method>.*) random (?P<seed>\d+)")
 
 
 def control_name(method: str, seed: int) -> str:
-    """What the set of a method's random control is called in a table: `"lape random 0"`."""
+    """The name of a method's random control in a table: `"lape random 0"`."""
     return f"{method} random {seed}"
 
 
@@ -23,11 +23,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             `control_name`. Methods need all languages evaluated; for controls the own language is enough.
 
     Returns:
-        Columns `action`, `method`, `language`, `units` (different ones), what `verdict.rises` says, and
+        Columns `action`, `method`, `language`, `units` (different ones), those of `verdict.rises`, and
         `own_rise_perplexity`.
 
     Raises:
-        ValueError: No method in the table, or one that lacks a language.
+        ValueError: No method in the table, or a method without a language.
     """
     rows = _named(table)
     found = rows.loc[rows["seed"].isna()]
@@ -38,7 +38,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def control_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The own rises of the controls, one row per action, method, language and control.
+    """In-language loss increases of the controls, one row per action, method, language and control.
 
     Returns:
         Columns `action`, `method`, `language`, `seed`, `own_rise` (nats per token).

@@ -1,4 +1,4 @@
-"""What is measured, one intervention after the other: whose units are changed, how, and on which languages."""
+"""The interventions to measure: language, action, hooks, and the languages to measure on."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Job:
     """One intervention to measure.
 
     Attributes:
-        name: Of the set, or of the intervention.
-        language: Whose units are changed; "" for an intervention that is no language's.
-        action: Its name.
-        units: How many different units are changed.
-        hooks: What changes them; without any, nothing is changed and no pass is needed.
+        name: Name of the set or of the intervention.
+        language: The language whose units are changed; "" for an intervention of no language.
+        action: Name of the action.
+        units: Number of different units that are changed.
+        hooks: Hooks that change the units; a job without hooks needs no pass.
         labels: The languages to measure.
     """
 
@@ -45,9 +45,9 @@ def jobs_of(
     action: Choice = zero,
     evaluate: Evaluate = "all",
 ) -> list[Job]:
-    """One job for each set and each of its languages: what cannot be done is said here, before anything is measured.
+    """One job per set and language; impossible jobs are refused here, before anything is measured.
 
-    Args: as `perplexity_table`; `languages` are those with text.
+    Takes the arguments of `perplexity_table`; `languages` are those with text.
 
     Raises: as `perplexity_table`.
     """
@@ -75,6 +75,6 @@ def jobs_of(
 
 
 def jobs_for(model: Model, languages: Iterable[str], interventions: Iterable[Intervention]) -> list[Job]:
-    """One job for each intervention, to measure all languages."""
+    """One job per intervention, measured on all languages."""
     width, labels = cache(partial(structure.site_width, model)), tuple(languages)
     return [Job(what.name, "", "", len(what), hooks_of(model, what, width), labels) for what in interventions]

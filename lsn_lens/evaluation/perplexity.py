@@ -1,4 +1,4 @@
-"""Loss on hold-out text, with and without an intervention: who is hurt when a language's units go?"""
+"""Loss on hold-out text, with and without an intervention."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -38,29 +38,28 @@ def perplexity_table(
     Args:
         model: A HookedTransformer or TransformerBridge.
         corpora: Text to measure on, from `load_corpora`, or what it takes.
-        sets: One set, or several by name: measured one after the other on the same text.
-        action: What to do to the units, or a function from the intervened language to it.
-        evaluate: Measure every language, only the one whose units are changed (for many random controls), or those
-            that a function of it names.
-        layout: How text becomes batches; packed blocks by default. Cap it at `PAPER_EVALUATION_TOKENS` as LAPE does.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        sets: One set, or several by name, measured on the same text.
+        action: The action on the units, or a function from the intervened language to an action.
+        evaluate: Measure all languages, only the intervened language (for many random controls), or the languages that
+            a function of the intervened language returns.
+        layout: How text becomes batches; packed blocks by default. LAPE's cap is `PAPER_EVALUATION_TOKENS`.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
         One row per set, intervened language ("none" first) and evaluated language: `set`, `action`, `intervened`,
         `evaluated`, `units` (different ones of the intervened language), `nll` (nats per token), `perplexity` (exp of
-        it), `bits_per_byte` (of the bytes that the scored tokens stand for), for each its change against no
-        intervention, `nll_change` and so on, and that change over the loss without intervention, `nll_relative_change`
-        and so on; `tokens` and `bytes` that were scored. Separators are read, but predicting them is not scored, and
-        neither is a block's first token. `attrs["text"]` describes the text.
+        `nll`), `bits_per_byte` (bytes of the scored tokens), for each its change against no intervention, `nll_change`
+        and so on, and that change over the loss without intervention, `nll_relative_change` and so on; scored `tokens`
+        and `bytes`. Separators and a block's first token are not scored. `attrs["text"]` describes the text.
 
     Raises:
         KeyError: A language to measure without text.
-        ValueError: Something else than an action, or a language of the sets called "none".
+        ValueError: Not an action, or a language of the sets called "none".
 
     Warns:
-        UserWarning: Nothing of a language was scored, so its losses are NaN; or the tokenizer does not tell which bytes
-            its tokens stand for, so bits per byte are.
+        UserWarning: A language without scored tokens has NaN losses; a tokenizer that does not give the bytes of its
+            tokens makes bits per byte NaN.
 
     Source: Tang et al. 2024, whose `ppl.py` prints the mean negative log-probability per token.
     """
@@ -81,7 +80,7 @@ def loss_table(
 ) -> pd.DataFrame:
     """Loss of every language on its `hold_out` text under each intervention, one at a time.
 
-    Args: as `perplexity_table`.
+    Other arguments, errors and warnings are those of `perplexity_table`.
 
     Returns:
         One row per intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and losses
@@ -119,10 +118,10 @@ def perplexity_matrix(
 
     The rows start with "none" (no intervention). `attrs["table"]` holds all measures.
 
-    Args: as `perplexity_table`; `measure` is one of its columns.
+    `measure` is a column of `perplexity_table`, whose other arguments, errors and warnings apply.
 
     Raises:
-        ValueError: Another measure; and as `perplexity_table`.
+        ValueError: An unknown measure.
     """
     check_model(model)
     _check_measure(measure)

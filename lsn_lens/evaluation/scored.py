@@ -1,4 +1,4 @@
-"""What of a text is scored: which tokens, the bytes of text they stand for, and their loss, document by document."""
+"""The scored tokens of a text, their bytes, and their loss by document."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -23,12 +23,12 @@ Losses = dict[str, PerDocument]  # by language, nats summed over a document's sc
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What is scored of one language's text, in the documents that have a scored token.
+    """The scored tokens of one language's text, in the documents that have a scored token.
 
     Attributes:
         documents: The positions of these documents in the text.
-        tokens: How many tokens of each are scored.
-        n_bytes: How many bytes of text these stand for; NaN where the tokenizer does not tell.
+        tokens: Number of scored tokens of each document.
+        n_bytes: Bytes of the scored tokens; NaN if the tokenizer does not give them.
         widest: Tokens of the largest batch, pads included.
     """
 
@@ -39,13 +39,13 @@ class Scored:
 
 
 def scored_tokens(batch: Batch, separator: int | None) -> Bool[Tensor, "batch target"]:
-    """Which tokens but the first of each row are scored: those that count and are no separator."""
+    """Which tokens after the first of each row are scored: those that count and are no separator."""
     scored = batch.keep[:, 1:]
     return scored if separator is None else scored & (batch.ids[:, 1:] != separator)
 
 
 def scored_text(plan: Plan, separator: int | None) -> dict[str, Scored]:
-    """What is scored of each language; no model is run."""
+    """The scored tokens of each language; no model is run."""
     text = {}
     for label, tokens in plan.tokens.items():
         totals, widest = torch.zeros(2, len(tokens.ends), dtype=torch.float64), 0
@@ -63,13 +63,13 @@ def scored_text(plan: Plan, separator: int | None) -> dict[str, Scored]:
 
 
 def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch, with the document of each token that is predicted; -1 for what is not scored."""
+    """Each batch, with the document of each predicted token; -1 for tokens that are not scored."""
     for shard in plan.shards:
         for batch in plan.batches(shard) if shard.language in labels else ():
             rows = torch.tensor(list(batch.rows))[:, None]
             if plan.layout.kind == "documents":
                 documents = rows.expand_as(batch.ids)
-            else:  # a token of a packed block is one of the document that it is of
+            else:  # in a packed block a token counts for its document
                 positions = rows * batch.ids.shape[1] + torch.arange(batch.ids.shape[1])
                 documents = torch.searchsorted(torch.as_tensor(plan.tokens[batch.language].ends), positions, right=True)
             yield batch, documents[:, 1:].where(scored_tokens(batch, separator), -1)
@@ -79,7 +79,7 @@ def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterato
 def document_sums(
     model: Model, plan: Plan, separator: int | None, labels: Collection[str], hooks: Sequence[Hooks], bar: Any
 ) -> list[Losses]:
-    """Summed loss of every document under each of several hooks, which work on copies of a batch side by side."""
+    """Summed loss of every document under each of several hooks, each on its own copy of a batch."""
     device, copies = structure.device_of(model), len(hooks)
     sums = {label: torch.zeros(copies, len(plan.tokens[label].ends), dtype=torch.float64) for label in labels}
     with model.hooks(fwd_hooks=_side_by_side(hooks)):
@@ -95,7 +95,7 @@ def document_sums(
 
 
 def _side_by_side(hooks: Sequence[Hooks]) -> Hooks:
-    """For each name one hook, which does to each copy of the rows what its own hooks do."""
+    """One hook per site, which applies to each copy of the rows its own hooks."""
     names = dict.fromkeys(name for each in hooks for name, _ in each)
     return [(name, partial(_in_parts, [[f for at, f in each if at == name] for each in hooks])) for name in names]
 
@@ -114,7 +114,7 @@ def _applied(functions: Sequence[Any], acts: Tensor, hook: Any) -> Tensor:
 
 
 def nothing_scored(label: str, plan: Plan) -> str:
-    """Says of a language that none of its tokens was scored, and why."""
+    """Warn that no token of a language was scored, with the reason."""
     return (
         f"{label}: no token is scored, so its losses are NaN: its {plan.rows[label]} {plan.layout.kind} of at most "
         f"{plan.length} tokens have none but a first token, with nothing before it to be predicted from, and "
@@ -123,7 +123,7 @@ def nothing_scored(label: str, plan: Plan) -> str:
 
 
 def unknown_bytes(tokenizer: Any, labels: list[str]) -> str:
-    """Says that bytes of tokens are not known, and why."""
+    """Warn that the bytes of tokens are unknown, with the reason."""
     return (
         f"bits per byte are NaN for {labels}: {type(tokenizer).__name__} is a slow tokenizer, without offsets, whose "
         "tokens do not spell the text, so it is not known which bytes the scored tokens stand for. Load a fast one."
@@ -131,7 +131,7 @@ def unknown_bytes(tokenizer: Any, labels: list[str]) -> str:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each token; row by row, so that a large vocabulary needs room for one row's probabilities only."""
+    """Nats of each token, row by row, so that only one row's probabilities need memory."""
     rows = [
         torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in zip(logits, targets, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Stages of layers: the first understand, the last generate, those between solve the task."""
+"""Stages of layers: the first understand, the middle solve the task, the last generate."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -57,12 +57,13 @@ class Stages:
 
 
 def switch_sets(found: NeuronSet, stages: Stages) -> dict[str, NeuronSet]:
-    """What the six switches turn off, by name ("understand attention", ...), and all of it ("all").
+    """The units of the six switches, by name ("understand attention", ...), and all units ("all").
 
-    The six are disjoint and together the whole. Attention: q, k, v, z, attn_out; FFN: mlp, mlp_pre, mlp_up, mlp_out.
+    The six are disjoint and together the whole set. Attention: q, k, v, z, attn_out; FFN: mlp, mlp_pre, mlp_up,
+    mlp_out.
 
     Raises:
-        ValueError: The set has a basis that is neither, as the residual stream, or the stages do not fit.
+        ValueError: The set has a basis outside both, such as the residual stream, or the stages do not fit.
     """
     structures = {name: [basis for basis in bases if basis in found.masks] for name, bases in STRUCTURES.items()}
     odd = set(found.masks) - {basis for bases in structures.values() for basis in bases}
@@ -83,7 +84,7 @@ def switch_sets(found: NeuronSet, stages: Stages) -> dict[str, NeuronSet]:
 def split_hold_out(
     corpora: Mapping[str, LanguageCorpus],
 ) -> tuple[dict[str, LanguageCorpus], dict[str, LanguageCorpus]]:
-    """Two corpora, each with every second hold-out document to measure with: one to choose by, one to report."""
+    """Two corpora with every second hold-out document each: one to choose the stages, one to report."""
     halves = ({}, {})
     for label, corpus in corpora.items():
         records = Records(f"{corpus.source}, held out", partial(iter, corpus.hold_out))
@@ -106,28 +107,28 @@ def search_stages(
     text: HeldOut | None = None,
     progress: bool = True,
 ) -> tuple[Stages, pd.DataFrame]:
-    """Choose how many layers understand and generate, by whom turning off their units hurts.
+    """Choose the stage boundaries by the loss increase that ablating each stage's units causes.
 
-    The gap of a stage is the rise of the own language's loss minus that of English's, all structures of the stage
-    turned off, mean over the languages but English. Of all pairs that leave a layer between them, the one with the
-    largest sum of both stages' criterion is taken; among equals, the fewest layers, then the fewest that understand.
+    The gap of a stage is the in-language loss increase minus that of English, with all structures of the stage turned
+    off, mean over the languages but English. Of all pairs with a layer between them, the one with the largest sum of
+    both stages' criterion is chosen; ties go to the fewest layers, then the fewest that understand.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Text to choose by, which must not be the text that is reported: see `split_hold_out`.
+        corpora: Text for the choice, other than the text of the report: see `split_hold_out`.
         found: Units of any method.
-        english: The language that the others are compared with.
+        english: The language to compare with.
         understand: Numbers of layers to try; all that leave two layers by default.
-        generate: Likewise.
+        generate: As `understand`.
         criterion: "gap", which favours stages with many units, or "gap_per_unit", which favours small ones.
-        action: What to do to the units, or a function from the deactivated language to it.
+        action: The action on the units, or a function from the deactivated language to an action.
         layout: How text becomes batches.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
-        The stages, and one row per candidate: `stage`, `layers`, `units` (mean over languages), `own_rise`,
-        `english_rise`, `gap_rise`, `gap_per_unit_rise`, `chosen`.
+        The stages, and one row per candidate number of layers: `stage`, `layers`, `units` (mean over languages),
+        `own_rise`, `english_rise`, `gap_rise`, `gap_per_unit_rise`, `chosen`.
 
     Raises:
         KeyError: No text for English or another language.

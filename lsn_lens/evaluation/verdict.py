@@ -1,7 +1,7 @@
-"""What numbers say, by one rule everywhere: who is hurt most, what random sets do as well, and why not to trust it.
+"""One rule for all verdicts: which language is hurt most, p-values against random sets, and warnings.
 
-NaN is never skipped: another language whose loss is no number counts as hurt most, a random set as one that rises as
-much, and an own rise that is not finite passes nothing.
+NaN is never skipped: another language with a NaN loss counts as hurt most, a random set with NaN as reaching the loss
+increase, and an in-language loss increase that is not finite passes nothing.
 """
 
 import math
@@ -18,7 +18,7 @@ RANDOM_SETS = 39  # by default: the smallest p is then 1/40, half of LEVEL
 FEW_NEURONS = 10
 COLLAPSE = 3.0  # nats: the loss increase from which on the model is broken rather than changed
 UNITS = {"": "nll_change", "_bits_per_byte": "bits_per_byte_change"}  # ending of a column -> column of a loss table
-# relative to the unchanged loss, nats and bits are the same: a language's text has so many bits for each nat
+# relative to the unchanged loss nats and bits are equal: their ratio is fixed for a language's text
 SCALES = {**UNITS, "_relative": "nll_relative_change"}
 NO_NEURONS = "no neurons"
 FEW = f"fewer than {FEW_NEURONS} neurons"
@@ -26,9 +26,9 @@ NOT_FINITE = "the loss is not finite"
 
 
 def p_value(rise: float, drawn: Iterable[float]) -> float:
-    """How often random sets do as much: (1 + those that rise as much or more) / (1 + all), in (0, 1].
+    """The p-value against random sets: (1 + sets with at least this loss increase) / (1 + all sets), in (0, 1].
 
-    Ties and random sets whose rise is NaN count against. 1 where the rise is not finite.
+    Ties and random sets with NaN count as reaching it. 1 if the loss increase is not finite.
 
     Source: Phipson and Smyth 2010 (arXiv 1603.05766), the p-value of a Monte Carlo test.
     """
@@ -38,10 +38,10 @@ def p_value(rise: float, drawn: Iterable[float]) -> float:
 
 
 def adjusted(p_values: Iterable[float]) -> Float[np.ndarray, "test"]:
-    """Benjamini and Hochberg's adjusted p-values; NaN is no test: it stays NaN and counts for none.
+    """Benjamini and Hochberg's adjusted p-values; NaN is no test: it stays NaN and does not count.
 
-    Those at or below a level have an expected share of false ones of at most that level, for tests that are independent
-    or depend on each other positively.
+    Among the tests at or below a level, the expected share of false ones is at most that level, if tests are
+    independent or positively dependent.
 
     Source: Benjamini and Hochberg 1995.
     """
@@ -53,19 +53,19 @@ def adjusted(p_values: Iterable[float]) -> Float[np.ndarray, "test"]:
 
 
 def fewest_to_pass(tests: int, seeds: int) -> int:
-    """How many of so many tests must be above all of their random sets for any adjusted p-value to reach `LEVEL`."""
+    """The number of tests that must exceed all of their random sets for any adjusted p-value to reach `LEVEL`."""
     return math.ceil(tests / ((1 + seeds) * LEVEL) - 1e-9)
 
 
 def own_and_others(by_language: Mapping[str, float], own: str) -> dict[str, Any]:
-    """One language's rise beside the others', from the rises of all under one intervention.
+    """In-language and other-language loss increases under one intervention.
 
     Returns:
-        `own_rise`; `worst_other` (one whose rise is NaN before all others), `worst_other_rise`, `mean_other_rise` (NaN
-        if one is), and `own_rank` (1: no language rises as much; ties and NaN count against it).
+        `own_rise`; `worst_other` (a language with NaN before all others), `worst_other_rise`, `mean_other_rise` (NaN if
+        one is NaN), and `own_rank` (1: no other language has as large an increase; ties and NaN count against it).
 
     Raises:
-        ValueError: No rise of the language, or no other language.
+        ValueError: The language is missing, or no other language is there.
     """
     others = {label: rise for label, rise in by_language.items() if label != own}
     if own not in by_language or not others:
@@ -85,25 +85,26 @@ def own_and_others(by_language: Mapping[str, float], own: str) -> dict[str, Any]
 
 
 def is_hurt_most(own: float, worst: float) -> bool:
-    """Whether the own loss rises, and more than the worst other one; never where one is no finite number."""
+    """Whether the in-language loss increase is positive and the largest; False if one is not finite."""
     return bool(math.isfinite(own) and own > 0 and own > worst)
 
 
 def rises(changes: pd.DataFrame, own: str, random: pd.DataFrame | None = None) -> dict[str, Any]:
-    """What one intervention does to the losses: in-language, to the others, and beside random sets.
+    """The loss increases of one intervention: in-language, other-language, and under random sets.
 
     Args:
-        changes: Rows of a loss table, one for each language (`evaluated`).
-        own: Whose units are changed.
+        changes: Rows of a loss table, one per language (`evaluated`).
+        own: The language whose units are changed.
         random: Rows of random sets, evaluated on the own language.
 
     Returns:
-        What `own_and_others` says, in nats per token, with `_bits_per_byte` in bits per byte, as tokens differ between
-        languages, and with `_relative` as a share of the unchanged loss; each can name another worst language.
-        `hurt_most_in` ("both", "nats", "bits", "neither": in which the own language is hurt most), `own_hurt_most`
-        (in both). With random sets, what `beside_random` says: the position among them is the same in all scales.
+        The keys of `own_and_others` in nats per token, with `_bits_per_byte` in bits per byte (tokens differ between
+        languages), and with `_relative` as a share of the unchanged loss; each scale can have another `worst_other`.
+        `hurt_most_in` ("both", "nats", "bits", "neither": the units in which the own language is hurt most),
+        `own_hurt_most` (in both). With random sets, the keys of `beside_random`: the rank among these sets is equal in
+        all scales.
 
-    Raises: as `own_and_others`.
+    Errors are those of `own_and_others`.
     """
     values: dict[str, Any] = {}
     for ending, column in SCALES.items():
@@ -117,16 +118,16 @@ def rises(changes: pd.DataFrame, own: str, random: pd.DataFrame | None = None) -
 
 
 def beside_random(rise: float, drawn: Iterable[float], units: int) -> dict[str, Any]:
-    """A rise among those of random sets, one of which that is NaN makes the mean NaN.
+    """A loss increase compared with those of random sets; one NaN makes the mean NaN.
 
     Args:
-        rise: Under the set.
-        drawn: Under each random set.
-        units: How many the set has.
+        rise: Loss increase under the set.
+        drawn: Loss increase under each random set.
+        units: Number of units of the set.
 
     Returns:
-        `random_mean`, `random_sd`, `z` (NaN where the random sets do not differ), `p` (`p_value`, a fraction in (0, 1];
-        NaN without units, which is no test), `seeds` (how many random sets).
+        `random_mean`, `random_sd`, `z` (NaN if the random sets do not differ), `p` (`p_value`, in (0, 1]; NaN without
+        units, which is no test), `seeds` (number of random sets).
     """
     values = np.asarray(list(drawn), dtype=float)
     mean = float(np.mean(values)) if len(values) else math.nan
@@ -141,17 +142,17 @@ def beside_random(rise: float, drawn: Iterable[float], units: int) -> dict[str, 
 
 
 def hurt_most_in(nats: bool, bits: bool) -> str:
-    """In which of the two units."""
+    """The units of loss in which it holds: "both", "nats", "bits" or "neither"."""
     return {(True, True): "both", (True, False): "nats", (False, True): "bits", (False, False): "neither"}[nats, bits]
 
 
 def few_neurons(units: int) -> bool:
-    """Some, but so few that one may decide."""
+    """Whether there are units, but so few that one may decide."""
     return 0 < units < FEW_NEURONS
 
 
 def doubts(row: Mapping[Any, Any]) -> list[str]:
-    """Why not to trust a row, in words: as far as it has the columns that say so, see `REASONS`."""
+    """The warnings about a row, from those `REASONS` whose columns it has."""
     if not row["units"]:
         return [NO_NEURONS]
     return [words for words, needed, holds in REASONS if all(name in row for name in needed) and holds(row)]
@@ -161,7 +162,7 @@ def _unfinished(row: Mapping[Any, Any]) -> bool:
     return not (math.isfinite(row["own_rise"]) and math.isfinite(row["worst_other_rise"]))
 
 
-# words, the columns they need, whether they hold
+# warning, columns that it needs, condition
 REASONS = (
     (NOT_FINITE, ("own_rise", "worst_other_rise"), _unfinished),
     (FEW, ("units",), lambda row: few_neurons(row["units"])),
@@ -200,7 +201,7 @@ REASONS = (
 
 
 def by_reason(rows: Iterable[Mapping[Any, Any]]) -> dict[str, list[str]]:
-    """The languages that each of the `doubts` holds for."""
+    """Each warning of `doubts` with its languages."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for words in doubts(row):

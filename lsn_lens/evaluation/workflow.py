@@ -1,4 +1,4 @@
-"""The multilingual workflow: what the units of a stage of layers do, attention and MLP apart, English and the rest."""
+"""The multilingual workflow: loss increases by stage of layers and structure, for English and other languages."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -48,23 +48,23 @@ def workflow_grid(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        measure: Corpora, whose `hold_out` text the loss is measured on; or a function of the model that returns a
-            Series by language of a number that is higher the worse the model does, such as 1 - accuracy.
+        measure: Corpora, for the loss on their `hold_out` text; or a function of the model that returns a Series by
+            language of a number that is higher for a worse model, such as 1 - accuracy.
         found: Units of any method, on attention and MLP bases.
         stages: How many layers understand and generate.
-        english: The language that the others are compared with; another one where the text has no English.
-        action: What to do to the units, or a function from the deactivated language to it.
+        english: The language to compare with; choose another one if the text has no English.
+        action: The action on the units, or a function from the deactivated language to an action.
         switches: Some of `SWITCHES`; all by default.
-        seeds: Random sets for each switch and language: as many units in each layer of each basis.
+        seeds: Random sets per switch and language, with as many units in each layer of each basis.
         layout: How text becomes batches, for corpora; packed blocks by default.
-        text: What `held_out` made of the model and corpora, where it is at hand; instead of a layout.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
         progress: Show a progress bar.
 
     Returns:
         One row for each `switch`, `seed` (missing for the units found), `deactivated` and `evaluated` language:
-        `units`, `before` (nats per token, or the function's number), `rise`, and `why_empty` ("" with units). A switch
-        without units changes nothing, and has no random sets. Random sets have rows for the deactivated language and
-        English alone. `attrs["text"]` describes the text.
+        `units`, `before` (nats per token, or the function's number), `rise` (its increase), and `why_empty` ("" with
+        units). A switch without units changes nothing and has no random sets. Random sets have rows for the deactivated
+        language and English only. `attrs["text"]` describes the text.
 
     Raises:
         KeyError: No text, or no number, for English or for a deactivated language; an unknown switch.
@@ -83,7 +83,7 @@ def workflow_grid(
     needed = dict.fromkeys((english, *found.languages))
     if isinstance(measure, Mapping):
         labels = _measurable(measure, needed)
-        jobs_of(model, labels, parts, action)  # what cannot be done is said before anything is measured
+        jobs_of(model, labels, parts, action)  # refuses impossible jobs before anything is measured
         text = held_out(model, measure, layout, text=text, progress=progress)
         run: Any = partial(_on_text, text, action, progress)
     else:
@@ -156,16 +156,15 @@ def workflow_effects(grid: pd.DataFrame, english: str = "en") -> pd.DataFrame:
 
     Args:
         grid: From `workflow_grid`.
-        english: As there.
+        english: The language to compare with.
 
     Returns:
         `switch`, `deactivated`, `units` (different ones), `own_rise` (of the deactivated language), `english_rise`,
-        `others_rise` (mean of the other languages but English; NaN if one is), `own_minus_english_rise`,
-        `others_minus_english_rise`; of
-        the random sets, the means `random_own_rise` and `random_minus_english_rise`, their number `seeds`, and by
-        `verdict.p_value` how often they do as much, `p_own` and `p_minus_english`, and `q_own` and `q_minus_english`,
-        the same adjusted for all switches and languages of the table (Benjamini-Hochberg); and `note`: in words, why
-        not to trust the row. For English itself, what compares with English is missing.
+        `others_rise` (mean of the other languages but English; NaN if one is NaN), `own_minus_english_rise`,
+        `others_minus_english_rise`; of the random sets, the means `random_own_rise` and `random_minus_english_rise`,
+        their number `seeds`, the p-values `p_own` and `p_minus_english` (`verdict.p_value`), and `q_own` and
+        `q_minus_english`, adjusted for all switches and languages of the table (Benjamini-Hochberg); and `note`:
+        warnings. For English itself, comparisons with English are missing.
 
     Raises:
         KeyError: English was not measured.
@@ -215,7 +214,7 @@ def _effect(switch: str, deactivated: str, rows: pd.DataFrame, english: str) -> 
 def _note(row: Mapping[Any, Any], why_empty: str, english: str) -> str:
     if not row["units"]:
         return f"does nothing: {why_empty}"
-    pivot = row["english_rise"]  # missing where English itself is turned off, but not if its loss is no number
+    pivot = row["english_rise"]  # missing if English itself is turned off, not if its loss is NaN
     is_english = row["deactivated"] == english
     read = {"units": row["units"], "own_rise": row["own_rise"], "worst_other_rise": 0.0 if is_english else pivot,
             "seeds": row["seeds"], "p": row["p_own"], "q": row["q_own"]}  # fmt: skip
@@ -236,13 +235,12 @@ def workflow_summary(effects: pd.DataFrame, english: str = "en") -> pd.DataFrame
 
     Args:
         effects: From `workflow_effects`.
-        english: As there.
+        english: The language to compare with.
 
     Returns:
-        `switch`, `languages`, `units` (mean), the mean rises of `workflow_effects`, how many languages are hurt more
-        than by their random sets (`above_random`: `q_own` at most 0.05), for how many the difference to English is
-        positive and larger than that of random sets (`above_english`: `q_minus_english` at most 0.05), and a `note` in
-        words. A rise that is no number makes its mean none.
+        `switch`, `languages`, `units` (mean), the mean loss increases of `workflow_effects`, `above_random` (number of
+        languages with `q_own` at most 0.05), `above_english` (number of languages with a positive difference to English
+        and `q_minus_english` at most 0.05), and a `note` in words. One NaN makes a mean NaN.
     """
     others = effects.loc[effects["deactivated"].ne(english)]
     means = ["units", *RISES, "random_own_rise", "random_minus_english_rise"]
@@ -258,14 +256,14 @@ def workflow_summary(effects: pd.DataFrame, english: str = "en") -> pd.DataFrame
 
 
 def _means(each: pd.DataFrame, columns: list[str]) -> dict[str, float]:
-    """Over languages; random sets are missing, and left out, where a language has no units."""
+    """Means over languages; languages without units have no random sets and are left out of those means."""
     values: dict[str, float] = each[columns].mean(skipna=False).to_dict()
     some = each.loc[each["units"] > 0]
     return values | {name: float(some[name].mean(skipna=False)) for name in columns if name.startswith("random_")}
 
 
 def _summary_note(each: Any, counts: Mapping[str, int], english: str) -> str:
-    """For how many languages what speaks against a switch holds."""
+    """The warnings about a switch, each with its number of languages."""
     if not each["units"].any():
         return "; ".join(dict.fromkeys(each["note"]))
     numbers = {

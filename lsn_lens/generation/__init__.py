@@ -1,4 +1,4 @@
-"""What a model writes."""
+"""Text generation: samples, steering, tasks and text measures."""
 
 import lazy_loader
 

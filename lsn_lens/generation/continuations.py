@@ -1,4 +1,4 @@
-"""How probable a model finds continuations of a prompt: what items and the evaluation harness are scored with."""
+"""Log-probabilities of continuations of a prompt, for items and for the evaluation harness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from lsn_lens.text.prompts import front
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids to condition on, and those to score. `name` says in errors whose they are."""
+    """Token ids to condition on, and token ids to score. Errors use `name`."""
 
     context: Sequence[int]
     continuation: Sequence[int]
@@ -25,11 +25,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one continuation.
+    """The score of one continuation.
 
     Attributes:
-        log_probability: Sum over its tokens, in nats.
-        greedy: Whether each of its tokens is the most probable one after those before it.
+        log_probability: Sum over the continuation's tokens, in nats.
+        greedy: Whether each token is the most probable one after the tokens before it.
         first: The most probable token after the context, whether or not the continuation begins with it.
     """
 
@@ -39,12 +39,12 @@ class Score:
 
 
 def encode(tokenizer: Any, prompt: str, texts: Sequence[str], *, separator: str = "bos", name: str = "") -> list[Pair]:
-    """Cut prompt and continuations into tokens, together, and say where the continuations begin.
+    """Tokenise a prompt together with its continuations, and find where the continuations begin.
 
-    A prompt that spells the separator itself, as chat templates do, gets no second one.
-    The context is the longest run of tokens with which the prompt alone and the prompt with each of the texts all
-    begin. What comes after is scored. So texts of one prompt are always compared after the same tokens; a space at
-    the end of a prompt that becomes part of the next token is scored with it, in each of the texts.
+    A prompt that already spells the separator, as chat templates do, gets no second separator. The context is the
+    longest common prefix, in tokens, of the prompt alone and the prompt with each text. All later tokens are scored. So
+    texts of one prompt are always compared after the same tokens; a space at the end of a prompt that becomes part of
+    the next token is scored with this token in each text.
 
     Raises:
         ValueError: Nothing to condition on, or a text without tokens.
@@ -63,19 +63,19 @@ def encode(tokenizer: Any, prompt: str, texts: Sequence[str], *, separator: str 
 
 
 def fit(pairs: Sequence[Pair], length: int, *, truncate: bool = False, keep: int = 0) -> tuple[list[Pair], int]:
-    """Let all pairs of a prompt fit into a context of `length` tokens; the last token of a text need not be read.
+    """Fit all pairs of a prompt into a context of `length` tokens; the last token of a text is not read.
 
     Args:
-        pairs: With the same context.
-        length: Of the model's context.
+        pairs: Pairs with the same context.
+        length: Length of the model's context.
         truncate: Drop tokens from the left of the prompt, the same for all pairs, where it is too long.
-        keep: Tokens in front that stay (the separator).
+        keep: Number of first tokens to keep (the separator).
 
     Returns:
-        The pairs, and how many tokens were dropped.
+        The pairs, and the number of dropped tokens.
 
     Raises:
-        ValueError: They do not fit, and `truncate` is not set, or would leave nothing to condition on.
+        ValueError: The pairs do not fit without `truncate`, or truncation leaves nothing to condition on.
     """
     longest = max(len(pair.context) + len(pair.continuation) for pair in pairs) - 1
     over = max(0, longest - length)
@@ -137,5 +137,5 @@ def _score(logits: torch.Tensor, pair: Pair) -> Score:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many items two sequences both begin with."""
+    """The length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))  # noqa: B905

@@ -1,4 +1,4 @@
-"""Rows in groups, and shares with their intervals."""
+"""Groups of rows, and shares with intervals."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 def column_of(frame: pd.DataFrame, name: str) -> np.ndarray:
     """The values of a column of a table of texts."""
     if name not in frame.columns:
-        raise KeyError(f"no column {name!r}; there are {list(frame.columns)}. `measure_texts` adds what it measures.")
+        raise KeyError(f"no column {name!r}; there are {list(frame.columns)}. `measure_texts` adds its own columns.")
     if frame.empty:
         raise ValueError("the frame has no rows: there are no texts to measure.")
     return np.asarray(frame[name], dtype=object)
@@ -26,7 +26,7 @@ def names_of(by: str | Sequence[str]) -> list[str]:
 def groups_of(
     frame: pd.DataFrame, by: str | Sequence[str], added: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Key and row numbers of each group, in the order of their first rows; a missing key is a group of its own."""
+    """Key and row numbers of each group, in the order of first rows; missing keys form a group."""
     names = names_of(by)
     columns = {name: column_of(frame, name) for name in names}
     clash = sorted(set(names) & set(added))

@@ -1,4 +1,4 @@
-"""What a model writes: from nothing or from prompts, batched and seeded, under whatever intervention is in place."""
+"""Sampling without or with prompts, batched and seeded, under the interventions in force."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ Choose = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Row:
-    """A text to be written: what it begins with, and its own random numbers, one per token."""
+    """A text to generate: its first tokens and its own random numbers, one per token."""
 
     prompt: int
     sample: int
@@ -58,38 +58,38 @@ def generate(
     cache: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Continue prompts, or write from nothing.
+    """Continue prompts, or generate without a prompt.
 
-    Hooks that are on the model fire at every token, so inside `with lsn.intervene(...)` this is what the changed model
-    writes. A sample depends on the seed, its prompt and its number alone: not on the batch, nor on the other prompts;
-    two interventions get the same random numbers.
+    Hooks on the model fire at every token, so inside `with lsn.intervene(...)` the changed model generates. A sample
+    depends only on the seed, its prompt and its number, not on the batch; all interventions get the same random
+    numbers.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        prompts: Texts to continue, in a list, tuple, array, Series or generator; None writes from the separator alone.
-            A prompt that begins with the separator already, as chat templates make it, gets no second one.
-        samples: Texts for each prompt; by default 1, from nothing 100.
-        tokens: At most so many new ones; a text ends before at an end token: the tokenizer's, or one of the model's
+        prompts: Texts to continue, in a list, tuple, array, Series or generator; None starts from the separator alone.
+            A prompt that already begins with the separator (chat templates) gets no second separator.
+        samples: Texts per prompt; by default 1, without prompts 100.
+        tokens: Maximum number of new tokens; a text ends earlier at an end token of the tokenizer or of the model's
             generation configuration.
-        temperature: 0 takes the most probable token; by default 0, from nothing 0.8. No top-k or top-p filter.
-        seed: Of the samples.
-        repetition_penalty: Positive logits of tokens that have occurred are divided, negative ones multiplied by it.
-        stop: Strings that a text ends before; `ids`, and what is computed from them, go up to the string's last token.
-            One that is a special token is an end token.
-        separator: What a prompt begins with: "bos" (the "eos" of tokenizers without one), "eos" or "none".
+        temperature: 0 takes the most probable token; by default 0, without prompts 0.8. No top-k or top-p filter.
+        seed: Seed of the samples.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens that have occurred.
+        stop: Strings before which a text ends; `ids`, and all values from them, include the string's tokens. A string
+            that is one special token is an end token.
+        separator: First token of a prompt: "bos" ("eos" for tokenizers without BOS), "eos" or "none".
         batch: Texts at once.
-        cache: Keep keys and values; without it the same, slower. Where a model reads long texts with other position
-            codes ("longrope"), it is made anew at that length.
+        cache: Keep keys and values; False gives the same texts, slower. For models with other position codes for long
+            texts ("longrope"), the cache is rebuilt at that length.
         progress: Show a progress bar.
 
     Returns:
-        One row per text: `prompt` (its number), `sample`, `text` (what follows the prompt, with its leading space),
-        `ids` (the new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the
-        chosen tokens, before temperature and penalty, in nats).
+        One row per text: `prompt` (its number), `sample`, `text` (the continuation, with its leading space), `ids` (the
+        new tokens), `tokens`, `ended` (by an end token or a stop string), `log_probability` (mean of the chosen tokens,
+        before temperature and penalty, in nats).
 
     Raises:
-        ValueError: No prompts, one that is no text, has tokens that the model lacks, or with the new tokens exceeds the
-            context; or an impossible setting.
+        ValueError: No prompts, a prompt that is not text, has unknown tokens or, with the new tokens, exceeds the
+            context; or a setting out of range.
         FloatingPointError: NaN or infinity in the logits.
 
     Source: unconditional defaults as in the released code of Kojima et al. 2024: temperature 0.8, 64 tokens, 100 seeds,
@@ -127,13 +127,13 @@ def generate_each(
     progress: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
-    """`generate` without intervention ("none") and under each one; a column `intervention` in front tells which.
+    """`generate` without intervention ("none") and under each intervention; the first column is `intervention`.
 
-    Args: as `generate`.
+    Other arguments are those of `generate`.
 
     Raises:
-        ValueError: Two interventions of one name, or as `generate`.
-        FloatingPointError: NaN or infinity in the logits; it names the intervention.
+        ValueError: Two interventions with the same name, or the errors of `generate`.
+        FloatingPointError: NaN or infinity in the logits; the message names the intervention.
 
     Warns:
         UserWarning: An intervention has no units.
@@ -157,7 +157,7 @@ def generate_each(
 
 @contextlib.contextmanager
 def under(model: Model, what: Intervention, width: Callable[[str], int], level: int = 4) -> Iterator[None]:
-    """The model under an intervention, which errors name; one that has no units is warned of, `level` calls up."""
+    """The model under an intervention, which errors name; warns of an intervention without units, `level` calls up."""
     hooks = hooks_of(model, what, width)
     if what.steps and not hooks:
         warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=level)
@@ -186,7 +186,7 @@ def _rows(model: Model, prompts: list[str], samples: int, tokens: int, separator
 
 
 def _batches(rows: list[_Row], size: int, even: bool) -> Iterator[list[_Row]]:
-    """Texts at once; `even`: of the same length only, where the longest of a batch decides on all position codes."""
+    """Batches of texts; `even`: of equal length, for models where the longest text decides all position codes."""
     lengths = sorted({len(row.ids) for row in rows}) if even else [None]
     for length in lengths:
         some = [row for row in rows if length in (None, len(row.ids))]
@@ -203,7 +203,7 @@ def _write(
     cache: bool,
     bar: Any,
 ) -> tuple[Int[Tensor, "row token"], Float[Tensor, "row token"]]:
-    """The new tokens of a batch and their log-probabilities; after an end token come more end tokens, of value 0."""
+    """The new tokens of a batch and their log-probabilities; texts are padded with end tokens of log-probability 0."""
     device = structure.device_of(model)
     longest = max(len(row.ids) for row in rows)
     pads = torch.tensor([longest - len(row.ids) for row in rows], device=device)
@@ -239,7 +239,7 @@ def _write(
 
 @contextlib.contextmanager
 def _columns(columns: Columns) -> Iterator[None]:
-    """Tell hooks where the pass stands."""
+    """Give hooks the position of the forward pass in the text."""
     token = COLUMNS.set(columns)
     try:
         yield
@@ -255,9 +255,9 @@ def _choose(
     temperature: float,
     penalty: float,
 ) -> Int[Tensor, "row"]:
-    """The most probable token, or the one that a number in [0, 1) falls on.
+    """The most probable token, or a sample by a number in [0, 1).
 
-    Probabilities are laid end to end, the highest first: so rounding in a long tail does not move the places before it.
+    Inverse CDF over probabilities sorted from high to low, so that rounding in the tail moves no likely token.
     """
     if penalty != 1:
         seen = torch.zeros_like(logits).scatter_add_(1, ids, mask.to(logits.dtype)) > 0
@@ -266,7 +266,7 @@ def _choose(
             raise FloatingPointError(f"repetition_penalty={penalty} makes infinite logits: give one nearer to 1.")
     if temperature == 0:
         return logits.argmax(-1)
-    below = logits.double() - logits.double().amax(-1, keepdim=True)  # 0 at the top: no temperature is too low for it
+    below = logits.double() - logits.double().amax(-1, keepdim=True)  # 0 at the maximum: safe for every temperature
     probabilities, order = (below / temperature).softmax(-1).sort(descending=True, stable=True)
     ends = probabilities.cumsum(-1)
     place = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True).clamp_max(logits.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Where a generated text ends: end tokens and stop strings; and the text that is left."""
+"""The end of a generated text: end tokens, stop strings, and the text before them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class Ended(NamedTuple):
     """A text up to its ending.
 
     Attributes:
-        text: What was written, before a stop string.
-        ids: Its tokens, without an end token, up to the last token of a stop string.
+        text: The text before a stop string.
+        ids: Token ids, without an end token, up to the last token of a stop string.
         by_token: Whether an end token ended it.
-        by_string: Whether a stop string did.
+        by_string: Whether a stop string ended it.
     """
 
     text: str
@@ -27,13 +27,13 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class Endings:
-    """What ends the texts of a model.
+    """The endings of a model's texts.
 
     Attributes:
         tokenizer: Of the model.
         tokens: Ids of end tokens, in ascending order.
-        strings: Stop strings, without those that are one special token.
-        names: What stands for special tokens in a text that spells them.
+        strings: Stop strings, except those that are one special token.
+        names: The spellings of special tokens.
     """
 
     tokenizer: Any
@@ -52,7 +52,7 @@ class Endings:
         return Ended(self._before_stop(prompt, kept) or "", kept, False, True)
 
     def _before_stop(self, prompt: list[int], ids: list[int]) -> str | None:
-        """The text before the first stop string; None without one. Special tokens count for strings that have some."""
+        """The text before the first stop string; None without a stop string. Strings may contain special tokens."""
         cuts = []
         for stop in self.strings:
             spelled = any(name in stop for name in self.names)
@@ -63,7 +63,7 @@ class Endings:
         return min(cuts, key=len, default=None)
 
     def _written(self, prompt: list[int], ids: list[int], spelled: bool = False) -> str:
-        """The text that ids add to a prompt's: how a token reads may depend on whether anything stands before it."""
+        """The text that ids add to a prompt: a token's text can depend on the tokens before it."""
         head, whole = (self.tokenizer.decode(each, skip_special_tokens=not spelled) for each in (prompt, prompt + ids))
         if whole.startswith(head):
             return whole[len(head) :]

@@ -1,4 +1,4 @@
-"""Statistics to scores to neurons."""
+"""Turn statistics into scores, and scores into neurons."""
 
 import lazy_loader
 

@@ -14,11 +14,11 @@ from lsn_lens.statistics.sums import Statistics
 
 @dataclass(frozen=True)
 class ActGrad:
-    """Mean size of activation times gradient, selected as LAPE selects.
+    """Mean of |activation times gradient|, with LAPE's selection rule.
 
     With a the neuron's value (the down projection's input) at a token and L the summed next-token loss of the
-    document or block, the neuron's value for a language is the mean of |a dL/da| over its tokens: to first order what
-    setting a to zero does to L. It takes the place of LAPE's probability to fire.
+    document or block, the neuron's value for a language is the mean of |a dL/da| over its tokens: to first order, the
+    change of L when a is set to zero. This value replaces LAPE's probability to fire.
 
     Attributes:
         rate: Share of all neurons to choose.
@@ -26,7 +26,7 @@ class ActGrad:
         bar_share: Order statistic that a language must exceed to own a neuron.
         at_least: Raise the rate until every language has this many neurons; 0 keeps the rate.
         control: Label of a corpus in the run (neutral text, code, a matched task) whose value is subtracted from
-            every language's, at 0 at the lowest; it then has no neurons itself. None: no subtraction.
+            every language's, down to 0 at the lowest; the control then has no neurons. None: no subtraction.
 
     Source: attribution fed to LAPE, and the subtraction of a control task, as described for released code of two
     projects (kinit, CULNIG); the combination, next-token loss in place of a task's, and the defaults are ours.
@@ -43,7 +43,7 @@ class ActGrad:
         check_at_least(self.at_least)
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Sums of |activation x gradient|, which take a backward pass."""
+        """Sums of |activation times gradient|, which take a backward pass."""
         return (Statistic("mlp_post", "act_grad"),)
 
     def score(self, statistics: Statistics) -> NeuronScores:

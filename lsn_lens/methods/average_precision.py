@@ -1,4 +1,4 @@
-"""Average precision: units whose mean over a sentence tells one language from all others."""
+"""Average precision: units whose mean over a sentence separates one language from all others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ CONSTANT = 1e-6  # a spread below this share of the largest absolute value is th
 
 
 def average_precisions(responses: Sequence[Float[Tensor, "_ unit"]]) -> Float[Tensor, "language unit"]:
-    """Average precision of each unit as a sign of each language, against all other languages.
+    """Average precision of each unit as a classifier of each language against all other languages.
 
     Args:
-        responses: For each language, its sentences' responses. Every language needs one or more sentences.
+        responses: Responses per language, one row per sentence. Every language needs at least one sentence.
 
     Returns:
         In (0, 1]: the mean over the language's sentences of the share that the language has among all sentences
@@ -51,11 +51,11 @@ def _rank(responses: Sequence[Float[Tensor, "unit _"]]) -> Float[Tensor, "langua
 
 
 def average_precision_bounds(positives: int, sentences: int) -> tuple[float, float, float]:
-    """Lowest and constant responses' average precision, and the highest: with all positives last, tied, and first.
+    """Average precision of three rankings: positives last (the lowest), all tied, positives first (the highest).
 
     Args:
-        positives: Sentences of the language.
-        sentences: Sentences of all languages.
+        positives: Number of sentences of the language.
+        sentences: Number of sentences of all languages.
     """
     others = sentences - positives
     return sum(k / (others + k) for k in range(1, positives + 1)) / positives, positives / sentences, 1.0
@@ -74,18 +74,18 @@ def _was_collected(statistics: Statistics, need: DocumentValues) -> bool:
 
 
 def bases_in(statistics: Statistics, bases: tuple[str, ...] | None, skip_bos: bool) -> list[str]:
-    """The bases asked for, else those that the run has; else all, so that reading one says what is missing."""
+    """The bases asked for, else the run's bases, else all bases, so that reading one reports what is missing."""
     if bases is not None:
         return [basis for basis in BASES if basis in bases]
     return [basis for basis in BASES if _was_collected(statistics, _need(basis, skip_bos))] or list(BASES)
 
 
 def responses_of(statistics: Statistics, basis: str, layer: int, skip_bos: bool) -> list[Float[Tensor, "_ unit"]]:
-    """Each language's sentences in one layer, in the order of the languages."""
+    """Responses per language in one layer, one row per sentence, in the order of the languages."""
     read = statistics.documents(_need(basis, skip_bos).key, layer)
     empty = [label for label in statistics.languages if not len(read.get(label, ()))]
     if empty:
-        raise DoesNotApply(f"no sentences of {empty}, so none to tell apart: give text for them or leave them out.")
+        raise DoesNotApply(f"no sentences of {empty}: give text for these languages, or leave them out.")
     return [read[label] for label in statistics.languages]
 
 
@@ -98,23 +98,23 @@ def _is_constant(responses: Sequence[Float[Tensor, "_ unit"]]) -> Bool[Tensor, "
 def positive_median(
     statistics: Statistics, bases: tuple[str, ...] | None = None, *, skip_bos: bool = False
 ) -> dict[str, Float[Tensor, "language layer unit"]]:
-    """Median response over each language's own sentences, to force units to with `lsn.set_to`.
+    """Median response over each language's sentences, as values for `lsn.set_to`.
 
     Args:
-        statistics: Of a run that was collected with "average_precision".
-        bases: As of `AveragePrecision`; None takes all that the run has.
-        skip_bos: As of `AveragePrecision`.
+        statistics: Statistics of a run that was collected with "average_precision".
+        bases: Some of `BASES`; None takes all bases of the run.
+        skip_bos: Whether the run's responses leave out the leading BOS token, see `AveragePrecision`.
 
     Returns:
-        For each basis; `{basis: each[i] for basis, each in medians.items()}` are the i-th language's values.
-        The mean of the two middle responses where their number is even.
+        Basis -> medians; `{basis: each[i] for basis, each in medians.items()}` are the i-th language's values.
+        For an even number of sentences, the median is the mean of the two middle responses.
 
     Raises:
         KeyError: The run has no such responses.
         ValueError: A language without sentences.
 
     Source: Kojima et al. 2024 (NAACL, arXiv 2404.02431), released code, which sets a unit to this number at every
-    position. It is the median of means over sentences, forced on single tokens.
+    position: a median over sentence means is applied to single tokens.
     """
     return {
         basis: torch.stack(
@@ -137,16 +137,16 @@ def _median(values: Float[Tensor, "sentence unit"]) -> Float[Tensor, "unit"]:
 class AveragePrecision:
     """Average precision of a unit's mean over a sentence, as a classifier of one language against all others.
 
-    Units are all outputs of all linear layers but the unembedding. For each language, those with the highest average
-    precision are chosen (a high value marks the language), those with the lowest (a low value does), or half and half.
+    Units are all outputs of all linear layers but the unembedding. For each language, the units with the highest
+    average precision are chosen (high values mark the language), those with the lowest (low values do), or both halves.
 
     Attributes:
-        side: "top", "bottom", or "both": half of the number highest, half lowest, an odd one highest.
-        rate: Share of all units to choose for each language.
-        count: Number of units to choose for each language, in place of `rate`. The paper's main setting is 2000.
-        skip_bos: Leave out the separator that a sentence begins with. The paper counts it.
-        bases: Which outputs, of "q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out". None takes all that the
-            model has; those named must be there.
+        side: "top", "bottom", or "both": half of the units highest, half lowest, an odd unit highest.
+        rate: Share of all units to choose per language.
+        count: Number of units to choose per language, in place of `rate`. The paper's main setting is 2000.
+        skip_bos: Leave out the leading BOS token of each sentence. The paper counts it.
+        bases: Some of "q", "k", "v", "attn_out", "mlp_pre", "mlp_up", "mlp_out". None takes all outputs that the
+            model has; the model must have every named basis.
 
     Source: Kojima et al. 2024 (NAACL, arXiv 2404.02431), with the released code. The rate is ours, and so are the
     order of ties (lower layer, then the order of `bases` above, then lower unit) and that constant units are left out.
@@ -171,7 +171,7 @@ class AveragePrecision:
             raise ValueError(f"bases={bases!r}: expected None, or a tuple with some of {BASES}, each once.")
 
     def statistics(self) -> tuple[Need, ...]:
-        """Sentence responses, kept one by one, and sums for ablation to means."""
+        """Responses of single sentences, and sums for ablation to means."""
         optional = self.bases is None
         bases = [basis for basis in BASES if self.bases is None or basis in self.bases]
         return (
@@ -180,10 +180,10 @@ class AveragePrecision:
         )
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """Average precision, whatever `side` is: 1 is a perfect sign of the language.
+        """Average precision, for every `side`: 1 separates the language perfectly.
 
-        Far below the share of the language's sentences (what a constant would get) a *low* value is the sign. A
-        constant unit has -inf.
+        A score far below the share of the language's sentences (the score of tied responses) means that *low* values
+        mark the language. A constant unit has -inf.
 
         Raises:
             KeyError: The run has no such responses.
@@ -200,9 +200,9 @@ class AveragePrecision:
         return NeuronScores(statistics.languages, values, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest or lowest over all layers and bases.
+        """The highest or lowest scores of each language over all layers and bases.
 
-        Notes have, for each language, how many units were left out with just the precision of the last one chosen.
+        `notes` counts, per language, the units left out whose precision equals that of the last unit chosen.
         """
         bases = [basis for basis in BASES if basis in scores.values]
         precision = torch.cat([scores.values[basis] for basis in bases], dim=-1)
@@ -215,7 +215,7 @@ class AveragePrecision:
 
 
 def _extremes(precision: Float[Tensor, "layer unit"], side: str, count: int) -> tuple[Bool[Tensor, "layer unit"], int]:
-    """The `count` highest, lowest, or both; and how many are as good as the last one chosen, but were not."""
+    """Mask of the `count` highest, lowest, or both; and the number of unchosen units tied with the last chosen one."""
     flat = precision.flatten()
     n_top = {"top": count, "both": ceil(count / 2), "bottom": 0}[side]
     top = best_first(precision)[:n_top]

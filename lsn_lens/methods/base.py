@@ -1,4 +1,4 @@
-"""What a method is: a frozen dataclass of hyper-parameters with three functions, pure maths."""
+"""The protocol of a method: a frozen dataclass of hyper-parameters with three pure functions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,31 +22,31 @@ VERSIONS = ("lsn-lens", "torch", "transformers", "transformer-lens")
 
 @runtime_checkable
 class Method(Protocol):
-    """Hyper-parameters and three functions; none of them runs a model.
+    """Hyper-parameters and three functions, none of which runs a model.
 
-    A method that compares the same document in every language says `paired = True`: draws of a run then take text of
-    all languages together. Its field `check_parallel`, if it has one, is False in draws, whose text is as parallel as
-    the run's.
+    A method that compares the same document in every language sets `paired = True`: draws from a run then take the
+    same documents in all languages. Its field `check_parallel`, if it has one, is False in draws, whose text is as
+    parallel as the run's.
     """
 
     def statistics(self) -> tuple[Need, ...]:
-        """What `collect` must keep for it."""
+        """The needs that `collect` must keep for the method."""
         ...
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """How specific each unit is for each language."""
+        """The specificity of each unit for each language."""
         ...
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Which units belong to each language."""
+        """The units that belong to each language."""
         ...
 
 
 def scores_of(method: Method, statistics: Statistics) -> NeuronScores:
-    """A method's scores, which say whose they are: what the statistics are of, what was read, where units are written.
+    """A method's scores, with their origin.
 
-    `origin` has the model, text and layout of the run, "found" (what the method read, site and reduction), "written"
-    (basis -> the site where an intervention takes hold) and "versions".
+    `origin` has the model, text and layout of the run, "found" (the sites and reductions that the method read),
+    "written" (basis -> the site at which an intervention acts) and "versions".
     """
     scores = method.score(statistics)
     told = {
@@ -58,16 +58,16 @@ def scores_of(method: Method, statistics: Statistics) -> NeuronScores:
 
 
 def units_of(method: Method, scores: NeuronScores) -> NeuronSet:
-    """A method's selection, which keeps whose the scores are."""
+    """A method's selection, with the origin of the scores."""
     return replace(method.select(scores), origin=scores.origin)
 
 
 @runtime_checkable
 class ChecksText(Protocol):
-    """A method that tells from the numbers of tokens of its documents whether a text is made for it."""
+    """A method that decides from the lengths of documents whether it applies to a text."""
 
     def check_text(self, lengths: Mapping[str, Int[np.ndarray, "document"]]) -> Any:
-        """Refuse text by `DoesNotApply`."""
+        """Raise `DoesNotApply` for text that the method cannot use."""
         ...
 
 
@@ -89,7 +89,7 @@ def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
 
 
 def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
-    """The `count` best units of each language over all layers; ties to the lower layer, then the lower unit."""
+    """The `count` highest scores per language over all layers; ties go to the lower layer, then the lower unit."""
     mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
     for language, each in enumerate(scores.values[basis]):
         mask[language].view(-1)[best_first(each)[:count]] = True

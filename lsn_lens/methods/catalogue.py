@@ -42,15 +42,15 @@ Methods = Iterable[str | Method] | Mapping[str, str | Method] | str | Method  # 
 
 
 def named(methods: Methods, parameters: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Method]:
-    """Methods by the names that tables give them: that in `METHODS`, what an object prints as, or one of the caller's.
+    """Methods by their name in tables: the name in `METHODS`, the repr of an object, or a name chosen by the caller.
 
     Args:
-        methods: One name or method object, several, or either by names of the caller's own.
-        parameters: Hyper-parameters by such a name, for methods that are given by name.
+        methods: One name or method object, several, or a mapping from the caller's names to either.
+        parameters: Hyper-parameters by table name, for methods that are given by name.
 
     Raises:
-        KeyError: An unknown name; the message lists them.
-        ValueError: As `get_method`.
+        KeyError: An unknown name; the message lists the methods.
+        ValueError: Hyper-parameters or methods that `get_method` refuses.
     """
     if isinstance(methods, Mapping):
         given: Any = dict(methods)
@@ -62,12 +62,12 @@ def named(methods: Methods, parameters: Mapping[str, Mapping[str, Any]] | None =
 
 
 def get_method(method: str | Method, **parameters: Any) -> Method:
-    """A method by name, in capitals or not, and hyper-parameters; a ready method object is passed through.
+    """A method from its name (in any case) and hyper-parameters; a method object is returned unchanged.
 
     Raises:
-        KeyError: No such name; the message lists them.
-        ValueError: A parameter that the method lacks, a ready object together with hyper-parameters, or something else
-            than a method.
+        KeyError: An unknown name; the message lists the methods.
+        ValueError: A parameter that the method lacks, a method object together with hyper-parameters, or an argument
+            that is not a method.
     """
     if not isinstance(method, str):
         if isinstance(method, type) or not hasattr(method, "statistics"):
@@ -93,6 +93,6 @@ def _known(method: str) -> str:
 
 
 def _meant(given: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, where one is near."""
+    """A hint with the closest known name, if one is close."""
     near = get_close_matches(given, known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""

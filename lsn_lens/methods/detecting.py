@@ -1,4 +1,4 @@
-"""From a run to a set of neurons."""
+"""Score a run with a method, and detect neurons."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronS
 
     Args:
         run: From `collect` or `load_run`.
-        method: A name of `METHODS`, in capitals or not, or a method object, which may be of your own.
-        parameters: Hyper-parameters of the named method, such as `rate=0.02`; `help(lsn.methods.Lape)` says which.
+        method: A name in `METHODS`, in any case, or a method object, including your own.
+        parameters: Hyper-parameters of the named method, such as `rate=0.02`; `help(lsn.methods.Lape)` lists them.
 
     Raises:
-        DoesNotApply: The method cannot be had on this text.
-        KeyError: No such method, or the run lacks a statistic that it needs.
-        ValueError: Hyper-parameters that cannot be used, or more than one method.
+        DoesNotApply: The method does not apply to this text.
+        KeyError: An unknown method, or the run lacks a statistic that the method needs.
+        ValueError: Invalid hyper-parameters, or more than one method.
     """
     chosen = get_method(method, **parameters)
     if missing := run.lacks(chosen):
         name = next(iter(named(method)))
         why = run.why_not(name)
         asked = repr(name) if isinstance(method, str) and not parameters else repr(chosen)
-        same = f" With out={str(run.path)!r} the sums that are missing are added to this run." if run.path else ""
+        same = f" With out={str(run.path)!r} the missing sums are added to this run." if run.path else ""
         raise KeyError(
             f"this run did not collect {', '.join(map(repr, missing))}, which {name} needs; it has "
             f"{list(run.settings['statistics'])}. "
@@ -40,18 +40,18 @@ def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronS
 def detect(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronSet:
     """The units that a method finds in a run, per language.
 
-    The set's `origin` says whose they are: model, revision, fingerprint of the weights, hash of the text, layout, what
-    was read ("found") and where an intervention takes hold ("written"), versions. It goes with the set everywhere.
+    The set's `origin` records the model, revision, fingerprint of the weights, hash of the text, layout, the sites
+    read ("found"), the sites at which an intervention acts ("written"), and versions. It is saved with the set.
 
     Args:
         run: From `collect` or `load_run`.
-        method: A name of `METHODS`, in capitals or not, or a method object, which may be of your own.
-        parameters: Hyper-parameters of the named method, such as `rate=0.02`; `help(lsn.methods.Lape)` says which.
+        method: A name in `METHODS`, in any case, or a method object, including your own.
+        parameters: Hyper-parameters of the named method, such as `rate=0.02`; `help(lsn.methods.Lape)` lists them.
 
     Raises:
-        DoesNotApply: The method cannot be had on this text.
-        KeyError: No such method, or the run lacks a statistic that it needs.
-        ValueError: Hyper-parameters that cannot be used, or more than one method; `compare` takes several.
+        DoesNotApply: The method does not apply to this text.
+        KeyError: An unknown method, or the run lacks a statistic that the method needs.
+        ValueError: Invalid hyper-parameters, or more than one method; `compare` takes several.
     """
     chosen = get_method(method, **parameters)
     return units_of(chosen, score(run, method, **parameters))

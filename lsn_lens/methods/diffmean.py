@@ -17,7 +17,7 @@ Directions = Float[Tensor, "language layer unit"]
 
 
 def directions(statistics: Statistics) -> Directions:
-    """Each language's mean residual stream less the mean of the other languages' means, after every layer."""
+    """Mean residual stream of each language minus the mean of the other languages' means, after every layer."""
     check_languages(statistics.languages)
     means = statistics.mean("resid_post")
     return means - torch.stack([statistics.pooled_mean("resid_post", without=each) for each in statistics.languages])
@@ -27,9 +27,9 @@ def directions(statistics: Statistics) -> Directions:
 class DiffMean:
     """Difference of means in the residual stream.
 
-    The method itself is a direction, `directions(statistics)`, for steering. As a detector of units, so that it can
-    stand beside the others, a dimension's score is the size of its difference over the dimension's standard
-    deviation within languages; each language gets the same number, its highest.
+    The method itself is a direction, `directions(statistics)`, for steering. To compare it with detectors of units, a
+    dimension's score is |difference| over the dimension's standard deviation within languages; each language gets the
+    same number of dimensions, those with its highest scores.
 
     Attributes:
         rate: Share of all residual dimensions of all layers, divided evenly among the languages and rounded.
@@ -48,14 +48,14 @@ class DiffMean:
         return (Statistic("resid_post", "sum"), Statistic("resid_post", "squares"))
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """`|difference| / standard deviation`; -inf where they are 0."""
+        """`|difference| / standard deviation`; -inf where one of them is 0."""
         means, tokens = statistics.mean("resid_post"), statistics.tokens[..., None].double()
         within = (statistics.get("resid_post.squares") / tokens - means.square()).clamp_min(0)
-        deviation = within.sort(0).values.mean(0).sqrt()  # sorted: the order of the languages must not show
+        deviation = within.sort(0).values.mean(0).sqrt()  # sorted: the order of the languages must not matter
         size = directions(statistics).abs()
         scores = (size / deviation.clamp_min(1e-12)).where((size > 0) & (deviation > 0), -torch.inf)
         return NeuronScores(statistics.languages, {"resid": scores}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest scores over all layers, as many for each."""
+        """The highest scores of each language over all layers, the same number per language."""
         return highest_share(scores, "resid", self.rate)

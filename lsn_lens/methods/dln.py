@@ -1,4 +1,4 @@
-"""DLN: neurons whose activation distribution of some languages hardly overlaps with that of the others."""
+"""DLN: neurons whose activation distributions in some languages hardly overlap with those in the others."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,23 +23,23 @@ class Dln:
     """Distribution-aware language neurons.
 
     The overlap of two languages at a neuron is the sum over bins of the smaller share. The neuron's cost is the
-    smallest, over all ways to divide the languages into two groups, of the largest overlap across: the weakest edge
-    of the maximum spanning tree, so no enumeration is needed. Neurons with a cost of at most the pooled `share` order
-    statistic of all overlaps are chosen; they belong to the smaller group, among equals to that of the higher mean
-    activation.
+    largest overlap between two groups of languages, minimised over all divisions into two groups: this is the weakest
+    edge of the maximum spanning tree, so no enumeration is needed. Neurons are chosen whose cost is at most the
+    pooled `share` order statistic of all overlaps; a neuron belongs to the smaller group, or between groups of equal
+    size to the group with the higher mean activation.
 
     Attributes:
         share: Order statistic of all pairs' overlaps that the cost must not exceed.
-        bins: Of the histogram, besides its two tails.
-        spread: Standard deviations that the bins reach to either side of the mean.
-        floor: Below which no bin begins; None: wherever the spread says.
+        bins: Number of bins of the histogram, besides its two tails.
+        spread: Reach of the bins on either side of the mean, in standard deviations.
+        floor: Lower limit of the bins; None: only `spread` limits them.
 
     Source: "Distribution-aware language neurons" (arXiv 2609.10993), released code: histograms of act(gate), 400 bins
     and two tails, 3 standard deviations but not below -0.4 (SiLU does not fall below -0.28), 1 %, which is
-    `Dln(bins=400, spread=3.0, floor=-0.4)`. We have fewer bins by default: an overlap measured on few tokens falls with
-    the number of bins, and so does not compare between sizes of text; and 4 standard deviations to both sides for
-    whatever the activation function. Where a neuron's bins lie is measured before the run, on the first tokens of each
-    language, theirs on all of the text.
+    `Dln(bins=400, spread=3.0, floor=-0.4)`. Our defaults have fewer bins, since an overlap measured on few tokens falls
+    with the number of bins and is then not comparable between sizes of text; and 4 standard deviations on both sides
+    for every activation function. We place a neuron's bins before the run, by the first tokens of each language; the
+    released code uses all of the text.
     """
 
     share: float = 0.01
@@ -53,7 +53,7 @@ class Dln:
             raise ValueError(f"bins={self.bins}, spread={self.spread}: expected at least one bin, and a width above 0.")
 
     def statistics(self) -> tuple[Need, ...]:
-        """Histograms and sums of act(gate)."""
+        """Histograms of act(gate), and sums for the means."""
         return (self._histogram(), Statistic("mlp_act", "sum"))
 
     def _histogram(self) -> Histogram:
@@ -74,7 +74,7 @@ class Dln:
         return NeuronScores(statistics.languages, {"mlp": scores}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """All that pass; `notes` counts neurons of one language and of several."""
+        """All neurons with a finite score; `notes` counts neurons of one language and of several."""
         mask = scores.values["mlp"].isfinite()
         owners = mask.sum(0)
         notes = {"single language": int((owners == 1).sum()), "several languages": int((owners > 1).sum())}
@@ -106,7 +106,7 @@ def weakest_link(similarity: Overlaps) -> Float[Tensor, "unit"]:
 def smallest_group(
     similarity: Overlaps, cost: Float[Tensor, "unit"], means: Float[Tensor, "language unit"]
 ) -> Bool[Tensor, "unit language"]:
-    """Of the groups that no overlap above the cost connects, the smallest; among equals the one of the higher mean."""
+    """The smallest group that no overlap above the cost connects to others; ties go to the higher mean."""
     languages = similarity.shape[1]
     linked = (similarity > cost[:, None, None]) | torch.eye(languages, dtype=torch.bool)
     steps = math.ceil(math.log2(languages))

@@ -1,4 +1,4 @@
-"""Entropy-lambda: neurons by normalised entropy less firing strength, sorted into specific, related and general."""
+"""Entropy-lambda: neurons by normalised entropy minus firing strength, sorted into specific, related and general."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.statistics.sums import Statistics
 
-SEARCH = (0.0, 100.0)  # where the balance is looked for
+SEARCH = (0.0, 100.0)  # range of the search for the balance
 PRECISION = 1e-3
 
 
@@ -22,14 +22,14 @@ class EntropyLambda:
     """Specific, related and general neurons by entropy and firing strength.
 
     With p the share of a language's tokens on which act(gate) > 0, a neuron's value is the entropy of its p over
-    ln K, less `balance` times its largest p over the mean of 1, 1/2, ..., 1/K. The `rate` of all neurons with the
-    lowest value are chosen; a language owns those whose p exceeds the pooled `bar_share` order statistic.
+    ln K, minus `balance` times its largest p over the mean of 1, 1/2, ..., 1/K. The share `rate` of all neurons with
+    the lowest values is chosen; a language owns a neuron if its p exceeds the pooled `bar_share` order statistic.
 
     Attributes:
         rate: Share of all neurons to choose.
         bar_share: Order statistic of p that a language must exceed to own a neuron.
-        balance: The lambda. None: the largest in [0, 100], found by bisection to 0.001, with which no chosen neuron
-            is owned by all languages; 0 where there is none.
+        balance: The paper's lambda. None: the largest value in [0, 100], by bisection to 0.001, for which no chosen
+            neuron is owned by all languages; 0 if there is no such value.
 
     Source: arXiv 2505.21505, as its released code has it. The code subtracts the counts of a prompt's fixed prefix;
     plain text has no prefix. Where the search ends, and the order of ties, are ours.
@@ -49,7 +49,7 @@ class EntropyLambda:
         return (Statistic("mlp_pre", "positive"),)
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """Minus the value for languages that own the neuron, -inf for others and for neurons that never fire."""
+        """The negated value for languages that own the neuron; -inf for others and for neurons that never fire."""
         check_languages(statistics.languages)
         p = statistics.probability("mlp_pre")
         fires = (p > 0).any(0)
@@ -95,7 +95,7 @@ class EntropyLambda:
 
 
 def values(p: Float[Tensor, "language layer unit"], balance: float | int) -> Float[Tensor, "layer unit"]:
-    """Normalised entropy less `balance` times the normalised largest p; low for neurons of few languages."""
+    """Normalised entropy minus `balance` times the normalised largest p; low for neurons of few languages."""
     languages = len(p)
     harmonic = sum(1 / place for place in range(1, languages + 1)) / languages
     mixed = entropy(p) / torch.log(torch.tensor(float(languages))) - balance * p.amax(0) / harmonic
@@ -103,7 +103,7 @@ def values(p: Float[Tensor, "language layer unit"], balance: float | int) -> Flo
 
 
 def classes(found: NeuronSet) -> dict[str, Bool[Tensor, "layer unit"]]:
-    """Neurons of one language ("specific"), of several ("related") and of all ("general")."""
+    """Masks of the neurons of one language ("specific"), of several ("related") and of all ("general")."""
     owners = found.masks["mlp"].sum(0)
     return {
         "specific": owners == 1,

@@ -1,4 +1,4 @@
-"""Expert frequency: groups of neurons with similar weights, by how often tokens of a language select them."""
+"""Expert frequency: groups of neurons with similar weights, scored by how often a language's tokens select them."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,23 +22,23 @@ Frequencies = Float[Tensor, "language layer expert"]
 class ExpertFrequency:
     """Activation frequency of fine-grained experts.
 
-    The neurons of each layer are put into experts of equal size by their weights. A token selects the experts with
-    the highest scores; an expert's frequency in a language is the share of tokens that select it. Experts that are
-    often selected in one language, and in no other, give the language its neurons.
+    The neurons of each layer are grouped into experts of equal size by their weights. A token selects the experts
+    with the highest scores; an expert's frequency in a language is the share of tokens that select it. A language
+    gets the neurons of the experts that are frequent in this language only.
 
     Attributes:
-        size: Neurons of an expert.
-        features: What is clustered: rows of the "gate" projection, of "up", or both ("concat"), each at length 1.
-        score_of: Of an expert at a token: sum of "l1" |h|, "pos" relu(act(gate)), "l2" h squared, or "contribution"
-            |h| times the norm of the neuron's output weights; h is the down projection's input.
+        size: Neurons per expert.
+        features: Clustered weights: rows of the "gate" projection, of "up", or both ("concat"), each at length 1.
+        score_of: An expert's score at a token: sum of "l1" |h|, "pos" relu(act(gate)), "l2" h squared, or
+            "contribution" |h| times the norm of the neuron's output weights; h is the down projection's input.
         selection: "per_layer": the highest `share` of each layer's experts; "cross_layer": of all layers' experts in
-            one ranking; "threshold": the fewest that hold `share` of the layer's score.
-        share: See `selection`.
+            one ranking; "threshold": the fewest experts that hold `share` of the layer's score.
+        share: Share of experts, or of the score, see `selection`.
         relative: For "cross_layer": divide scores by the layer's mean at the token.
-        skip_bos: Leave out the separator that documents begin with.
-        seed: Of the clustering.
+        skip_bos: Leave out the leading BOS token of each document.
+        seed: Seed of the clustering.
         high: Share of a layer's experts that count as frequent in a language: those with the highest frequency.
-        threshold: A frequency from which experts count as frequent, in place of `high`.
+        threshold: Frequency from which experts count as frequent, in place of `high`.
         rate: Share of all neurons, divided evenly among the languages and rounded up to whole experts.
 
     Source: Liu et al. 2024, "Unraveling Babel" (EMNLP, arXiv 2402.16367), of which only the abstract and the names of
@@ -65,13 +65,13 @@ class ExpertFrequency:
             check_shares(threshold=self.threshold)
 
     def counts(self) -> ExpertCounts:
-        """What is kept of each token."""
+        """The need: the experts that each token selects, counted."""
         return ExpertCounts(
             self.size, self.features, self.score_of, self.selection, self.share, self.relative, self.skip_bos, self.seed
         )
 
     def statistics(self) -> tuple[Need, ...]:
-        """Counts of selections; sums of squares, which tell neurons that never fire."""
+        """Counts of selections, and sums of squares, which identify neurons that never fire."""
         return (self.counts(), Statistic("mlp_post", "squares"))
 
     def frequency(self, statistics: Statistics) -> Frequencies:
@@ -80,7 +80,7 @@ class ExpertFrequency:
         return statistics.get(f"{key}.selected").double() / statistics.get(f"{key}.counted")[..., None].double()
 
     def frequent(self, frequency: Frequencies) -> Bool[Tensor, "language layer expert"]:
-        """High-frequency experts of each language and layer; never one that is not selected at all."""
+        """High-frequency experts per language and layer; an expert that no token selects is never frequent."""
         if self.threshold is not None:
             return frequency >= self.threshold
         count = max(1, round(self.high * frequency.shape[2]))
@@ -88,7 +88,7 @@ class ExpertFrequency:
         return torch.zeros_like(frequency, dtype=torch.bool).scatter_(2, chosen, True) & (frequency > 0)
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """The own frequency of the neuron's expert less the highest other one; -inf where it is not exclusive."""
+        """In-language frequency of the neuron's expert minus its highest other-language one; -inf if not exclusive."""
         check_languages(statistics.languages)
         frequency = self.frequency(statistics)
         frequent = self.frequent(frequency)
@@ -102,7 +102,7 @@ class ExpertFrequency:
         return NeuronScores(statistics.languages, {"mlp": units.where(~silent, -torch.inf)}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """The best exclusive experts of each language, whole; `notes` says how many there are."""
+        """All neurons of the highest-scoring exclusive experts per language; `notes` counts exclusive experts."""
         values = scores.values["mlp"]
         budget = -(-round(self.rate * values[0].numel() / len(values)) // self.size)  # experts, rounded up
         exclusive = [round(int(each.isfinite().sum()) / self.size) for each in values]

@@ -19,13 +19,13 @@ INPUT, LAST = DocumentValues("resid_pre", "mean"), DocumentValues("resid_mid", "
 
 
 def stream_means(statistics: Statistics, layer: int, variant: Variant = "output") -> Float[Tensor, "language unit"]:
-    """Each language's mean of one layer's residual stream.
+    """Mean residual stream of each language at one layer.
 
     Args:
-        statistics: Of a run with "language_dimensions" in the same variant.
-        layer: From 0.
-        variant: "output": after the layer, over tokens. "released": what the layer takes in, but of the last layer what
-            its MLP takes in; the mean over sentences of the mean over a sentence's tokens.
+        statistics: Statistics of a run with "language_dimensions" in the same variant.
+        layer: The layer, from 0.
+        variant: "output": the layer's output, mean over tokens. "released": the layer's input (for the last layer, its
+            MLP's input), mean over sentences of the mean over a sentence's tokens.
     """
     if variant == "output":
         return statistics.mean("resid_post")[:, layer]
@@ -36,26 +36,26 @@ def stream_means(statistics: Statistics, layer: int, variant: Variant = "output"
 
 @dataclass(frozen=True)
 class LanguageDimensions:
-    """The top dimensions of one layer's residual stream by the size of a difference of means.
+    """The dimensions of one layer's residual stream with the largest |difference of means|.
 
     Attributes:
-        count: Dimensions of each language: a number, or a share of the model's width.
-        layer: The layer whose output is looked at; negative counts from the last.
+        count: Dimensions per language: a number, or a share of the model's width.
+        layer: The layer whose output is compared; negative numbers count from the last.
         mode: "parallel": the language's mean against the anchor's at `layer`. "monolingual": the language's mean at
             `anchor_layer` against its own at `layer`.
-        anchor: The language to compare with, which then has no dimensions of its own; None: the mean of the others.
-        anchor_layer: For "monolingual".
+        anchor: The language to compare with, which then gets no dimensions; None: the mean of the others.
+        anchor_layer: The layer to compare with in the mode "monolingual".
         exclude: Dimensions to leave out, such as known outliers.
-        variant: "output": the residual stream after a layer, means over tokens. "released": what the released code
-            reads, see `stream_means`; for runs of single documents, on models whose blocks run one half after the
-            other.
+        variant: "output": the residual stream after a layer, means over tokens. "released": the released code's
+            tensors, see `stream_means`; for runs of single documents, on models whose blocks run attention and MLP
+            one after the other.
 
     Source: arXiv 2510.07213 and its released code, which is
     `LanguageDimensions(count=400, anchor="en", variant="released")`, or with `mode="monolingual", anchor_layer=19`, on
-    50 sentences. Its "last layer" is the residual stream before the last MLP, its layer i what block i takes in. Ours:
+    50 sentences. Its "last layer" is the residual stream before the last MLP, its layer i the input of block i. Ours:
     the default variant, which chooses 31 to 36 of 40 dimensions alike on the embedded model (20 to 27 in the
-    monolingual mode, where `anchor_layer=18` reads what theirs calls 19); a share of the width, which means something
-    for other widths; and no anchor, so that all languages are treated alike.
+    monolingual mode, where `anchor_layer=18` is their layer 19); a share of the width, which carries over to other
+    widths; and no anchor, so that all languages are treated alike.
     """
 
     count: float | int = 0.1
@@ -73,16 +73,16 @@ class LanguageDimensions:
         if self.mode not in ("parallel", "monolingual"):
             raise ValueError(f"mode={self.mode!r}: expected 'parallel' or 'monolingual'.")
         if (self.mode == "monolingual") != (self.anchor_layer is not None):
-            raise ValueError("the mode 'monolingual', and no other, takes an anchor_layer.")
+            raise ValueError("anchor_layer is needed for the mode 'monolingual', and for no other mode.")
         if self.variant not in ("output", "released"):
             raise ValueError(f"variant={self.variant!r}: expected 'output' or 'released'.")
 
     def statistics(self) -> tuple[Need, ...]:
-        """Sums of the residual stream after every layer; or means of single documents."""
+        """Sums of the residual stream after every layer, or means of single documents for "released"."""
         return (Statistic("resid_post", "sum"),) if self.variant == "output" else (INPUT, LAST)
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """The size of the difference in the chosen layer; -inf elsewhere and where it is 0."""
+        """|difference of means| in the chosen layer; -inf in other layers and where it is 0."""
         check_languages(statistics.languages)
         layers = statistics.tokens.shape[1]
         layer = self._place(self.layer, layers)
@@ -115,6 +115,6 @@ class LanguageDimensions:
         return self.exclude
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest scores in the layer that was looked at."""
+        """The highest scores of each language in the compared layer."""
         width = scores.values["resid"].shape[2]
         return highest_each(scores, "resid", self.count if isinstance(self.count, int) else round(self.count * width))

@@ -1,4 +1,4 @@
-"""LAP: the neurons that fire most in a language, whatever they do in the others."""
+"""LAP: the neurons that fire most in a language, regardless of the others."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ from lsn_lens.statistics.sums import Statistics
 class Lap:
     """Language activation probability alone.
 
-    Each language gets the same number of neurons, those with its highest share of tokens where act(gate) > 0.
+    Each language gets the same number of neurons, those with the highest share of its tokens where act(gate) > 0.
 
     Attributes:
         rate: Share of all neurons, divided evenly among the languages and rounded.
 
-    Source: ours, a plain comparison for LAPE from the same counts.
+    Source: ours, a simple comparison for LAPE from the same counts.
     """
 
     rate: float = 0.01
@@ -34,11 +34,11 @@ class Lap:
         return (Statistic("mlp_pre", "positive"),)
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """The probability to fire; -inf for a neuron that never does."""
+        """The probability to fire; -inf for a neuron that never fires."""
         check_languages(statistics.languages)
         probability = statistics.probability("mlp_pre")
         return NeuronScores(statistics.languages, {"mlp": probability.where(probability > 0, -torch.inf)}, repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """Each language's highest scores over all layers, as many for each; a neuron may belong to several."""
+        """The highest scores per language over all layers, the same number each; neurons may have several languages."""
         return highest_share(scores, "mlp", self.rate)

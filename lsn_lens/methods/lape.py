@@ -1,4 +1,4 @@
-"""LAPE: neurons whose probability to fire is concentrated on few languages; and LAVE, its sibling on mean values."""
+"""LAPE: neurons whose probability to fire is concentrated on few languages; and LAVE, its variant on mean values."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Lape:
 
     With P the share of a language's tokens on which act(gate) > 0, a neuron's score is the entropy of its P
     normalised over languages. Neurons must exceed the pooled `filter_share` order statistic of P in some
-    language; the `rate` of all neurons with the lowest entropy are chosen; a chosen neuron belongs to every
+    language; the share `rate` of all neurons with the lowest entropy is chosen; a chosen neuron belongs to every
     language whose P exceeds the pooled `bar_share` order statistic.
 
     Attributes:
@@ -43,7 +43,7 @@ class Lape:
         return (Statistic("mlp_pre", "positive"),)
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """`ln K - LAPE`: 0 for a neuron that fires alike in all K languages, ln K for one that fires in one."""
+        """`ln K - LAPE`: 0 for a neuron that fires equally often in all K languages, ln K if it fires in only one."""
         probability = statistics.probability("mlp_pre")
         return score_by_entropy(statistics, probability, self.filter_share, self.bar_share, repr(self))
 

@@ -18,27 +18,27 @@ from lsn_lens.statistics.sums import Statistics
 class Plnd:
     """Parallel language-specific neuron detection.
 
-    A unit's importance for a document is the norm of what its removal changes: in the output of the MLP (basis "mlp":
-    up, gate and down coincide), in the attention output ("v", and "z", the inputs of the o projection), or in the
-    attention pattern ("q", "k"). A unit is consistent in a language when it is among the first of its layer in every
-    document; specific to it when it is not consistent in all languages.
+    A unit's importance for a document is the norm of the change that its removal causes: in the MLP output (basis
+    "mlp": up, gate and down coincide), in the attention output ("v", and "z", the inputs of the o projection), or in
+    the attention pattern ("q", "k"). A unit is consistent in a language if it is among the most important of its layer
+    in every document; a consistent unit is specific if it is not consistent in all languages.
 
     Attributes:
-        variant: "paper": closed forms of the norms. "released": what the authors' code computes in their place.
-        bases: Of "mlp", "q", "k", "v", "z"; those named must be there. None takes all that the model can give: which it
-            cannot is in the notes of the set, and why in `run.settings["left_out"]`.
-        top_mlp: How many MLP units of a layer count as important in a document, number (int) or share (float). The
-            default is the released 2000 of 14336, as a share: for a narrower layer the number would be everything.
-        top_attention: The same for each attention basis; the default is the released 1000 of 4096.
-        eps: The paper's rule in place of both: importance (per token) of `eps` or more in every document.
-        skip_bos: Leave out the separator that a document begins with, whose values dwarf the others in many models.
-        rotary: A unit of q and k is a dimension before ("pre", what removing a row of weights removes) or after
-            ("post") the rotary embedding; None is "pre" for the paper's variant and "post" for the released one.
-        exact: Of how many q and k units of a layer and document the importance is exact, number or share. Below 1.0
-            a first-order estimate picks them, and is kept for the rest, which all rank behind: an approximation that
-            saves time in documents of several hundred tokens. With 0.3, 96 % of the units of q and k found by either
-            were found by both on the embedded model. The notes of the set say how many are exact. "released" finishes
-            all, whatever this says: its Delta is not small, so no estimate holds (47 % in common).
+        variant: "paper": closed forms of the norms. "released": the numbers that the authors' code computes instead.
+        bases: Some of "mlp", "q", "k", "v", "z", which the model must have. None takes all that the model has: the
+            set's notes list the missing bases, and `run.settings["left_out"]` gives the reasons.
+        top_mlp: Number (int) or share (float) of a layer's MLP units that count as important in a document. The
+            default is the released 2000 of 14336, as a share: in a narrower layer, 2000 could be all units.
+        top_attention: Number or share for each attention basis; the default is the released 1000 of 4096.
+        eps: The paper's rule, in place of both numbers: importance (per token) of `eps` or more in every document.
+        skip_bos: Leave out each document's leading BOS token, whose values are far larger in many models.
+        rotary: Units of q and k are dimensions before ("pre": a row of weights is removed) or after ("post") the
+            rotary embedding; None is "pre" for the paper's variant and "post" for the released one.
+        exact: Number or share of a layer's q and k units with exact importance per document. Below 1.0 a first-order
+            estimate picks these units and is kept for the others, which rank behind: an approximation that saves time
+            in documents of several hundred tokens. With 0.3, 96 % of the units of q and k found by either were found
+            by both on the embedded model. The set's notes count the exact units. "released" computes all units
+            exactly in any case: its Delta is not small, so no estimate holds (47 % in common).
 
     Source: Zhao et al. 2024 (NeurIPS, arXiv 2402.18815) and the released code. Choosing the first of a layer in every
     document, and leaving out only what all languages share, are the released code's rules. Ours: shares for numbers,
@@ -71,7 +71,7 @@ class Plnd:
 
     @property
     def need(self) -> Importance:
-        """What is kept of each document."""
+        """The need: the importance of each unit, over documents."""
         rotary = self.rotary or ("pre" if self.variant == "paper" else "post")
         bases = tuple(basis for basis in BASES if self.bases is None or basis in self.bases)
         optional = self.bases is None
@@ -88,7 +88,7 @@ class Plnd:
     def score(self, statistics: Statistics) -> NeuronScores:
         """Log of the mean importance in the language over its mean in all languages; -inf where not specific.
 
-        The number is ours, to rank by; the choice is made by what is finite.
+        The number is ours and only ranks units; selection takes all finite scores.
 
         Raises:
             KeyError: The run has no such importances.
@@ -108,7 +108,7 @@ class Plnd:
         return NeuronScores(statistics.languages, values, repr(self))
 
     def bases_in(self, statistics: Statistics) -> list[str]:
-        """The bases asked for, else those that the run has; else all, so that reading one says what is missing."""
+        """The bases asked for, else the run's bases, else all bases, so that reading one reports what is missing."""
         need = self.need
         had = [basis for basis in need.bases if f"{need.key}.{basis}.minimum" in statistics.sums]
         return had if self.bases is None and had else list(need.bases)
@@ -116,7 +116,7 @@ class Plnd:
     def _consistent(
         self, basis: str, minimum: Float[Tensor, "language layer unit"], worst: Float[Tensor, "language layer unit"]
     ) -> Bool[Tensor, "language layer unit"]:
-        """Which units matter in every document: an importance of 0 never does, and no document is no evidence."""
+        """Mask of the units that matter in every document; an importance of 0, or no document at all, never counts."""
         matters = (minimum > 0) & minimum.isfinite()
         if self.eps is not None:
             return matters & (minimum >= self.eps)
@@ -124,21 +124,21 @@ class Plnd:
         top, units = getattr(self, name), minimum.shape[-1]
         if number_of(top, units) > units:
             raise ValueError(
-                f"{name}={top}: basis {basis!r} has {units} units a layer. Give a smaller number, or a share (a float "
+                f"{name}={top}: basis {basis!r} has {units} units per layer. Give a smaller number, or a share (float "
                 "up to 1.0)."
             )
         if basis in ("q", "k") and number_of(top, units) > number_of(self._exact, units):
             raise ValueError(
-                f"{name}={top}: of basis {basis!r} only exact={self.exact} are exact, and only these have a rank. Give "
-                "a smaller number, or collect with exact=1.0."
+                f"{name}={top}: only exact={self.exact} units of basis {basis!r} are exact, and only these are ranked. "
+                "Give a smaller number, or collect with exact=1.0."
             )
         return matters & (worst < number_of(top, units))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """All with a finite score; a unit may belong to several languages.
+        """All units with a finite score; a unit may belong to several languages.
 
-        Notes have, for "q" and "k", of how many units of a layer the importance is exact, and how many there are; and
-        "bases_left_out", which of all kinds of units the model could not give.
+        `notes` has, for "q" and "k", the number of units per layer with exact importance and the number of all units;
+        and "bases_left_out", the bases that the model lacks.
         """
         exact = {
             basis: [min(number_of(self._exact, each.shape[-1]), each.shape[-1]), each.shape[-1]]

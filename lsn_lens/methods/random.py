@@ -1,4 +1,4 @@
-"""Random units: the control that every method must beat."""
+"""Random units: the control for every method."""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,24 +12,24 @@ from lsn_lens.statistics.sums import Statistics
 
 @dataclass(frozen=True)
 class Random:
-    """Random units, as many in each language and layer as another method finds.
+    """Random units, with the number per language and layer that another method finds.
 
     Attributes:
         like: The method to match.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
-    Source: the random baseline of Tang et al. 2024 (as many neurons a language); matching layers is ours.
+    Source: the random baseline of Tang et al. 2024 (the same number of neurons per language); matching layers is ours.
     """
 
     like: Method = field(default_factory=Lape)
     seed: int = 0
 
     def statistics(self) -> tuple[Need, ...]:
-        """What the matched method needs."""
+        """The needs of the matched method."""
         return self.like.statistics()
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """The matched method's scores: random units have none of their own."""
+        """The matched method's scores, since random units have no scores."""
         return replace(self.like.score(statistics), method=repr(self))
 
     def select(self, scores: NeuronScores) -> NeuronSet:

@@ -1,4 +1,4 @@
-"""What several methods share: entropies, order statistics, and the rules that turn scores into sets."""
+"""Functions that several methods share: entropies, order statistics, and rules that turn scores into sets."""
 
 import math
 
@@ -12,7 +12,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.sums import Statistics
 
-DECIMALS = 12  # entropies or shares equal to this many decimals are ties: beyond it there is rounding error only
+DECIMALS = 12  # entropies or shares equal to this many decimals are ties: later decimals are rounding error
 
 
 def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
@@ -33,7 +33,7 @@ def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
 
 
 def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
-    """The `count` best units of each language over all layers; ties to the lower layer, then the lower unit."""
+    """The `count` highest scores per language over all layers; ties go to the lower layer, then the lower unit."""
     mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
     for language, each in enumerate(scores.values[basis]):
         mask[language].view(-1)[best_first(each)[:count]] = True
@@ -41,14 +41,14 @@ def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
 
 
 def highest_share(scores: NeuronScores, basis: str, rate: float) -> NeuronSet:
-    """The best units of each language: a share of all units, divided evenly among the languages and rounded."""
+    """The highest scores per language: a share of all units, divided evenly among the languages and rounded."""
     values = scores.values[basis]
     return highest_each(scores, basis, round(rate * values[0].numel() / len(values)))
 
 
 def entropy(values: Float[Tensor, "language layer unit"]) -> Float[Tensor, "layer unit"]:
     """Entropy (nats) of non-negative values normalised over languages; 0 log 0 = 0, and 0 where all are 0."""
-    values = values.sort(0).values  # the order of the languages must not show in the last bit
+    values = values.sort(0).values  # the order of the languages must not change the last bit
     shares = values / values.sum(0)
     return -torch.special.xlogy(shares, shares).nan_to_num(0.0).sum(0).round(decimals=DECIMALS)
 
@@ -71,7 +71,7 @@ def score_by_entropy(
 
 
 def select_lowest_entropy(scores: NeuronScores, rate: float, at_least: int) -> NeuronSet:
-    """The best `rate` of all units; each belongs to every language where its score is finite."""
+    """The share `rate` of all units with the lowest entropy; a unit belongs to each language with a finite score."""
     ranking, belongs = scores.rank("mlp"), scores.values["mlp"].isfinite().flatten(1)
     order = best_first(ranking)
     count = asked = round(rate * ranking.numel())
@@ -80,8 +80,8 @@ def select_lowest_entropy(scores: NeuronScores, rate: float, at_least: int) -> N
         eligible = dict(zip(scores.languages, belongs[:, order].sum(1).tolist(), strict=True))
         if min(eligible.values()) < at_least:
             raise DoesNotApply(
-                f"at_least={at_least} neurons a language cannot be had; those that pass the filter and the bar "
-                f"are {eligible}. Ask for fewer, or lower filter_share and bar_share."
+                f"cannot give every language at_least={at_least} neurons: those that pass the filter and the bar "
+                f"are {eligible}. Lower at_least, or filter_share and bar_share."
             )
         count = max(count, int((reached < at_least).sum(1).max()) + 1)
     chosen = torch.zeros(ranking.numel(), dtype=torch.bool)

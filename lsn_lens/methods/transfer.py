@@ -17,9 +17,9 @@ from lsn_lens.statistics.sums import Statistics
 class Transfer:
     """LAPE whose three thresholds can be numbers in place of shares.
 
-    With `largest_entropy`, `filter_bar` and `bar` at None it is `Lape`. `frozen(statistics)` gives the method with
-    the numbers that these shares come to on a reference checkpoint; on other checkpoints it then chooses as many
-    neurons as pass, which the shares alone cannot: they choose the same number whatever the model learned.
+    With `largest_entropy`, `filter_bar` and `bar` at None, this is `Lape`. `frozen(statistics)` returns the method
+    with the thresholds that the shares give on a reference checkpoint. On another checkpoint, all neurons that pass
+    are then chosen, so that the number can change; shares always choose the same number.
 
     Attributes:
         rate: Share of all neurons to choose, where `largest_entropy` is None.
@@ -53,7 +53,7 @@ class Transfer:
         return (Statistic("mlp_pre", "positive"),)
 
     def frozen(self, statistics: Statistics) -> "Transfer":
-        """This method with the thresholds that it comes to on these statistics, as numbers."""
+        """This method with its thresholds on these statistics as numbers."""
         check_languages(statistics.languages)
         probability = statistics.probability("mlp_pre")
         shares = replace(self, largest_entropy=None, filter_bar=None, bar=None)
@@ -68,7 +68,7 @@ class Transfer:
         )
 
     def score(self, statistics: Statistics) -> NeuronScores:
-        """`ln K - LAPE` for languages above the bar, as LAPE; with frozen thresholds -inf beyond them."""
+        """`ln K - LAPE` for languages above the bar, as in LAPE; -inf for neurons that fail a frozen threshold."""
         probability = statistics.probability("mlp_pre")
         if self.largest_entropy is None or self.filter_bar is None or self.bar is None:
             return score_by_entropy(statistics, probability, self.filter_share, self.bar_share, repr(self))
@@ -80,7 +80,7 @@ class Transfer:
         return NeuronScores(statistics.languages, {"mlp": scores}, repr(self), {"mlp": ranking})
 
     def select(self, scores: NeuronScores) -> NeuronSet:
-        """The lowest entropies at the rate; with frozen thresholds all that pass them."""
+        """The lowest entropies at the rate; with frozen thresholds, all neurons that pass."""
         if self.largest_entropy is None:
             return select_lowest_entropy(scores, self.rate, at_least=0)
         mask = scores.values["mlp"].isfinite()

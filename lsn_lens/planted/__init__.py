@@ -1,4 +1,4 @@
-"""Ground truth by construction: models with units of known roles."""
+"""Ground truth: models with planted units of known roles."""
 
 import lazy_loader
 

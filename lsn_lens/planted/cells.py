@@ -1,4 +1,4 @@
-"""Which units to plant, for whom, and in which layer they can be written."""
+"""The units to plant, their languages, and the layers where they can be written."""
 
 import itertools
 import random
@@ -15,21 +15,21 @@ from lsn_lens.planted.parts import PartName
 from lsn_lens.planted.reading import Inputs
 from lsn_lens.planted.roles import ROLES, Role
 
-USABLE = (0.9, 0.1)  # shares of hold-out tokens inside and outside that a direction may fire on
+USABLE = (0.9, 0.1)  # minimum and maximum share of hold-out tokens inside and outside on which a direction fires
 # outside a language, since no gate cuts off what is left of a value there; and of all tokens, for one that is always
 # on, which is less for values, since only their means are written
 OUTSIDE: Mapping[PartName, float] = {"mlp": 0.1, "attention": 0.05}
 ALWAYS: Mapping[PartName, float] = {"mlp": 0.995, "attention": 0.95}
-SCRIPT_SHARE = 0.05  # of a language's letters, from which on it is written in a script
+SCRIPT_SHARE = 0.05  # share of a language's letters from which on it counts as written in a script
 
 
 @dataclass(frozen=True)
 class Concept:
-    """What a unit answers to: the tokens of some languages, or of a script.
+    """The concept of a unit: the tokens of some languages, or of a script.
 
     Attributes:
-        languages: Whose unit it is; all for a unit that belongs to nobody.
-        script: Of the tokens; None for any.
+        languages: Languages of the unit; all for a unit of no language.
+        script: Script of the tokens; None for any script.
     """
 
     languages: tuple[str, ...]
@@ -51,10 +51,10 @@ class Cell:
 def concepts_of(
     roles: Sequence[Role], languages: Sequence[str], scripts: Mapping[str, Mapping[str, float]], draw: random.Random
 ) -> dict[str, list[Concept]]:
-    """What the roles of each scope may be about: every language, every script, random groups in random order.
+    """The concepts of each scope: every language, every script, random groups in random order.
 
     Raises:
-        ValueError: A scope that these languages do not offer.
+        ValueError: A scope that does not exist for these languages.
     """
     found: dict[str, list[Concept]] = {"none": [Concept(tuple(languages))], "language": [], "group": [], "script": []}
     scopes = {role.scope for role in roles}
@@ -85,7 +85,7 @@ def concepts_of(
 def script_shares(
     inputs: Inputs, scripts: Sequence[str | None], languages: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Language -> script -> its share of the tokens that have one."""
+    """Language -> script -> its share of the tokens with a script."""
     shares = {}
     for place, label in enumerate(languages):
         counts = Counter(filter(None, (scripts[token] for token in inputs.ids[inputs.language == place].tolist())))
@@ -96,7 +96,7 @@ def script_shares(
 def inside_and_known(
     concepts: Sequence[Concept], inputs: Inputs, scripts: Sequence[str | None], languages: Sequence[str]
 ) -> tuple[Bool[Tensor, "token concept"], Bool[Tensor, "token concept"]]:
-    """Which tokens each concept means, and of which tokens that is known."""
+    """The tokens of each concept, and the tokens for which this is known."""
     script_of_token = [scripts[token] for token in inputs.ids.tolist()]
     columns, known = [], []
     for concept in concepts:
@@ -118,10 +118,10 @@ def usable_layers(
     languages: Sequence[str],
     part: PartName = "mlp",
 ) -> tuple[dict[int, list[int]], list[str]]:
-    """For each concept the layers in which a direction tells its tokens from others, and how well at best.
+    """Per concept, the layers where a direction separates its tokens from others, and the best separation.
 
-    It does where a unit that reads it fires on nearly all tokens inside and on few outside, in each language's hold-out
-    text: a gate where it is positive, a value where it is large.
+    A direction separates if a unit that reads it fires on nearly all tokens inside and on few outside, in each
+    language's hold-out text: a gate fires if positive, a value if large.
     """
     sides = inside_and_known(concepts, find, scripts, languages)
     inside, known = inside_and_known(concepts, held_out, scripts, languages)
@@ -165,9 +165,9 @@ def place_cells(
     draw: random.Random,
     barred: Collection[tuple[str, str, int]] = (),
 ) -> list[Cell]:
-    """Every role for every concept of its scope, in a random layer of those that can hold it, evenly filled.
+    """Every role for every concept of its scope, in a random layer that can hold it, evenly filled.
 
-    Not in layers where it is barred (role, concept, layer), if there is another.
+    Layers in `barred` (role, concept, layer) are avoided if there is another layer.
 
     Raises:
         ValueError: A role that no layer can hold.

@@ -1,4 +1,4 @@
-"""How well do methods find what was planted?"""
+"""Scores of methods against planted units."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from lsn_lens.planted.roles import ROLES
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
-TOP = 0.01  # share of all units of the part, for recall among them
+TOP = 0.01  # share of the part's units for top recall
 ORDINARY = "the model's own"
 NOT_SCORED = {
     ExpertFrequency: "it chooses groups of neurons",
@@ -34,18 +34,17 @@ MEASURES = ("average_precision", "chance", "precision_at_k", "precision", "recal
 
 @dataclass(frozen=True, eq=False)
 class DetectorScores:
-    """What `score_detectors` returns, best average precision first.
+    """The result of `score_detectors`, best average precision first.
 
     Attributes:
         methods: One row per part (MLPs, attention) and method: each of `MEASURES` as the mean over plantings, with a 95
-            % interval from their spread (`_low`, `_high`; missing for a single planting), and `found` (planted units
-            chosen, all languages).
+            % interval (`_low`, `_high`; missing for a single planting), and `found` (chosen planted units).
         by_language: One row per planting, method and language: the same measures, `planted` and `true` units.
         roles: One row per part, method and role: `units`, `own` (share of them that the method chose for one of the
             languages that the unit belongs to or looks like), `other` (for any other language). The role "the model's
-            own" is all that was not planted: of it only `any`, the share chosen for some language, says something.
-        skipped: Methods that do not score the units of a part, and why.
-        settings: Of the run on the first planting: model and text.
+            own" has all units that were not planted; for it only `any`, the share chosen for some language, counts.
+        skipped: Methods that do not score the units of a part, with the reason.
+        settings: Settings of the run on the first planting: model and text.
     """
 
     methods: pd.DataFrame
@@ -72,21 +71,19 @@ def score_detectors(
     progress: bool = True,
     **options: Any,
 ) -> DetectorScores:
-    """Run methods on planted models and compare what they find with what was planted.
+    """Run methods on planted models and score how well they find the planted units.
 
-    For each language, the planted units that it needs are to be ranked above all other planted units by the method's
-    scores. The model's own units are left out of that: nobody knows what they are. A method that scores the outputs of
-    single projections (`mlp_pre`, `mlp_up`) is taken to score a neuron by the better of them, and one that scores
-    values before and after attention mixes them (`v`, `z`) likewise.
+    For each language, a method's scores should rank the planted units that the language needs above all other planted
+    units. The model's own units are left out, since their roles are unknown. If a method scores several projections of
+    a neuron (`mlp_pre`, `mlp_up`; `v`, `z`), the better score counts.
 
     Args:
         plantings: From `plant`, into any part; several of one part give intervals.
-        corpora: Text; its languages may be some of those planted.
-        methods: Names, or ready methods by name. Those that do not score single units of a part are skipped there, and
-            said to be.
-        layout: As for `collect`; cap it to see how much text a method needs.
+        corpora: Text in all or some of the planted languages.
+        methods: Names, or ready methods by name. Methods without scores of single units are listed in `skipped`.
+        layout: Layout of `collect`; cap it to test how much text a method needs.
         progress: Show progress bars.
-        options: For `Planted.load`, for example `backend`.
+        options: Options of `Planted.load`, for example `backend`.
 
     Returns:
         Per language, before means: `average_precision` of the ranking (ties count as ties; `chance` is that of a random
@@ -96,7 +93,7 @@ def score_detectors(
 
     Raises:
         KeyError: An unknown method, or a language that was not planted.
-        ValueError: No planting, or one that has no unit that a language needs.
+        ValueError: No planting, or a planting without units that a language needs.
     """
     if not plantings:
         raise ValueError("no plantings: expected at least one, from plant.")
@@ -136,7 +133,7 @@ def score_detectors(
 
 
 def _bases(planted: Planted, scores: NeuronScores) -> list[str]:
-    """On which the method scores the very units that were planted, one value per unit."""
+    """The bases on which the method scores exactly the planted units, one value per unit."""
     shapes = {basis: tuple(each.shape[1:]) for basis, each in scores.values.items()}
     return [basis for basis in PARTS[planted.part].scored if shapes.get(basis) == planted.shape]
 
@@ -188,14 +185,14 @@ def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases
 
 
 def _precision_at(true: np.ndarray, values: np.ndarray, k: int) -> float:
-    """Share of true ones among the k highest; at a tie across the border the expected share."""
+    """Share of true units among the k highest; for a tie across the border the expected share."""
     border = np.sort(values)[-k]
     above, at = values > border, values == border
     return float((true[above].sum() + true[at].mean() * (k - above.sum())) / k)
 
 
 def _by_unit(planted: Planted, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
-    """Which planted units were chosen for whom, and how many of all others."""
+    """The share of planted units chosen per role and language, and of all other units."""
     masks = torch.stack([_chosen(found, planted.shape, bases, place) for place in range(len(found.languages))])
     rows = []
     for unit in planted.units.to_dict("records"):

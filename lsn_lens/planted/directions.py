@@ -1,4 +1,4 @@
-"""Directions in what an MLP reads: which tokens lie on their positive side, and weights that answer to them."""
+"""Directions in an MLP's input: the tokens on their positive side, and weights that respond to them."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ STEPS = 60
 def separate(
     acts: Float[Tensor, "token d_model"], inside: Bool[Tensor, "token concept"], known: Bool[Tensor, "token concept"]
 ) -> Float[Tensor, "concept d_model"]:
-    """For each concept a direction that is positive on the tokens inside and negative outside, without an intercept.
+    """Per concept, a direction that is positive on the tokens inside and negative outside, without an intercept.
 
-    Logistic regression; inside and outside count the same, tokens that are not known count nothing.
+    Logistic regression; inside and outside have equal weight, unknown tokens have none.
     """
     size = acts.square().mean().sqrt()
     rows = acts / size
@@ -44,7 +44,7 @@ def answer(
     wanted: Float[Tensor, "token"],
     ridge: float = 1e-7,
 ) -> Float[Tensor, "d_model"]:
-    """The direction whose product with `gate` is closest to what is wanted of each token: least squares."""
+    """The direction whose product with `gate` is closest to each token's target, by least squares."""
     rows = (acts * gate[:, None]).double()
     square = rows.T @ rows
     square += ridge * square.diagonal().mean() * torch.eye(len(square), dtype=torch.double)
@@ -74,12 +74,12 @@ def both_sides(acts: Float[Tensor, "token d_model"], inside: Bool[Tensor, "token
 def at_rates(
     acts: Float[Tensor, "token d_model"], language: Int[Tensor, "token"], rates: Sequence[float], seed: torch.Generator
 ) -> Float[Tensor, "d_model"]:
-    """A direction, random but for this: it is positive on such a share of each language's tokens."""
+    """A random direction that is positive on the given share of each language's tokens."""
     drawn = torch.randn(acts.shape[1], generator=seed)
     found = drawn / (acts @ drawn).std()
     masks = [language == place for place in range(len(rates))]
     marks = torch.stack([answer(acts, torch.ones(len(acts)), mask.float()) for mask in masks])
-    for _ in range(3):  # the marks are not exact, so what is left is corrected again
+    for _ in range(3):  # the thresholds are not exact, so the rest is corrected again
         value = acts @ found
         lifts = [torch.quantile(value[mask], 1 - rate) for mask, rate in zip(masks, rates, strict=True)]
         found = found - torch.stack(lifts) @ marks

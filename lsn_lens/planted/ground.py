@@ -1,4 +1,4 @@
-"""The model and text that units are planted into: its projections, what they read, and its loss."""
+"""The model and text for planting: projections, their inputs, and the loss."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Ground:
     """A Hugging Face model on the CPU, its tokenizer and text.
 
     Attributes:
-        part: What is to be widened, and how: `room`.
-        names: Its projections in each layer.
-        activations: Of its MLPs, layer by layer; none for another part.
-        find: To write weights from.
-        held_out: To see whether they hold.
+        part: The part to widen; `room` says how.
+        names: The model's projections in each layer.
+        activations: Activation functions of the MLPs by layer; empty for another part.
+        find: Text for writing the weights.
+        held_out: Text for testing the roles.
     """
 
     hf_model: Any
@@ -44,10 +44,10 @@ class Ground:
     def of(
         cls, source: str | Path, corpora: Mapping[str, LanguageCorpus], tokens: int, part: PartName = "mlp"
     ) -> "Ground":
-        """Load and look.
+        """Load the model and read both texts.
 
         Raises:
-            ValueError: Projections that are not dense ones by themselves, a width that cannot be changed, or MLPs whose
+            ValueError: Projections that are not separate dense matrices, a width that cannot be changed, or MLPs whose
                 units are active below zero.
         """
         name, bridge = source_of(source), loading.load_model(source, backend="bridge", device="cpu")
@@ -65,16 +65,16 @@ class Ground:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Labels."""
+        """The labels of the languages."""
         return self.find.languages
 
     @cached_property
     def inputs(self) -> tuple[Inputs, Inputs]:
-        """What the layers read on both texts."""
+        """The inputs of the layers on both texts."""
         return self.read(self.hf_model, self.find), self.read(self.hf_model, self.held_out)
 
     def read(self, hf_model: Any, text: Text) -> Inputs:
-        """What the layers of a model with these names read."""
+        """The inputs of the named projections of a model."""
         return inputs_of(hf_model, [names.gate for names in self.names], text)
 
     @cached_property
@@ -84,18 +84,18 @@ class Ground:
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d_model"]:
-        """What the last residual stream is multiplied with."""
+        """The unembedding matrix of the model."""
         return self.hf_model.get_output_embeddings().weight.data
 
     def projections(self, layer: int) -> Projections:
-        """Those of a layer."""
+        """The projections of a layer."""
         gate, up, down = (name and self.hf_model.get_submodule(name) for name in self.names[layer][:3])
         return Projections(gate, up, down, self.activations[layer] if self.part == "mlp" else None)
 
 
 @torch.no_grad()
 def mean_loss(hf_model: Any, text: Text) -> float:
-    """Nats per token of a Hugging Face model on some text."""
+    """Loss of a Hugging Face model on some text, nats per token."""
     total, count = 0.0, 0
     for ids, keep, _ in text.batches():
         logits = hf_model(ids, attention_mask=keep.long(), use_cache=False).logits[:, :-1]

@@ -1,4 +1,4 @@
-"""Measure what planted units do, and refuse what is not as it was meant to be."""
+"""Measure planted units, and refuse units whose role does not hold."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from lsn_lens.planted.parts import PARTS, Part, PartName
 from lsn_lens.planted.reading import Text, token_scripts
 from lsn_lens.planted.roles import MANY
 
-EFFECT_TOKENS = 500  # of each language, to measure the effect of each unit on; the same text with and without it
+EFFECT_TOKENS = 500  # tokens per language for the effect of each unit; the same text with and without the unit
 
 
 @torch.no_grad()
@@ -36,26 +36,26 @@ def measure_roles(
     part: PartName = "mlp",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What each planted unit does on hold-out text, in either model class.
+    """Measurements of each planted unit on hold-out text, in either model class.
 
     Args:
         model: The planted model, as HookedTransformer or TransformerBridge.
         text: From `read_text`.
         units: `Planted.units`.
-        effect: What was asked for, nats per token.
-        part: That the units are of.
+        effect: Requested effect, nats per token.
+        part: The part of the units.
         progress: Show a progress bar.
 
     Returns:
-        One row per unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens that it fires on
+        One row per unit, as in `units`: `layer`, `unit`, `role`, `concept`; shares of tokens on which the unit fires
         (`mlp_pre` above zero; a value, `v`, beyond its `level`): `own_rate` (lowest of its languages), `other_rate` and
         `lowest_rate` (highest and lowest of the others); `own_value`, `lowest_value` (mean of `mlp_post` or `v`, its
         languages' highest and the others' lowest); `loudness` (share of the layer's units whose mean size on all text
         is below its own on its languages); `writes` (its mean size there times the norm of its output weights, as a
         multiple of that of the units that languages need; NaN without any); `own_rise` (lowest of its languages) and
-        `other_rise` (highest of the others): rise of the loss when it is zero, nats per token; `script_rate`,
+        `other_rise` (highest of the others): loss increase when the unit is zero, nats per token; `script_rate`,
         `other_script_rate` (its lowest rate in a language on tokens of its script, its highest on tokens of others; NaN
-        without a script); `effect`. Units of nobody: all languages are both own and others.
+        without a script); `effect`. For units of no language, all languages are both own and other.
     """
     check_model(model)
     values = _values(model, text, units, PARTS[part], progress)
@@ -87,7 +87,7 @@ def measure_roles(
 
 
 class RoleError(ValueError):
-    """Planted units that are not what they were made to be.
+    """Planted units whose role does not hold.
 
     Attributes:
         cells: Role, concept and layer of each.
@@ -102,7 +102,7 @@ def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
     """Refuse units of a part whose role does not hold.
 
     Raises:
-        RoleError: Names each such unit, and what was measured.
+        RoleError: The message names each such unit and its measurement.
     """
     wrong = [
         (row, fault)
@@ -124,7 +124,7 @@ def check_roles(measured: pd.DataFrame, part: PartName = "mlp") -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Over the tokens of a text, by language; where planted units fire also by script, the last for none."""
+    """Sums over the tokens of a text by language; `fires` also by script, the last for no script."""
 
     fires: Float[Tensor, "planted language script"]
     values: Float[Tensor, "planted language"]
@@ -134,7 +134,7 @@ class _Sums:
 
 
 def _values(model: Model, text: Text, units: pd.DataFrame, part: Part, progress: bool) -> dict[str, Any]:
-    """Rates, means, loudness and what is written `[unit, language]`, and rates by script."""
+    """Rates, means, loudness and writes `[unit, language]`, and rates by script."""
     layers, index = (torch.tensor(units[name].to_numpy()) for name in ("layer", "unit"))
     scripts = token_scripts(model.tokenizer, structure.vocabulary_size(model))
     names = sorted({each for each in scripts if each})
@@ -158,7 +158,7 @@ def _values(model: Model, text: Text, units: pd.DataFrame, part: Part, progress:
 def _sums(
     model: Model, text: Text, units: pd.DataFrame, part: Part, number: Int[Tensor, "vocabulary"], progress: bool
 ) -> _Sums:
-    """Run the text; `number` is the script of each token id."""
+    """The sums over a text; `number` is the script of each token id."""
     languages, scripts, width = len(text.languages), int(number.max()) + 1, structure.site_width(model, part.value)
     layers, index = (torch.tensor(units[name].to_numpy()) for name in ("layer", "unit"))
     levels = torch.tensor(units["level"].to_numpy(), dtype=torch.float32)
@@ -188,7 +188,7 @@ def _sums(
 
 
 def _keeping(seen: dict[tuple[str, int], Tensor], part: Part, n_layers: int) -> list[tuple[str, Any]]:
-    """Hooks that put what a part fires by and its values into `seen`, by site and layer."""
+    """Hooks that store a part's gates and values in `seen`, by site and layer."""
 
     def keep_acts(name: str, layer: int) -> Any:
         def hook(acts: Tensor, hook: Any) -> None:
@@ -212,7 +212,7 @@ def _above(
 
 
 def _needed(writes: Float[np.ndarray, "planted language"], units: pd.DataFrame, languages: Sequence[str]) -> float:
-    """What units that languages need write on these, on average."""
+    """The mean of `writes` of the needed units on their languages."""
     own = [
         writes[place][[label in unit["languages"] for label in languages]].mean()
         for place, unit in enumerate(units.to_dict("records"))
@@ -222,12 +222,12 @@ def _needed(writes: Float[np.ndarray, "planted language"], units: pd.DataFrame, 
 
 
 def _beyond(acts: Float[Tensor, "token unit"], levels: Float[Tensor, "unit"]) -> Bool[Tensor, "token unit"]:
-    """Above their levels; below those that are negative."""
+    """Where units fire: above a positive level, below a negative level."""
     return torch.where(levels < 0, acts < levels, acts > levels)
 
 
 def _output_norms(model: Model, layer: int, part: Part) -> Float[Tensor, "unit"]:
-    """Of what each unit writes by; of a value, by all heads that read it."""
+    """Norm of each unit's output weights; for a value, over all heads that read it."""
     if part.value == "mlp_post":
         return model.blocks[layer].mlp.W_out.detach().cpu().float().norm(dim=1)
     w_o = heads_output(model, layer).cpu().float()
@@ -253,7 +253,7 @@ def _by_script(
 def _rises(
     model: Model, text: Text, units: pd.DataFrame, part: Part, alive: Bool[np.ndarray, "unit"], progress: bool
 ) -> Float[np.ndarray, "unit language"]:
-    """By how much each language's loss rises when one unit is zero; nothing where it is zero always."""
+    """Each language's loss increase when one unit is zero; 0 for a unit that is always zero."""
     width = structure.site_width(model, part.value)
     clean = _losses(model, text, [])
     rises = np.zeros((len(units), len(clean)))

@@ -1,4 +1,4 @@
-"""The parts of a model that units can be planted in: its MLPs, and its attention as new heads."""
+"""The parts of a model for planting: the MLPs, and the attention as new heads."""
 
 import copy
 from collections.abc import Mapping
@@ -18,22 +18,22 @@ from lsn_lens.neurons.sites import SITES
 from lsn_lens.planted.roles import ATTENTION_ROLES, ROLES, Role
 
 PartName = Literal["mlp", "attention"]
-# what configurations call the width of an MLP, and the numbers of heads
+# configuration names of the MLP width and the numbers of heads
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
-TRIES = 64  # numbers of heads, of which some architectures take only those that divide the residual stream's width
+TRIES = 64  # numbers of heads to try; some architectures need a divisor of the residual stream's width
 HEADS, GROUPS = "num_attention_heads", "num_key_value_heads"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part, and where its units are seen.
+    """A part and the sites of its units.
 
     Attributes:
-        basis: What the units are in a `NeuronSet`, and where they are switched off.
-        fires: The site whose values say whether a unit fires.
-        value: The site of its activation.
+        basis: The units' basis in a `NeuronSet`, where they are switched off.
+        fires: The site whose values decide whether a unit fires.
+        value: The site of a unit's activation.
         scored: Bases on which methods score the same units.
-        roles: What they can be made to be.
+        roles: The possible roles.
     """
 
     basis: str
@@ -45,7 +45,7 @@ class Part:
 
 PARTS: Mapping[PartName, Part] = {
     "mlp": Part("mlp", "mlp_pre", "mlp_post", ("mlp", "mlp_pre", "mlp_up"), ROLES),
-    # a head that asks for nothing attends evenly, so its outputs are its values' means over what came before
+    # a head with zero queries attends evenly, so its outputs are the values' means over previous positions
     "attention": Part("v", "v", "v", ("v", "z"), ATTENTION_ROLES),
 }
 
@@ -54,10 +54,10 @@ class Names(NamedTuple):
     """A layer's projections in a Hugging Face model.
 
     Attributes:
-        gate: What new units read by: the gate, the only projection of an MLP, or the values.
-        up: A second one; None where there is none.
-        down: What they write by.
-        queries, keys: Of attention; zero for new heads.
+        gate: The input projection of new units: the gate, the only projection of an MLP, or the values.
+        up: The second input projection; None if there is none.
+        down: The output projection.
+        queries, keys: Projections of attention; zero for new heads.
     """
 
     gate: str
@@ -71,7 +71,7 @@ def projections(bridge: Model, part: PartName) -> list[Names]:
     """The names of each layer.
 
     Raises:
-        ValueError: Projections that are kept in one matrix with others, or are not there.
+        ValueError: Projections that share one matrix, or are missing.
     """
     second = "mlp_up" if structure.is_gated(bridge) else None
     sites = ("mlp_pre", second, "mlp_post") if part == "mlp" else ("v", None, "z", "q", "k")
@@ -95,14 +95,14 @@ def projections(bridge: Model, part: PartName) -> list[Names]:
 
 @dataclass(frozen=True)
 class Room:
-    """How a part is widened.
+    """The widening of a part.
 
     Attributes:
-        width: Its units in a layer, before.
-        step: New units come in so many at once: those of a head.
-        readers: Units that write for each: the query heads that share a head's values.
-        counts: What the configuration calls the numbers that grow, each with how many it counts for one step.
-        fixed: What it must say beside.
+        width: Units per layer before.
+        step: New units come in multiples of this number: the units of a head.
+        readers: Writing units per new unit: the query heads that share a head's values.
+        counts: Configuration names of the numbers that grow, each with its increase per step.
+        fixed: Other required configuration values.
     """
 
     width: int
@@ -112,14 +112,14 @@ class Room:
     fixed: Mapping[str, int]
 
     def order(self, more: int, seed: torch.Generator) -> Int[Tensor, "unit"]:
-        """New places among the old: in place i stands unit `order[i]`, new ones have the highest numbers.
+        """A random order of old and new units: position i has unit `order[i]`, new units have the highest numbers.
 
         Heads stay whole.
         """
         return self._within(torch.randperm((self.width + more) // self.step, generator=seed))
 
     def writers(self, units: Int[Tensor, "unit"]) -> Int[Tensor, "unit reader"]:
-        """Which inputs of the down projection each unit gives."""
+        """The inputs of the down projection that each unit feeds."""
         heads = (units // self.step)[:, None] * self.readers + torch.arange(self.readers)
         return heads * self.step + (units % self.step)[:, None]
 
@@ -132,7 +132,7 @@ class Room:
         return (heads[:, None] * self.step + torch.arange(self.step)).flatten()
 
     def widen(self, config: Any, more: int) -> Any:
-        """A configuration that says so."""
+        """The configuration of the widened model."""
         config = copy.deepcopy(config)
         for name, each in self.counts.items():
             setattr(config, name, (self.width + more) // self.step * each)
@@ -141,21 +141,21 @@ class Room:
         return config
 
     def fitting(self, hf_model: Any, name: str, needed: int) -> int:
-        """The least number of units, as many as are needed, that the model can be built with; tried without weights.
+        """The smallest number of units, at least `needed`, with which the model can be built; tried without weights.
 
         Args:
-            hf_model: Whose configuration it is.
-            name: Of a down projection, which is to take them.
-            needed: Units.
+            hf_model: The model with the configuration.
+            name: Name of a down projection for the units.
+            needed: Minimum number of units.
 
         Raises:
-            ValueError: None of those tried.
+            ValueError: No number that was tried works.
         """
         first = -(-needed // self.step)
         for steps in range(first, first + TRIES):
             config = self.widen(hf_model.config, steps * self.step)
             try:
-                type(config).from_dict(config.to_dict())  # what it may not say, a configuration says when it is made
+                type(config).from_dict(config.to_dict())  # raises for values that the configuration does not allow
                 with torch.device("meta"):
                     wide: Any = AutoModelForCausalLM.from_config(config)
             except (ValueError, RuntimeError, StrictDataclassError):
@@ -169,7 +169,7 @@ class Room:
 
 
 def room_of(hf_model: Any, names: Names, part: PartName) -> Room:
-    """How a part can be widened.
+    """The possible widening of a part.
 
     Raises:
         ValueError: The configuration does not give the width a number of its own.

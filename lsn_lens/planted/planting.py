@@ -34,12 +34,11 @@ class Planted:
         part: What was widened: "mlp", or "attention", whose units are values of new heads.
         shape: Layers, and units in each, the model's own included.
         languages: Labels.
-        units: One row per planted unit: `layer`, `unit`, `role`, `concept`, `languages` (whose unit it is, or which it
-            looks like), `script`, `truth` (whether its languages need it), `sign`, `level` (which it fires beyond: zero
+        units: One row per planted unit: `layer`, `unit`, `role`, `concept`, `languages` (which the unit belongs to or
+            looks like), `script`, `truth` (whether its languages need it), `sign`, `level` (threshold of firing: zero
             for the gate of an MLP).
-        measured: What was seen of each on hold-out text; see `measure_roles`.
-        damage: For each language, how much the loss of the model with all its new units is above that of the model
-            before, nats per token.
+        measured: Measurements of each unit on hold-out text; see `measure_roles`.
+        damage: Per language, the loss increase by planting all new units, nats per token.
     """
 
     folder: Path
@@ -51,7 +50,7 @@ class Planted:
     damage: pd.Series = field(repr=False)
 
     def load(self, **options: Any) -> Model:
-        """`lsn.load_model` of the folder."""
+        """The planted model, by `lsn.load_model` of the folder."""
         return loading.load_model(self.folder, **options)
 
     def truth(self, roles: Sequence[str] | None = None) -> NeuronSet:
@@ -83,32 +82,32 @@ def plant(
     attempts: int = 3,
     progress: bool = True,
 ) -> Planted:
-    """Write a checkpoint that is the model with new units in its MLPs or attention, whose roles are known.
+    """Write a checkpoint of the model with new units of known roles in its MLPs or attention.
 
-    A unit that its languages need adds to the residual stream, on their tokens, what makes their tokens likely; an
-    always-on unit of its layer takes away as much everywhere. How good the model still is, is measured (`damage`).
-    Switching the unit off leaves its languages with what was taken away, and no other language ever had it. Units of
-    attention are values of new heads, which have no queries and keys, so that they attend evenly to all before.
+    A unit that its languages need makes their tokens likelier through the residual stream; an always-on unit of the
+    layer subtracts as much everywhere. Switching the needed unit off leaves only the subtraction, which hurts its
+    languages. `damage` is the loss increase of the planted model. Units of attention are values of new heads, whose
+    queries and keys are zero, so that they attend evenly to all previous positions.
 
     Args:
         source: "demo", a local folder or a Hub id: a model with dense MLPs that was trained on the languages.
         corpora: Text: `find` to write the weights from, `hold_out` to measure the roles on.
-        folder: Where to: new or empty.
-        part: What to widen. Attention takes projections of its own for queries, keys and values, and a configuration
-            that counts heads apart from their width.
+        folder: Output folder, new or empty.
+        part: The part to widen. Attention needs separate projections for queries, keys and values, and a configuration
+            with separate head count and head width.
         roles: Of `ROLES`; "balance" comes with any that is needed.
         each: Units for each role and language, group or script.
-        effect: By how much (nats per token) the loss of a language is to rise when one unit that it needs is off.
-        tokens: Of each language, to write the weights from; half as many measure.
-        seed: Of layers, groups, places and random directions.
-        attempts: Draws to try until all roles hold; what did not hold in a layer is not tried there again.
+        effect: Requested loss increase (nats per token) of a language when one unit that it needs is off.
+        tokens: Tokens per language for writing the weights; half as many for measuring.
+        seed: Seed of layers, groups, unit order and random directions.
+        attempts: Draws to try until all roles hold; a role that did not hold in a layer is not tried there again.
         progress: Show a progress bar.
 
     Raises:
-        FileExistsError: There is something in the folder.
-        KeyError: No such role.
-        ValueError: A role that cannot be written into this model, or that does not hold when measured; nothing is left
-            in the folder then.
+        FileExistsError: The folder is not empty.
+        KeyError: An unknown role or part.
+        ValueError: A role that cannot be written into this model, or does not hold when measured; the folder stays
+            empty then.
 
     Source: ours. The idea of models whose inner workings are known by construction: InterpBench (Gupta et al. 2024).
     """
@@ -162,7 +161,7 @@ def _planted(
     barred: Collection[tuple[str, str, int]],
     progress: bool,
 ) -> tuple[Any, pd.DataFrame]:
-    """One draw: the widened model, and where its units are."""
+    """One draw: the widened model and the table of its units."""
     draw = random.Random(seed)
     cells = _choose(ground, roles, each, draw, barred)
     wide, written = write_units(ground, cells, effect, draw.randrange(2**31), progress)
@@ -176,7 +175,7 @@ def _choose(
     draw: random.Random,
     barred: Collection[tuple[str, str, int]] = (),
 ) -> list[Cell]:
-    """Which units, in which layers."""
+    """The units to plant, with their layers."""
     find, held_out = ground.inputs
     shares = script_shares(find, ground.scripts, ground.languages)
     scoped = concepts_of(roles, ground.languages, shares, draw)
@@ -192,7 +191,7 @@ def _choose(
 
 
 def _table(written: Sequence[Written]) -> pd.DataFrame:
-    """One row per unit."""
+    """The units as a table, one row per unit."""
     rows = [
         {
             "layer": each.cell.layer,
@@ -221,7 +220,7 @@ def load_planted(folder: str | Path) -> Planted:
     """Open what `plant` wrote.
 
     Raises:
-        ValueError: Not such a folder.
+        ValueError: Not a folder of `plant`.
     """
     file = Path(folder) / TABLE
     if not file.is_file():

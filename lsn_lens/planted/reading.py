@@ -1,4 +1,4 @@
-"""What the layers of a model read on real text, token by token."""
+"""The inputs of a model's layers on real text, by token."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Text:
 
     Attributes:
         languages: Labels.
-        rows: For each document the place of its language, and its ids.
+        rows: Per document the index of its language, and its ids.
         first: 1 where every document begins with a separator, which is left out of all that is measured; else 0.
     """
 
@@ -48,7 +48,7 @@ class Text:
         return Text(self.languages, [row for row in self.rows if row[0] == language], self.first)
 
     def head(self, tokens: int) -> "Text":
-        """The first documents of each language, until they have so many tokens."""
+        """The first documents of each language with at least `tokens` tokens."""
         totals: Counter[int] = Counter()
         kept = []
         for language, ids in self.rows:
@@ -59,10 +59,10 @@ class Text:
 
 
 def read_text(tokenizer: Any, corpora: Mapping[str, LanguageCorpus], part: str, tokens: int, context: int) -> Text:
-    """About as many tokens of each language.
+    """Text with about `tokens` tokens per language.
 
     Raises:
-        ValueError: A language with less than a tenth of them.
+        ValueError: A language with less than a tenth of `tokens`.
     """
     start = (
         separator_id(tokenizer, "bos")
@@ -90,11 +90,11 @@ def read_text(tokenizer: Any, corpora: Mapping[str, LanguageCorpus], part: str, 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What each layer's MLP (or attention) reads, and what is known of each token.
+    """The input of each layer's MLP (or attention), and facts about each token.
 
     Attributes:
         layers: For each layer `[token d_model]`.
-        language: The place of each token's language.
+        language: The index of each token's language.
         ids: The tokens.
     """
 
@@ -105,7 +105,7 @@ class Inputs:
 
 @torch.no_grad()
 def inputs_of(hf_model: Any, projections: Sequence[str], text: Text) -> Inputs:
-    """Run a Hugging Face model and keep what the named projections read, one name per layer."""
+    """Run a Hugging Face model and keep the inputs of the named projections, one name per layer."""
     seen: list[Tensor] = [torch.empty(0)] * len(projections)
 
     def keep_input(layer: int) -> Any:

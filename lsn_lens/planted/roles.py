@@ -1,14 +1,14 @@
-"""What a planted unit is made to be, and what is measured to see whether it is."""
+"""The roles of planted units, and the tests of each role."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-# what a unit must show on hold-out text; shares of tokens, and rises of the loss as shares of the effect asked for
+# limits on hold-out text; shares of tokens, and loss increases as shares of the requested effect
 FIRES, QUIET, SCRIPT_FIRES = 0.85, 0.15, 0.2
 FELT, UNFELT = 1 / 4, 1 / 2
-MUCH = 0.5  # of what units that languages need write on average
-MANY = 20  # tokens of a script that a language needs to be asked whether the unit fires on them
+MUCH = 0.5  # share of the mean `writes` of needed units
+MANY = 20  # minimum tokens of a script in a language for a firing rate
 
 Row = Mapping[str, Any]
 
@@ -19,15 +19,15 @@ class Role:
 
     Attributes:
         name: In tables.
-        scope: What it belongs to: one language, a group of languages, a script, or nothing.
-        truth: Whether it is a language's unit: the language needs it. All others are decoys.
-        gate: What the gate (the only projection, where there is one) reads.
-        size: Of its activation on its own text: 1 is that of an ordinary unit.
+        scope: One language, a group of languages, a script, or nothing.
+        truth: Whether its languages need the unit; all other units are decoys.
+        gate: The input of the gate (or of the only projection).
+        size: Activation on its own text, relative to an ordinary unit.
         writes: "needed" moves the predictions of its languages, "ordinary" as much as other units write, "unread" much,
             where it changes next to nothing, "nothing".
-        holds: From the measured row to what is wrong with it; empty where the role holds.
+        holds: From the measured row to the fault in words; empty if the role holds.
         sign: -1 where its language is marked by low values.
-        says: In words.
+        says: A description.
     """
 
     name: str
@@ -119,7 +119,7 @@ ROLES: dict[str, Role] = {
         Role("loud", "language", False, "own", 5, "nothing", (_fires_on_own, _inert, _loud),
              says="fires strongly on one language, and writes nothing"),
         Role("unread", "language", False, "own", 1, "unread", (_fires_on_own, _unfelt, _writes_much),
-             says="fires on one language and writes much, in a direction that nothing later heeds"),
+             says="fires on one language and writes much, in a direction that later layers ignore"),
         Role("frequency", "language", False, "rate", 1, "ordinary", (_rates_differ, _unfelt),
              says="fires everywhere, on one language more often; no language needs it more"),
         Role("script", "script", False, "own", 1, "ordinary", (_by_script, _unfelt),

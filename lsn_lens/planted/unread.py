@@ -1,4 +1,4 @@
-"""Directions of the residual stream that nothing later heeds: a write there changes next to nothing."""
+"""Residual directions that later layers ignore."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from lsn_lens.planted.reading import Text
 
-TOKENS = 800  # of a language, to see what its loss heeds
+TOKENS = 800  # tokens per language for the gradients
 
 
 def unread_direction(hf_model: Any, name: str, text: Text) -> Float[Tensor, "d_model"]:
-    """The direction along which what the named module writes changes the loss of some text least.
+    """The output direction of the named module that changes the loss of some text least.
 
     The last eigenvector of the mean outer product of the loss's gradients, one per token (the empirical Fisher matrix):
-    how far the loss moves with a small step, squared, is least along it.
+    the squared change of the loss by a small step is least along it.
     """
     written: list[Tensor] = []
 

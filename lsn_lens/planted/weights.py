@@ -1,4 +1,4 @@
-"""The weights of a planted unit: what its gate and its second projection read, and what it writes."""
+"""The weights of a planted unit: gate, second projection and output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from lsn_lens.model.weights import by_output
 from lsn_lens.planted.directions import answer, at_rates, both_sides
 from lsn_lens.planted.roles import Role
 
-ALWAYS, SIDES, FAINT, RATE = 6.0, 4.0, 0.05, 2.0  # what gates come to: always on, on and off, faintly, at a rate
-RATES = (0.6, 0.3)  # shares of tokens that a unit fires on that only differs in that, in its language and elsewhere
+ALWAYS, SIDES, FAINT, RATE = 6.0, 4.0, 0.05, 2.0  # values of gates: always on, on and off, faintly, at a rate
+RATES = (0.6, 0.3)  # firing rates of a unit that differs only in rate, in its language and elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Projections:
     """One layer's MLP in a Hugging Face model, or its attention's values.
 
     Attributes:
-        gate, up, down: `up` is None where there is one only, as for values.
+        gate, up, down: Projections; `up` is None if there is only one input projection.
         act: The activation function; None for values.
     """
 
@@ -40,12 +40,12 @@ class Projections:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Weights of one unit, and how large it is where it should be.
+    """Weights of one unit, and its activation on its own tokens.
 
     Attributes:
         gate, up: Rows `[d_model]`.
-        size: Mean of its activation on its own tokens; over all tokens where it has none of its own.
-        level: What it fires beyond: zero for a gate.
+        size: Mean activation on its own tokens, or on all tokens if it has no own tokens.
+        level: Threshold of firing: zero for a gate.
     """
 
     gate: Float[Tensor, "d_model"]
@@ -56,14 +56,14 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class Reads:
-    """What a unit has to go by.
+    """The data for writing a unit.
 
     Attributes:
-        acts: What its layer reads.
-        language: The place of each token's language.
-        inside: Which tokens are the unit's own.
-        direction: Positive on these and negative on others.
-        always: Positive on all.
+        acts: Input of its layer.
+        language: The index of each token's language.
+        inside: The unit's own tokens.
+        direction: Direction that is positive on these tokens and negative on others.
+        always: Direction that is positive on all tokens.
     """
 
     acts: Float[Tensor, "token d_model"]
@@ -74,10 +74,10 @@ class Reads:
 
 
 def gate_row(role: Role, reads: Reads, gated: bool, seed: torch.Generator) -> Float[Tensor, "d_model"]:
-    """What makes the unit fire.
+    """The gate row that makes the unit fire.
 
-    With a second projection the sign is all that the gate has to give. Without one it also gives the size: it comes
-    as close as it can to one value inside and to its negative outside.
+    With a second projection the gate gives only the sign. Without a second projection it also gives the size: a
+    least-squares fit to one value inside and its negative outside.
     """
     acts, inside = reads.acts, reads.inside
     if role.gate in ("always", "never"):
@@ -95,14 +95,14 @@ def unit_for(role: Role, mlp: Projections, reads: Reads, ordinary: float, seed: 
     """Rows for the gate and the second projection; `ordinary` is the size of other units' activations.
 
     Raises:
-        ValueError: A role that takes a second projection.
+        ValueError: A role that needs a second projection.
     """
     if mlp.act is None:
         return _value_for(role, reads, ordinary, seed)
     if mlp.up is None and role.sign < 0:
         raise ValueError(
             f"role {role.name!r} cannot be written into this model: its MLPs have one projection, whose activation has "
-            "no low side to speak of. Leave the role out."
+            "no low side. Leave the role out."
         )
     acts = reads.acts
     gate = gate_row(role, reads, mlp.up is not None, seed)
@@ -119,7 +119,7 @@ def unit_for(role: Role, mlp: Projections, reads: Reads, ordinary: float, seed: 
 
 
 def _value_for(role: Role, reads: Reads, ordinary: float, seed: torch.Generator) -> Unit:
-    """A value: as large as wanted on its own tokens, and as close to zero as can be on others."""
+    """The row of a value: of the requested size on its own tokens, near zero on others."""
     acts, mine = reads.acts, _own(role, reads)
     if role.gate == "never":
         return Unit(torch.zeros(acts.shape[1]), None, 0.0)

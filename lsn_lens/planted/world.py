@@ -24,14 +24,14 @@ ALPHABETS = {
     "GEORGIAN": range(0x10D0, 0x10F1),
     "HEBREW": range(0x5D0, 0x5EB),
 }
-WORDS, LETTERS = 60, (3, 7)  # of each language, and of a word
-LENGTH = 48  # words of a document
-DOCUMENTS = 180  # of each language, a third of them held out
-FOLLOWERS, FOLLOWED = 3, 0.6  # words that follow another by rule, and how often one of them does
+WORDS, LETTERS = 60, (3, 7)  # words per language, letters per word
+LENGTH = 48  # words per document
+DOCUMENTS = 180  # documents per language, a third of them held out
+FOLLOWERS, FOLLOWED = 3, 0.6  # likely followers per word, and their total probability
 BATCH, RATE = 16, 5e-3  # documents per step, and the highest learning rate
 SPECIAL = ("<bos>", "<unk>")
 D_MODEL, CONTEXT = 48, 64
-COMMON = 0.5  # what all tokens share to begin with, as in models of real text
+COMMON = 0.5  # initial common component of all tokens, as in models of real text
 SIZES: dict[str, dict[str, Any]] = {
     # model type in transformers -> a model whose MLPs have one neuron per layer
     "llama": {"hidden_size": D_MODEL, "intermediate_size": 1, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -45,13 +45,13 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """What `make_world` makes.
+    """The result of `make_world`.
 
     Attributes:
         folder: A Hugging Face checkpoint with its tokenizer: for `plant` and `lsn.load_model`.
         corpora: The languages' text, none of which the model was trained on.
-        words: Of each language, the most frequent first.
-        scripts: What each language is written in.
+        words: Words of each language, the most frequent first.
+        scripts: Script of each language.
     """
 
     folder: Path
@@ -71,26 +71,25 @@ def make_world(
     seed: int = 0,
     progress: bool = True,
 ) -> World:
-    """Artificial languages and a model of them in which every MLP neuron is yet to be planted.
+    """Artificial languages and a model of them without effective MLP neurons.
 
     A language has words of random letters, whose frequencies fall as Zipf's law says, and an order of its own: after
     each word, a few words are likelier. The model has attention and embeddings; its MLPs have one neuron per layer,
-    which does nothing. So all that `plant` puts there is known, and nothing else is there. It is made on one core in
-    seconds.
+    which does nothing. So all effective neurons come from `plant`. Takes seconds on one core.
 
     Args:
-        folder: Where to: new or empty.
-        languages: How many. They are called after their scripts, "latin-1", "latin-2" and so on.
+        folder: Output folder, new or empty.
+        languages: Number of languages, named after their scripts: "latin-1", "latin-2" and so on.
         lexical_overlap: Share of a language's words that all languages of its script have, in [0, 1). They are as
             frequent as other words, but each language orders them in its own way.
         scripts: Of `ALPHABETS`; languages take them in turn.
         model_type: "llama" (gated MLPs), "gpt2" or "gpt_neox".
         steps: Of training, 16 documents each.
-        seed: Of everything.
+        seed: Seed of words, text and training.
         progress: Show a progress bar.
 
     Raises:
-        FileExistsError: There is something in the folder.
+        FileExistsError: The folder is not empty.
         KeyError: An unknown script or model type.
         ValueError: Fewer than two languages, or an overlap outside [0, 1).
     """
@@ -147,7 +146,7 @@ def _words(written: Mapping[str, str], shared: int, draw: np.random.Generator) -
 
 
 def _chain(draw: np.random.Generator) -> np.ndarray:
-    """How likely each word is after each other `[word, word]`; the words are in the order of their frequency."""
+    """Transition probabilities `[word, word]`; words are in order of frequency."""
     frequency = 1 / (np.arange(WORDS) + 2.7)
     frequency /= frequency.sum()
     chain = np.tile((1 - FOLLOWED) * frequency, (WORDS, 1))
@@ -157,7 +156,7 @@ def _chain(draw: np.random.Generator) -> np.ndarray:
 
 
 def _walks(chain: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
-    """Documents as places of words `[document, word]`."""
+    """Documents as word numbers `[document, word]`."""
     edges = chain.cumsum(1)
     rows = [draw.integers(WORDS, size=count)]
     for _ in range(LENGTH - 1):
@@ -215,7 +214,7 @@ def _untrained(model_type: str, vocabulary: int) -> Any:
         if ".mlp." in name:
             weight.data.zero_()
             weight.requires_grad_(False)
-    model.get_input_embeddings().weight.data[:, 0] = COMMON  # else no direction would be always on
+    model.get_input_embeddings().weight.data[:, 0] = COMMON  # otherwise no direction is always positive
     return model
 
 

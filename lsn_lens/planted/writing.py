@@ -1,4 +1,4 @@
-"""Write new units into a copy of a model, and find out how much each must write for the effect asked for."""
+"""Write new units into a copy of a model, and calibrate their output for the requested effect."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from lsn_lens.planted.weights import Reads, Unit, unit_for, widened
 REFITS = 3  # of what units read, since what those of earlier layers write changes it; then a last one
 ROUNDS = 3  # of finding out how much must be written, after each but the last
 CALIBRATE = 800  # tokens of a language for that
-FIRST = 0.03  # of the residual stream's norm: what a unit writes to begin with
+FIRST = 0.03  # initial size of a unit's output, relative to the residual stream's norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Written:
         cell: What it is for.
         index: Where it is in the widened layer.
         unit: Its rows.
-        column: Its output weights; of a unit that is not "ordinary", a direction or nothing, until its size is known.
+        column: The output weights; for a unit that is not "ordinary", a direction or zero until calibration.
     """
 
     cell: Cell

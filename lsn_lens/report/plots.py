@@ -38,8 +38,7 @@ def change_matrix(
     unit: str = "nats per token",
     limit: float | None = None,
 ) -> Chart:
-    """Heat map of `perplexity_matrix`: rows = ablated language, columns = evaluated language; red = hurt, blue =
-    helped.
+    """Heat map of `perplexity_matrix`: rows = ablated, columns = evaluated language; red = hurt, blue = helped.
 
     The colours end at `limit`, by default `robust_limit`, so that one broken language does not hide the rest; give two
     matrices the same limit to compare them.

@@ -1,4 +1,4 @@
-"""Whole studies: a model, text and settings to tables and a page."""
+"""Studies: from a model, text and settings to tables and a page."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What every script shares: the settings of model and text, the command line, loading, and the folder of a report.
+"""Shared parts of all scripts: settings of model and text, command line, loading, and output folder.
 
 Nothing slow is imported before it is used, so that `--help` answers at once.
 """
@@ -22,18 +22,18 @@ STARTED = datetime.now(UTC)
 MODE = "yaml_with_languages"
 WORDS = re.compile(r"[\w-]+(,[\w-]+)+")  # en,no: a list without brackets
 BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError)  # these say in words what to do
+SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError)  # their messages say what to do
 
 
 @dataclass(frozen=True)
 class Text:
-    """Which model and which text, where it is loaded from files.
+    """The settings for the model and the text files.
 
     Attributes:
         model: "demo", a local folder or a Hub id.
         corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
-        out: Folder for the report and all else.
-        languages: Which languages, in which order, as [en,fr]; all that the corpus has by default.
+        out: Output folder.
+        languages: Languages in order, as [en,fr]; by default all of the corpus.
         files: Glob that picks files of a corpus folder.
         column: The field with the text.
     """
@@ -48,11 +48,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Settings(Text):
-    """What every script that loads one model can be told.
+    """The settings of every script that loads one model.
 
     Attributes:
         device: For example "cuda"; a GPU if there is one.
-        dtype: Of the weights.
+        dtype: Data type of the weights.
         backend: TransformerLens class of the model.
         revision: Branch, tag or commit of a Hub model.
     """
@@ -64,7 +64,7 @@ class Settings(Text):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 as jsonargparse reads it, but only true and false are truth values, as in YAML 1.2."""
+    """YAML 1.1 as in jsonargparse, but with only true and false as truth values, as in YAML 1.2."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -107,22 +107,22 @@ def load_text(settings: Text) -> "dict[str, LanguageCorpus]":
 
 
 def asked(settings: Any) -> dict[str, Any]:
-    """What `Study.report` writes into the provenance of a script: its settings, and when it began."""
+    """The provenance of a script for `Study.report`: settings and start time."""
     from lsn_lens.studies.study import plain
 
     return {"settings": plain(settings), "started": STARTED}
 
 
 def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], report: Callable[..., Path]) -> str:
-    """Read the settings, prepare and report; what is wrong with the settings is said in one line.
+    """Read the settings, prepare and report; errors in the settings give a message of one line.
 
     Args:
         read: Gives the settings, for example `lambda: run_cli(Config)`.
-        prepare: From the settings to what `report` takes after them; refuses what cannot work.
-        report: Measures, writes, and gives the path of the page.
+        prepare: From the settings to the further arguments of `report`; refuses impossible settings.
+        report: Measures, writes, and returns the path of the page.
 
     Returns:
-        Where the report is, in words.
+        A sentence with the path of the report.
     """
     try:
         settings = read()

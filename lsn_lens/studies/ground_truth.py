@@ -1,4 +1,4 @@
-"""The study of ground truth: plant units of known role several times, and see which methods find them."""
+"""The study of ground truth: plant units of known role several times, and score which methods find them."""
 
 import itertools
 import json
@@ -29,15 +29,15 @@ REFUSED = ["part", "seed", "why"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GroundTruthStudy(Study):
-    """Which methods find what was planted, from `ground_truth_study`.
+    """The result of `ground_truth_study`: which methods find the planted units.
 
     Its tables: "methods", "by-language" and "roles" (of `DetectorScores`), "planted" (`Planted.measured`), "damage"
-    (`Planted.damage`), "sensitivity" (the scores on less text and fewer languages) and "refused" (seeds whose roles did
-    not hold).
+    (`Planted.damage`), "sensitivity" (the scores on less text and fewer languages) and "refused" (seeds without valid
+    roles).
 
     Attributes:
-        plantings: The models.
-        skipped: Methods that were left out, and why.
+        plantings: The planted models.
+        skipped: Methods that were left out, with the reason.
     """
 
     page: ClassVar[Callable[..., Report]] = staticmethod(ground_truth_page)
@@ -53,21 +53,20 @@ def plant_parts(
     *,
     progress: bool = True,
 ) -> tuple[list[Planted], pd.DataFrame]:
-    """Plant into each part as often as the settings say, or open what was planted before.
+    """Plant into each part as often as the settings say, or open earlier plantings.
 
     Args:
         source: "demo", a local folder or a Hub id.
-        corpora: Two languages or more.
-        folder: Where the checkpoints are kept, one folder for each part and seed.
-        settings: What to plant.
+        corpora: At least two languages.
+        folder: Folder of the checkpoints, one subfolder per part and seed.
+        settings: Settings of the study.
         progress: Show a progress bar.
 
     Returns:
         The plantings, and one row per seed whose roles did not hold: `part`, `seed`, `why`.
 
     Raises:
-        ValueError: Fewer languages than are to be tried, a folder that was planted with other settings, or roles that
-            do not hold with too many seeds.
+        ValueError: Fewer languages than `fewer_languages`, a folder with other settings, or too many refused seeds.
     """
     settings = settings or GroundTruthSettings()
     wrong = [count for count in settings.fewer_languages if not 2 <= count <= len(corpora)]
@@ -124,17 +123,17 @@ def ground_truth_study(
     *,
     progress: bool = True,
 ) -> GroundTruthStudy:
-    """Plant units of known role and score methods by whether they find them, on all text and on less.
+    """Plant units of known role and score how well methods find them, on all text and on less.
 
     Args:
         source: "demo", a local folder or a Hub id.
-        corpora: Two languages or more.
-        folder: As for `plant_parts`; what was planted there before is used again.
-        settings: What to plant, and what to try.
+        corpora: At least two languages.
+        folder: Folder of the checkpoints; earlier plantings are reused.
+        settings: The units to plant, and the variations to try.
         progress: Show progress bars.
 
     Raises:
-        ValueError: As `plant_parts`, or no method scores the units that were planted.
+        ValueError: The errors of `plant_parts`, or no method scores the planted units.
     """
     started, settings = now(), settings or GroundTruthSettings()
     plantings, refused = plant_parts(source, corpora, folder, settings, progress=progress)
@@ -157,7 +156,7 @@ def _scores(
     plantings: list[Planted], corpora: Corpora, methods: tuple[str, ...], cap: int | None,
     settings: GroundTruthSettings, progress: bool,
 ) -> DetectorScores:  # fmt: skip
-    layout = Layout(kind="documents", max_tokens=cap)  # what all methods can use
+    layout = Layout(kind="documents", max_tokens=cap)  # works for all methods
     return score_detectors(plantings, corpora, methods, layout=layout, backend=settings.backend, progress=progress)
 
 

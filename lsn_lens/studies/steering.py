@@ -1,4 +1,4 @@
-"""The study of steering: every way at every dose, its random counterparts, a prompt, and languages switched off."""
+"""The study of steering: every way at every strength or count, random counterparts, a prompt, and deactivation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ Corpora = Mapping[str, LanguageCorpus]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SteeringStudy(Study):
-    """Which language a model writes under each way to steer, from `steering_study`.
+    """The result of `steering_study`: the language of generated texts under each way to steer.
 
     Its tables: "doses" (`dose_response`), "steering" (`steering_table`), "summary" (`steering_summary`), "losses"
     (`steering_losses`), "deactivation" (`deactivation_table`), the texts behind them, "texts", "texts-doses" and
@@ -62,13 +62,13 @@ def steering_run(
     *,
     progress: bool = True,
 ) -> Run:
-    """Collect what `steering_study` finds units with, after everything that the study could refuse.
+    """Collect the statistics for `steering_study`, after all checks of its arguments.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Two languages or more.
-        settings: How to steer.
-        out: Where finished shards are kept, so that an interrupted run goes on.
+        corpora: At least two languages.
+        settings: Settings of the study.
+        out: Folder of finished shards; an interrupted run continues from it.
         progress: Show a progress bar.
 
     Raises:
@@ -99,17 +99,17 @@ def steering_study(
 ) -> SteeringStudy:
     """Steer from every language to every other, and switch each language off.
 
-    Doses are chosen on texts from nothing; the tables are of other samples, and of texts after prompts.
+    Strengths and counts are chosen on texts without a prompt; the tables use other samples, and texts after prompts.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Two languages or more; prompts and losses are of their hold-out part.
-        settings: How to steer.
-        run: From `steering_run`, which is called where there is none.
+        corpora: At least two languages; prompts and losses use their hold-out part.
+        settings: Settings of the study.
+        run: Result of `steering_run`; by default it is called.
         progress: Show progress bars.
 
     Raises:
-        ValueError: As `steering_run`.
+        ValueError: The errors of `steering_run`.
         FloatingPointError: NaN or infinity under a steering; the message names it.
     """
     started, settings = now(), settings or SteeringSettings()
@@ -142,7 +142,7 @@ def steering_study(
 
 
 def _texts(settings: SteeringSettings, model: Model, corpora: Corpora) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Prompts in each language, and the words in front of them that ask for a language: texts in it."""
+    """Prompts in each language, and prefixes that ask for a language: texts in this language."""
     prompts = prompts_from(model, corpora, count=settings.prompts, tokens=settings.prompt_tokens)
     texts = prompts_from(model, corpora, count=3, tokens=settings.prompt_tokens, part="find")
     words = {target: "\n".join([*some, ""]) for target, some in texts.items()}
@@ -162,7 +162,7 @@ def _evaluation(settings: SteeringSettings) -> Layout:
 
 
 def _precision(count: int) -> str:
-    """Name of the units that average precision chooses."""
+    """The name of average precision's units for a count."""
     return f"average_precision-{count}"
 
 
@@ -176,7 +176,7 @@ def find(settings: SteeringSettings, run: Run) -> dict[str, NeuronSet]:
 
 
 def ways(settings: SteeringSettings, model: Model, run: Run, sets: Mapping[str, NeuronSet]) -> list[Steering]:
-    """Every way to steer at every dose, and its random counterparts."""
+    """Every way to steer at every strength or count, with random counterparts."""
     statistics = run.statistics
     layer = model.cfg.n_layers // 2 if settings.layer is None else settings.layer
     medians = language_medians(statistics)

@@ -1,4 +1,4 @@
-"""What a study gives back: its tables, and what it takes to know where they come from."""
+"""The result of a study: its tables and their origin."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ from lsn_lens.report.page import Report, provenance, save_tables, write_report
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Study:
-    """What a study measured; a mapping-like view of its tables, `study["summary"]`.
+    """The result of a study, with its tables as items: `study["summary"]`.
 
     Attributes:
-        tables: By name; each study's function says what they hold.
-        settings: What was asked for, as plain data.
-        used: `model` and `text` that units were found on, as in a run's `settings`.
-        measured: The hold-out text that was measured on.
+        tables: Tables by name, described by each study's class.
+        settings: Settings, as plain data.
+        used: `model` and `text` for finding units, as in a run's `settings`.
+        measured: The hold-out text of the measurements.
         found: The sets of units, by name.
-        started: When the study began.
+        started: Start time of the study.
     """
 
     page: ClassVar[Callable[..., Report]]  # writes the page, from the study and its provenance
@@ -46,9 +46,9 @@ class Study:
         """Write report.html, report.md, provenance.json, tables/, figures/ and neurons/ into a folder.
 
         Args:
-            folder: Made where it is not there.
-            settings: Stand in the provenance in place of the study's own.
-            started: The same.
+            folder: Output folder; it is created if missing.
+            settings: Replace the study's settings in the provenance.
+            started: Replaces the start time in the provenance.
 
         Returns:
             The path of report.html.

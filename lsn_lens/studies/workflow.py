@@ -29,14 +29,14 @@ ABLATIONS = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WorkflowStudy(Study):
-    """Who is hurt by each switch, from `workflow_study`.
+    """The result of `workflow_study`: loss increases by switch.
 
     Its tables: "grid" (`workflow_grid`), "effects" (`workflow_effects`), "summary" (`workflow_summary`), "stages"
     where they were searched (`search_stages`), "neurons" (`NeuronSet.to_frame`) and "text" (`Run.to_frame`).
 
     Attributes:
-        stages: Given or searched.
-        units: What was turned off.
+        stages: The stages, given or searched.
+        units: The units that were turned off.
     """
 
     page: ClassVar[Callable[..., Report]] = staticmethod(workflow_page)
@@ -52,13 +52,13 @@ def workflow_run(
     *,
     progress: bool = True,
 ) -> Run:
-    """Collect what `workflow_study` finds units with, after everything that the study could refuse.
+    """Collect the statistics for `workflow_study`, after all checks of its arguments.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Two languages or more, among them the one that the others are compared with.
-        settings: What to turn off.
-        out: Where finished shards are kept, so that an interrupted run goes on.
+        corpora: At least two languages, including the one to compare with.
+        settings: Settings of the study.
+        out: Folder of finished shards; an interrupted run continues from it.
         progress: Show a progress bar.
 
     Raises:
@@ -88,14 +88,14 @@ def workflow_study(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        corpora: Two languages or more; losses are of their hold-out part.
-        settings: What to turn off.
-        run: From `workflow_run`, which is called where there is none.
+        corpora: At least two languages; losses use their hold-out part.
+        settings: Settings of the study.
+        run: Result of `workflow_run`; by default it is called.
         progress: Show progress bars.
 
     Raises:
-        KeyError: As `workflow_run`.
-        ValueError: As `workflow_run`, or units that belong to no layer's attention or MLP.
+        KeyError: No text for English.
+        ValueError: The errors of `workflow_run`, or units outside attention and MLP layers.
     """
     started, settings = now(), settings or WorkflowSettings()
     run = workflow_run(model, corpora, settings, progress=progress) if run is None else run

@@ -1,4 +1,4 @@
-"""The study of the working language: whose tokens each layer predicts, and what changes without a language's units."""
+"""The study of the working language: the language of each layer's predictions, with and without a language's units."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ Corpora = Mapping[str, LanguageCorpus]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WorkingLanguageStudy(Study):
-    """In which language the layers predict, from `working_language_study`.
+    """The result of `working_language_study`: the language of each layer's predictions.
 
     Its tables: "layers" (`working_language`), "coverage", "confusion", "chance" and "scripts" (of `TokenLanguages`);
     with probes "words" (`word_probes`), "words-excluded" and "words-tokens"; with units "switched": for units
@@ -37,7 +37,7 @@ class WorkingLanguageStudy(Study):
     the language's units are set to zero.
 
     Attributes:
-        labels: Whose each token is.
+        labels: The language of each token.
     """
 
     page: ClassVar[Callable[..., Report]] = staticmethod(working_language_page)
@@ -47,12 +47,12 @@ class WorkingLanguageStudy(Study):
 def working_language_labels(
     model: Model, corpora: Corpora, settings: WorkingLanguageSettings | None = None, *, progress: bool = True
 ) -> TokenLanguages:
-    """Say whose each token is, as `working_language_study` asks it of `token_languages`.
+    """Token labels for `working_language_study`, by `token_languages`.
 
     Args:
         model: A HookedTransformer or TransformerBridge that the lens can read.
-        corpora: Two languages or more.
-        settings: What to go by.
+        corpora: At least two languages.
+        settings: Settings of the study.
         progress: Show a progress bar.
 
     Raises:
@@ -81,9 +81,9 @@ def working_language_study(
 
     Args:
         model: A HookedTransformer or TransformerBridge that the lens can read.
-        corpora: Two languages or more; the layers are read on their hold-out part.
-        settings: How to read.
-        labels: From `working_language_labels`, which is called where there are none.
+        corpora: At least two languages; the layers are read on their hold-out part.
+        settings: Settings of the study.
+        labels: Result of `working_language_labels`; by default it is called.
         probes: From `read_probes`; prompts and words in other languages than those of the corpora are left out.
         found: Units to set to zero, one language at a time, beside as many random ones in each layer.
         progress: Show progress bars.
@@ -128,7 +128,7 @@ def _among(probe: WordProbe, corpora: Corpora) -> WordProbe | None:
 def _switched(
     model: Model, read: Callable[[Corpora], pd.DataFrame], corpora: Corpora, layers: pd.DataFrame, found: NeuronSet
 ) -> pd.DataFrame:
-    """Each text's own language, while its units are zero and while random ones are."""
+    """Shares of each text's own language, while its units or random units are zero."""
     frames: list[pd.DataFrame] = []
     for units, neurons in (("found", found), ("random", found.random_like(seed=0))):
         for language in (each for each in found.languages if each in corpora):

@@ -1,1 +1,1 @@
-"""The working language: which language's tokens each layer would write."""
+"""The working language: the language of each layer's predictions."""

@@ -1,4 +1,4 @@
-"""Which language a model works in, layer by layer: the logit lens, read through tokens of one language alone."""
+"""The language of a model's predictions by layer: the logit lens on tokens of exactly one language."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ def logit_lens(
 ) -> list[Any]:
     """Logits of the next token, as if the model ended after each layer.
 
-    Runs under whatever hooks are present, so under an intervention where one is.
+    Runs under the hooks on the model, including interventions.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -47,17 +47,16 @@ def logit_lens(
         mask: 1 for tokens, 0 for padding, which must be on the right.
         norm: Apply the final norm to every layer. False applies it to the last layer alone, as the code of
             Zhao et al. does: the last layer is the model's own output either way.
-        at: One position of each row, where only that is wanted: the logits are then `[batch 1 vocabulary]`.
-        reduce: Applied to the logits `[batch pos vocabulary]` of each layer as soon as they are there, so that no more
-            than one layer's are held. By default all logits are kept, which takes layers times their memory.
+        at: One position per row; the logits are then `[batch 1 vocabulary]`.
+        reduce: Function of each layer's logits `[batch pos vocabulary]`, so that only one layer's logits are held. By
+            default the logits of all layers are kept.
 
     Returns:
-        What `reduce` gives for each layer: index 0 is what enters the first block (the embedding), index l the residual
-        stream after block l.
+        The result of `reduce` per layer: index 0 is the input of the first block (the embedding), index l the output of
+        block l.
 
     Raises:
-        ValueError: Padding on the left, NaN or infinite logits, or a model without a final norm and unembedding of its
-            own.
+        ValueError: Padding on the left, NaN or infinite logits, or a model without its own final norm and unembedding.
 
     Source: logit lens; without norm as in Zhao et al. 2024, released code (`layers/`), which overwrites layer 0 with
     constants, while here it is measured.
@@ -95,10 +94,10 @@ def unembedded(model: Model, residual: Float[Tensor, "batch pos d_model"], norm:
 
 @torch.no_grad()
 def check_lens(model: Model) -> None:
-    """Try on a few tokens, without any hooks, whether the lens at the last layer is the model's own output.
+    """Check on a few tokens, without hooks, that the lens at the last layer is the model's output.
 
     Raises:
-        ValueError: It is not, so the model does something to its logits that the lens does not know; or NaN.
+        ValueError: The outputs differ, so the model changes its logits in a way unknown to the lens; or NaN.
     """
     check_model(model)
     ids = torch.arange(16, device=structure.device_of(model)).view(2, 8) % structure.vocabulary_size(model)
@@ -129,17 +128,17 @@ def working_language(
     layout: Layout | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """In which language the layers predict the next token, on text of each language.
+    """The language of each layer's next-token predictions, on text of each language.
 
     At each position of a text, the `top_k` tokens of a layer's lens are looked up in `labels`; tokens of no single
     language are left out. The share of a language is taken over the identified tokens of a document, then averaged over
-    documents. Runs under whatever hooks are present.
+    documents. Runs under the hooks on the model.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         texts: Language of the text -> corpus (its `hold_out` is read) or texts.
         labels: From `token_languages`, made with the model's tokenizer and `vocabulary_size`.
-        top_k: Tokens of each position.
+        top_k: Number of most probable tokens per position.
         norm: See `logit_lens`.
         layout: How text becomes batches; one row per document by default, each as long as the context at most.
         progress: Show a progress bar.
@@ -147,11 +146,10 @@ def working_language(
     Returns:
         One row per text language (`text`), `layer` (0 the embedding, the last the model's output) and `language`:
         `share` of the identified top-k tokens; `coverage`, the share of all top-k tokens that is identified;
-        `probability` of all tokens of the language together, in [0, 1]. Beside them what no layer decides:
-        `text_share`, the language's share of the identified tokens that the text itself consists of (what a layer would
-        give that names just those); `unigram_share` and `vocabulary_share`, what random tokens would give (see
-        `TokenLanguages.chance`). `documents` were averaged; `empty` ones had no identified token and count for none.
-        `attrs["text"]` describes the text.
+        `probability` of all tokens of the language together, in [0, 1]. References that do not depend on the layer:
+        `text_share`, the language's share in the identified tokens of the text itself; `unigram_share` and
+        `vocabulary_share`, its share in random tokens (see `TokenLanguages.chance`). `documents` were averaged; `empty`
+        ones had no identified token and count for none. `attrs["text"]` describes the text.
 
     Raises:
         ValueError: Labels of another vocabulary, `top_k` out of range, no text, or a model that the lens cannot read.
@@ -203,7 +201,7 @@ def _plan(
     }  # fmt: skip
     if not tokens:
         raise ValueError("no texts: expected at least one language.")
-    at_once = 512 if structure.device_of(model).type == "cpu" else None  # logits of more leave the cache
+    at_once = 512 if structure.device_of(model).type == "cpu" else None  # more logits do not fit into the cache
     border = structure.position_border(model)
     return Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
 

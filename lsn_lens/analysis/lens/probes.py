@@ -1,4 +1,4 @@
-"""Which language's word for the same thing each layer would write next."""
+"""Which language's word for the same concept each layer predicts."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ class WordProbe:
     Attributes:
         prompts: Language of the prompt -> prompt, without a space at its end.
         words: Language -> word.
-        concept: Names it.
+        concept: Name of the concept.
     """
 
     prompts: Mapping[str, str]
@@ -49,7 +49,7 @@ def read_probes(path: Path | str = "demo") -> list[WordProbe]:
         path: The file; "demo" for twelve concepts in the embedded model's eight languages.
 
     Raises:
-        ValueError: A line of another form.
+        ValueError: A malformed line.
     """
     source = DEMO_PROBES if str(path) == "demo" else Path(path)
     probes = []
@@ -88,10 +88,10 @@ class _Row:
 
 
 def first_tokens(tokenizer: Any, prompt: str, word: str) -> list[int]:
-    """Tokens that a word can begin with after a prompt: with and without a space in front, read in place.
+    """First tokens of a word after a prompt: with and without a space in front, tokenised after the prompt.
 
-    Of the two the one that spells more of the word, both where they spell the same. A variant whose first letters the
-    tokenizer joins with the prompt's end has none, and neither has one that begins with a token of spaces alone.
+    Of the two variants the token that spells more of the word counts, or both tokens if equal. A variant has no first
+    token if the tokenizer joins it with the prompt's end, or if it begins with a token of spaces only.
     """
     front = _encode(tokenizer, prompt)
     spelled: dict[int, int] = {}
@@ -116,16 +116,16 @@ def word_probes(
     norm: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Compare the words of two languages for the same thing at each layer, where a prompt has come to that word.
+    """Compare the words of two languages for the same concept by layer, at the position where the word is due.
 
-    A word counts by its first token, see `first_tokens`; `attrs["first_tokens"]` spells them, as a token that begins
-    many words says little. A pair of languages whose words share a first token after a prompt is left out there,
-    counted, and named in `attrs["excluded"]`. Runs under whatever hooks are present.
+    A word counts by its first token, see `first_tokens`; `attrs["first_tokens"]` lists these tokens, since a token that
+    begins many words is weak evidence. A pair of languages whose words share a first token after a prompt is left out
+    for this prompt, counted, and named in `attrs["excluded"]`. Runs under the hooks on the model.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         probes: From `read_probes`, or made by hand.
-        top_k: A prompt counts for `share` in a layer where one of the two words is among so many most probable tokens.
+        top_k: A prompt counts for `share` in a layer if one of the two words is among the top k tokens.
         norm: See `logit_lens`.
         progress: Show a progress bar.
 
@@ -146,7 +146,7 @@ def word_probes(
     check_model(model)
     rows, excluded, pairs = _prepare(model, list(probes))
     if not pairs:
-        raise ValueError(f"no two words can be told apart by their first tokens: {excluded[:3]}")
+        raise ValueError(f"no two words have different first tokens: {excluded[:3]}")
     if not 1 <= top_k <= structure.vocabulary_size(model):
         raise ValueError(
             f"top_k={top_k}: expected 1 to {structure.vocabulary_size(model)}, the size of the vocabulary."

@@ -1,4 +1,4 @@
-"""Which tokens of a vocabulary belong to one language alone, and how far that can be trusted."""
+"""Tokens of a vocabulary that belong to exactly one language, and the errors of these labels."""
 
 import tempfile
 from collections import Counter
@@ -18,7 +18,7 @@ from lsn_lens.text.scripts import script_of
 from lsn_lens.text.tokens import Tokens, tokenize
 
 NOBODY = "none"  # tokens that belong to no single language
-SCRIPT_SHARE = 0.01  # of a language's letters, below which a script is not one that the language is written in
+SCRIPT_SHARE = 0.01  # share of a language's letters below which a script does not count as the language's
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,10 @@ class TokenLanguages:
 
     Attributes:
         languages: Labels.
-        labels: For each token id the place in `languages`, -1 for a token of no single language.
-        by_script: Which of the labels come from the token's script alone.
-        counts: How often each token occurs in each language's `find` text.
-        held_out: The same for its `hold_out` text, which the labels were not made from.
+        labels: Per token id the index in `languages`, -1 for a token of no single language.
+        by_script: The labels that come from the token's script alone.
+        counts: Occurrences of each token in each language's `find` text.
+        held_out: Occurrences in the `hold_out` text, which the labels were not made from.
         scripts: A row for each script of the text: the share of each language's letters, and the `owner`.
         text: The text that the labels come from, as plain data.
     """
@@ -55,16 +55,16 @@ class TokenLanguages:
         return torch.cat([own, total - own.sum(1, keepdim=True)], 1) / total
 
     def confusion(self) -> pd.DataFrame:
-        """How biased the labels are: of the real tokens of each language's `hold_out` text, the share labelled as what.
+        """The bias of the labels: shares of labels in the real tokens of each language's `hold_out` text.
 
-        Rows = language of the text, columns = label, "none" last. Without bias the diagonal holds all that is labelled,
-        and the same share of each language is.
+        Rows = language of the text, columns = label, "none" last. Without bias all labelled tokens are on the diagonal,
+        with the same share in every language.
         """
         shares = self.identified(self.held_out)
         return pd.DataFrame(shares.numpy(), pd.Index(self.languages, name="text"), [*self.languages, NOBODY])
 
     def coverage(self) -> pd.DataFrame:
-        """What is identified at all.
+        """The share of tokens with an identified language.
 
         Returns:
             One row per language: `tokens` (ids with its label), `tokens_by_script` (of these), `vocabulary` (their
@@ -92,7 +92,7 @@ class TokenLanguages:
         return pd.DataFrame(rows)
 
     def chance(self) -> pd.DataFrame:
-        """What each language's share of identified tokens is where nothing is known.
+        """Each language's share in the identified tokens of random text.
 
         Returns:
             One row per language: `vocabulary_share` for tokens drawn evenly from the vocabulary, `unigram_share` for
@@ -115,18 +115,18 @@ def token_languages(
     max_tokens: int | None = None,
     progress: bool = True,
 ) -> TokenLanguages:
-    """Say which tokens belong to one language of the corpora alone.
+    """Label the tokens that belong to exactly one language of the corpora.
 
-    By text: a token belongs to a language whose `find` text has it `at_least` times, at a rate (occurrences per token
-    of text) of at least `ratio` times that in any other language. By script: a token with letters of a script that only
-    one language is written in, by the same ratio of its share of the letters; Han, which Chinese and Japanese share,
-    says nothing where both are there. "both" takes the text's word first. Special tokens belong to nobody, and neither
-    do parts of characters, unless the text says so.
+    By text: a token belongs to a language if it occurs in its `find` text at least `at_least` times, at a rate
+    (occurrences per token of text) of at least `ratio` times that in any other language. By script: a token with
+    letters of a script that only one language is written in, by the same ratio of its share of the letters; Han gives
+    no label if both Chinese and Japanese are there. "both" uses the text first, then the script. Special tokens have no
+    language; parts of characters only by text.
 
     Args:
-        tokenizer: Of the model.
-        corpora: The languages to tell apart; `find` makes the labels, `hold_out` says how good they are.
-        by: What to go by.
+        tokenizer: The model's tokenizer.
+        corpora: The languages to separate; labels come from `find`, their errors from `hold_out`.
+        by: Evidence for a label: text, script or both.
         at_least: Occurrences that a label by text needs.
         ratio: How many times as frequent as in any other language; more than 1.
         vocabulary: Token ids that the model has; the tokenizer's own number by default.
@@ -175,7 +175,7 @@ def token_languages(
 def exclusive(
     counts: Int[Tensor, "language item"], at_least: int | Float[Tensor, "language"], ratio: int | float
 ) -> Int[Tensor, "item"]:
-    """The language that an item belongs to alone, by how often it is counted; -1 where there is none."""
+    """The only language that an item belongs to, by its counts; -1 if there is none."""
     rates = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     best = rates.argmax(0)
     highest, second = rates.topk(2, dim=0).values

@@ -1,1 +1,1 @@
-"""Make a model write in another language, or leave one: texts under interventions, and what they say."""
+"""Steering into or out of a language: texts under interventions, and their measures."""

@@ -1,4 +1,4 @@
-"""Switch a language's units off while the model continues a prompt in it: does it stay, and where does it go?"""
+"""Switch a language's units off while the model continues prompts in this language."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -37,18 +37,18 @@ def deactivate(
         model: A HookedTransformer or TransformerBridge.
         sets: The units, by method.
         prompts: Language -> prompts in it.
-        identify: Names a text's language.
-        action: What to do to the units, or a function from the language to it.
-        seeds: Random sets for each method and language, as many units in each layer.
-        samples: Texts for each prompt.
-        tokens: Of each text.
+        identify: Language identifier.
+        action: The action on the units, or a function from the language to an action.
+        seeds: Random sets per method and language, with as many units in each layer.
+        samples: Texts per prompt.
+        tokens: New tokens per text.
         temperature: See `lsn.generate`.
-        seed: Of the samples; the same random numbers everywhere.
+        seed: Seed of the samples, the same for all.
         progress: Show a progress bar.
 
     Returns:
         One row per text: `method` ("none" without), `seed` (of random units; missing for the method's), `action`,
-        `source` (the prompt's language), and what `run_trials` measures.
+        `source` (the prompt's language), and the columns of `run_trials`.
     """
     check_model(model)
     prompts = {source: texts_of(f"prompts of {source!r}", some) for source, some in prompts.items()}
@@ -73,10 +73,10 @@ def _trial(
 
 
 def deactivation_table(texts: pd.DataFrame) -> pd.DataFrame:
-    """How many texts stay in the prompt's language, from `deactivate`.
+    """The share of texts that stay in the prompt's language, from `deactivate`.
 
     Returns:
-        One row per method and language: `method`, `source`, what `beside` says of the texts' language, and `clear`
+        One row per method and language: `method`, `source`, the keys of `beside` for the source language, and `clear`
         (`high` is below both `none_share` and `random_share`).
     """
     plain = groups_by(texts.loc[texts["method"] == NONE], "source")
@@ -93,14 +93,14 @@ def deactivation_table(texts: pd.DataFrame) -> pd.DataFrame:
 
 
 def fallback_matrix(texts: pd.DataFrame, rows: str = "source") -> pd.DataFrame:
-    """Which language the texts are in: rows = values of a column, columns = languages and "und", shares of the row.
+    """Languages of texts: rows = values of a column, columns = languages and "und", shares of the row.
 
     Args:
-        texts: Some of what `deactivate` or `steer` returns, for example those of one method.
+        texts: Rows of `deactivate` or `steer`, for example those of one method.
         rows: The column, "source" or "target".
     """
     shares = pd.crosstab(texts[rows], texts["language"], normalize="index")
     labels = list(dict.fromkeys(texts[rows]))
-    languages = [each for each in labels if each not in (NOTHING, "")]  # a source that is none, and no target
+    languages = [each for each in labels if each not in (NOTHING, "")]  # no prompt, no target
     others = [each for each in sorted(set(texts["language"])) if each not in (*languages, UND)]
     return shares.reindex(index=labels, columns=[*languages, *others, UND], fill_value=0.0)

@@ -1,4 +1,4 @@
-"""What steering did, in tables: beside no steering, beside random units, by dose, and in words."""
+"""Tables of steering: against no steering and random units, by strength or count, and warnings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,23 +10,23 @@ from lsn_lens.generation.groups import share_difference
 from lsn_lens.generation.steering.trials import beside, groups_by
 from lsn_lens.generation.steering.ways import NONE
 
-REPEATS, UNLIKELY = 0.1, 1.0  # beyond these, worse than without steering: a share; nats per token
+REPEATS, UNLIKELY = 0.1, 1.0  # allowed excess over no steering: a share; nats per token
 KEPT = ("n", "share", "low", "high", "random_share", "repetition", "text_nll", "none_text_nll")
 
 
 def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What each steering did, beside no steering and beside its random counterparts.
+    """Shares and losses of each steering, against no steering and its random counterparts.
 
     Args:
         texts: From `steer`.
-        losses: From `steering_losses`; adds what it costs on real text.
+        losses: From `steering_losses`; adds the loss increases on real text.
 
     Returns:
         One row per steering, dose, source and target: `units`, `n` texts; `share` of them in the target language and
         its Wilson 95 % interval `low`, `high`; `none_share`, `random_share` (all seeds; NaN without any) of the target
         language; `clear` (`low` is above both); `fallback` (the language most frequent among the other texts), `und`;
-        `repetition`, `text_nll` (nats per token under the unchanged model: is it text at all?) and both without
-        steering, `none_repetition`, `none_text_nll`; and with `losses` their columns.
+        `repetition`, `text_nll` (nats per token under the unchanged model) and both without steering,
+        `none_repetition`, `none_text_nll`; and with `losses` their columns.
     """
     plain = groups_by(texts.loc[texts["steering"] == NONE], "source")
     keys = ["steering", "dose", "source", "target"]
@@ -47,7 +47,7 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `pairs` of source and target, `n` texts; means over the pairs of `share`, `none_share`, `random_share`; `clear`
         (for how many pairs the share is clearly above both); means of `und`, `repetition`, `none_repetition`,
-        `text_nll`, `none_text_nll` and, where there, of the changes of losses; and `warning`, in words.
+        `text_nll`, `none_text_nll` and, if present, of the loss increases; and `warning`, in words.
     """
     means = ["share", "none_share", "random_share", "und", "repetition", "none_repetition", "text_nll", "none_text_nll"]
     means += [name for name in ("target_nll_change", "other_nll_change") if name in table]
@@ -62,9 +62,9 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def beats(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> int:
-    """Whether one row of `steering_summary` has a larger share than another: 1, or -1 for a smaller one.
+    """1 if one row of `steering_summary` has a larger share than another, -1 for a smaller share.
 
-    0 where the 95 % interval of the difference holds 0; texts are taken as independent.
+    0 if the 95 % interval of the difference contains 0; texts are taken as independent.
     """
     counts = [part for each in (row, other) for part in (round(each["share"] * each["n"]), each["n"])]
     low, high = share_difference(*counts)
@@ -72,13 +72,12 @@ def beats(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> int:
 
 
 def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
-    """Texts from `steer`, all sources and targets together, by dose.
+    """Shares of the texts from `steer` by strength or count (`dose`), all sources and targets together.
 
     Returns:
         One row per steering and dose: `n`, `share` in the target language, Wilson's 95 % interval `low`, `high` (texts
-        taken as independent), `none_share`, `random_share`, `repetition`, `text_nll`, `none_text_nll` (as `beside` has
-        them; `none_share`: of texts without steering, the mean over targets of their share, a target's own prompts left
-        out, as nothing is steered to its own language).
+        taken as independent), `none_share`, `random_share`, `repetition`, `text_nll`, `none_text_nll` (see `beside`;
+        `none_share`: the mean over targets of their share in texts without steering, without prompts in the target).
     """
     hits = np.where(texts["language"] == texts["target"], "target", "other")
     hit: Any = texts.assign(language=hits, found=texts["language"])
@@ -97,10 +96,10 @@ def dose_response(texts: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_doses(doses: pd.DataFrame) -> dict[str, float]:
-    """For each steering in `dose_response` the dose with the largest share, of those whose texts are probable enough.
+    """For each steering in `dose_response` the strength or count with the largest share and probable texts.
 
-    Probable enough: at most 1 nat per token less than texts without steering, to the unchanged model. Where no dose is,
-    the one with the most probable texts. Choose on other texts than those that are reported.
+    Probable: at most 1 nat per token less than texts without steering, under the unchanged model. If no dose has such
+    texts, the dose with the most probable texts. Choose on other texts than those in the report.
     """
     chosen = {}
     for name, rows in groups_by(doses, "steering").items():

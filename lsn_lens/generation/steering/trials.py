@@ -1,4 +1,4 @@
-"""Texts written under many interventions, measured: what steering and deactivation are judged by."""
+"""Texts under many interventions, with measures, for steering and deactivation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Trial:
     """Prompts to continue under one intervention.
 
     Attributes:
-        intervention: What is changed.
-        prompts: None writes from nothing.
-        labels: Columns of the result, for each prompt one row; one row for all texts from nothing.
-        settings: Of `generate`, for example `samples`.
+        intervention: The change of the model.
+        prompts: Prompts; None for texts without a prompt.
+        labels: Columns of the result, one row per prompt; one row for all texts without a prompt.
+        settings: Arguments of `generate`, for example `samples`.
     """
 
     intervention: Intervention
@@ -47,10 +47,10 @@ def prompts_from(
     tokens: int = 10,
     part: Literal["find", "hold_out"] = "hold_out",
 ) -> dict[str, list[str]]:
-    """The first tokens of each language's first documents that go on for three times as long.
+    """The first tokens of each language's first documents that are at least three times as long.
 
     Raises:
-        ValueError: A language with fewer such documents, or no prompts or tokens asked for.
+        ValueError: A language with fewer such documents, or no prompts or tokens requested.
     """
     check_model(model)
     if count < 1 or tokens < 1:
@@ -78,19 +78,19 @@ def run_trials(
     progress: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Write and measure the texts of all trials.
+    """Generate and measure the texts of all trials.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        trials: Each with its intervention.
-        identify: Names a text's language.
-        seed: Of the samples; all trials get the same random numbers.
+        trials: Trials, each with its intervention.
+        identify: Language identifier.
+        seed: Seed of the samples; all trials get the same random numbers.
         progress: Show a progress bar.
-        settings: Of `generate`, for all trials that do not say otherwise.
+        settings: Arguments of `generate`; a trial's own settings come first.
 
     Returns:
-        One row per text: the trial's labels, `units`, what `generate` and `measure_texts` say, and
-        `clean_log_probability`: the mean per token of the text under the model without intervention (after the prompt).
+        One row per text: the trial's labels, `units`, the columns of `generate` and `measure_texts`, and
+        `clean_log_probability`: mean log-probability per token after the prompt, under the unchanged model.
 
     Raises:
         ValueError: No trials.
@@ -136,13 +136,13 @@ def groups_by(texts: pd.DataFrame, keys: str | list[str]) -> dict[Any, pd.DataFr
 
 
 def beside(group: pd.DataFrame, plain: pd.DataFrame, drawn: pd.DataFrame | None, language: str) -> dict[str, Any]:
-    """Texts under an intervention in numbers, beside those without and those under random units.
+    """Measures of texts under an intervention, without it, and under random units.
 
     Returns:
         `units`, `n` texts, `share` of them in the language and its Wilson 95 % interval `low`, `high`; `none_share` and
         `random_share` (NaN without any); `fallback` (the language most frequent among the other texts), `und` (the
-        share without a language); `repetition`, `text_nll` (nats per token under the unchanged model: is it text at
-        all?), and both without intervention, `none_repetition` and `none_text_nll`.
+        share without a language); `repetition`, `text_nll` (nats per token under the unchanged model), and both without
+        intervention, `none_repetition` and `none_text_nll`.
     """
     one: Any = group
     found, was = one["language"], _means(plain)

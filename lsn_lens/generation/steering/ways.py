@@ -1,4 +1,4 @@
-"""Steering: does a change make a model write in another language, what does it cost, and what would do better?"""
+"""Ways to steer a model to another language, and their cost on real text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,12 +32,12 @@ class Steering:
     """A way to make a model write in a target language.
 
     Attributes:
-        name: In tables.
-        make: From the source (None: whatever it is) and the target to the change of the model.
-        dose: How much: a number of units, or a strength.
-        seed: Of a random counterpart, which has the name and dose of what it is the control of; None for the real one.
+        name: Name in tables.
+        make: From the source (None: any source) and the target to an intervention.
+        dose: The strength, or the count of units.
+        seed: Seed of a random counterpart, which has the name and dose of the real steering; None for the real one.
         prefix: Words in front of the prompt, by target.
-        uses_source: Whether `make` looks at the source.
+        uses_source: Whether `make` depends on the source.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Steering:
 def forcing(
     found: NeuronSet, actions: Mapping[str, Action], *, name: str, dose: float | int = 1, seed: int | None = None
 ) -> Steering:
-    """Do to the target's units what `actions` has for it, as `language_medians(statistics)`; with a seed, random units.
+    """The target's action, for example of `language_medians(statistics)`, on its units; with a seed, on random units.
 
     Source: forcing to the median as Kojima et al. 2024, released code.
     """
@@ -112,7 +112,7 @@ def dimensions(
 ) -> Steering:
     """`dimensions_steering` with the units of "language_dimensions"; with a seed, random dimensions of the layer.
 
-    `place` is its `layer` and `variant`: with the middle layer and "released", the way as it was published.
+    `place` is its `layer` and `variant`: with the middle layer and "released", the published way.
     """
     chosen = found if seed is None else found.random_like(seed)
 
@@ -123,7 +123,7 @@ def dimensions(
 
 
 def instruction(words: Mapping[str, str], *, name: str = "prompt") -> Steering:
-    """No change of the model: words in front of the prompt, by target. What any intervention should beat."""
+    """No change of the model, only words in front of the prompt, by target: the baseline for interventions."""
 
     def make(source: str | None, target: str) -> Intervention:
         if target not in words:
@@ -146,26 +146,26 @@ def steer(
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Write texts under every steering, for every source and target, and without any.
+    """Generate texts under every steering, for every source and target, and without steering.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        steerings: Real ones and random counterparts.
+        steerings: Real steerings and random counterparts.
         prompts: Source language -> prompts in it.
         targets: Languages to steer to; a source is not steered to itself.
-        identify: Names a text's language, for example `identifier(languages)`.
-        samples: Texts from nothing (the source "nothing"); 0 leaves it out.
-        tokens: Of each text.
+        identify: Language identifier, for example `identifier(languages)`.
+        samples: Texts without a prompt (source "nothing"); 0 skips them.
+        tokens: New tokens per text.
         temperature: See `generate`.
-        seed: Of the samples; the same random numbers everywhere.
+        seed: Seed of the samples, the same for all.
         progress: Show a progress bar.
 
     Returns:
         One row per text: `steering` ("none" without), `dose`, `seed`, `source`, `target` ("" without steering),
-        `units`, `text`, and what `run_trials` measures.
+        `units`, `text`, and the columns of `run_trials`.
 
     Raises:
-        ValueError: A string where a list of prompts should be; or no text to write.
+        ValueError: A string instead of a list of prompts; or no text to generate.
         KeyError: A target that the identifier or a steering does not know.
         FloatingPointError: NaN or infinity; the message names the intervention.
 
@@ -196,7 +196,7 @@ def _check(prompts: Mapping[str, Sequence[str]], targets: Sequence[str], identif
 def _trials(
     steering: Steering, prompts: Mapping[str, Sequence[str]], targets: Sequence[str], samples: int
 ) -> list[Trial]:
-    """As few as can be: prompts of all sources together where the change is the same for all."""
+    """The trials: one for prompts of all sources where the change does not depend on the source."""
     trials = []
     for target in targets:
         rows = [(source, each) for source, some in prompts.items() if source != target for each in some]
@@ -223,14 +223,13 @@ def steering_losses(
     text: HeldOut | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What each steering does to real hold-out text: the target's should become more probable, the others' not less.
+    """Loss increases on real hold-out text: should be negative for the target, not positive for other languages.
 
-    Random counterparts and prefixes are left out; no source's units are switched off.
+    Random counterparts and prefixes are left out; no source language's units are switched off.
 
     Returns:
-        One row per steering, dose and target: changes of the loss in nats per token, `target_nll_change`,
-        `other_nll_change` (mean of the others), `worst_other` and `worst_other_nll_change`; and the first two in bits a
-        byte. A target's log-probability shift is the negative of its change.
+        One row per steering, dose and target: loss increases in nats per token, `target_nll_change`, `other_nll_change`
+        (mean of the others), `worst_other` and `worst_other_nll_change`; the first two also in bits per byte.
 
     Raises:
         ValueError: Nothing but random counterparts and prefixes.

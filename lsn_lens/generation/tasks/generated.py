@@ -1,4 +1,4 @@
-"""What written answers are worth: numbers, extracted spans, summaries."""
+"""Scores of generated answers: numbers, extracted spans, summaries."""
 # ruff: noqa: RUF001
 
 import re
@@ -27,9 +27,9 @@ UNSPACED = re.compile(  # scripts that put no spaces between words: each charact
 
 @dataclass(frozen=True)
 class Metric:
-    """`read` takes what counts out of a text, `compare` gives a share in [0, 1] for the text and one right answer.
+    """`read` extracts the answer from a text, `compare` gives a score in [0, 1] for the text and one right answer.
 
-    Both get the language last. `exact`: nothing between right and wrong.
+    Both get the language last. `exact`: the score is 0 or 1.
     """
 
     read: Callable[[str, str], object]
@@ -42,19 +42,19 @@ def evaluate_generated(
     items: Iterable[Item],
     metric: Literal["last_number", "last_number_as_published", "exact_match", "token_f1", "rouge_l"],
 ) -> pd.DataFrame:
-    """Compare what a model wrote with the answers of items.
+    """Compare generated texts with the answers of items.
 
     Args:
         texts: One text for each item, in order, or a function that makes them from the items' prompts.
-        items: Of several answers, the one that the text compares best with counts.
+        items: Items; of several answers the best match counts.
         metric: "last_number": the number read by `last_number` equals the answer's, both read as the item's language
             writes them; "last_number_as_published": by `published_number`; "exact_match": equal after `normalised`;
-            "token_f1": F1 of the units of both, as in SQuAD; "rouge_l": F1 of their longest common subsequence. Units
-            are those of `units`.
+            "token_f1": F1 of the units of both, as in SQuAD; "rouge_l": F1 of their longest common subsequence. See
+            `units`.
 
     Returns:
-        One row per item: `language`, `id`, `text`, `read` (what the metric looked at), `score` in [0, 1], and for the
-        first three metrics `correct`, so that `accuracy` and `accuracy_change` take the table.
+        One row per item: `language`, `id`, `text`, `read` (the part that the metric used), `score` in [0, 1], and for
+        the first three metrics `correct`, so that `accuracy` and `accuracy_change` take the table.
 
     Raises:
         ValueError: Another number of texts than items, a text that is not text, an answer without a number for
@@ -83,7 +83,7 @@ def evaluate_generated(
         read = chosen.read(text, item.language)
         row = {"language": item.language, "id": item.id, "text": text, "read": read, "score": value}
         rows.append({**row, "correct": value == 1.0} if chosen.exact else row)
-    whole = pd.Series([row["read"] for row in rows], dtype=object)  # None stays None, and a number whole
+    whole = pd.Series([row["read"] for row in rows], dtype=object)  # keeps None and whole numbers
     return pd.DataFrame(rows).assign(read=whole)
 
 
@@ -119,7 +119,7 @@ def normalised(text: str, language: str = "") -> str:
 
 
 def _bare(text: str, language: str, before: str) -> str:
-    """What stands beside numbers, without case and punctuation; a raised number after one is no part of it."""
+    """The text between numbers, without case and punctuation; a superscript after a number is not part of it."""
     power = "^" if before[-1:].isdecimal() and text[:1] in RAISED else ""
     return power + "".join(c for c in _folded(text, language) if not unicodedata.category(c).startswith("P"))
 
@@ -155,7 +155,7 @@ def rouge_l(text: str, answer: str, language: str = "") -> float:
 
 
 def _f1(common: int, first: int, second: int) -> float:
-    """Without units on either side both say nothing: equal."""
+    """Two texts without units are equal."""
     return 2 * common / (first + second) if first + second else 1.0
 
 

@@ -27,11 +27,11 @@ except ImportError as error:
 class HarnessModel(TemplateLM):
     """A HookedTransformer or TransformerBridge as a model of lm-evaluation-harness.
 
-    Hooks that are on the model fire, so inside `with lsn.intervene(...)` the tasks see the changed model:
+    Hooks on the model fire, so inside `with lsn.intervene(...)` the tasks run on the changed model:
     `lm_eval.simple_evaluate(model=HarnessModel(model), tasks=["belebele_fra_Latn"])`.
 
-    Context and continuation are told apart as lm-evaluation-harness does it for Hugging Face models (spaces at the end
-    of a context are moved to what follows, and as many tokens as the context has alone are not scored), not as
+    Context and continuation are split as in lm-evaluation-harness for Hugging Face models (spaces at the end of a
+    context are moved to what follows, and as many tokens as the context has alone are not scored), not as
     `evaluate_items` does.
 
     Args:
@@ -40,8 +40,8 @@ class HarnessModel(TemplateLM):
         add_bos: Begin texts with the tokenizer's beginning token (or its end token, if it has no other). For Hugging
             Face models lm-evaluation-harness leaves that to the tokenizer: many add one, GPT-2's and Qwen's do not.
         truncate: Drop the beginning of contexts that are too long to score, as lm-evaluation-harness does; by default
-            that is an error. A prompt to continue that is too long always is.
-        max_gen_toks: Most new tokens where a task does not say how many.
+            that is an error. A too long prompt to continue is always an error.
+        max_gen_toks: Maximum of new tokens for tasks without a limit.
         progress: Show progress bars.
     """
 
@@ -63,31 +63,31 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The tokenizer's end token."""
+        """The id of the tokenizer's end token."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands for an empty context: the beginning token, or else the end token."""
+        """The token for an empty context: the beginning token, else the end token."""
         return self.eot_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
 
     @property
     def max_length(self) -> int:
-        """Tokens of the context."""
+        """The number of tokens of the model's context."""
         return self.model.cfg.n_ctx
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in caches of requests."""
+        """The tokenizer's name for caches of requests."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; a beginning token that the text spells itself (chat templates do) is not doubled."""
+        """Token ids; a beginning token that the text already spells (chat templates) is not doubled."""
         begins = self.add_bos if add_special_tokens is None else add_special_tokens
         return prompt_ids(self.tokenizer, string, "bos" if begins else "none")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """By the tokenizer's template."""
+        """A chat as text, by the tokenizer's template."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -112,7 +112,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in windows of the context's length. Each token of the text is scored once.
 
-        The first one follows the beginning token, which is not scored.
+        The first token follows the beginning token, which is not scored.
         """
         windows = [
             [
@@ -148,7 +148,7 @@ class HarnessModel(TemplateLM):
         return [texts[place] for place in range(len(requests))]
 
     def _settings(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What `generate` is asked for, from what a task asks for."""
+        """The arguments of `generate` for a task's generation settings."""
         given: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
         sampled, temperature = given.pop("do_sample"), given.pop("temperature", 1.0)
         until, tokens = given.pop("until"), given.pop("max_gen_toks")

@@ -1,4 +1,4 @@
-"""Items to test a model with: a prompt, what is right, and the choices if there are any."""
+"""Test items: a prompt, right answers, and choices if any."""
 
 import gzip
 import json
@@ -13,12 +13,12 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class Item:
-    """A question. With `choices` it is multiple choice, without it is a cloze item, or one to be answered freely.
+    """A question: multiple choice with `choices`, else a cloze item or a question to answer freely.
 
     Attributes:
-        prompt: What the model reads.
-        answers: What is right: of multiple choice one of the choices, else one or several texts.
-        choices: Texts that follow the prompt as they are: where a space belongs between, it is part of one of them.
+        prompt: The text that the model reads.
+        answers: Right answers: one of the choices, or without choices one or several texts.
+        choices: Texts that follow the prompt directly: a space between them must be part of the prompt or the choice.
         language: For results by language.
         id: The same for the same question in another language.
     """
@@ -42,7 +42,7 @@ class Item:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The item's name in error messages."""
         return f"item {self.id!r}" + (f" ({self.language})" if self.language else "")
 
 
@@ -51,9 +51,9 @@ def load_items(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Item]:
 
     Args:
         source: A `.jsonl` or `.jsonl.gz` file with one JSON object per line, or dicts, with the fields `prompt`;
-            `choices` (a list; none for cloze items); `answer` (a choice's text, or its place counted from 0; the text
+            `choices` (a list; none for cloze items); `answer` (a choice's text, or its number counted from 0; the text
             of a cloze item) or for cloze items `answers` (several texts that are all right); `language` and `id` (by
-            default the place in the source, counted from 0).
+            default the number in the source, counted from 0).
 
     Returns:
         All items, in order.
@@ -127,5 +127,5 @@ def _answer(answer: Any, choices: Sequence[str]) -> Any:
     if not choices or not isinstance(answer, int) or isinstance(answer, bool):
         return answer
     if not 0 <= answer < len(choices):
-        raise ValueError(f"answer {answer} is not a place among {len(choices)} choices, counted from 0.")
+        raise ValueError(f"answer {answer} is not the number of one of {len(choices)} choices, counted from 0.")
     return choices[answer]

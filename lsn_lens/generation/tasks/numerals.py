@@ -18,7 +18,7 @@ ltz lao lit lav mkd mac nob nld dut nno nor oci pol por ron rum rus slk slo slv 
 ukr uzb uzn vie
 """
 COMMA = frozenset(COMMA_CODES.split())
-# regions that write another way than their language does elsewhere
+# regions whose convention differs from that of their language elsewhere
 POINT_REGIONS_CODES = """
 de-ch de-li it-ch es-419 es-br es-bz es-cu es-do es-gt es-hn es-mx es-ni es-pa es-pe es-pr es-sv es-us
 """
@@ -60,10 +60,10 @@ class Number(NamedTuple):
     """A number in a text.
 
     Attributes:
-        start: Of its first character.
-        end: After its last character.
+        start: Index of its first character.
+        end: Index after its last character.
         written: In plain digits with a decimal point, without marks between groups; zeros at the end stay.
-        value: What it says.
+        value: Its value.
     """
 
     start: int

@@ -80,7 +80,7 @@ def load_task(
     Args:
         name: One of `TASKS`.
         languages: Labels such as "en", "fr"; a data set's own codes work too.
-        limit: At most so many rows of each language, from the beginning.
+        limit: Maximum number of rows per language, from the beginning.
         source: Another Hub id or a local folder with the same configurations and fields.
         revision: Another branch, tag or commit.
 

@@ -30,18 +30,18 @@ def evaluate_items(
     batch_size: int = 16,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Which choice a model finds most probable, and whether it would write a cloze item's answer.
+    """The choice that a model finds most probable, and whether it would generate a cloze item's answer.
 
-    Inside `with lsn.intervene(...)` this is the changed model. A choice's score is the sum of the log-probabilities of
-    its tokens after the prompt's; prompt and choice are cut into tokens together (see `continuations.encode` for where
-    one ends). A cloze item is right where every token of an answer is the most probable one after those before it,
-    which is where greedy decoding writes it.
+    Inside `with lsn.intervene(...)` the changed model is scored. A choice's score is the sum of the log-probabilities
+    of its tokens after the prompt's; prompt and choice are cut into tokens together (see `continuations.encode`). A
+    cloze item is right if every token of an answer is the most probable one after the tokens before it, so that greedy
+    decoding generates the answer.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         items: From `load_items` or `load_task`.
         normalise: Divide a choice's score by the number of its scored "tokens", or of its UTF-8 "bytes".
-        separator: What the text begins with: "bos" (the "eos" of tokenizers without one), "eos" or "none".
+        separator: First token of the text: "bos" ("eos" for tokenizers without BOS), "eos" or "none".
         truncate: Drop the beginning of prompts that are too long; the separator stays.
         batch_size: Prompts with a choice at once.
         progress: Show a progress bar.
@@ -106,7 +106,7 @@ def accuracy(table: pd.DataFrame, by: str | Sequence[str] = "language", *, level
 
     Args:
         table: With a column `correct`, from `evaluate_items` or `evaluate_generated`.
-        by: Columns that make the groups.
+        by: Columns that form the groups.
         level: Of the interval.
 
     Returns:
@@ -131,7 +131,7 @@ def accuracy_change(before: pd.DataFrame, after: pd.DataFrame, by: str | Sequenc
     Args:
         before: From `evaluate_items`, for example without an intervention.
         after: The same items, for example under one.
-        by: Columns of `before` that make the groups.
+        by: Columns of `before` that form the groups.
 
     Returns:
         One row per group: the columns of `by`, `items`, `before` and `after` (accuracies), `change`, `lost` and

@@ -1,1 +1,1 @@
-"""Generated texts: which language they are in, and whether they are any good."""
+"""Measures of generated texts: language and quality."""

@@ -1,4 +1,4 @@
-"""Which language is a text in? Identifiers that name a run's languages, and abstain where it is another or unclear."""
+"""Language identifiers that name a run's languages, and abstain for other or unclear languages."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +16,10 @@ from lsn_lens.labels import label_list
 
 Guess = tuple[str, float]
 Identify = Callable[[Sequence[str]], list[Guess]]  # label and confidence in [0, 1] for each text
-Chances = dict[str, float]  # of each language's code, one after all
-Backend = tuple[list[str], Callable[[list[str]], Callable[[str], Chances]]]  # codes known; codes to weigh -> chances
+Chances = dict[str, float]  # by language code, sum 1
+Backend = tuple[
+    list[str], Callable[[list[str]], Callable[[str], Chances]]
+]  # known codes; codes to compare -> probabilities
 
 UND = "und"  # BCP 47 for a language that could not be determined
 THRESHOLD = 0.2
@@ -31,7 +33,7 @@ class Identifier:
 
     languages: tuple[str, ...]
     codes: Mapping[str, str]  # the identifier's code -> label
-    chances: Callable[[str], Chances]  # of every language that is weighed, for one text
+    chances: Callable[[str], Chances]  # of every compared language, for one text
     threshold: float | int
     letters: int
 
@@ -49,7 +51,7 @@ class Identifier:
         if sum(share for script, share in shares.items() if script in ours) <= MOSTLY:
             return UND, 0.0
         chances = self.chances(text)
-        if max(chances.values()) <= (1 + 1e-6) / len(chances):  # nothing in it is known: the best of k has 1/k or more
+        if max(chances.values()) <= (1 + 1e-6) / len(chances):  # no evidence: all have 1/k
             return UND, max(chances.values())
         chances = _with_members(chances, self.codes)
         code = max(self.codes, key=chances.__getitem__)
@@ -66,20 +68,20 @@ def identifier(
     letters: int = LETTERS,
     ruled_out: Iterable[str] = (),
 ) -> Identifier:
-    """A language identifier that names a run's languages, and abstains from every other.
+    """A language identifier that names a run's languages, and abstains for every other language.
 
-    A text is weighed against all languages that the identifier knows. It is named only where the most probable of them
-    is one of the run's.
+    A text is compared with all languages that the identifier knows. It is named only if the best language is one of the
+    run's.
 
     Args:
         languages: The run's labels: language codes, also with script or region ("zh-Hans" is asked for as "zh"). What
             comes back are the labels as given.
         name: One of `IDENTIFIERS`: "py3langid", or "lingua" (an extra to install).
-        threshold: Smallest confidence, in [0, 1], with which a language is named. Confidences are those of the
-            identifier, shared out among all languages that it knows.
-        letters: Fewest letters (`str.isalpha`) a text must have. Texts without letters are never identified.
+        threshold: Smallest confidence, in [0, 1], with which a language is named. Confidences are the identifier's,
+            normalised over all languages that it knows.
+        letters: Minimum number of letters (`str.isalpha`) of a text. Texts without letters are never identified.
         ruled_out: Codes of languages that no text can be in, for example ["ms"] where Indonesian is expected and Malay
-            is not: they are not weighed, and their texts would be named as their neighbours.
+            is not: they are not compared, and their texts would be named as similar languages.
 
     Returns:
         A function from texts to (label, confidence). "und" stands for: too few letters, or half of them or more in
@@ -89,8 +91,8 @@ def identifier(
 
     Raises:
         KeyError: A name or language that is not known.
-        ValueError: Fewer than two languages, two labels with one code, a threshold outside [0, 1], a language of the
-            run that is ruled out.
+        ValueError: Fewer than two languages, two labels with one code, a threshold outside [0, 1], a ruled-out language
+            of the run.
         ImportError: An identifier that is not installed.
     """
     if name not in IDENTIFIERS:
@@ -122,11 +124,11 @@ def _with_members(chances: Chances, named: Iterable[str]) -> Chances:
 def identifier_accuracy(
     texts: Mapping[str, Iterable[str]], identify: Identify, cuts: Sequence[int | None] = (20, 50, 100, None)
 ) -> pd.DataFrame:
-    """How well an identifier does on texts whose language is known, cut to their first characters.
+    """The accuracy of an identifier on texts of known language, cut to their first characters.
 
     Args:
         texts: Language -> texts, for example `{label: corpus.hold_out for label, corpus in corpora.items()}`.
-        identify: What to test.
+        identify: The identifier to test.
         cuts: Characters to keep; texts that are shorter are left out of that row. None: all texts, whole.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What identifiers must know about languages: the scripts that they are written in, and what else counts as them."""
+"""Facts about languages for identifiers: their scripts, and the members of macrolanguages."""
 
 from collections import Counter
 from functools import cache

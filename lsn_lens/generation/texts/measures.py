@@ -1,4 +1,4 @@
-"""What is in generated texts: their language, whether that is the one asked for, and whether they are any good."""
+"""Measures of generated texts: language, agreement with the target language, and quality."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -56,11 +56,11 @@ def language_shares(
     *,
     column: str = "language",
 ) -> pd.DataFrame:
-    """How many texts of each group are in each language.
+    """The number and share of texts per group and language.
 
     Args:
         measured: From `measure_texts`.
-        by: Columns that make groups; none for all texts together.
+        by: Columns that form groups; none for all texts together.
         languages: Languages to list, in this order, also where no text is in them. By default the identifier's.
         column: "language" or "second_language".
 
@@ -87,16 +87,16 @@ def pass_rates(
     confidence: float | int = BAR,
     tokens: int = TOKENS,
 ) -> pd.DataFrame:
-    """How many texts are in the language asked for, as a whole and line by line.
+    """The share of texts in the target language, as a whole and line by line.
 
-    A text or line passes if it is identified as the target with more than `confidence`. So that this bar decides, and
-    not the identifier's own, pass `identifier(languages, threshold=0)`: what it abstains from fails.
+    A text or line passes if it is identified as the target with more than `confidence`. Pass `identifier(languages,
+    threshold=0)`, so that this threshold decides; texts on which the identifier abstains fail.
 
     Args:
         measured: Has a column `text`, and the columns of `by`.
         target: A column with each text's target, or else one label for all.
         identify: Asked about whole texts and about lines.
-        by: Columns that make groups; none for all texts together.
+        by: Columns that form groups; none for all texts together.
         confidence: What a text or line must exceed.
         tokens: Fewest tokens of a line that is judged: words with a letter, and where words are not spaced (Chinese,
             Japanese, Thai, Lao, Khmer, Burmese, Tibetan) letters.
@@ -141,7 +141,7 @@ def pass_rates(
 def fallbacks(
     measured: pd.DataFrame, target: str, by: str | Sequence[str] = (), languages: Iterable[str] | None = None
 ) -> pd.DataFrame:
-    """What appears in place of the target: the language of the texts that are not in it.
+    """The languages that replace the target: those of texts that are not in it.
 
     Args:
         measured: From `measure_texts`.
@@ -174,11 +174,11 @@ def fallbacks(
 
 
 def text_summary(measured: pd.DataFrame, by: str | Sequence[str] = (), *, units: str = "text") -> pd.DataFrame:
-    """One row per group, to see whether texts in the right language are texts at all.
+    """One row per group with language shares and text quality.
 
     Args:
         measured: From `measure_texts`.
-        by: Columns that make groups; none for all texts together.
+        by: Columns that form groups; none for all texts together.
         units: The column whose n-grams `distinct` counts: "text" for characters, or one with token ids.
 
     Returns:
@@ -201,7 +201,7 @@ def text_summary(measured: pd.DataFrame, by: str | Sequence[str] = (), *, units:
 
 
 def _rates(good: np.ndarray, lines: np.ndarray, kept: np.ndarray, fine: np.ndarray) -> dict[str, Any]:
-    """Of one group, from each text's lines, judged lines and lines that pass."""
+    """The row of one group, from each text's lines, judged lines and lines that pass."""
     some = kept > 0
     response = share_of(int(good.sum()), len(good))
     line = share_of(int((fine == kept)[some].sum()), int(some.sum()))

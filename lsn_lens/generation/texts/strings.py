@@ -1,4 +1,4 @@
-"""What can be said of a text without knowing its language: how much there is of it, and how much comes again."""
+"""Language-independent measures of a text: amount and repetition."""
 
 import math
 import unicodedata
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 REPEATED = 10  # characters of the n-grams that `repetition` counts
-# how the names of letters begin whose scripts put no space between words
+# beginnings of the Unicode names of letters in scripts without spaces
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 def count_letters(text: str) -> int:
-    """Letters of any script."""
+    """The number of letters of any script."""
     return sum(map(str.isalpha, text))
 
 
@@ -68,8 +68,7 @@ def repetition(text: str, n: int = REPEATED) -> float:
 def longest_run(text: str) -> int:
     """Characters of the longest stretch in which something follows itself at once: 9 in "so ha ha ha.".
 
-    What repeats can have any length, and must come at least twice in full; 0 where nothing does. The definition is
-    ours.
+    The repeated part can have any length and must occur at least twice in full; else 0. The definition is ours.
     """
     chars = np.array([ord(char) for char in text])
     longest = 0

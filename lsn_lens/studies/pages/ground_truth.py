@@ -50,7 +50,7 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
 
 
 def roles_table() -> pd.DataFrame:
-    """What each role is."""
+    """The roles with their descriptions, as a table."""
     return pd.DataFrame(
         [{"role": role.name, "a language needs it": "yes" if role.truth else "no", "what": role.says}
          for role in ROLES.values()]
@@ -77,12 +77,12 @@ def lead(tables: Tables) -> str:
             for role in dict.fromkeys(roles.loc[roles["truth"].eq(truth), "role"]):
                 mine = of(roles, role=role)
                 who = list(mine.loc[mine[column] >= CHOSEN, "method"])
-                words.append(f"{role} {said} {', '.join(who) or 'nobody'}.")
+                words.append(f"{role} {said} {', '.join(who) or 'no method'}.")
     return " ".join(words)
 
 
 def facts(tables: Tables) -> dict[str, str]:
-    """The numbers in short."""
+    """The main numbers, for the top of the page."""
     rows = pd.concat([of(tables["methods"], part=part).head(4) for part in dict.fromkeys(tables["methods"]["part"])])
     return {
         f"average precision, {row['method']} ({row['part']})": f"{row['average_precision']:.2f}"
@@ -91,7 +91,7 @@ def facts(tables: Tables) -> dict[str, str]:
 
 
 def methods_section(tables: Tables, part: str) -> Section:
-    """Methods side by side."""
+    """The measures of all methods on one part."""
     methods, rows = of(tables["methods"], part=part), of(tables["by-language"], part=part)
     means: Any = rows.groupby(["method", "language"], sort=False)["average_precision"].mean()
     table = means.unstack().reindex(index=list(methods["method"]))
@@ -120,7 +120,7 @@ def roles_section(tables: Tables, part: str) -> Section:
 
 
 def sensitivity_section(tables: Tables, part: str) -> Section:
-    """Less text, fewer languages."""
+    """The measures on less text and with fewer languages."""
     table, methods = of(tables["sensitivity"], part=part), of(tables["methods"], part=part)
     matrix = table.pivot(index="method", columns="text", values="average_precision")
     matrix = matrix.reindex(index=list(methods["method"]), columns=list(dict.fromkeys(table["text"])))

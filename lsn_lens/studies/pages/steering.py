@@ -26,8 +26,7 @@ HOW_TO_READ = (
     "repetition; the loss of the text under the unchanged model (text nll; compare with texts without steering); the "
     "loss increase on real text of the target (should be negative) and of other languages (should not be positive); "
     "and the samples below.",
-    "Strengths and counts were chosen on texts without a prompt; the tables show other samples, and texts with "
-    "prompts.",
+    "Strengths and counts were chosen on texts without a prompt; the tables show other texts.",
 )
 
 
@@ -72,7 +71,7 @@ def lead(tables: Tables) -> str:
 
 
 def facts(tables: Tables) -> dict[str, str]:
-    """The numbers in short."""
+    """The main numbers, for the top of the page."""
     neurons = best_neurons(tables)
     table = of(tables["steering"], steering=neurons)
     nothing: Any = table.loc[table["source"].eq(NOTHING)]
@@ -181,7 +180,7 @@ def deactivation_section(tables: Tables) -> Section:
 
 
 def samples_section(tables: Tables, shown: int) -> Section:
-    """Sample texts."""
+    """Sample texts of each way to steer."""
     texts, name = tables["texts"], best_neurons(tables)
     real = texts.loc[texts["steering"].eq(name) & texts["seed"].isna()]
     samples = {}

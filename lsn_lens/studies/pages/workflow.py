@@ -27,8 +27,8 @@ HOW_TO_READ = (
     "positive where the language is hurt more than {english}. Any language-specific units have that effect; only "
     "others minus {english} above 0 shows that {english} is hurt less than the other languages.",
     "The control, for the loss increase and for the difference, is random sets with as many units in each layer of "
-    "each kind. Switches have different numbers of units: a larger loss increase of a larger switch is no evidence "
-    "about its layers.",
+    "each kind. Switches have different numbers of units: a larger switch can have a larger loss increase in any "
+    "layers.",
 )
 
 
@@ -86,8 +86,7 @@ def summary_section(summary: pd.DataFrame, config: Mapping[str, Any]) -> Section
         (
             f"Means over the languages but {config['english']}. above random: number of languages whose loss increase "
             f"is above that of {config['seeds']} random sets (p corrected for all switches and languages, at most "
-            f"{verdict.LEVEL:g}). above english: the same for the difference to {config['english']}, which must be "
-            "positive.",
+            f"{verdict.LEVEL:g}). above english: the same for a positive difference to {config['english']}.",
         ),
         {"Loss increases in nats per token": summary.drop(columns="note")},
         {"switches": plots.switch_rises(summary, config["english"])},

@@ -147,8 +147,7 @@ def words_section(words: pd.DataFrame, pivot: str) -> Section:
             "Prompts end just before a word; its translations compete. kept: share of prompts where one of the two "
             f"words is among the {words.attrs['top_k']} most probable tokens. share: of these, the share where the "
             "word in the prompt's own language is more probable. Pairs of words left out because they have the same "
-            f"first token, over all languages: {left_out}. Where kept is small, log-odds compare two improbable "
-            "tokens.",
+            f"first token, over all languages: {left_out}. If kept is small, log-odds compare improbable tokens.",
         ),
         {f"At the output, against {pivot}": last},
         {"words": plots.log_odds_map(by_layer(mine, "log_odds"), f"Own word against the {pivot} word", caption)},

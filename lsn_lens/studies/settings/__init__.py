@@ -1,1 +1,1 @@
-"""What each study can be told; nothing slow is imported."""
+"""The settings of each study; nothing slow is imported."""

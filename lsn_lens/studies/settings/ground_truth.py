@@ -1,4 +1,4 @@
-"""What a study of ground truth plants, and which methods are to find it."""
+"""The settings of the ground truth study."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,21 +6,21 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class GroundTruthSettings:
-    """What `ground_truth_study` plants, and on how much text methods are to find it.
+    """The units that `ground_truth_study` plants, and the methods and text to find them.
 
     Attributes:
-        methods: Which methods; all by default.
+        methods: Names of methods; all by default.
         parts: Where to plant, each by itself: "mlp", and "attention" (as values of new heads).
-        roles: Which roles; all by default.
-        plantings: How many into each part; each has its own seed, and the intervals come from their spread. A seed
-            whose roles do not hold is left out, and said to be.
+        roles: Names of roles; all by default.
+        plantings: Plantings per part, each with its own seed; intervals come from their spread. A seed whose roles do
+            not hold is left out and listed in the report.
         each: Units for each role and language.
-        effect: By how much a language's loss is to rise when one unit that it needs is off, nats per token.
-        tokens: Of each language, to write the weights from.
-        max_tokens: Cap for each language when running the methods.
+        effect: Requested loss increase of a language when one unit that it needs is off, nats per token.
+        tokens: Tokens per language for writing the weights.
+        max_tokens: Cap per language when  running the methods.
         less_text: Smaller caps to try on the first planting of each part.
-        fewer_languages: How many of the languages to try there.
-        seed: Of the first planting.
+        fewer_languages: Smaller numbers of languages to try on the first planting of each part.
+        seed: Seed of the first planting.
         backend: TransformerLens class of the planted models.
 
     Raises:

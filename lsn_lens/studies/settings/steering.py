@@ -1,4 +1,4 @@
-"""How a study of steering steers."""
+"""The settings of the steering study."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,27 +6,27 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """How `steering_study` steers, and what it measures on.
+    """The ways, strengths and counts of `steering_study`, and its texts.
 
     Attributes:
-        counts: Units per language that average precision chooses: the doses of forcing them to the median.
-        strengths: Doses of all other ways to steer, but the next.
-        released_strengths: Doses of language dimensions as they were released: the last layer's means, times this, in
-            the layer of `layer`. Published: 0.4.
-        rate: Share of all units that lape chooses.
-        layer: After which layer the residual stream is pushed; the middle by default.
-        seeds: Random counterparts of each way to steer; one of them at every dose.
-        samples: Texts from nothing, for each target and dose.
-        prompts: Prompts in each language.
-        prompt_tokens: Tokens of a prompt.
-        tokens: New tokens of a text.
-        temperature: Of the samples.
-        shown: Sample texts of each language in the report.
-        identifier: Of the texts' language: "py3langid" or "lingua".
-        ruled_out: Languages that no text can be in, as [ms] for a model that never read Malay: where it is weighed,
-            many Indonesian texts are taken for Malay, and belong to no language of the run.
-        evaluation_tokens: Cap for each language when measuring losses.
-        max_tokens: Cap for each language when finding units.
+        counts: Units per language that average precision chooses, for forcing units to the median.
+        strengths: Strengths of all other ways to steer except `released_strengths`.
+        released_strengths: Strengths of language dimensions as released: the last layer's means, times this, at
+            `layer`. Published: 0.4.
+        rate: Share of all units for LAPE.
+        layer: Layer after which the residual stream is steered; by default the middle.
+        seeds: Random counterparts per way to steer; one of them at every strength or count.
+        samples: Texts without a prompt, per target and strength or count.
+        prompts: Prompts per language.
+        prompt_tokens: Tokens per prompt.
+        tokens: New tokens per text.
+        temperature: Temperature of the samples.
+        shown: Sample texts per language in the report.
+        identifier: Language identifier: "py3langid" or "lingua".
+        ruled_out: Languages that no text can be in, as [ms] for a model that never read Malay: else many Indonesian
+            texts are identified as Malay, which is no language of the run.
+        evaluation_tokens: Cap per language when  measuring losses.
+        max_tokens: Cap per language when  finding units.
 
     Raises:
         ValueError: No seed, dose, sample or token to steer with, or a rate that is no share.
@@ -51,7 +51,7 @@ class SteeringSettings:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise ValueError("expected at least one seed: a result without random counterpart shows nothing.")
+            raise ValueError("expected at least one seed: a result without a random counterpart is no evidence.")
         if not self.counts or not self.strengths or not self.released_strengths:
             raise ValueError("expected at least one count and one strength.")
         for name in ("samples", "tokens", "shown"):

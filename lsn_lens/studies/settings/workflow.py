@@ -1,4 +1,4 @@
-"""How a study of the multilingual workflow measures."""
+"""The settings of the workflow study."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,23 +6,23 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class WorkflowSettings:
-    """What `workflow_study` turns off, and what it measures on.
+    """The units that `workflow_study` turns off, and its text.
 
     Attributes:
-        method: What finds the units: one whose units belong to attention or MLP layers.
-        english: The language that the others are compared with.
-        understand: How many layers understand; searched by default, as `generate`, on half of the hold-out documents,
-            so that the other half can be reported. Give both or none.
-        generate: How many layers generate.
-        criterion: What the search makes large: "gap" favours stages with many units, "gap_per_unit" small ones.
-        seeds: Random sets for each switch and language, as many units in each layer of each kind. Below 19 no
-            p-value reaches 0.05, and correcting for all switches and languages takes more.
-        ablation: What to set units to: "zero", "other languages' mean" or "dataset mean".
+        method: Name of a method with units in attention or MLP layers.
+        english: The language to compare with.
+        understand: Number of layers that understand; by default searched, like `generate`, on half of the hold-out
+            documents, and reported on the other half. Give both or none.
+        generate: Number of layers that generate.
+        criterion: The criterion of the search: "gap" favours stages with many units, "gap_per_unit" small ones.
+        seeds: Random sets per switch and language, with as many units in each layer of each kind. Below 19 no p-value
+            reaches 0.05; the correction for all switches and languages needs more.
+        ablation: Value to set units to: "zero", "other languages' mean" or "dataset mean".
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
-        max_tokens: Cap for each language when finding units.
-        evaluation_tokens: Cap for each language when measuring.
-        search_tokens: Cap for each language when searching the stages.
+        max_tokens: Cap per language when  finding units.
+        evaluation_tokens: Cap per language when  measuring.
+        search_tokens: Cap per language when  searching the stages.
 
     Raises:
         ValueError: An unknown method, one of the stages without the other or without layers, or fewer than two seeds.
@@ -49,4 +49,4 @@ class WorkflowSettings:
         if (self.understand is None) != (self.generate is None):
             raise ValueError("give both understand and generate, or none of them to have both searched.")
         if self.seeds < 2:
-            raise ValueError("expected at least two seeds: a result without control shows nothing.")
+            raise ValueError("expected at least two seeds: a result without a control is no evidence.")

@@ -1,4 +1,4 @@
-"""How a study of the working language reads the layers."""
+"""The settings of the working language study."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,23 +6,23 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class WorkingLanguageSettings:
-    """How `working_language_study` tells whose a token is, and what it reads.
+    """The token labels of `working_language_study`, and its text.
 
     Attributes:
-        pivot: The language that others are compared with; the first one where the corpus has no such language.
-        top_k: Most probable tokens that are looked at for each position.
+        pivot: The language to compare with; the first language if the corpus does not have it.
+        top_k: Number of most probable tokens per position.
         norm: Apply the final norm to every layer; without, to the last one only, as Zhao et al. 2024 do.
-        by: What tells a token's language: the text it occurs in, the script of its letters, or both.
-        at_least: Occurrences in the text that a token of a language needs.
-        ratio: How many times as frequent as in any other language such a token is.
+        by: Evidence for a token's language: the text where it occurs, the script of its letters, or both.
+        at_least: Minimum occurrences of a token in a language's text.
+        ratio: Minimum ratio of a token's frequency to that in any other language.
         kind: One row per document, or packed blocks (for documents longer than the model's context).
         length: Tokens of a block.
         separator: What each document begins with.
-        max_tokens: Cap for each language of the text that says which tokens are whose.
-        evaluation_tokens: Cap for each language of the text that the layers are read on.
+        max_tokens: Cap per language of the text for the token labels.
+        evaluation_tokens: Cap per language of the text for reading the layers.
 
     Raises:
-        ValueError: No token to look at, or a ratio that tells no language apart.
+        ValueError: `top_k` or `at_least` below 1, or a ratio of at most 1.
     """
 
     pivot: str = "en"
