@@ -17,6 +17,8 @@ WITH_BLOCKS = [path.relative_to(ROOT).as_posix() for path in PAGES if path.suffi
 LABELS, FIND, HOLD_OUT = ("en", "fr", "es", "de", "ja"), 6, 8
 # page -> what its blocks ask for, and what is enough here
 SMALLER = {
+    "docs/comparison.md": {"run, model=model": "run, ['lape'], seeds=2, more_seeds=0, control_tokens=64, model=model",
+                           "lsn.Checks()": "lsn.Checks(0, 0)", "lsn.Checks(extra": "lsn.Checks(0, 0, extra"},
     "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4"},
     "docs/generation.md": {"tokens=32": "tokens=4", "generate(model)": "generate(model, samples=2, tokens=4)",
                            "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
@@ -77,6 +79,7 @@ def files_of_the_reader(folder, text_folder):
     shutil.copytree(DEMO_MODEL, folder / "some" / "model", ignore=shutil.ignore_patterns("text"))
     for name in ("en", "fr", "numbers_and_code"):
         (folder / f"{name}.txt").write_text("\n".join(f"{name} {place}" for place in range(9)))
+    (folder / "neurons.csv").write_text("language,layer,unit\nfr,5,12\n")
     (folder / "reviews.csv").write_text("lang,review\n" + "en,Good.\nen,Bad.\nfr,Bon.\nfr,Mauvais.\n")
     (folder / "questions.jsonl").write_text(
         '{"prompt": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0, "language": "en"}\n'

@@ -135,7 +135,7 @@ def tokens_of(text):
 
 
 def loss(label):
-    """Mean loss (nats per token) of the first held-out sentence of a language."""
+    """Mean loss (nats per token) of the first hold-out sentence of a language."""
     sentence = next(iter(corpora[label].hold_out))
     return float(model(tokens_of(sentence), return_type="loss"))
 
