@@ -161,3 +161,23 @@ def test_document_losses_of_one_text_under_interventions(ready):
         changed = by_document.document_losses(model, corpora, max_tokens=200, **QUIET)
     pd.testing.assert_frame_equal(text.by_document(OFF, **QUIET), changed, rtol=1e-5)
     assert (changed["loss"] - alone["loss"]).abs().max() > 1e-3
+
+
+def test_text_at_hand_must_be_this_text_and_the_model_unedited(ready, load):
+    model, corpora, found = ready[0], ready[1], ready[3]
+    text = held_out(model, corpora, progress=False)
+    labels = list(corpora)
+    other = {label: list(corpora[labels[0]].hold_out) * 4 for label in labels}
+    with pytest.raises(ValueError, match="other hold-out documents"):
+        lsn.perplexity_matrix(model, other, found, text=text, progress=False)
+    weight = next(iter((getattr(model, "original_model", None) or model).parameters()))
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight *= 1.5
+        with pytest.raises(ValueError, match="weights changed"):
+            text.measure(lsn.NeuronSet(found.languages, found.masks), progress=False)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert len(text.measure(found, progress=False).table)

@@ -103,3 +103,13 @@ def test_a_stream_has_no_length_and_is_not_read_to_be_shown():
     assert repr(corpus).startswith("LanguageCorpus('en' from")
     with pytest.raises(TypeError, match="is a stream"):
         len(corpus.find)
+
+
+def test_texts_without_an_order_are_refused():
+    with pytest.raises(ValueError, match=r"texts of \['en'\] are a set.*give lists"):
+        lsn.load_corpora({"en": {"one", "two"}})
+
+
+def test_a_corpus_whose_hold_out_is_not_counted_says_no_number():
+    corpora = lsn.load_corpora("demo", ["en"])
+    assert list(corpora["en"].find) and "None" not in repr(corpora["en"])

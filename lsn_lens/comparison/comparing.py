@@ -21,6 +21,7 @@ from lsn_lens.controls import causal
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.effects import CONTROL
+from lsn_lens.evaluation.jobs import jobs_of
 from lsn_lens.interventions.words import Choice, action_of
 from lsn_lens.methods.base import Method, scores_of, units_of
 from lsn_lens.methods.catalogue import METHODS, Methods, named
@@ -113,6 +114,8 @@ def compare(
         actions = causal.choose_actions(run.statistics, sets, action)
         if not actions:
             raise ValueError(f"no intervention writes to the bases of {list(sets)}: leave out the model.")
+        for name in actions:  # what cannot be done is said before anything is measured
+            jobs_of(model, corpora, {name: sets[name]}, actions[name])
         text = held_out(model, corpora, layout, progress=progress)
         short = held_out(model, corpora, causal.short_layout(model, layout, control_tokens), progress=progress)
         subject = replace(subject, model=model, corpora=corpora, text=text, actions=actions)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -54,19 +54,25 @@ def write(
 ) -> Path:
     """Write the report and all tables, see `Comparison.report`; return the path of report.html."""
     folder, text = Path(folder), comparison.run.to_frame().reset_index()
-    sets = {f"neurons-{_file(name)}": each.to_frame() for name, each in comparison.found.items()}
+    files = _files(comparison.found)
+    sets = {f"neurons-{files[name]}": each.to_frame() for name, each in comparison.found.items()}
     save_tables({**comparison, **sets, "text": text}, folder / "tables")
     for name, each in comparison.found.items():
-        each.save(folder / "neurons" / f"{_file(name)}.safetensors")
+        each.save(folder / "neurons" / f"{files[name]}.safetensors")
     measured = comparison.losses.attrs["text"] if "losses" in comparison else {}
     origin = provenance(comparison.run.settings, measured, settings, started)
     write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False, default=str).encode())
     return write_report(comparison_report(comparison, text, origin, note, more), folder)
 
 
-def _file(method: str) -> str:
-    """A method's name as a file name; a method object is named by its `repr`."""
-    return re.sub(r"[^\w.=,()-]+", "-", method)
+def _files(methods: Iterable[str]) -> dict[str, str]:
+    """Methods' names as different file names; a method object is named by its `repr`."""
+    names: dict[str, str] = {}
+    for method in methods:
+        name = re.sub(r"[^\w.=,()-]+", "-", method)
+        taken = sum(each.casefold() == name.casefold() for each in names.values())
+        names[method] = f"{name}-{len(names)}" if taken else name
+    return names
 
 
 def comparison_report(

@@ -23,7 +23,22 @@ OF_MODEL = (
     "equal_size",
 )  # fmt: skip
 TRUST = "trust"
-TAKEN = (*ALWAYS, *OF_MODEL, TRUST, NOT_DONE)  # names that a check must not have
+ATTRIBUTES = (
+    "found",
+    "scores",
+    "run",
+    "model",
+    "corpora",
+    "checks",
+    "started",
+    "plot",
+    "report",
+    "keys",
+    "items",
+    "values",
+    "get",
+)
+TAKEN = (*ALWAYS, *OF_MODEL, TRUST, NOT_DONE, *ATTRIBUTES)  # names that a check must not have
 
 
 def _now() -> datetime:

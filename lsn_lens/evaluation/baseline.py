@@ -30,9 +30,10 @@ from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.identity import fingerprint
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.documents import Documents, LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan
 from lsn_lens.text.tokens import separator_id, tokenize
 
@@ -65,6 +66,8 @@ class HeldOut:
         scored: By language, its documents with their scored tokens and bytes.
         clean: By language, the unchanged model's loss of each document (nats, summed over its scored tokens).
         in_force: The hooks on the model at that time, see `hooks.describe_hooks`.
+        weights: The model's `fingerprint` at that time.
+        corpora: The source of the text.
     """
 
     model: Model
@@ -72,6 +75,12 @@ class HeldOut:
     scored: Mapping[str, Scored]
     clean: Losses
     in_force: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    corpora: Mapping[str, LanguageCorpus] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{label} {int(each.tokens.sum())}" for label, each in self.scored.items())
+        return f"HeldOut(scored tokens: {counts})"
 
     @property
     def tokens(self) -> dict[str, PerDocument]:
@@ -145,6 +154,8 @@ class HeldOut:
                 f"the unchanged model was measured with hooks on {list(self.in_force) or 'nothing'}, now they are on "
                 f"{list(now) or 'nothing'}: call held_out again, or measure under the hooks that it was called under."
             )
+        if self.weights is not None and fingerprint(self.model) != self.weights:
+            raise ValueError("the model's weights changed since the unchanged model was measured: call held_out again.")
         losses = [self.clean] * len(jobs)
         groups: dict[tuple[str, ...], list[int]] = {}
         for place, job in enumerate(jobs):
@@ -222,7 +233,7 @@ def held_out(
         warnings.warn(scored.unknown_bytes(model.tokenizer, unknown), stacklevel=3)
     with _lean(model, ()), _bar(_size(plan, corpora), progress) as bar:
         (clean,) = _losses(model, plan, known, tuple(corpora), [[]], bar)
-    return HeldOut(model, plan, known, clean, describe_hooks(model))
+    return HeldOut(model, plan, known, clean, describe_hooks(model), fingerprint(model), corpora)
 
 
 def _fitting(text: HeldOut, model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout | None) -> HeldOut:
@@ -232,7 +243,13 @@ def _fitting(text: HeldOut, model: Model, corpora: Mapping[str, LanguageCorpus],
             f"{'this' if text.model is model else 'another'} model, corpora of {list(corpora)} and layout={layout}. "
             "Give the model and corpora that held_out was called with, and no layout; or leave out text=."
         )
+    if text.corpora and not all(_same(each.hold_out, text.corpora[label].hold_out) for label, each in corpora.items()):
+        raise ValueError("text= was made from other hold-out documents than these corpora have: call held_out again.")
     return text
+
+
+def _same(one: Documents, other: Documents) -> bool:
+    return one is other or (one.records.is_finite and other.records.is_finite and list(one) == list(other))
 
 
 def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, progress: bool) -> Plan:

@@ -125,6 +125,8 @@ def perplexity_matrix(
     """
     check_model(model)
     _check_measure(measure)
+    if not isinstance(found, NeuronSet):
+        raise ValueError(f"a matrix is of one NeuronSet, got a {type(found).__name__}: for several, perplexity_table.")
     table = perplexity_table(model, corpora, found, action, layout=layout, text=text, progress=progress)
     return as_matrix(table, measure)
 

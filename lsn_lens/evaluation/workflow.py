@@ -18,7 +18,7 @@ from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 COLUMNS = ["switch", "deactivated", "evaluated", "units", "before", "rise"]
@@ -32,7 +32,7 @@ Pairs = Callable[[str], list[str]]  # from the deactivated language to those to 
 
 def workflow_grid(
     model: Model,
-    measure: Mapping[str, LanguageCorpus] | Measure,
+    measure: Any,
     found: NeuronSet,
     stages: Stages,
     *,
@@ -81,7 +81,8 @@ def workflow_grid(
         raise KeyError(f"unknown switches {unknown}; name some of {list(SWITCHES)}.")
     parts = {name: parts[name] for name in chosen}
     needed = dict.fromkeys((english, *found.languages))
-    if isinstance(measure, Mapping):
+    if isinstance(measure, Mapping) or not callable(measure):
+        measure = as_corpora(measure)
         labels = _measurable(measure, needed)
         jobs_of(model, labels, parts, action)  # refuses impossible jobs before anything is measured
         text = held_out(model, measure, layout, text=text, progress=progress)

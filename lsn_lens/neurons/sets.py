@@ -108,7 +108,13 @@ class NeuronSet:
         return self._together("shared", languages or self.languages)
 
     def only_in(self, *languages: str) -> "NeuronSet":
-        """The units that belong to all of these languages and to no other language of the set."""
+        """The units that belong to all of these languages and to no other language of the set.
+
+        Raises:
+            ValueError: No language.
+        """
+        if not languages:
+            raise ValueError(f"only_in takes one language or more of {list(self.languages)}.")
         rest = [language for language in self.languages if language not in languages]
         return self._together("only in", languages, rest)
 

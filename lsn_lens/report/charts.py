@@ -50,6 +50,10 @@ class Chart:
     marks: tuple[Mark, ...]
     caption: str = ""
 
+    def save(self, path: Path | str, script: Literal["inside", "beside"] = "inside") -> Path:
+        """Write the figure, see `save`."""
+        return save(self, path, script)
+
     def matplotlib(self) -> Figure:
         """A matplotlib figure, outside of pyplot."""
         letters = lettering(self._labels())

@@ -107,7 +107,7 @@ def provenance(
         "platform": platform.platform(),
         "model": dict(used["model"]),
         "corpus": {"sha256": corpus_hash(text), **text},
-        "hold_out": {"sha256": corpus_hash(measured), **measured},
+        "hold_out": {"sha256": corpus_hash(measured), **measured} if measured else {},
         "seed": settings.get("seed"),
         "settings": dict(settings),
         "command": [Path(sys.executable).name, *sys.argv],

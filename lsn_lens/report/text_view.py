@@ -12,14 +12,12 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 
 SHOWN = 160  # characters of a document
 
 
-def highest_on_text(
-    model: Model, corpora: Mapping[str, LanguageCorpus], scores: NeuronScores, found: NeuronSet, each: int = 2
-) -> str:
+def highest_on_text(model: Model, corpora: Any, scores: NeuronScores, found: NeuronSet, each: int = 2) -> str:
     """Activations of each language's best neurons on the first hold-out document of every language, as html.
 
     Args:
@@ -34,7 +32,7 @@ def highest_on_text(
     neurons = ranked.groupby("language", sort=False).head(each)
     there = set(neurons["language"])
     neurons = neurons.set_index("language").loc[[label for label in found.languages if label in there]]
-    texts = {label: next(iter(corpus.hold_out))[:SHOWN] for label, corpus in corpora.items()}
+    texts = {label: next(iter(corpus.hold_out))[:SHOWN] for label, corpus in as_corpora(corpora).items()}
     return neuron_on_text(activations_on_text(model, texts, neurons.reset_index()))
 
 

@@ -33,6 +33,7 @@ from lsn_lens.runs.run import Run
 from lsn_lens.studies.pages.steering import page as steering_page
 from lsn_lens.studies.settings.steering import SteeringSettings
 from lsn_lens.studies.study import Study, now, plain
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -56,7 +57,7 @@ class SteeringStudy(Study):
 
 def steering_run(
     model: Model,
-    corpora: Corpora,
+    corpora: Any,
     settings: SteeringSettings | None = None,
     out: Path | str | None = None,
     *,
@@ -78,6 +79,7 @@ def steering_run(
     """
     check_model(model)
     settings = settings or SteeringSettings()
+    corpora = as_corpora(corpora)
     identifier(corpora, settings.identifier, ruled_out=settings.ruled_out)
     _texts(settings, model, corpora)
     loss_table(model, corpora, [], layout=_evaluation(settings), progress=progress)
@@ -91,7 +93,7 @@ def steering_run(
 
 def steering_study(
     model: Model,
-    corpora: Corpora,
+    corpora: Any,
     settings: SteeringSettings | None = None,
     run: Run | None = None,
     *,
@@ -113,6 +115,7 @@ def steering_study(
         FloatingPointError: NaN or infinity under a steering; the message names it.
     """
     started, settings = now(), settings or SteeringSettings()
+    corpora = as_corpora(corpora)
     run = steering_run(model, corpora, settings, progress=progress) if run is None else run
     targets, sets = list(corpora), find(settings, run)
     identify = identifier(targets, settings.identifier, ruled_out=settings.ruled_out)

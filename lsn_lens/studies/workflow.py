@@ -1,6 +1,6 @@
 """The study of the multilingual workflow: find units, choose stages, turn one switch off at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from lsn_lens.runs.run import Run
 from lsn_lens.studies.pages.workflow import page as workflow_page
 from lsn_lens.studies.settings.workflow import WorkflowSettings
 from lsn_lens.studies.study import Study, now, plain
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 ABLATIONS = {
@@ -46,7 +46,7 @@ class WorkflowStudy(Study):
 
 def workflow_run(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     settings: WorkflowSettings | None = None,
     out: Path | str | None = None,
     *,
@@ -67,6 +67,7 @@ def workflow_run(
     """
     check_model(model)
     settings = settings or WorkflowSettings()
+    corpora = as_corpora(corpora)
     if settings.english not in corpora:
         raise KeyError(f"no text for english={settings.english!r}; name one of {list(corpora)} as `english`.")
     stages = _given(settings)
@@ -78,7 +79,7 @@ def workflow_run(
 
 def workflow_study(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     settings: WorkflowSettings | None = None,
     run: Run | None = None,
     *,
@@ -98,6 +99,7 @@ def workflow_study(
         ValueError: The errors of `workflow_run`, or units outside attention and MLP layers.
     """
     started, settings = now(), settings or WorkflowSettings()
+    corpora = as_corpora(corpora)
     run = workflow_run(model, corpora, settings, progress=progress) if run is None else run
     found, english, stages = detect(run, settings.method), settings.english, _given(settings)
     shared: dict[str, Any] = {

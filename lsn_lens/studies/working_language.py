@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -21,6 +21,7 @@ from lsn_lens.studies.pages.working_language import own
 from lsn_lens.studies.pages.working_language import page as working_language_page
 from lsn_lens.studies.settings.working_language import WorkingLanguageSettings
 from lsn_lens.studies.study import Study, now, plain
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -45,7 +46,7 @@ class WorkingLanguageStudy(Study):
 
 
 def working_language_labels(
-    model: Model, corpora: Corpora, settings: WorkingLanguageSettings | None = None, *, progress: bool = True
+    model: Model, corpora: Any, settings: WorkingLanguageSettings | None = None, *, progress: bool = True
 ) -> TokenLanguages:
     """Token labels for `working_language_study`, by `token_languages`.
 
@@ -62,14 +63,14 @@ def working_language_labels(
     check_lens(model)
     settings = settings or WorkingLanguageSettings()
     return token_languages(
-        model.tokenizer, corpora, by=settings.by, at_least=settings.at_least, ratio=settings.ratio,
+        model.tokenizer, as_corpora(corpora), by=settings.by, at_least=settings.at_least, ratio=settings.ratio,
         vocabulary=structure.vocabulary_size(model), max_tokens=settings.max_tokens, progress=progress,
     )  # fmt: skip
 
 
 def working_language_study(
     model: Model,
-    corpora: Corpora,
+    corpora: Any,
     settings: WorkingLanguageSettings | None = None,
     labels: TokenLanguages | None = None,
     *,
@@ -92,6 +93,7 @@ def working_language_study(
         ValueError: Units of none of the corpora's languages, or as `working_language_labels`.
     """
     started, settings = now(), settings or WorkingLanguageSettings()
+    corpora = as_corpora(corpora)
     if found is not None and not set(found.languages) & set(corpora):
         raise ValueError(f"the units are for {list(found.languages)}, the corpora have {list(corpora)}.")
     labels = working_language_labels(model, corpora, settings, progress=progress) if labels is None else labels

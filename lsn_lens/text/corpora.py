@@ -1,7 +1,7 @@
 """Sources of text: the embedded text, folders of files, `datasets` objects, Hub presets."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ def load_corpora(
                 f"the source has the splits {list(source)}: give each language one split, as in "
                 "load_corpora({'en': data['train']}); where the splits are languages, load_corpora(dict(data))."
             )
+        if loose := [label for label, value in source.items() if isinstance(value, Set)]:
+            raise ValueError(f"the texts of {loose} are a set, which has no order: give lists.")
         records = {label: _as_records(label, value, column) for label, value in source.items()}
         return _split(_pick(records, wanted, "the mapping"), hold_out)
     if hasattr(source, "columns") or hasattr(source, "column_names"):

@@ -274,7 +274,8 @@ class LanguageCorpus:
 
     def __repr__(self) -> str:
         told = self.summary()
-        count = "" if told["find"] is None else f": {told['find']} documents, {told['hold_out']} held out"
+        held = "" if told["hold_out"] is None else f", {told['hold_out']} held out"
+        count = "" if told["find"] is None else f": {told['find']} documents{held}"
         first = f", {told['first']!r}" if told["first"] else ""
         return f"LanguageCorpus({self.language!r} from {self.source}{count}{first})"
 

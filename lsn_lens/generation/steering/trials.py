@@ -18,7 +18,7 @@ from lsn_lens.interventions.intervening import Intervention, check_steps
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.prompts import prompt_ids
 
 
@@ -41,7 +41,7 @@ class Trial:
 
 def prompts_from(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     *,
     count: int = 20,
     tokens: int = 10,
@@ -56,7 +56,7 @@ def prompts_from(
     if count < 1 or tokens < 1:
         raise ValueError(f"count={count}, tokens={tokens}: expected at least 1 of each.")
     prompts = {}
-    for label, corpus in corpora.items():
+    for label, corpus in as_corpora(corpora).items():
         documents = (model.tokenizer(each, add_special_tokens=False)["input_ids"] for each in getattr(corpus, part))
         starts = list(islice((ids[:tokens] for ids in documents if len(ids) >= 3 * tokens), count))
         if len(starts) < count:
