@@ -455,7 +455,7 @@ def test_each_intervention_in_its_turn(backend, load):
 def test_each_intervention_needs_units_and_a_name_of_its_own(load):
     model = load("llama")
     empty = Intervention("empty", ((some_units(model, share=0.0), lsn.zero),))
-    with pytest.warns(UserWarning, match="'empty' has no units: the model stays as it is") as warned:
+    with pytest.warns(UserWarning, match="'empty' has no units: the model is unchanged") as warned:
         table = lsn.generate_each(model, [empty], PROMPTS, tokens=2, progress=False)
     assert len([each for each in warned if "no units" in str(each.message)]) == 1, "none itself is no reason to warn"
     both = table.groupby("intervention")["ids"].agg(list)

@@ -466,7 +466,7 @@ def test_an_empty_set_changes_nothing(backend, load):
     for what in (empty, lsn.Intervention("set", ((empty, lsn.set_to(9.0)),)), lsn.Intervention("set")):
         action = lsn.set_to(9.0) if what is empty else None
         with (
-            pytest.warns(UserWarning, match="'set' has no units: the model stays as it is") as warned,
+            pytest.warns(UserWarning, match="'set' has no units: the model is unchanged") as warned,
             lsn.intervene(model, what, action),
         ):
             assert hooks_of(model) == hooks

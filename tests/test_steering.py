@@ -378,7 +378,7 @@ def test_no_hooks_are_left(model, texts, steerings):
 
 def test_an_empty_set_says_that_it_does_nothing(model, statistics, texts):
     medians = language_medians(statistics)
-    with pytest.warns(UserWarning, match="'force 0 -> zh' has no units: the model stays as it is"):
+    with pytest.warns(UserWarning, match="'force 0 -> zh' has no units: the model is unchanged"):
         found = steer(
             model,
             [forcing(EMPTY, medians, name="force", dose=0)],

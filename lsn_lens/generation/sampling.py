@@ -160,7 +160,7 @@ def under(model: Model, what: Intervention, width: Callable[[str], int], level: 
     """The model under an intervention, which errors name; warns of an intervention without units, `level` calls up."""
     hooks = hooks_of(model, what, width)
     if what.steps and not hooks:
-        warnings.warn(f"{what.name!r} has no units: the model stays as it is.", stacklevel=level)
+        warnings.warn(f"{what.name!r} has no units: the model is unchanged.", stacklevel=level)
     with model.hooks(fwd_hooks=hooks), named(what):
         yield
 

@@ -265,7 +265,7 @@ class NeuronSet:
             ValueError: The set has another basis than `mlp`, which this format cannot hold.
         """
         if set(self.masks) != {"mlp"}:
-            raise ValueError(f"the format holds only the basis 'mlp', this set has {list(self.masks)}.")
+            raise ValueError(f"the format holds the basis 'mlp' alone, this set has {list(self.masks)}.")
         files.write_lape_masks(path, self.masks["mlp"])
 
     @classmethod
