@@ -164,10 +164,11 @@ def test_document_losses_of_one_text_under_interventions(ready):
 
 
 def test_text_at_hand_must_be_this_text_and_the_model_unedited(ready, load):
-    model, corpora, found = ready[0], ready[1], ready[3]
-    text = held_out(model, corpora, progress=False)
+    model, corpora, run = ready
+    found = lsn.detect(run, "lape", rate=0.2)
+    text = baseline.held_out(model, corpora, progress=False)
     labels = list(corpora)
-    other = {label: list(corpora[labels[0]].hold_out) * 4 for label in labels}
+    other = {label: [f"other {i} text" for i in range(40)] for label in labels}
     with pytest.raises(ValueError, match="other hold-out documents"):
         lsn.perplexity_matrix(model, other, found, text=text, progress=False)
     weight = next(iter((getattr(model, "original_model", None) or model).parameters()))

@@ -88,9 +88,11 @@ def workflow_grid(
         text = held_out(model, measure, layout, text=text, progress=progress)
         run: Any = partial(_on_text, text, action, progress)
     else:
-        clean = measure(model)
+        jobs_of(model, needed, parts, action)
+        by_function: Any = measure
+        clean = by_function(model)
         labels = _measurable(map(str, clean.index), needed)
-        run = partial(_by_function, model, measure, action, progress, clean)
+        run = partial(_by_function, model, by_function, action, progress, clean)
     rows, described = run(parts, lambda _: labels)
     frames = [rows.assign(seed=pd.NA)]
     for name, part in parts.items():

@@ -6,9 +6,7 @@ from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
@@ -69,31 +67,6 @@ class ChecksText(Protocol):
     def check_text(self, lengths: Mapping[str, Int[np.ndarray, "document"]]) -> Any:
         """Raise `DoesNotApply` for text that the method cannot use."""
         ...
-
-
-def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
-    """The `round(share * n)`-th smallest value (counted from 1), without interpolation.
-
-    Source: LAPE, released `identify.py`, which takes `kthvalue`.
-    """
-    flat = values.flatten()
-    place = min(max(round(share * flat.numel()), 1), flat.numel())
-    return flat.kthvalue(place).values
-
-
-def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
-    """Flat indices of the finite values, highest first; ties go to the lower layer, then the lower unit."""
-    flat = ranking.flatten()
-    order = flat.argsort(descending=True, stable=True)
-    return order[flat[order].isfinite()]
-
-
-def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
-    """The `count` highest scores per language over all layers; ties go to the lower layer, then the lower unit."""
-    mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
-    for language, each in enumerate(scores.values[basis]):
-        mask[language].view(-1)[best_first(each)[:count]] = True
-    return NeuronSet(scores.languages, {basis: mask}, scores.method)
 
 
 def check_shares(**shares: float) -> None:

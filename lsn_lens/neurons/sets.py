@@ -107,15 +107,10 @@ class NeuronSet:
         """The units that belong to all of these languages (default: all of the set), as one language "fr & en"."""
         return self._together("shared", languages or self.languages)
 
-    def only_in(self, *languages: str) -> "NeuronSet":
-        """The units that belong to all of these languages and to no other language of the set.
-
-        Raises:
-            ValueError: No language.
-        """
-        if not languages:
-            raise ValueError(f"only_in takes one language or more of {list(self.languages)}.")
-        rest = [language for language in self.languages if language not in languages]
+    def only_in(self, language: str, *more: str) -> "NeuronSet":
+        """The units that belong to all of these languages and to no other language of the set."""
+        languages = (language, *more)
+        rest = [each for each in self.languages if each not in languages]
         return self._together("only in", languages, rest)
 
     def _together(self, words: str, languages: Sequence[str], rest: Sequence[str] = ()) -> "NeuronSet":
