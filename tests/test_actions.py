@@ -7,6 +7,7 @@ import torch
 from conftest import BACKENDS, D_MLP, D_MODEL, LAYERS, parts
 from jaxtyping import TypeCheckError
 from oracles import keep, read_ids, some_ids, some_units
+from test_interventions import read
 
 import lsn_lens as lsn
 from lsn_lens.interventions.words import action_of
@@ -300,7 +301,7 @@ def test_words_are_the_actions_of_a_run(model, statistics):
         }
     found = some_units(model)
     with lsn.intervene(model, found, "zero"):
-        seen = read_ids(model, SITES["mlp_post"], some_ids())
+        seen = read(model, SITES["mlp_post"], some_ids())
     assert all((seen[layer][..., found.units("mlp")[layer]] == 0).all() for layer in range(LAYERS))
 
 

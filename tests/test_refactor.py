@@ -72,6 +72,8 @@ WORDS = {"units a language": "units per language"}  # in cells and rows: "other 
 FACTORS: dict[str, float] = {}  # today's number over the pinned one: "lens.scripts / letters": 0.01
 GONE: set[str] = {  # columns, of all tables or "table / column", that there are no more
     *(f"losses.summary / {each}" for each in ("random_mean", "random_max", "seeds", "p", "warning", "order")),
+    "no_model.skipped / reason",
+    "no_model.sizes / notes",  # other words
     # words on what was not done are grouped by reason
     "compare.trust / not_done",
     "compare.not_done / order",

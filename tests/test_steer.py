@@ -115,7 +115,7 @@ def test_the_words_are_those_of_the_tables(written, tables):
     page = (written / "report.md").read_text()
     assert page.split("**")[1] == section.lead(tables)
     best = next(name for name in tables["summary"]["steering"] if name in {"average_precision", "plnd", "lape"})
-    assert f"those of {best} steer best" in page
+    assert f"Of all sets of neurons, {best} steers best" in page
     for other in ("diffmean", "prompt"):
         assert page.count(f" {other} (") and any(f"They {verb} {other} (" in page for verb in VERBS)
 
