@@ -189,7 +189,7 @@ def test_bad_input_to_survival(ready):
     with pytest.raises(ValueError, match="expected the same"):
         survival(model, corpora, controls={"fewer": lambda text: {"en": text["en"]}}, run=run)
     latin = {label: corpora[label] for label in ("en", "de")}
-    with pytest.raises(ValueError, match="one script"):
+    with pytest.raises(ValueError, match="have the same script"):
         survival(model, latin)
     with pytest.raises(KeyError, match="no text for the run's languages"):
         same_script_survival(run, latin)
