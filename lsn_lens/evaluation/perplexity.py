@@ -80,7 +80,13 @@ def loss_table(
 ) -> pd.DataFrame:
     """Loss of every language on its `hold_out` text under each intervention, one at a time.
 
-    Other arguments, errors and warnings are those of `perplexity_table`.
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        corpora: Text to measure on, from `load_corpora`, or what it takes.
+        interventions: `Intervention`s with different names.
+        layout: How text becomes batches; packed blocks by default.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
+        progress: Show a progress bar.
 
     Returns:
         One row per intervention ("none" first) and evaluated language: `intervention`, `units`, `evaluated`, and losses
@@ -118,10 +124,18 @@ def perplexity_matrix(
 
     The rows start with "none" (no intervention). `attrs["table"]` holds all measures.
 
-    `measure` is a column of `perplexity_table`, whose other arguments, errors and warnings apply.
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        corpora: Text to measure on, from `load_corpora`, or what it takes.
+        found: One set of units.
+        action: The action on the units, or a function from the intervened language to an action.
+        measure: A column of `perplexity_table`.
+        layout: How text becomes batches; packed blocks by default.
+        text: `held_out(model, corpora)`, to reuse it; instead of a layout.
+        progress: Show a progress bar.
 
     Raises:
-        ValueError: An unknown measure.
+        ValueError: An unknown measure, several sets, or the errors of `perplexity_table`.
     """
     check_model(model)
     _check_measure(measure)
