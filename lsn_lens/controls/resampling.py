@@ -13,7 +13,7 @@ from torch import Tensor
 from lsn_lens.labels import label_list
 from lsn_lens.methods.base import Method
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.runs.run import Run
+from lsn_lens.runs.run import DRAWN, Run
 from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
@@ -37,7 +37,7 @@ def load_shards(run: Run, methods: Iterable[Method]) -> Run:
         rows = {
             label: [_read(shard, partial(_is_row, needs)) for shard in run.documents[label]] for label in run.documents
         }
-    return replace(run, shards=sums, documents=rows)
+    return replace(run, shards=sums, documents=rows, settings={**run.settings, DRAWN: True})
 
 
 def _read(shard: Shard, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def rearranged(run: Run, draw: Draw) -> Run:
     """A run whose languages have the shards in `draw`, in that order, with repetitions.
 
     Sums, counts and values of single documents follow, so every function of a run works on the result. `settings` are
-    those of the original run.
+    those of the original run, with a mark: the result cannot be saved.
 
     Args:
         run: The run to draw from.
@@ -116,7 +116,7 @@ def rearranged(run: Run, draw: Draw) -> Run:
         {label: [parts[source][place] for source, place in pairs] for label, pairs in draw.items()} if parts else {}
         for parts in (run.shards, run.documents)
     )
-    return replace(run, shards=shards, documents=documents)
+    return replace(run, shards=shards, documents=documents, settings={**run.settings, DRAWN: True})
 
 
 def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
