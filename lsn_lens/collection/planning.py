@@ -1,6 +1,6 @@
 """The plan of a run: the text in batches, and the memory and disk needed, predicted from a configuration."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lsn_lens.model.checkpoints import read_config, source_of
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import get_site
 from lsn_lens.statistics.needs import Need
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout, Plan, row_limit, tokens_at_once
 from lsn_lens.text.tokens import tokenize
 
@@ -26,10 +26,9 @@ LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its 
 PATTERNS = 3  # tensors of attention weights at the peak, if a need reads attention
 
 
-def plan_of(
-    model: Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool = True
-) -> Plan:
+def plan_of(model: Model, corpora: Any, folder: Path, layout: Layout, progress: bool = True) -> Plan:
     """The batches that `collect` reads: the `find` part of every language, its tokens in files of `folder`."""
+    corpora = as_corpora(corpora)
     tokens = {
         label: tokenize(
             label, corpus.find, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import DRAWN, Run
 from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
 FEW_SHARDS = 5  # with fewer, a bootstrap has too few different draws
@@ -199,9 +201,7 @@ def halves(run: Run) -> tuple[Run, Run]:
     return first, second
 
 
-def shuffled_labels(
-    corpora: Mapping[str, LanguageCorpus], seed: int = 0, *, paired: bool = False
-) -> dict[str, LanguageCorpus]:
+def shuffled_labels(corpora: Any, seed: int = 0, *, paired: bool = False) -> dict[str, LanguageCorpus]:
     """Corpora whose documents are permuted across languages, for a null by document.
 
     Each label keeps its number of documents in both parts. The text is held in memory, without unusable records, which
@@ -215,6 +215,7 @@ def shuffled_labels(
     Raises:
         ValueError: With `paired`, different numbers of documents.
     """
+    corpora = as_corpora(corpora)
     parts = [{label: tuple(documents) for label, documents in each} for each in _parts(corpora)]
     shuffled = [_shuffle(texts, seed, paired) for texts in parts]
     return {label: LanguageCorpus(label, *(each[label] for each in shuffled)) for label in corpora}

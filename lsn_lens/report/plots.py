@@ -145,7 +145,7 @@ def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement b
 
 
 def expert_heatmap(table: pd.DataFrame, language: str) -> Chart:
-    """From `evaluation.experts.frequencies`: rows = layers, columns = experts, the same colours for every language."""
+    """From `experts.frequencies`: rows = layers, columns = experts, the same colours for every language."""
     cells = Heatmap(table.loc[language], (0.0, 1.0), SEQUENTIAL, "share of tokens", ".2f")
     caption = "Share of the language's tokens that select each expert."
     return Chart(f"{language}: how often experts are selected", "expert", "layer", (cells,), caption)
