@@ -18,7 +18,7 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import get_site
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.plan import Layout, Plan, row_limit, tokens_at_once
+from lsn_lens.text.plan import Layout, Plan, layout_of, row_limit, tokens_at_once
 from lsn_lens.text.tokens import tokenize
 
 SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its peak
@@ -73,7 +73,7 @@ def plan_run(
     Raises:
         ValueError: A model that cannot be found, a site that the model lacks, or a length beyond the model's context.
     """
-    layout = layout or Layout(kind="auto")
+    layout = layout_of(layout, Layout(kind="auto"))
     source: Any = model
     if isinstance(source, str | Path):
         source = read_config(source_of(source), {**options, "revision": revision})

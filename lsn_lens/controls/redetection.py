@@ -20,7 +20,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.plan import Layout
+from lsn_lens.text.plan import Layout, layout_of
 
 FEW_CHANGED = 0.05  # share of changed documents below which a control tests nothing
 
@@ -64,15 +64,15 @@ def survival(
     check_model(model)
     corpora = as_corpora(corpora)
     chosen = named(methods)
-    if not chosen or not controls:
-        raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected at least one of each.")
+    if not controls:
+        raise ValueError("no controls: name at least one, as {'romanised': controls.romanised}.")
     altered = {name: control(corpora) for name, control in controls.items()}
     wrong = {name: list(each) for name, each in altered.items() if list(each) != list(corpora)}
     if wrong:
         raise ValueError(f"controls gave the languages {wrong} for {list(corpora)}: expected the same.")
     if run is None:
         run = collect(model, corpora, chosen.values(), layout=layout, progress=progress)
-    layout = layout or _layout_of(run, model.cfg.n_ctx)
+    layout = layout_of(layout, _layout_of(run, model.cfg.n_ctx))
     before, first, second = (_sets(each, chosen) for each in (run, *halves(run)))
     tables = []
     for control, text in altered.items():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.refusal import check_kind
 from lsn_lens.report.charts import Chart, save
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
 
@@ -26,6 +27,7 @@ __all__ = [
 
 def layer_counts(frame: pd.DataFrame | NeuronSet, title: str = "Neurons per layer and language") -> Chart:
     """Heat map of a set or its `layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    check_kind("frame", frame, pd.DataFrame | NeuronSet, "a set, as lsn.detect(run), or its layer_counts()")
     counts = (frame.layer_counts() if isinstance(frame, NeuronSet) else frame).T
     limit = max(1.0, float(counts.to_numpy().max()))
     cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")

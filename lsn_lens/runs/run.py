@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lsn_lens.files import write_bytes
+from lsn_lens.refusal import check_kind
 from lsn_lens.runs.shards import (
     CONSTANTS,
     DOCUMENTS,
@@ -183,6 +184,11 @@ class Run:
             f"{', '.join(self.statistics.sums)}; {layout['kind']} of {layout['length']} tokens</p>"
             f"{self.to_frame().to_html()}"
         )
+
+
+def check_run(run: Any) -> None:
+    """Refuse what is not a run."""
+    check_kind("run", run, Run, "a run, from lsn.collect(model, corpora) or lsn.load_run(folder)")
 
 
 def _of_layer(shard: Path | Mapping[str, Tensor], place: int) -> Path | Mapping[str, Tensor]:
