@@ -20,7 +20,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.plan import Layout, layout_of
+from lsn_lens.text.plan import Layout
 
 FEW_CHANGED = 0.05  # share of changed documents below which a control tests nothing
 
@@ -72,7 +72,7 @@ def survival(
         raise ValueError(f"controls gave the languages {wrong} for {list(corpora)}: expected the same.")
     if run is None:
         run = collect(model, corpora, chosen.values(), layout=layout, progress=progress)
-    layout = layout_of(layout, _layout_of(run, model.cfg.n_ctx))
+    layout = layout or _layout_of(run, model.cfg.n_ctx)
     before, first, second = (_sets(each, chosen) for each in (run, *halves(run)))
     tables = []
     for control, text in altered.items():
