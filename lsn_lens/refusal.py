@@ -1,4 +1,4 @@
-"""Errors for methods that do not apply, and for unknown parameters."""
+"""Errors for methods that do not apply, for arguments of another type, and for unknown parameters."""
 
 import inspect
 from collections.abc import Callable
@@ -10,6 +10,18 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 class DoesNotApply(ValueError):
     """A method or check cannot be computed on this model or text; the message says why."""
+
+
+def check_kind(name: str, value: Any, kind: Any, expected: str) -> None:
+    """Refuse an argument of another type.
+
+    Raises:
+        ValueError: The message says what was given and, in the words of `expected`, what to give.
+    """
+    if not isinstance(value, kind):
+        text = repr(value) if isinstance(value, str | int | float) else ""
+        given = f"{text[:60]}, a {type(value).__name__}" if text else f"a {type(value).__name__}"
+        raise ValueError(f"{name} is {given}: expected {expected}.")
 
 
 def listing_parameters(function: Called) -> Called:

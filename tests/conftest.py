@@ -159,6 +159,12 @@ def refused(script, **settings):
     return said
 
 
+def page_of(study):
+    """A study's page, where the provenance has settings of the caller's own."""
+    origin = lsn.report.provenance(study.used, study.measured, {"note": "of my own"}, study.started)
+    return type(study).page(study, origin)
+
+
 def parts(architecture, hf_model, layer):
     """The Hugging Face modules of one layer, by the names of `PARTS`; `block` is the layer itself."""
     paths = dict(PARTS[architecture])

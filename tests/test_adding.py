@@ -8,6 +8,7 @@ from conftest import SENTENCES
 
 import lsn_lens as lsn
 from lsn_lens.collection import collecting
+from lsn_lens.controls import resampling
 from lsn_lens.runs.shards import read_shard
 from lsn_lens.statistics.needs import Histogram
 
@@ -160,6 +161,44 @@ def test_a_run_in_memory_can_be_kept_and_added_to(collect, tmp_path):
     assert_same_bits(more, collect(["average_precision", "lape"], extra=[Histogram("mlp_act", 8)]))
     more.save(tmp_path / "copy")  # of a run on disk, in one layer
     assert_same_bits(lsn.load_run(tmp_path / "copy"), more)
+
+
+def test_a_kept_run_redoes_a_shard_by_the_forward_pass_that_made_it(collect, tmp_path):
+    collect(["lape"], tmp_path / "run")
+    run = collect(["plnd"], tmp_path / "run")
+    run.save(tmp_path / "copy")
+    kept = lsn.load_run(tmp_path / "copy")
+    assert kept.settings == run.settings and len(kept.settings["layers"]) == 2
+    assert_same_bits(kept, run)
+    for folder in ("shards", "added-1/shards"):
+        next((tmp_path / "copy" / folder).iterdir()).unlink()
+    assert_same_bits(collect(["lape", "plnd"], tmp_path / "copy"), run)
+
+
+DRAWS = {
+    "permuted": lambda run: resampling.permuted(run, 0),
+    "resampled": lambda run: resampling.resampled(run, 0),
+    "halves": lambda run: resampling.halves(run)[0],
+    "rearranged": lambda run: resampling.rearranged(run, {label: [(label, 1)] * 6 for label in run.languages}),
+    "load_shards": lambda run: resampling.load_shards(run, [lsn.METHODS["lave"]()]),  # settings name more statistics
+    "subset of a draw": lambda run: resampling.subset(resampling.permuted(run, 0), run.languages),
+    "by hand": lambda run: lsn.Run(run.shards, {}),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=list(DRAWS))
+def test_a_draw_of_a_run_cannot_be_kept_as_the_run(collect, tmp_path, draw):
+    run = collect(["lape", "lave"], layout=lsn.Layout(kind="documents", shards=6))
+    with pytest.raises(ValueError, match=r"drawn from another run's shards, or made by hand.*Save the run that"):
+        draw(run).save(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_some_languages_of_a_run_are_kept_as_a_run_of_these(collect, tmp_path):
+    run = resampling.subset(collect(["lape"]), ["l2", "l0"])
+    kept = lsn.load_run(run.save(tmp_path / "kept"))
+    assert_same_bits(kept, run)
+    assert kept.languages == ("l2", "l0") and list(kept.settings["text"]["languages"]) == ["l2", "l0"]
 
 
 def test_methods_as_people_write_them(collect):

@@ -111,6 +111,48 @@ def test_the_reference_names_everything_public_once():
     assert not [path for path, value in public(lsn_lens) if id(value) not in named]
 
 
+@functools.cache
+def modules_named():
+    """Rooms and modules by the last part of their path, which docstrings call them by."""
+    found = {}
+    for path in sorted((ROOT / "lsn_lens").rglob("*.py")):
+        where = path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__").replace("/", ".")
+        found.setdefault(where.rpartition(".")[2], []).append(where)
+    return found
+
+
+def names_in(docstring):
+    """Each `module.name` of the package in backticks; a file `module.py` and a call's arguments are none."""
+    for whole in re.findall(r"`(?:lsn\.|lsn_lens\.)?(\w+(?:\.\w+)+)\b", docstring):
+        module, name, *_ = whole.split(".")
+        if module in modules_named() and name not in ("py", "json"):
+            yield module, name
+
+
+def has(module, name):
+    """Whether a module defines the name, a room hands it on, or a class of the module has it (`run.statistics`)."""
+    for place in map(importlib.import_module, modules_named()[module]):
+        own = [each for each in vars(place).values() if getattr(each, "__module__", "") == place.__name__]
+        classes = [each for each in own if inspect.isclass(each)]
+        if any(hasattr(each, name) or name in getattr(each, "__dataclass_fields__", {}) for each in classes):
+            return True
+        value = getattr(place, name, None)
+        if value is not None and (
+            hasattr(place, "__path__") or getattr(value, "__module__", "") in ("", place.__name__)
+        ):
+            return True
+    return False
+
+
+def test_names_in_docstrings_exist():
+    defined = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "lsn_lens").rglob("*.py"))
+    told = [ast.get_docstring(node) or "" for tree in trees for node in ast.walk(tree) if isinstance(node, defined)]
+    names = [each for docstring in told for each in names_in(docstring)]
+    assert len(names) > 30 and not has("stability", "percentile_interval")
+    assert not sorted({f"{module}.{name}" for module, name in names if not has(module, name)})
+
+
 def test_the_reference_names_every_room():
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     rooms = {name for name in lsn_lens.__all__ if inspect.ismodule(getattr(lsn_lens, name))} - {"plots"}

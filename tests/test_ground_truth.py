@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import experiment, refused
+from conftest import experiment, page_of, refused
 
 import lsn_lens as lsn
 from lsn_lens.planted.roles import ROLES
@@ -86,6 +86,7 @@ def test_the_study_in_a_notebook(config, written):
         before = pd.read_parquet(written / "tables" / f"{name}.parquet")
         pd.testing.assert_frame_equal(found[name], before, check_dtype=False)
     assert [each.part for each in found.plantings] == ["mlp", "attention"] and "diffmean (mlp)" in found.skipped
+    assert f"2 plantings into {config.model} (mlp, attention)" in str(page_of(found))
 
 
 def planted(config):

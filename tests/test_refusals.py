@@ -4,6 +4,8 @@ import importlib
 from dataclasses import dataclass
 
 import jaxtyping
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, experiment, tiny_model, tiny_tokenizer
@@ -20,6 +22,7 @@ from lsn_lens.methods.sharing import Sharing
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.importance import BASES
 from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
+from lsn_lens.text.documents import Documents, Records
 
 TINY = {
     "qwen3": ("qwen3", {**LLAMA_LIKE, **GROUPED, "head_dim": 8}),
@@ -276,3 +279,178 @@ def test_wrong_use_of_a_run_is_said_at_once(tiny, corpora, as_a_user):
     with pytest.raises(ValueError, match="expected one method"):
         lsn.collect(model, corpora, [["lape"]], progress=False)
     assert lsn.collect(model, corpora, Lape(), layout=BLOCKS, progress=False).settings["statistics"][0]
+
+
+STEP = r"expected lsn\.Intervention\('off', \[\(found\['fr'\], lsn\.zero\)\]\)"
+DEEP = lsn.NeuronSet(("en", "de"), {"mlp": torch.ones(2, 3, 48, dtype=torch.bool)})
+FIRST_STEPS = {
+    "another package's keyword": (
+        lambda m, c, r, f: lsn.generate(m, ["a"], max_new_tokens=3),
+        TypeError, r"generate\(\) has no parameter max_new_tokens; it has model, prompts, samples, tokens, ",
+    ),
+    "another package's keyword, each": (
+        lambda m, c, r, f: lsn.generate_each(m, [], ["a"], max_new_tokens=3), TypeError, "has no parameter max_new",
+    ),
+    "a keyword of compare": (
+        lambda m, c, r, f: lsn.collect(m, c, found=f), TypeError, r"collect\(\) has no parameter found; it has",
+    ),
+    "a layout of collect": (
+        lambda m, c, r, f: lsn.collect(m, c, layout={"length": 16}), ValueError, "layout is a dict: expected a lay",
+    ),
+    "a layout to measure": (
+        lambda m, c, r, f: lsn.perplexity_table(m, c, f, layout={"length": 16}), ValueError, "layout is a dict",
+    ),
+    "a layout to compare": (
+        lambda m, c, r, f: lsn.compare(r, model=m, corpora=c, layout={}), ValueError, "layout is a dict",
+    ),
+    "a layout to plan": (
+        lambda m, c, r, f: lsn.collection.plan_run(m, layout={"length": 16}), ValueError, "layout is a dict",
+    ),
+    "a layout for the lens": (
+        lambda m, c, r, f: lsn.analysis.working_language(
+            m, {"en": ["a"]}, lsn.analysis.token_languages(m.tokenizer, c, vocabulary=m.cfg.d_vocab), layout={}
+        ), ValueError, "layout is a dict",
+    ),
+    "a folder to detect in": (
+        lambda m, c, r, f: lsn.detect("folder"), ValueError, r"run is 'folder', a str: .*lsn\.load_run\(folder\)",
+    ),
+    "a folder to compare": (
+        lambda m, c, r, f: lsn.compare("folder"), ValueError, r"run is 'folder', a str: .*lsn\.load_run\(folder\)",
+    ),
+    "a model for methods": (
+        lambda m, c, r, f: lsn.compare(r, m), ValueError, r"methods is a \w+: expected names.*model=model",
+    ),
+    "a run for methods": (lambda m, c, r, f: lsn.compare(r, r), ValueError, "methods is a Run: expected names"),
+    "no methods": (lambda m, c, r, f: lsn.compare(r, []), ValueError, r"no methods: name at least one of \['lape'"),
+    "a set for sets": (
+        lambda m, c, r, f: lsn.compare(r, found=f), ValueError, r"found is a NeuronSet: .*\{'lape': found\}",
+    ),
+    "a name for parameters": (
+        lambda m, c, r, f: lsn.compare(r, parameters="lape"), ValueError, "parameters is 'lape', a str: expected",
+    ),
+    "text that is corpora": (
+        lambda m, c, r, f: lsn.perplexity_table(m, c, f, text=c), ValueError, r"text is a Corpora: .*held_out",
+    ),
+    "steps that are one step": (
+        lambda m, c, r, f: lsn.Intervention("a", (f, lsn.zero)), ValueError, "steps of 'a': expected pairs, as",
+    ),
+    "steps that are a set": (
+        lambda m, c, r, f: lsn.Intervention("a", f), ValueError, "steps of 'a': expected pairs, as",
+    ),
+    "sets to measure": (
+        lambda m, c, r, f: lsn.evaluation.loss_table(m, c, [f]), ValueError, f"is a NeuronSet: {STEP}",
+    ),
+    "one intervention to measure": (
+        lambda m, c, r, f: lsn.evaluation.loss_table(m, c, lsn.Intervention("a")), ValueError, "expected a list, as",
+    ),
+    "sets to write under": (
+        lambda m, c, r, f: lsn.generate_each(m, [f], ["a"]), ValueError, f"is a NeuronSet: {STEP}",
+    ),
+    "a run for a figure": (
+        lambda m, c, r, f: lsn.plots.layer_counts(r), ValueError, r"frame is a Run: expected a set, as lsn\.detect",
+    ),
+    "a run for statistics": (
+        lambda m, c, r, f: lsn.mean_ablation(r), ValueError, r"statistics is a Run: .*run\.statistics",
+    ),
+    "a run for statistics, later": (
+        lambda m, c, r, f: lsn.other_mean_ablation(r), ValueError, r"statistics is a Run: .*run\.statistics",
+    ),
+    "units without layers": (
+        lambda m, c, r, f: lsn.NeuronSet.from_dict({"fr": [5, 49]}, (2, 48)),
+        ValueError, r"\[5, 49\]: expected pairs \(layer, unit\), as \{\"fr\": \[\(5, 49\)\]\}",
+    ),
+    "no device": (
+        lambda m, c, r, f: lsn.load_model("demo", device="gpu"), ValueError, "device='gpu': expected a device of Py",
+    ),
+    "corpora to load": (
+        lambda m, c, r, f: lsn.load_corpora(c), ValueError, "the source is corpora already: use it as it is",
+    ),
+    "one column for two": (
+        lambda m, c, r, f: lsn.load_corpora(pd.DataFrame({"language": ["en"], "text": ["a"]}), column="language"),
+        ValueError, r"column='language' is also language_column: .*\['language', 'text'\]",
+    ),
+    "rows without a label": (
+        lambda m, c, r, f: lsn.load_corpora(pd.DataFrame({"language": ["en", np.nan, None], "text": ["a"] * 3})),
+        ValueError, r"rows \[1, 2\] of the table \(from 0; 2 in all\) have no label in 'language'.*dropna",
+    ),
+    "a label with a space": (
+        lambda m, c, r, f: lsn.load_corpora({"en ": ["a"]}), ValueError, "'en ' begins or ends with a space",
+    ),
+    "nothing to measure on": (
+        lambda m, c, r, f: lsn.perplexity_table(m, c, f, evaluate=lambda _: []), ValueError,
+        r"evaluate\('en'\) is empty: expected one or more of \['en', 'de'\]",
+    ),
+    "one language to measure on": (
+        lambda m, c, r, f: lsn.perplexity_table(m, c, f, evaluate=lambda own: own), ValueError, "is one string",
+    ),
+    "a function with text of its own": (
+        lambda m, c, r, f: workflow_grid(m, len, DEEP, Stages(1, 1), text=c), ValueError,
+        r"measure is a function, which reads its own text: leave out text= and layout=",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked(tiny, corpora):
+    model = tiny("llama")
+    run = lsn.collect(model, corpora, ["lape"], layout=BLOCKS, progress=False)
+    return model, corpora, run, lsn.NeuronSet(("en", "de"), {"mlp": DEEP.masks["mlp"][:, :2]})
+
+
+def never(*_, **__):
+    raise AssertionError("this runs the model")
+
+
+@pytest.mark.parametrize(("call", "kind", "said"), FIRST_STEPS.values(), ids=list(FIRST_STEPS))
+def test_a_wrong_first_step_is_refused_in_words_before_anything_runs(call, kind, said, asked, as_a_user, monkeypatch):
+    for module in ("collection.collecting._run_shards", "evaluation.baseline._losses", "generation.sampling._write"):
+        monkeypatch.setattr(f"lsn_lens.{module}", never)
+    with pytest.raises(kind, match=said):
+        call(*asked)
+
+
+@pytest.mark.parametrize("name", ["mean_ablation", "other_mean_ablation", "language_mean", "resample", "set_to", "add"])
+def test_what_makes_an_action_is_no_action(name, asked, as_a_user):
+    model, corpora, run, found = asked
+    for call in (lsn.perplexity_matrix, lsn.perplexity_table):
+        with pytest.raises(
+            ValueError, match=rf"action={name} makes an action: call it\. Expected an action: lsn\.zero"
+        ):
+            call(model, corpora, found, getattr(lsn, name), progress=False)
+    with pytest.raises(ValueError, match=f"action={name} makes an action"):
+        lsn.compare(run, model=model, corpora=corpora, action=getattr(lsn, name), progress=False)
+
+
+def test_texts_and_sums_are_shown_in_short(asked):
+    _, corpora, run, _ = asked
+    find = corpora["en"].find
+    assert repr(find) == "Documents(find of texts:en: 9)" and len(find) == 9
+    assert repr(corpora["en"].hold_out) == "Documents(hold_out of texts:en: 3)"
+    assert len(repr(find.records)) < 150
+    assert repr(run.statistics) == "Statistics(en, de; 2 layers; mlp_pre.positive, mlp_post.sum, mlp_post.squares)"
+
+
+def test_slices_of_documents(corpora):
+    every = list(corpora["en"].find)
+    for place in (
+        slice(2),
+        slice(1, 5, 2),
+        slice(None),
+        slice(3, None),
+        slice(-2, None),
+        slice(None, None, -1),
+        slice(0),
+    ):
+        assert corpora["en"].find[place] == every[place]
+    read = []
+
+    def told():
+        for text in TEXTS["en"]:
+            read.append(text)
+            yield text
+
+    stream = Documents(Records("s", told))
+    assert stream[:2] == TEXTS["en"][:2] and len(read) == 2, "no further than needed"
+    with pytest.raises(TypeError, match="is a stream"):
+        stream[-1:]
+    assert list(stream) and repr(stream) == "Documents(find of s)"

@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import experiment, refused
+from conftest import experiment, page_of, refused
 
 import lsn_lens as lsn
 from lsn_lens.generation.groups import share_difference
@@ -151,6 +151,8 @@ def test_the_study_in_a_notebook_gives_the_same_tables(prepared, tables, monkeyp
             for each in (tables[name], found[name])
         )
         pd.testing.assert_frame_equal(before, after, check_dtype=False, check_exact=True)
+    page = page_of(dataclasses.replace(found, tables=tables))
+    assert [each.title for each in page.sections if each.title == "Samples"]
 
 
 # what the report says

@@ -184,7 +184,7 @@ def test_chance_is_what_random_sets_share():
 
 def test_bad_input_to_survival(ready):
     model, corpora, run = ready
-    with pytest.raises(ValueError, match="expected at least one of each"):
+    with pytest.raises(ValueError, match="name at least one"):
         survival(model, corpora, [], run=run)
     with pytest.raises(ValueError, match="expected the same"):
         survival(model, corpora, controls={"fewer": lambda text: {"en": text["en"]}}, run=run)

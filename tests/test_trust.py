@@ -278,6 +278,11 @@ def test_a_check_that_is_not_asked_for_is_not_done():
         (replace(MINE, name="leave one out"), r"several checks are called \['leave_one_out'\]"),
         (replace(MINE, needs_model=True), r"the checks \['units found'\] run the model"),
         (replace(MINE, asks="units"), r"the checks \['units found'\] run the model"),
+        (replace(MINE, columns={"null_units": Column()}, ranked=()), r"columns=\['null_units'\].*other checks"),
+        (replace(MINE, ranked=("stable_share",)), r"columns=\['stable_share'\].*other checks"),
+        (replace(MINE, ranked=("seconds",)), r"columns=\['seconds'\].*or the ranking have columns"),
+        (replace(MINE, ranked=("own_rise",)), r"columns=\['own_rise'\].*or the ranking have columns"),
+        (replace(MINE, columns={"not_done": Column()}), r"columns=\['not_done'\]"),
     ],
 )
 def test_checks_of_ones_own_that_cannot_work_are_refused_before_anything_runs(check, match):
@@ -289,10 +294,31 @@ def test_checks_of_ones_own_that_cannot_work_are_refused_before_anything_runs(ch
         compared(made_run(), Checks(0, 0, extra=(check,)), {"lape": Untouched()})
 
 
+def test_numbers_of_a_check_that_others_have_too_lose_nothing():
+    """Names that only the result shows: they cannot be refused before, and must not end a comparison."""
+
+    def summary(table):
+        taken = table.set_index("method")[["units_of_mine"]].assign(null_units=7, not_done=8)
+        return taken.assign(method=9)
+
+    mine = Check("mine", lambda _: pd.DataFrame({"units_of_mine": [3]}), summary=summary)
+    trusted = compared(made_run(), Checks(0, 39, extra=(mine,))).trust.iloc[0]
+    assert (trusted["units_of_mine"], trusted["mine_null_units"]) == (3, 7)
+    assert (trusted["mine_not_done"], trusted["mine_method"]) == (8, 9)
+    assert (trusted["null_units"], trusted["method"], trusted["not_done"]) != (7, 9, 8)
+
+
+def test_no_column_of_the_ranking_can_be_overwritten(checked):
+    ranked = {name for row in checks.CHECKS for name in row.ranked}
+    assert set(checked.ranking) == set(checks.RANKING) | ranked and not ranked & set(checks.RANKING)
+
+
 def test_what_is_no_check_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked for a user
     with pytest.raises(ValueError, match="expected checks, as in extra="):
         Checks(extra=(count_units,))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="expected checks, as in extra="):
+        Checks(extra=MINE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="asks='set'"):
         replace(MINE, asks="set")
 

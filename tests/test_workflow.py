@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, parts, refused, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, VOCABULARY, experiment, page_of, parts, refused, tiny_tokenizer
 from oracles import loss_of, plain, read_ids
 
 import lsn_lens as lsn
@@ -449,5 +449,6 @@ def test_the_study_in_a_notebook():
     assert study.stages == lsn.evaluation.Stages(2, 1) and study.settings["seeds"] == 2
     assert study.units == lsn.detect(lsn.studies.workflow_run(model, corpora, settings, progress=False), "lap")
     pd.testing.assert_frame_equal(study["summary"], workflow_summary(workflow_effects(study["grid"])))
+    assert "above that of 2 random sets" in str(page_of(study).sections)
     with pytest.raises(KeyError, match=r"no table 'stages'; there are \['grid'"):
         study["stages"]

@@ -36,13 +36,15 @@ from lsn_lens.model import hooks, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.identity import fingerprint
+from lsn_lens.refusal import listing_parameters
 from lsn_lens.runs.run import Run, layers_of, load_run, read_description
 from lsn_lens.runs.shards import CONSTANTS, documents_path, is_finished, read_shard, shard_path, write_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.plan import Layout, Plan
+from lsn_lens.text.plan import Layout, Plan, layout_of
 
 
+@listing_parameters
 def collect(
     model: Model,
     corpora: Any,
@@ -77,13 +79,14 @@ def collect(
     Raises:
         DoesNotApply: A named method does not apply to this model, layout or text (plnd, average_precision and sharing
             take one row per document); raised before the pass.
+        TypeError: An unknown parameter; the message lists the known ones.
         ValueError: Unusable corpora, layout or model; a folder made with other settings.
         FloatingPointError: NaN or infinity in the model; the message names layer, language and document.
         RuntimeError: Another process writes to `out`.
         OSError: The disk is full.
     """
     check_model(model)
-    corpora, layout, extra = as_corpora(corpora), layout or Layout(kind="auto"), list(extra)
+    corpora, layout, extra = as_corpora(corpora), layout_of(layout, Layout(kind="auto")), list(extra)
     fits, wanted = _asked(model, methods, layout, extra)
     if len(corpora) < 2:
         raise ValueError(f"got the languages {list(corpora)}: comparing languages takes at least two.")

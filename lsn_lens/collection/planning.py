@@ -1,6 +1,6 @@
 """The plan of a run: the text in batches, and the memory and disk needed, predicted from a configuration."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from lsn_lens.model.checkpoints import read_config, source_of
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import get_site
 from lsn_lens.statistics.needs import Need
-from lsn_lens.text.documents import LanguageCorpus
-from lsn_lens.text.plan import Layout, Plan, row_limit, tokens_at_once
+from lsn_lens.text.corpora import as_corpora
+from lsn_lens.text.plan import Layout, Plan, layout_of, row_limit, tokens_at_once
 from lsn_lens.text.tokens import tokenize
 
 SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its peak
@@ -26,10 +26,9 @@ LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its 
 PATTERNS = 3  # tensors of attention weights at the peak, if a need reads attention
 
 
-def plan_of(
-    model: Model, corpora: Mapping[str, LanguageCorpus], folder: Path, layout: Layout, progress: bool = True
-) -> Plan:
+def plan_of(model: Model, corpora: Any, folder: Path, layout: Layout, progress: bool = True) -> Plan:
     """The batches that `collect` reads: the `find` part of every language, its tokens in files of `folder`."""
+    corpora = as_corpora(corpora)
     tokens = {
         label: tokenize(
             label, corpus.find, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
@@ -74,7 +73,7 @@ def plan_run(
     Raises:
         ValueError: A model that cannot be found, a site that the model lacks, or a length beyond the model's context.
     """
-    layout = layout or Layout(kind="auto")
+    layout = layout_of(layout, Layout(kind="auto"))
     source: Any = model
     if isinstance(source, str | Path):
         source = read_config(source_of(source), {**options, "revision": revision})

@@ -131,11 +131,7 @@ def named_methods(methods: Iterable[str | Method] | str | Method | None) -> dict
         ValueError: An empty list, or an element that is not a method.
         KeyError: An unknown name.
     """
-    if methods is None:
-        return every_method()
-    if chosen := named(methods):
-        return chosen
-    raise ValueError("no methods: name at least one.")
+    return every_method() if methods is None else named(methods)
 
 
 BLOCKS = "the layout cuts them into blocks"

@@ -33,8 +33,9 @@ class Check:
             set of units and action, also for given sets; methods with the same set and action share the rows.
         needs_model: Whether it runs the model. "units" implies an action on the units.
         option: The field of `Checks` that asks for the check; "" for a check in `Checks.extra`, which is always done.
-        summary: From the table of all methods to its main numbers: `method` as the index, one row per method.
-        columns: How the main numbers are written.
+        summary: From the table of all methods to its main numbers: `method` as the index, one row per method. A number
+            whose name another check has, and which `columns` does not list, gets the table's name in front.
+        columns: How the main numbers are written; names that other checks have are refused before anything runs.
         ranked: Main numbers that the ranking shows, too.
         doubts: From one method's rows to warnings: the text and its languages (none: no particular one).
         about: What the check looks at, in a few words, for the list of checks that were not done.

@@ -8,6 +8,11 @@ from lsn_lens.comparison.model_checks import ABLATIONS, OFF_TARGET, SURVIVAL
 from lsn_lens.controls.significance import LEVEL
 
 CHECKS: tuple[Check, ...] = (STABILITY, LEAVE_ONE_OUT, NULLS, SURVIVAL, ABLATIONS, OFF_TARGET)
+RANKING = (  # columns of the ranking, which no check may rank
+    "method", "shown", "shown_low", "shown_high", "own_hurt_most", "own_hurt_most_low", "own_hurt_most_high",
+    "languages", "bases", "units", "own_rise", "own_minus_worst_other", "share_above_random", "agreement", "seconds",
+    "warnings",
+)  # fmt: skip
 FEWEST = 39  # permutations below which a p-value of two statistics cannot reach 0.05
 
 
@@ -50,7 +55,7 @@ class Checks:
             )
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds}: expected 1 random set or more.")
-        if not all(isinstance(each, Check) for each in self.extra):
+        if not isinstance(self.extra, tuple | list) or not all(isinstance(each, Check) for each in self.extra):
             raise ValueError(f"extra={self.extra!r}: expected checks, as in extra=(Check(name, run),).")
 
 
@@ -58,10 +63,18 @@ def asked(options: Checks) -> tuple[Check, ...]:
     """The checks that the options choose, the user's own last.
 
     Raises:
-        ValueError: Two checks have the same name.
+        ValueError: Two checks have the same name or the same column, or one ranks a column that the ranking has.
     """
-    names = [row.table for row in (*CHECKS, *options.extra)]
+    rows = (*CHECKS, *options.extra)
+    names, columns = [row.table for row in rows], [name for row in rows for name in {*row.columns, *row.ranked}]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several checks are called {twice}: {[row.name for row in CHECKS]} have their names already.")
+    taken = {name for row in rows for name in row.ranked if name in RANKING} | {"method", "not_done"} & {*columns}
+    taken |= {name for name in columns if columns.count(name) > 1}
+    if taken:
+        raise ValueError(
+            f"columns={sorted(taken)} or ranked= of a check: other checks or the ranking have columns of these names. "
+            "Give others in summary, columns and ranked."
+        )
     return (*(row for row in CHECKS if getattr(options, row.option)), *options.extra)

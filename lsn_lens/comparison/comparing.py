@@ -30,8 +30,8 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.refusal import DoesNotApply, listing_parameters
-from lsn_lens.runs.run import Run
+from lsn_lens.refusal import DoesNotApply, check_kind, listing_parameters
+from lsn_lens.runs.run import Run, check_run
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
@@ -93,6 +93,9 @@ def compare(
             parameters or sets for methods that are not compared, checks that need a model without a model, or checks
             with the name of another table.
     """
+    check_run(run)
+    check_kind("found", found, Mapping | None, "sets by method name, as {'lape': found}")
+    check_kind("parameters", parameters, Mapping | None, "hyper-parameters by method name, as {'lape': {'rate': 0.02}}")
     started, options = datetime.now(UTC), Checks() if trust is True else trust or None
     action = None if action is None else action_of(action, run.statistics)
     corpora = None if corpora is None else as_corpora(corpora)

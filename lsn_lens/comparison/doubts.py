@@ -34,7 +34,7 @@ def warnings_table(
 
     Args:
         found: Each method's set.
-        losses: From `measure_losses`.
+        losses: The table "losses" of `effect_tables`.
         effects: From `effects_by_language`, with the verdicts.
         control: From `measure_controls`; its `attrs["tests"]` says how many tests were corrected for, if not all rows.
         vocabulary: Tokens of the model: ln of it is the loss of a uniform guess.

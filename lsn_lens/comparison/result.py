@@ -28,7 +28,7 @@ class Comparison(Tables):
             documents, against the same random sets. `own_hurt_most`: the number of languages that their own units hurt
             most as measured, in nats per token and in bits per byte, with the same interval. Largest `shown` first;
             without a model the columns `shown` to `share_above_random` are absent, and methods are not ranked.
-        agreement: One row per pair of methods, averaged over languages; see `agreement.agreement` for the columns.
+        agreement: One row per pair of methods, averaged over languages; see `overlaps.agreement` for the columns.
         agreement_by_language: The same, language by language.
         sizes: Units of each language, different units (`units`), their share of all units of the method's bases
             (`rate`), the mean Jaccard overlap of two languages' sets, and the set's notes. Methods with the fewest

@@ -151,7 +151,9 @@ def main_numbers(tables: Mapping[str, pd.DataFrame], methods: list[str], rows: S
     frame = pd.DataFrame(index=pd.Index(methods, name="method"))
     for row in rows:
         if row.summary and row.table in tables:
-            frame = frame.join(row.summary(tables[row.table]))
+            numbers = row.summary(tables[row.table])
+            taken = {name: f"{row.table}_{name}" for name in numbers if name in {*frame, "method", NOT_DONE}}
+            frame = frame.join(numbers.rename(columns=taken))
             whole = [name for name, each in row.columns.items() if each.kind == "count" and name in frame]
             frame[whole] = frame[whole].astype("Int64")
     return frame

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import zip_longest
+from typing import Any
 
 import pandas as pd
 
@@ -18,13 +19,13 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 
 def kinds_of_ablation(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     run: Run,
     found: NeuronSet,
     *,
@@ -41,6 +42,7 @@ def kinds_of_ablation(
         ValueError: The other languages' text has fewer than `tokens` tokens.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     other = other_mean_ablation(run.statistics)
     known = other(run.languages[0]).values
     lacking = [basis for basis in found.masks if basis not in (known if isinstance(known, Mapping) else {})]
@@ -66,7 +68,7 @@ def kinds_of_ablation(
 
 def ablation_sensitivity(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     run: Run,
     found: NeuronSet,
     *,
@@ -97,6 +99,7 @@ def ablation_sensitivity(
         ValueError: No kinds, no seed, a set of one language on text of one, or as `kinds_of_ablation`.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     kinds = kinds_of_ablation(model, corpora, run, found) if actions is None else dict(actions)
     if not kinds or seeds < 1 or len(corpora) < 2:
         raise ValueError(

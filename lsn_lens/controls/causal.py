@@ -17,7 +17,7 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.sums import Statistics
-from lsn_lens.text.plan import Layout
+from lsn_lens.text.plan import Layout, layout_of
 
 # columns without a value for a language without units
 PARTIAL = ("own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "z", "p", "activity", "random_activity")
@@ -38,7 +38,7 @@ def choose_actions(statistics: Statistics, found: Mapping[str, NeuronSet], actio
 
 def short_layout(model: Model, layout: Layout | None, tokens: int) -> Layout:
     """The short text: about `tokens` tokens per language, in blocks of at most 128."""
-    layout = layout or Layout()
+    layout = layout_of(layout, Layout())
     return replace(layout, max_tokens=tokens, length=min(layout.length or model.cfg.n_ctx, tokens, BLOCK))
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, groupby, islice, pairwise
+from typing import Any
 
 from anyascii import anyascii
 from fontTools.unicodedata import script
 
 from lsn_lens.generation.texts.strings import UNSPACED
 from lsn_lens.refusal import DoesNotApply
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
 Corpora = Mapping[str, LanguageCorpus]
@@ -22,7 +24,7 @@ FIRST = 1000  # documents per language for finding its script
 TOGETHER = {"Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}  # ISO 15924
 
 
-def romanised(corpora: Corpora) -> dict[str, LanguageCorpus]:
+def romanised(corpora: Any) -> dict[str, LanguageCorpus]:
     """All text in plain Latin letters (ASCII), by the library anyascii.
 
     Character by character, without a dictionary: Chinese by its most common reading, without tones; the Chinese
@@ -32,6 +34,7 @@ def romanised(corpora: Corpora) -> dict[str, LanguageCorpus]:
     Raises:
         ValueError: All languages have the same script, so that romanising tests nothing.
     """
+    corpora = as_corpora(corpora)
     scripts = same_script(corpora)
     if len(scripts) < 2:
         raise DoesNotApply(
@@ -41,12 +44,13 @@ def romanised(corpora: Corpora) -> dict[str, LanguageCorpus]:
     return {label: _changed(each, "romanised", anyascii) for label, each in corpora.items()}
 
 
-def shuffled_words(corpora: Corpora, seed: int = 0) -> dict[str, LanguageCorpus]:
+def shuffled_words(corpora: Any, seed: int = 0) -> dict[str, LanguageCorpus]:
     """The words of each document in random order: only the counts of words are kept.
 
     Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), letters are shuffled. The order
     depends only on the document's text and the seed. Line breaks and double spaces become single spaces.
     """
+    corpora = as_corpora(corpora)
     change = partial(_shuffle, seed=seed)
     return {label: _changed(each, f"words shuffled, seed {seed}", change) for label, each in corpora.items()}
 
@@ -56,7 +60,7 @@ def pieces(text: str) -> list[str]:
     return [piece for word in text.split() for piece in _cut(word)]
 
 
-def same_script(corpora: Corpora) -> dict[str, tuple[str, ...]]:
+def same_script(corpora: Any) -> dict[str, tuple[str, ...]]:
     """The languages that share a script: ISO 15924 code to languages, in their order.
 
     A language's script is that of most letters in the first 1,000 documents of its `find` text. Hiragana, katakana and
@@ -65,6 +69,7 @@ def same_script(corpora: Corpora) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: A language whose text has no letters.
     """
+    corpora = as_corpora(corpora)
     groups: dict[str, list[str]] = {}
     for label, corpus in corpora.items():
         groups.setdefault(_script_of(label, corpus.find), []).append(label)

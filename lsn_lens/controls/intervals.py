@@ -62,7 +62,7 @@ def certainty(text: HeldOut, measured: Measured, *, seed: int = 0) -> Certainty:
         the language itself). Missing, or False, if some language has fewer than 5 documents. Bounds are expanded
         percentile intervals at 95 %, of as many draws as the language with the fewest documents has.
 
-    Source: Efron and Tibshirani 1993; intervals as `stability.percentile_interval`.
+    Source: Efron and Tibshirani 1993; intervals as `bootstrap.percentile_interval`.
     """
     documents = {label: len(tokens) for label, tokens in measured.tokens.items()}
     fewest, rates = min(documents.values()), text.bits_per_nat

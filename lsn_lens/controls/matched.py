@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +19,6 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.sums import Statistics
-from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
 OUTLIER = 10.0  # multiple of the layer's median from which on a unit is an outlier
@@ -188,7 +188,7 @@ def without(found: NeuronSet, units: pd.DataFrame) -> NeuronSet:
 
 def outlier_effects(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     found: NeuronSet,
     units: pd.DataFrame,
     action: Choice = zero,

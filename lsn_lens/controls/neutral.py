@@ -26,7 +26,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
-from lsn_lens.text.corpora import load_corpora
+from lsn_lens.text.corpora import as_corpora, load_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -75,7 +75,7 @@ def neutral_text() -> dict[str, LanguageCorpus]:
 
 def off_target(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     found: NeuronSet,
     action: Choice = zero,
     *,
@@ -101,7 +101,7 @@ def off_target(
         seeds: Random sets.
         neutral: Text of no language, by kind; its `hold_out` is measured. `neutral_text()` by default; or a result of
             `measured_neutral`, to reuse it.
-        identify: Language identifier for the generated texts: `texts.identifier(languages)`.
+        identify: Language identifier for the generated texts: `generation.identifier(languages)`.
         prompts: Hold-out documents per language whose beginning is continued greedily.
         words: Words per beginning; at most a third of the document (for scripts without spaces).
         tokens: New tokens per text.
@@ -117,6 +117,7 @@ def off_target(
         KeyError: A language of the set without text.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     neutral = neutral_text() if neutral is None else neutral
     kinds = list(neutral.clean if isinstance(neutral, HeldOut) else neutral)
     _check(corpora, found, kinds, seeds, prompts)

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lsn_lens.collection.collecting import collect
-from lsn_lens.controls.changed_text import CONTROLS, Control, Corpora, same_script
+from lsn_lens.controls.changed_text import CONTROLS, Control, same_script
 from lsn_lens.controls.resampling import halves, load_shards, subset
 from lsn_lens.methods.base import Method
 from lsn_lens.methods.catalogue import Methods, named
@@ -19,6 +19,7 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 FEW_CHANGED = 0.05  # share of changed documents below which a control tests nothing
@@ -26,7 +27,7 @@ FEW_CHANGED = 0.05  # share of changed documents below which a control tests not
 
 def survival(
     model: Model,
-    corpora: Corpora,
+    corpora: Any,
     methods: Methods = ("lape",),
     controls: Mapping[str, Control] = CONTROLS,
     *,
@@ -61,9 +62,10 @@ def survival(
             one shard of a language.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     chosen = named(methods)
-    if not chosen or not controls:
-        raise ValueError(f"methods={list(chosen)}, controls={list(controls)}: expected at least one of each.")
+    if not controls:
+        raise ValueError("no controls: name at least one, as {'romanised': controls.romanised}.")
     altered = {name: control(corpora) for name, control in controls.items()}
     wrong = {name: list(each) for name, each in altered.items() if list(each) != list(corpora)}
     if wrong:
@@ -87,7 +89,7 @@ def survival(
     return pd.concat(tables, ignore_index=True)
 
 
-def same_script_survival(run: Run, corpora: Corpora, methods: Methods = ("lape",)) -> pd.DataFrame:
+def same_script_survival(run: Run, corpora: Any, methods: Methods = ("lape",)) -> pd.DataFrame:
     """The share of each language's set that is found again without the languages of other scripts.
 
     Needs no new pass, only the run's sums for some languages. Removing any languages changes a set, so `ceiling` is the
@@ -106,6 +108,7 @@ def same_script_survival(run: Run, corpora: Corpora, methods: Methods = ("lape",
         ValueError: All languages have the same script, or all have different scripts.
         KeyError: A language of the run without text.
     """
+    corpora = as_corpora(corpora)
     missing = [label for label in run.languages if label not in corpora]
     if missing:
         raise KeyError(f"no text for the run's languages {missing}; the corpora have {list(corpora)}.")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -13,9 +14,10 @@ from torch import Tensor
 from lsn_lens.labels import label_list
 from lsn_lens.methods.base import Method
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.runs.run import Run
+from lsn_lens.runs.run import DRAWN, Run
 from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 
 FEW_SHARDS = 5  # with fewer, a bootstrap has too few different draws
@@ -37,7 +39,7 @@ def load_shards(run: Run, methods: Iterable[Method]) -> Run:
         rows = {
             label: [_read(shard, partial(_is_row, needs)) for shard in run.documents[label]] for label in run.documents
         }
-    return replace(run, shards=sums, documents=rows)
+    return replace(run, shards=sums, documents=rows, settings={**run.settings, DRAWN: True})
 
 
 def _read(shard: Shard, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -92,7 +94,7 @@ def rearranged(run: Run, draw: Draw) -> Run:
     """A run whose languages have the shards in `draw`, in that order, with repetitions.
 
     Sums, counts and values of single documents follow, so every function of a run works on the result. `settings` are
-    those of the original run.
+    those of the original run, with a mark: the result cannot be saved.
 
     Args:
         run: The run to draw from.
@@ -116,7 +118,7 @@ def rearranged(run: Run, draw: Draw) -> Run:
         {label: [parts[source][place] for source, place in pairs] for label, pairs in draw.items()} if parts else {}
         for parts in (run.shards, run.documents)
     )
-    return replace(run, shards=shards, documents=documents)
+    return replace(run, shards=shards, documents=documents, settings={**run.settings, DRAWN: True})
 
 
 def resampled(run: Run, seed: int, *, paired: bool = False) -> Run:
@@ -199,9 +201,7 @@ def halves(run: Run) -> tuple[Run, Run]:
     return first, second
 
 
-def shuffled_labels(
-    corpora: Mapping[str, LanguageCorpus], seed: int = 0, *, paired: bool = False
-) -> dict[str, LanguageCorpus]:
+def shuffled_labels(corpora: Any, seed: int = 0, *, paired: bool = False) -> dict[str, LanguageCorpus]:
     """Corpora whose documents are permuted across languages, for a null by document.
 
     Each label keeps its number of documents in both parts. The text is held in memory, without unusable records, which
@@ -215,6 +215,7 @@ def shuffled_labels(
     Raises:
         ValueError: With `paired`, different numbers of documents.
     """
+    corpora = as_corpora(corpora)
     parts = [{label: tuple(documents) for label, documents in each} for each in _parts(corpora)]
     shuffled = [_shuffle(texts, seed, paired) for texts in parts]
     return {label: LanguageCorpus(label, *(each[label] for each in shuffled)) for label in corpora}

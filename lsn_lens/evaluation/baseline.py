@@ -32,9 +32,10 @@ from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.identity import fingerprint
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.refusal import check_kind
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus
-from lsn_lens.text.plan import Layout, Plan
+from lsn_lens.text.plan import Layout, Plan, layout_of
 from lsn_lens.text.tokens import separator_id, tokenize
 
 
@@ -223,7 +224,7 @@ def held_out(
     corpora = as_corpora(corpora)
     if text is not None:
         return _fitting(text, model, corpora, layout)
-    plan = _plan(model, corpora, layout or Layout(), progress)
+    plan = _plan(model, corpora, layout_of(layout, Layout()), progress)
     known = scored.scored_text(plan, separator_id(model.tokenizer, plan.layout.separator))
     for label, each in known.items():
         if not len(each.tokens):
@@ -237,6 +238,7 @@ def held_out(
 
 
 def _fitting(text: HeldOut, model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout | None) -> HeldOut:
+    check_kind("text", text, HeldOut, "hold-out text, as lsn.evaluation.held_out(model, corpora)")
     if text.model is not model or set(text.clean) != set(corpora) or layout is not None:
         raise ValueError(
             f"text= is hold-out text of {list(text.clean)}, made for one model and in one layout: got "

@@ -9,6 +9,7 @@ from lsn_lens.evaluation.scored import Hooks
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
 from lsn_lens.interventions.words import Choice, action_for
+from lsn_lens.labels import label_list
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
@@ -67,7 +68,10 @@ def jobs_of(
                 )
             units, what = each[language], change(language)
             hooks = intervention_hooks(model, units, what, width)
-            jobs.append(Job(name, language, what.name, len(units), hooks, tuple(choose(language))))
+            labels = tuple(label_list(choose(language), f"evaluate({language!r})"))
+            if not labels:
+                raise ValueError(f"evaluate({language!r}) is empty: expected one or more of {list(languages)}.")
+            jobs.append(Job(name, language, what.name, len(units), hooks, labels))
     unknown = sorted({label for job in jobs for label in job.labels} - set(languages))
     if unknown:
         raise KeyError(f"no text for {unknown} to measure on; the corpora have {list(languages)}.")

@@ -8,7 +8,7 @@ import pandas as pd
 from lsn_lens.evaluation.baseline import HeldOut, held_out
 from lsn_lens.evaluation.jobs import NONE, Evaluate, jobs_for, jobs_of
 from lsn_lens.interventions.actions import zero
-from lsn_lens.interventions.intervening import Intervention
+from lsn_lens.interventions.intervening import Intervention, check_interventions
 from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -93,13 +93,10 @@ def loss_table(
         and changes as in `perplexity_table`.
 
     Raises:
-        ValueError: Two interventions of one name.
+        ValueError: Not interventions, or two of one name.
     """
     check_model(model)
-    each = list(interventions)
-    names = [NONE, *(what.name for what in each)]
-    if len(set(names)) < len(names):
-        raise ValueError(f"interventions need different names, and none the name {NONE!r}: {names[1:]}.")
+    each = check_interventions(interventions)
     corpora = as_corpora(corpora)
     jobs = jobs_for(model, corpora, each)
     measured = held_out(model, corpora, layout, text=text, progress=progress).measure_jobs(jobs, progress=progress)

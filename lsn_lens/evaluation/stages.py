@@ -1,6 +1,6 @@
 """Stages of layers: the first understand, the middle solve the task, the last generate."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from lsn_lens.interventions.words import Choice
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 from lsn_lens.text.plan import Layout
 
@@ -82,9 +83,10 @@ def switch_sets(found: NeuronSet, stages: Stages) -> dict[str, NeuronSet]:
 
 
 def split_hold_out(
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
 ) -> tuple[dict[str, LanguageCorpus], dict[str, LanguageCorpus]]:
     """Two corpora with every second hold-out document each: one to choose the stages, one to report."""
+    corpora = as_corpora(corpora)
     halves = ({}, {})
     for label, corpus in corpora.items():
         records = Records(f"{corpus.source}, held out", partial(iter, corpus.hold_out))
@@ -95,7 +97,7 @@ def split_hold_out(
 
 def search_stages(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     found: NeuronSet,
     *,
     english: str = "en",
@@ -137,6 +139,7 @@ def search_stages(
     Source: ours. Zhao et al. 2024 choose the numbers on a task.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     depth = _depth(found)
     others = [label for label in found.languages if label != english]
     if english not in corpora:

@@ -68,7 +68,7 @@ def workflow_grid(
 
     Raises:
         KeyError: No text, or no number, for English or for a deactivated language; an unknown switch.
-        ValueError: Stages or a set that do not fit the model.
+        ValueError: Stages or a set that do not fit the model; `text` or `layout` beside a function.
 
     Source: Zhao et al. 2024, the released code's six switches and control. They measure task accuracy; the loss on
     hold-out text, several random sets in place of one, and the p-values among them are ours.
@@ -88,6 +88,8 @@ def workflow_grid(
         text = held_out(model, measure, layout, text=text, progress=progress)
         run: Any = partial(_on_text, text, action, progress)
     else:
+        if text is not None or layout is not None:
+            raise ValueError("measure is a function, which reads its own text: leave out text= and layout=.")
         jobs_of(model, needed, parts, action)
         by_function: Any = measure
         clean = by_function(model)

@@ -19,10 +19,11 @@ from torch import Tensor
 from lsn_lens.bars import tqdm
 from lsn_lens.files import whole_number
 from lsn_lens.generation.stopping import Endings, endings
-from lsn_lens.interventions.intervening import COLUMNS, Columns, Intervention, hooks_of, named
+from lsn_lens.interventions.intervening import COLUMNS, Columns, Intervention, check_interventions, hooks_of, named
 from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
+from lsn_lens.refusal import listing_parameters
 from lsn_lens.text.prompts import prompt_ids, texts_of
 
 KOJIMA = {"samples": 100, "temperature": 0.8}  # unconditional, 64 tokens
@@ -42,6 +43,7 @@ class _Row:
     chances: Float[Tensor, "token"]
 
 
+@listing_parameters
 @torch.no_grad()
 def generate(
     model: Model,
@@ -88,6 +90,7 @@ def generate(
         before temperature and penalty, in nats).
 
     Raises:
+        TypeError: An unknown parameter; the message lists the known ones.
         ValueError: No prompts, a prompt that is not text, has unknown tokens or, with the new tokens, exceeds the
             context; or a setting out of range.
         FloatingPointError: NaN or infinity in the logits.
@@ -129,20 +132,24 @@ def generate_each(
 ) -> pd.DataFrame:
     """`generate` without intervention ("none") and under each intervention; the first column is `intervention`.
 
-    Other arguments are those of `generate`.
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        interventions: `Intervention`s with different names.
+        prompts: Texts to continue; None starts from the separator alone.
+        progress: Show a progress bar.
+        settings: Further arguments of `generate`: `samples`, `tokens`, `temperature`, `seed`, `repetition_penalty`,
+            `stop`, `separator`, `batch`, `cache`.
 
     Raises:
-        ValueError: Two interventions with the same name, or the errors of `generate`.
+        TypeError: A setting that `generate` lacks; the message lists its parameters.
+        ValueError: Not interventions, two of one name, or the errors of `generate`.
         FloatingPointError: NaN or infinity in the logits; the message names the intervention.
 
     Warns:
         UserWarning: An intervention has no units.
     """
     check_model(model)
-    every = [Intervention("none"), *interventions]
-    names = [each.name for each in every]
-    if len(set(names)) < len(names):
-        raise ValueError(f"interventions need different names, and none the name 'none': {names[1:]}.")
+    every = [Intervention("none"), *check_interventions(interventions)]
     prompts = None if prompts is None else texts_of("prompts", prompts)  # a generator is read once
     width = remember(partial(structure.site_width, model))
     frames = []

@@ -21,6 +21,7 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.identity import Origin, check_same_model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
+from lsn_lens.refusal import check_kind
 
 Hook = tuple[str, Callable[..., Any]]
 
@@ -45,7 +46,10 @@ class Intervention:
     steps: tuple[tuple[NeuronSet, Action], ...] = ()
 
     def __post_init__(self) -> None:
-        steps = ((neurons, check_step(neurons, action)) for neurons, action in self.steps)
+        given: list[Any] = [None] if isinstance(self.steps, NeuronSet) else list(self.steps)
+        if not all(isinstance(each, tuple | list) and len(each) == 2 for each in given):
+            raise ValueError(f"steps of {self.name!r}: expected pairs, as [(found['fr'], lsn.zero)].")
+        steps = ((neurons, check_step(neurons, action)) for neurons, action in given)
         object.__setattr__(self, "steps", tuple(steps))
 
     def __len__(self) -> int:
@@ -124,6 +128,18 @@ def intervention_of(neurons: object, action: object = None) -> Intervention:
         return neurons
     chosen = check_step(neurons, zero if action is None else action)
     return Intervention(chosen.name, ((neurons, chosen),))  # type: ignore
+
+
+def check_interventions(given: Iterable[Intervention]) -> list[Intervention]:
+    """Interventions to be compared, as a list; refuses other things, and two of one name."""
+    check_kind("interventions", given, Iterable, "a list, as [lsn.Intervention('off', [(found['fr'], lsn.zero)])]")
+    each = list(given)
+    for what in each:
+        check_kind("one of the interventions", what, Intervention, "lsn.Intervention('off', [(found['fr'], lsn.zero)])")
+    names = ["none", *(what.name for what in each)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"interventions need different names, and none the name 'none': {names[1:]}.")
+    return each
 
 
 def check_step(neurons: object, action: object) -> Action:

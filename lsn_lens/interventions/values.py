@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.identity import origin_of
 from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
+from lsn_lens.refusal import check_kind
 from lsn_lens.statistics.needs import DocumentValues, Statistic
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.text.tokens import separator_id
@@ -30,6 +32,7 @@ def mean_ablation(statistics: Statistics) -> Action:
 
 def other_mean_ablation(statistics: Statistics) -> Callable[[str], Action]:
     """A function from a language to the action that sets units to their mean over the run's other languages."""
+    _check(statistics)
     return lambda language: measured(statistics, set_to(pooled_means(statistics, language), "other languages' mean"))
 
 
@@ -159,13 +162,19 @@ def place_of(statistics: Statistics, language: str) -> int:
     Raises:
         KeyError: An unknown language; the message lists the run's languages.
     """
+    _check(statistics)
     if language not in statistics.languages:
         raise KeyError(f"no language {language!r}; the languages are {list(statistics.languages)}.")
     return statistics.languages.index(language)
 
 
+def _check(statistics: Any) -> None:
+    check_kind("statistics", statistics, Statistics, "the statistics of a run, as run.statistics")
+
+
 def _summed(statistics: Statistics, mlp_site: MlpSite) -> Mapping[str, str]:
     """The bases with sums in the run: basis -> site of the sums."""
+    _check(statistics)
     sites = {**WRITE_SITE, "mlp": mlp_site}
     return {basis: site for basis, site in sites.items() if Statistic(site, "sum").key in statistics.sums}
 

@@ -25,6 +25,9 @@ def action_of(action: Any, statistics: Statistics | None = None) -> Action | Cal
     """
     if not isinstance(action, str):
         function: Any = action if callable(action) else None
+        made_in, name = (str(getattr(function, key, "")) for key in ("__module__", "__qualname__"))
+        if made_in.startswith("lsn_lens.interventions.") and "<locals>" not in name:
+            raise ValueError(f"action={name} makes an action: call it. Expected {ACTIONS}")
         return function or check_action(action)
     word = action.lower().replace("_", " ").strip()
     if word not in WORDS:

@@ -19,6 +19,7 @@ from lsn_lens.methods.plnd import Plnd
 from lsn_lens.methods.random import Random
 from lsn_lens.methods.sharing import Sharing
 from lsn_lens.methods.transfer import Transfer
+from lsn_lens.refusal import check_kind
 
 METHODS: dict[str, type] = {
     "lape": Lape,
@@ -50,14 +51,17 @@ def named(methods: Methods, parameters: Mapping[str, Mapping[str, Any]] | None =
 
     Raises:
         KeyError: An unknown name; the message lists the methods.
-        ValueError: Hyper-parameters or methods that `get_method` refuses.
+        ValueError: No methods, or hyper-parameters or methods that `get_method` refuses.
     """
     if isinstance(methods, Mapping):
         given: Any = dict(methods)
     else:
-        alone = isinstance(methods, str) or hasattr(methods, "statistics")
+        alone = isinstance(methods, str) or callable(getattr(methods, "statistics", None))
+        check_kind("methods", methods, object if alone else Iterable, "names, as ['lape'] (a model: model=model)")
         each: list[Any] = [methods] if alone else list(methods)  # type: ignore[arg-type]
         given = {_known(method) if isinstance(method, str) else repr(method): method for method in each}
+    if not given:
+        raise ValueError(f"no methods: name at least one of {list(METHODS)}.")
     return {name: get_method(method, **(parameters or {}).get(name, {})) for name, method in given.items()}
 
 

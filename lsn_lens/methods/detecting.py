@@ -6,7 +6,7 @@ from lsn_lens.methods.base import Method, scores_of, units_of
 from lsn_lens.methods.catalogue import get_method, named
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.runs.run import Run
+from lsn_lens.runs.run import Run, check_run
 
 
 def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronScores:
@@ -22,6 +22,7 @@ def score(run: Run, method: str | Method = "lape", **parameters: Any) -> NeuronS
         KeyError: An unknown method, or the run lacks a statistic that the method needs.
         ValueError: Invalid hyper-parameters, or more than one method.
     """
+    check_run(run)
     chosen = get_method(method, **parameters)
     if missing := run.lacks(chosen):
         name = next(iter(named(method)))

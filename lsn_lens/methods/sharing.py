@@ -166,7 +166,7 @@ class Sharing:
             check_lengths(lengths)
 
     def fires(self, statistics: Statistics, layer: int) -> Bool[Tensor, "language item unit"]:
-        """Mask of the active neurons of a layer, in the order of `statistics.languages`."""
+        """Mask of the active neurons of a layer, in the order of `Statistics.languages`."""
         values = statistics.documents(self.need.key, layer)
         ordered = (values[label].abs() if self.active == "abs" else values[label] for label in statistics.languages)
         return torch.stack([each > self.threshold for each in ordered])

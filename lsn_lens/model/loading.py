@@ -122,12 +122,15 @@ def _from_files(
 
 
 def check_device(device: str | torch.device | None) -> None:
-    """Refuse a GPU that does not exist.
+    """Refuse what is no device, and a GPU that does not exist.
 
     Raises:
         ValueError: The message gives the number of GPUs.
     """
-    wanted = None if device is None else torch.device(device)
+    try:
+        wanted = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: expected a device of PyTorch, as 'cuda', 'cuda:1' or 'cpu'.") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted is not None and wanted.type == "cuda" and (wanted.index or 0) >= count:
         raise ValueError(

@@ -84,9 +84,10 @@ def frame_of_pairs(given: Mapping[str, Iterable[Sequence[int]]], basis: str) -> 
     """
     if not isinstance(given, Mapping):
         raise ValueError(f'got {told(given)}, expected {{"fr": [(layer, unit), ...]}}.')
-    rows = [(language, basis, *each) for language, pairs in given.items() for each in map(tuple, pairs)]
-    if odd := [row[2:] for row in rows if len(row) != 4]:
-        raise ValueError(f"{odd[:3]}: expected pairs (layer, unit).")
+    every = [(language, each) for language, pairs in given.items() for each in pairs]
+    if odd := [each for _, each in every if not hasattr(each, "__len__") or len(each) != 2]:
+        raise ValueError(f'{odd[:3]}: expected pairs (layer, unit), as {{"fr": [(5, 49)]}}.')
+    rows = [(language, basis, *each) for language, each in every]
     return pd.DataFrame(rows, columns=["language", "basis", "layer", "unit"])
 
 

@@ -20,7 +20,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.planted.parts import PARTS
 from lsn_lens.planted.planting import Planted
 from lsn_lens.planted.roles import ROLES
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 TOP = 0.01  # share of the part's units for top recall
@@ -64,7 +64,7 @@ class DetectorScores:
 
 def score_detectors(
     plantings: Sequence[Planted],
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     methods: Methods = tuple(METHODS),
     *,
     layout: Layout | None = None,
@@ -95,6 +95,7 @@ def score_detectors(
         KeyError: An unknown method, or a language that was not planted.
         ValueError: No planting, or a planting without units that a language needs.
     """
+    corpora = as_corpora(corpora)
     if not plantings:
         raise ValueError("no plantings: expected at least one, from plant.")
     every = named(methods)

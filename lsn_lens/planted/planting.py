@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lsn_lens.planted.measuring import RoleError, check_roles, measure_roles
 from lsn_lens.planted.parts import PARTS, PartName
 from lsn_lens.planted.roles import ROLES, Role
 from lsn_lens.planted.writing import Written, write_units
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 
 TABLE = "planted.json"
 
@@ -70,7 +70,7 @@ class Planted:
 @torch.no_grad()
 def plant(
     source: str | Path,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     folder: str | Path,
     *,
     part: PartName = "mlp",
@@ -111,6 +111,7 @@ def plant(
 
     Source: ours. The idea of models whose inner workings are known by construction: InterpBench (Gupta et al. 2024).
     """
+    corpora = as_corpora(corpora)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.refusal import check_kind
 from lsn_lens.report.charts import Chart, save
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
 
@@ -26,6 +27,7 @@ __all__ = [
 
 def layer_counts(frame: pd.DataFrame | NeuronSet, title: str = "Neurons per layer and language") -> Chart:
     """Heat map of a set or its `layer_counts()`: rows = language, columns = layer, colour = number of neurons."""
+    check_kind("frame", frame, pd.DataFrame | NeuronSet, "a set, as lsn.detect(run), or its layer_counts()")
     counts = (frame.layer_counts() if isinstance(frame, NeuronSet) else frame).T
     limit = max(1.0, float(counts.to_numpy().max()))
     cells = Heatmap(counts, (0.0, limit), SEQUENTIAL, "neurons", ".0f")
@@ -145,7 +147,7 @@ def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement b
 
 
 def expert_heatmap(table: pd.DataFrame, language: str) -> Chart:
-    """From `evaluation.experts.frequencies`: rows = layers, columns = experts, the same colours for every language."""
+    """From `experts.frequencies`: rows = layers, columns = experts, the same colours for every language."""
     cells = Heatmap(table.loc[language], (0.0, 1.0), SEQUENTIAL, "share of tokens", ".2f")
     caption = "Share of the language's tokens that select each expert."
     return Chart(f"{language}: how often experts are selected", "expert", "layer", (cells,), caption)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lsn_lens.files import write_bytes
+from lsn_lens.refusal import check_kind
 from lsn_lens.runs.shards import (
     CONSTANTS,
     DOCUMENTS,
@@ -32,6 +33,7 @@ from lsn_lens.text.plan import Shard, corpus_hash
 
 SCHEMA = 2
 DESCRIPTION = "run.json"
+DRAWN = "drawn"  # in the settings of a run whose shards are not, or not all, those that its settings describe
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,33 @@ class Run:
 
         Raises:
             FileExistsError: The folder is not empty.
-            ValueError: A missing or damaged file of the run.
+            ValueError: A missing or damaged file of the run; a run that `collect` did not make, or shards drawn from
+                another run (`resampled`, `permuted`, `rearranged`, `load_shards`).
         """
         folder, names = Path(folder), dict[str, list[str]]()
+        if DRAWN in self.settings or "statistics" not in self.settings:
+            raise ValueError(
+                "this run was drawn from another run's shards, or made by hand: its settings do not describe it, so "
+                "collect could not extend it. Save the run that collect returned; draw again after load_run."
+            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
-        for label, shards in self.shards.items():
-            names[label] = [Shard(label, index, 0, 0).name for index in range(len(shards))]
-            for index, name in enumerate(names[label]):
-                rows = documents_path(folder, name) if self.documents.get(label) else None
-                if rows is not None:
-                    write_shard(rows, _whole(self.documents[label][index]))
-                write_shard(shard_path(folder, name), _whole(shards[index]), rows)
-        write_shard(folder / CONSTANTS, self.constants)
-        write_bytes(folder / "costs-0.json", json.dumps(dict(self.costs)).encode())
         settings = {"rows": any(self.documents.values()), **self.settings}
-        write_description(folder, {key: value for key, value in settings.items() if key != "layers"}, names)
+        layers = layers_of(settings)
+        with_rows = [each["folder"] for each in layers if each["rows"]]
+        for place, layer in enumerate(layers):  # kept apart, as each has a forward pass of its own
+            within = folder / layer["folder"]
+            for label, shards in self.shards.items():
+                names[label] = [Shard(label, index, 0, 0).name for index in range(len(shards))]
+                for index, name in enumerate(names[label]):
+                    rows = documents_path(within, name) if layer["rows"] else None
+                    if rows is not None:
+                        row_place = with_rows.index(layer["folder"])
+                        write_shard(rows, _whole(_of_layer(self.documents[label][index], row_place)))
+                    write_shard(shard_path(within, name), _whole(_of_layer(shards[index], place)), rows)
+            write_shard(within / CONSTANTS, self.constants)
+        write_bytes(folder / "costs-0.json", json.dumps(dict(self.costs)).encode())
+        write_description(folder, settings, names)
         return folder
 
     def to_frame(self) -> pd.DataFrame:
@@ -171,6 +184,15 @@ class Run:
             f"{', '.join(self.statistics.sums)}; {layout['kind']} of {layout['length']} tokens</p>"
             f"{self.to_frame().to_html()}"
         )
+
+
+def check_run(run: Any) -> None:
+    """Refuse what is not a run."""
+    check_kind("run", run, Run, "a run, from lsn.collect(model, corpora) or lsn.load_run(folder)")
+
+
+def _of_layer(shard: Path | Mapping[str, Tensor], place: int) -> Path | Mapping[str, Tensor]:
+    return shard.paths[place] if isinstance(shard, Layered) else shard
 
 
 def _whole(shard: Path | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ class Importance(Need):
 
     @property
     def key(self) -> str:
-        """For example `plnd.paper.pre.exact1.0`."""
+        """As "plnd.paper.pre.exact1.0" for the paper's variant."""
         parts = ["plnd", self.variant, self.rotary, f"exact{self.exact!r}"]
         asked = self.asked or self.bases
         parts += ["_".join(asked)] if asked != BASES else []

@@ -52,6 +52,9 @@ class Statistics:
     read: Callable[[str, int], Mapping[str, Tensor]] | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Statistics({', '.join(self.languages)}; {self.tokens.shape[1]} layers; {', '.join(self.sums)})"
+
     def probability(self, site: str) -> Float[Tensor, "language layer unit"]:
         """Share of tokens with a value above zero, in [0, 1]."""
         return self._get(site, "positive").double() / self.tokens[..., None].double()

@@ -20,6 +20,7 @@ from lsn_lens.report.page import Report
 from lsn_lens.studies.pages.ground_truth import page as ground_truth_page
 from lsn_lens.studies.settings.ground_truth import GroundTruthSettings
 from lsn_lens.studies.study import Study, now, plain
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 
@@ -47,7 +48,7 @@ class GroundTruthStudy(Study):
 
 def plant_parts(
     source: str | Path,
-    corpora: Corpora,
+    corpora: Any,
     folder: Path | str,
     settings: GroundTruthSettings | None = None,
     *,
@@ -68,6 +69,7 @@ def plant_parts(
     Raises:
         ValueError: Fewer languages than `fewer_languages`, a folder with other settings, or too many refused seeds.
     """
+    corpora = as_corpora(corpora)
     settings = settings or GroundTruthSettings()
     wrong = [count for count in settings.fewer_languages if not 2 <= count <= len(corpora)]
     if wrong:
@@ -117,7 +119,7 @@ def _planting(
 
 def ground_truth_study(
     source: str | Path,
-    corpora: Corpora,
+    corpora: Any,
     folder: Path | str,
     settings: GroundTruthSettings | None = None,
     *,
@@ -135,6 +137,7 @@ def ground_truth_study(
     Raises:
         ValueError: The errors of `plant_parts`, or no method scores the planted units.
     """
+    corpora = as_corpora(corpora)
     started, settings = now(), settings or GroundTruthSettings()
     plantings, refused = plant_parts(source, corpora, folder, settings, progress=progress)
     scores = _scores(plantings, corpora, settings.methods or tuple(METHODS), settings.max_tokens, settings, progress)

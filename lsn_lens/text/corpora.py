@@ -83,10 +83,14 @@ def load_corpora(
             )
         if loose := [label for label, value in source.items() if isinstance(value, Set)]:
             raise ValueError(f"the texts of {loose} are a set, which has no order: give lists.")
+        if any(isinstance(value, LanguageCorpus) for value in source.values()):
+            raise ValueError(
+                "the source is corpora already: use it as it is. For some languages: {'fr': corpora['fr'], ...}."
+            )
         records = {label: _as_records(label, value, column) for label, value in source.items()}
         return _split(_pick(records, wanted, "the mapping"), hold_out)
     if hasattr(source, "columns") or hasattr(source, "column_names"):
-        return _split(_pick(_long_table(source, language_column, column), wanted, "the table"), hold_out)
+        return _split(_pick(_long_table(source, language_column, column, wanted), wanted, "the table"), hold_out)
     if not isinstance(source, str | Path):
         raise ValueError(f"the source is a {type(source).__name__}. {ACCEPTED}")
     if str(source) in PRESETS:
@@ -183,13 +187,21 @@ def _dataset_records(name: str, dataset: Any, column: str) -> Records:
     return Records(name, partial(_read_dataset, dataset, column, name), is_finite=hasattr(dataset, "__len__"))
 
 
-def _long_table(table: Any, language_column: str, column: str) -> dict[str, Records]:
+def _long_table(table: Any, language_column: str, column: str, wanted: list[str] | None) -> dict[str, Records]:
     """Texts of a DataFrame or a Dataset, grouped by their language."""
     columns = list(table.column_names if hasattr(table, "column_names") else table.columns)
     check_column(language_column, columns, "the table", "the language of each text", "language_column")
     check_column(column, columns, "the table")
     if not hasattr(table, "__len__"):
         raise ValueError("the table is a stream: give each language a stream of its own, as {'en': data.filter(...)}.")
+    if column == language_column:
+        raise ValueError(f"column={column!r} is also language_column: name the column with the text, of {columns}.")
+    odd = [row for row, label in enumerate(table[language_column]) if not isinstance(label, str)]
+    if odd and wanted is None:
+        raise ValueError(
+            f"rows {odd[:5]} of the table (from 0; {len(odd)} in all) have no label in {language_column!r}: leave them "
+            f"out, as by table.dropna(subset=[{language_column!r}]), or name the languages."
+        )
     texts: dict[str, list[Any]] = {}
     for label, text in zip(table[language_column], table[column], strict=True):
         texts.setdefault(label, []).append(text)

@@ -6,7 +6,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from typing import Any, overload
 
 import pandas as pd
 
@@ -33,7 +34,7 @@ class Records:
     """
 
     name: str
-    read: Callable[[], Iterable[Any]]
+    read: Callable[[], Iterable[Any]] = field(repr=False)
     is_finite: bool = False
     in_memory: bool = False
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
@@ -192,13 +193,25 @@ class Documents:
         fresh = set(mine) - self._find_hashes() if self.held_out or self.other is not None else set()
         return len(fresh) or len(mine)
 
-    def __getitem__(self, place: int) -> str:
-        """The document with this index (negative: from the end); the source is read up to that document."""
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        """The document with this index (negative: from the end), or those of a slice; reads no further than needed."""
+        if isinstance(place, slice):
+            ahead = place.stop is not None and min(place.start or 0, place.stop, place.step or 1) >= 0
+            texts = self if ahead or len(self) else ()  # len refuses a stream
+            return [*islice(texts, place.start, place.stop, place.step)] if ahead else [*texts][place]
         wanted = place if place >= 0 else place + len(self)
         for number, text in enumerate(self):
             if number == wanted:
                 return text
         raise IndexError(f"there is no document {place} in {self.records.name}.")
+
+    def __repr__(self) -> str:
+        part = "hold_out" if self.held_out or self.other is not None else "find"
+        return f"Documents({part} of {self.records.name}{f': {len(self):,}' if self.is_counted else ''})"
 
     def _is_mine(self, position: int) -> bool:
         return self._is_held_out(position) == self.held_out
@@ -227,8 +240,7 @@ class Documents:
     @property
     def is_counted(self) -> bool:
         """Whether `len` works without reading files."""
-        sources = [self.records, *([] if self.other is None else [self.other])]
-        return all(each.in_memory or each.was_read for each in sources)
+        return all(x.is_finite and (x.in_memory or x.was_read) for x in (self.records, self.other or self.records))
 
     def check(self) -> None:
         """Refuse a source of which more than a little was not UTF-8 at the latest reading, as far as it went."""

@@ -14,13 +14,19 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lsn_lens.files import whole_number
-from lsn_lens.refusal import DoesNotApply
+from lsn_lens.refusal import DoesNotApply, check_kind
 from lsn_lens.text.tokens import Tokens, separator_id, tokenize
 
 PAPER_FIND_TOKENS = 99_999_744  # per language, to find neurons (LAPE, released code)
 PAPER_EVALUATION_TOKENS = 1_048_576  # per language, to measure perplexity (LAPE, released code)
 LONGEST_ROW = 2048  # tokens per row at most, unless `length` is given: logits and attention grow with the row
 KINDS = ("blocks", "documents", "auto")
+
+
+def layout_of(given: Any, default: "Layout") -> "Layout":
+    """The layout given, or for None the default; what is no layout is refused."""
+    check_kind("layout", given, Layout | None, 'a layout, as lsn.Layout(kind="documents", length=128)')
+    return default if given is None else given
 
 
 @dataclass(frozen=True)

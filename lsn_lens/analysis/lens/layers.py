@@ -20,7 +20,7 @@ from lsn_lens.model.hooks import set_aside
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import SITES
 from lsn_lens.text.documents import LanguageCorpus
-from lsn_lens.text.plan import Batch, Layout, Plan
+from lsn_lens.text.plan import Batch, Layout, Plan, layout_of
 from lsn_lens.text.tokens import separator_id, tokenize
 
 EMBEDDING = "blocks.0.hook_resid_pre"
@@ -168,9 +168,9 @@ def working_language(
     if not 1 <= top_k <= size:
         raise ValueError(f"top_k={top_k}: expected 1 to {size}, the size of the vocabulary.")
     check_lens(model)
-    frames = []
+    layout, frames = layout_of(layout, Layout(kind="documents", equal=False)), []
     with tempfile.TemporaryDirectory(prefix="lsn_lens-") as folder:
-        plan = _plan(model, texts, Path(folder), layout or Layout(kind="documents", equal=False), progress)
+        plan = _plan(model, texts, Path(folder), layout, progress)
         total = sum(map(plan.tokens_of, plan.shards))
         with tqdm(total=total, desc="working language", unit="tok", unit_scale=True, disable=not progress) as bar:
             for shard in plan.shards:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.scripts import script_of
 from lsn_lens.text.tokens import Tokens, tokenize
 
@@ -106,7 +106,7 @@ class TokenLanguages:
 
 def token_languages(
     tokenizer: Any,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     *,
     by: Literal["both", "text", "script"] = "both",
     at_least: int = 3,
@@ -139,6 +139,7 @@ def token_languages(
     Source: definition ours. Zhao et al. 2024 ask a language identifier about each token, which knows little of so short
     a text; here the labels come from the text, and their errors are measured.
     """
+    corpora = as_corpora(corpora)
     if len(corpora) < 2:
         raise ValueError(f"expected at least two languages to tell apart, got {list(corpora)}.")
     if by not in ("both", "text", "script"):

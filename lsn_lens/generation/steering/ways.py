@@ -20,7 +20,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
-from lsn_lens.text.documents import LanguageCorpus
+from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
 NOTHING = "nothing"  # the source of texts without a prompt
@@ -215,7 +215,7 @@ def _trials(
 
 def steering_losses(
     model: Model,
-    corpora: Mapping[str, LanguageCorpus],
+    corpora: Any,
     steerings: Sequence[Steering],
     targets: Sequence[str],
     *,
@@ -237,6 +237,7 @@ def steering_losses(
         FloatingPointError: The loss is NaN or infinite; the message names the steering.
     """
     check_model(model)
+    corpora = as_corpora(corpora)
     real = [each for each in steerings if each.seed is None and not each.prefix]
     if not real:
         raise ValueError("no steering that changes the model: random counterparts and prefixes are left out here.")

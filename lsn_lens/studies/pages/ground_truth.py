@@ -34,7 +34,7 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
     parts = list(dict.fromkeys(tables["methods"]["part"]))
     return Report(
         "Ground truth: which method finds what?",
-        f"{plantings} plantings into {origin['settings']['model']} ({', '.join(parts)}), {len(languages)} languages "
+        f"{plantings} plantings into {study.settings['model']} ({', '.join(parts)}), {len(languages)} languages "
         f"({', '.join(languages)}), {origin['started'][:10]}",
         lead(tables),
         facts(tables),

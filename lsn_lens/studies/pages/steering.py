@@ -32,7 +32,7 @@ HOW_TO_READ = (
 
 def page(study: Study, origin: Mapping[str, Any]) -> Report:
     """The whole report, with `origin` from `provenance`."""
-    config, tables = origin["settings"], study.tables
+    config, tables = study.settings, study.tables
     languages = list(dict.fromkeys(tables["steering"]["target"]))
     return Report(
         "Steering: which language does it write?",

@@ -34,7 +34,7 @@ HOW_TO_READ = (
 
 def page(study: Any, origin: Mapping[str, Any]) -> Report:
     """The whole report, with `origin` from `provenance`."""
-    tables, config, found = study.tables, origin["settings"], study.units
+    tables, config, found = study.tables, study.settings, study.units
     summary = tables["summary"].to_dict("records")
     how = [line.format(action=config["ablation"], english=config["english"]) for line in HOW_TO_READ]
     return Report(
