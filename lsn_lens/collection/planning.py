@@ -14,6 +14,7 @@ from lsn_lens.collection.wanted import needs_of, widths_of
 from lsn_lens.methods.base import Method
 from lsn_lens.model import loading, structure
 from lsn_lens.model.checkpoints import read_config, source_of
+from lsn_lens.model.gguf_files import located
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import get_site
 from lsn_lens.statistics.needs import Need
@@ -76,7 +77,7 @@ def plan_run(
     layout = layout_of(layout, Layout(kind="auto"))
     source: Any = model
     if isinstance(source, str | Path):
-        source = read_config(source_of(source), {**options, "revision": revision})
+        source = read_config(*located(source_of(source), {**options, "revision": revision}))
     ready: Any = loading.skeleton(source) if isinstance(source, PretrainedConfig) else source
     needs = needs_of(ready, methods)
     labels = [str(each) for each in range(languages)]

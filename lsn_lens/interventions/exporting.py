@@ -16,6 +16,7 @@ from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.model import loading, structure
 from lsn_lens.model.checkpoints import given, read_tokenizer, read_weights, source_of
+from lsn_lens.model.gguf_files import located
 from lsn_lens.model.structure import Model
 from lsn_lens.model.weights import anatomy_of, by_output, place
 from lsn_lens.neurons.sets import NeuronSet
@@ -71,8 +72,8 @@ def export(
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
     if not len(neurons):
         warnings.warn("the set has no units: the checkpoint is the unchanged model.", stacklevel=2)
-    name, options = source_of(source), given({**options, "revision": revision})
-    cuts, ids, expected, provenance = _under_hooks(source, neurons, dtype, options)
+    name, options = located(source_of(source), given({**options, "revision": revision}))
+    cuts, ids, expected, provenance = _under_hooks(name, neurons, dtype, options)
     hf_model = read_weights(name, expected.dtype, options, attention=None)
     hf_model = hf_model.to(ids.device).eval()
     for cut in cuts:

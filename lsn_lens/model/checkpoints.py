@@ -10,6 +10,8 @@ from unittest import mock
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lsn_lens.model import gguf_files
+
 DEMO_MODEL = Path(__file__).parents[1] / "demo"
 # options of `from_pretrained` that say where files are and whether their code is trusted: all parts need them
 PLACE = (
@@ -88,8 +90,10 @@ def read_config(source: str, options: Mapping[str, Any]) -> Any:
     """The configuration of a causal language model.
 
     Raises:
-        ValueError: The configuration cannot be read, or belongs to another kind of model.
+        ValueError: The configuration cannot be read, or belongs to another kind of model; a GGUF file that cannot be
+            read.
     """
+    gguf_files.check_readable(source, options)
     named = options.get("config") or source  # a configuration, or its path
     try:
         is_place = isinstance(named, str | os.PathLike)
@@ -140,16 +144,19 @@ def read_weights(
     rest = {key: value for key, value in options.items() if key != "torch_dtype"}
     try:
         # without safetensors files, transformers would ask a service to write them into the hub's repository
-        with mock.patch.dict(os.environ, DISABLE_SAFETENSORS_CONVERSION="1"):
+        with mock.patch.dict(os.environ, DISABLE_SAFETENSORS_CONVERSION="1"), gguf_files.reading(rest):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, attn_implementation=attention, output_loading_info=True, **rest
-            )
+                source, dtype=dtype, attn_implementation=attention, output_loading_info=True,
+                **gguf_files.dequantised(rest),
+            )  # fmt: skip
     except Exception as error:  # damaged files raise errors of many classes
         raise _not_loaded(source, error) from error
     hf_model, report = loaded
     if report["missing_keys"]:  # transformers would go on with random numbers
         raise ValueError(f"{source!r}: its files lack the weights {sorted(report['missing_keys'])}.")
     check_finite(source, hf_model)
+    # a GGUF file does not name its class, which TransformerLens goes by
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     return hf_model
 
 
@@ -161,7 +168,8 @@ def check_finite(source: str, hf_model: Any) -> None:
     """
     _check_one_device(source, getattr(hf_model, "hf_device_map", None))
     for name, parameter in hf_model.named_parameters():
-        if not parameter.isfinite().all():
+        ends = parameter.detach().aminmax() if parameter.numel() else ()  # unlike isfinite(), it makes no tensors
+        if not all(bool(each.isfinite()) for each in ends):
             raise ValueError(f"{source!r}: weight {name} has NaN or infinite values as {parameter.dtype}.")
 
 

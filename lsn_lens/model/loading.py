@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lsn_lens.model import gguf_files
 from lsn_lens.model.acceptance import check, reference_of
 from lsn_lens.model.checkpoints import (
     DEMO_MODEL,
@@ -25,6 +26,7 @@ from lsn_lens.model.checkpoints import (
     dtype_of,
     given,
     in_short,
+    place_of,
     read_config,
     read_tokenizer,
     read_weights,
@@ -53,9 +55,10 @@ def load_model(
     Nothing is installed, and nothing but the model's own files is downloaded.
 
     Args:
-        name: `"demo"` (the embedded model), a local folder, or a Hub id; or a Hugging Face model in memory, with its
-            tokenizer. The model is not copied: a bridge wraps it in place, in evaluation mode and without gradients.
-            For a PEFT model, a copy with merged adapters is used.
+        name: `"demo"` (the embedded model), a local folder or GGUF file, or a Hub id (a GGUF file in it:
+            `gguf_file="..."`); or a Hugging Face model in memory, with its tokenizer. The model is not copied: a bridge
+            wraps it in place, in evaluation mode and without gradients. For a PEFT model, a copy with merged adapters
+            is used. Weights of a GGUF file are dequantised (extra `[gguf]`), and results say so.
         tokenizer: The tokenizer of a model in memory; otherwise a replacement for the files' tokenizer.
         backend: "hooked" (HookedTransformer, TransformerLens 3.9), "bridge" (TransformerBridge), or "auto": a
             HookedTransformer if the installed TransformerLens can load this model as one that passes the check,
@@ -80,11 +83,14 @@ def load_model(
     if backend not in ("auto", "hooked", "bridge"):
         raise ValueError(f"backend={backend!r}: expected 'auto', 'hooked' or 'bridge'.")
     check_device(device)
+    weights, options = None, {**options, "revision": revision}
     if hf_model is None and isinstance(name, str | Path):
-        hf_model, tokenizer = _from_files(name, tokenizer, device, dtype, {**options, "revision": revision})
-        source = source_of(name)
+        source, options = gguf_files.located(source_of(name), options)
+        with gguf_files.reading(options):
+            hf_model, tokenizer, weights = _from_files(source, tokenizer, device, dtype, options)
+        name = gguf_files.named(source, options) if weights else name
     else:
-        made = taken(name if hf_model is None else hf_model, tokenizer, dtype, {**options, "revision": revision})
+        made = taken(name if hf_model is None else hf_model, tokenizer, dtype, options)
         hf_model, source = made[0] if device is None else made[0].to(device), made[1]
         name = name if isinstance(name, str) else source
     check_tokenizer(source, tokenizer, len(hf_model.get_input_embeddings().weight))
@@ -94,7 +100,7 @@ def load_model(
         try:
             model = _hooked_transformer(source, hf_model, tokenizer)
             check(model, reference)
-            return labelled(model, name, revision)
+            return labelled(model, name, revision, weights)
         except Exception as error:  # whatever TransformerLens raises for a model it cannot convert
             if backend == "hooked":
                 raise ValueError(f"{source!r} cannot be a HookedTransformer: {in_short(error)}") from error
@@ -102,23 +108,23 @@ def load_model(
                 log.info("%s: no HookedTransformer (%s), using a TransformerBridge.", source, error)
     model = _bridge(source, hf_model, tokenizer)
     check(model, reference)
-    return labelled(model, name, revision)
+    return labelled(model, name, revision, weights)
 
 
 def _from_files(
-    name: str | Path, tokenizer: Any, device: Any, dtype: torch.dtype | str | None, options: dict[str, Any]
-) -> tuple[Any, Any]:
-    """The model, on its device, and the tokenizer of a checkpoint."""
+    source: str, tokenizer: Any, device: Any, dtype: torch.dtype | str | None, options: dict[str, Any]
+) -> tuple[Any, Any, str | None]:
+    """The model, on its device, the tokenizer of a checkpoint, and what its weights are if they are not its own."""
     check_options(options)
     if device is not None and options.get("device_map") is not None:
         raise ValueError(f"device={device} and device_map={options['device_map']!r} both say where: give device alone.")
-    kind, source, options = dtype_of(dtype, options), source_of(name), given(options)
+    kind, options = dtype_of(dtype, options), given(options)
     read_config(source, options)
     tokenizer = read_tokenizer(source, options) if tokenizer is None else tokenizer
     hf_model = read_weights(source, kind, options)
     if "device_map" not in options:
         hf_model = hf_model.to(torch.device(device or default_device()))
-    return hf_model, tokenizer
+    return hf_model, tokenizer, gguf_files.weights_of(source, options, place_of(options))
 
 
 def check_device(device: str | torch.device | None) -> None:
@@ -163,9 +169,10 @@ def skeleton(config: Any, tokenizer: Any = None) -> Model:
     return labelled(model, name, None)
 
 
-def labelled(model: Model, name: str | Path, revision: str | None) -> Model:
-    """Store the source of a model in the model."""
-    model.lsn_lens_source = {"name": Path(name).name if Path(name).exists() else str(name), "revision": revision}
+def labelled(model: Model, name: str | Path, revision: str | None, weights: str | None = None) -> Model:
+    """Store the source of a model in the model, and what its weights are if they were rounded."""
+    source = {"name": Path(name).name if Path(name).exists() else str(name), "revision": revision}
+    model.lsn_lens_source = source | ({"weights": weights} if weights else {})
     return model
 
 

@@ -75,7 +75,7 @@ class Run:
     def origin(self) -> dict[str, Any]:
         """The origin of all results from this run: the model and its weights, the text, the layout."""
         model, text = self.settings.get("model", {}), self.settings.get("text")
-        kept = ("revision", "fingerprint", "class", "dtype", "layers")
+        kept = ("revision", "weights", "fingerprint", "class", "dtype", "layers")
         known = {"model": model["name"], **{key: model[key] for key in kept if key in model}} if model else {}
         return known | ({"text": corpus_hash(text), "layout": text["layout"]} if text and "layout" in text else {})
 

@@ -27,11 +27,12 @@ def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
 def origin_section(origin: Mapping[str, Any]) -> Section:
     """Model, text, versions and commands: how to reproduce the report."""
     model, versions = origin["model"], ", ".join(f"{name} {each}" for name, each in origin["versions"].items())
+    kind = f" {model['weights']}," if "weights" in model else ""
     return Section(
         "Provenance",
         (
             f"Model {model['name']} ({model['class']}, {model['dtype']}, {model['layers']} layers, revision "
-            f"{model['revision'] or 'not given'}), weights sha256 {model['weights_sha256'][:16]}…; "
+            f"{model['revision'] or 'not given'}), weights{kind} sha256 {model['weights_sha256'][:16]}…; "
             f"text sha256 {origin['corpus']['sha256'][:16]}…",
             f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
             "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
