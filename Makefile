@@ -2,11 +2,18 @@
 PYTHON ?= python3
 # the last TransformerLens with HookedTransformer
 TL3 ?= 3.9.0
+# idle threads sleep: threads that spin take the cores from other work
+export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-tl3 check docs clean
+COMPARE = .venv/bin/python experiments/compare_methods.py --model demo --corpus demo
 
-demo: .venv/demo.ok   ## find neurons in the embedded model, switch them off, write a report
-	.venv/bin/python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
+.PHONY: demo demo-all test test-tl3 check docs clean
+
+demo: .venv/demo.ok   ## a first result: four methods on the embedded model, their neurons switched off, a report
+	$(COMPARE) --methods [lape,lave,dln,diffmean] --out runs/demo
+
+demo-all: .venv/demo.ok   ## the same with every method
+	$(COMPARE) --out runs/demo-all
 
 test: .venv/dev.ok    ## all tests
 	.venv/bin/python -m pytest -q -n 2 --dist loadscope

@@ -1,10 +1,10 @@
 """Find language-specific neurons with every method, ablate them, and report the loss increases, beside random controls.
 
-    python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
+    python experiments/compare_methods.py --model demo --corpus demo --out runs/demo-all
 
-writes a folder: report.html (open it in a browser), report.md, tables/, figures/, neurons/, provenance.json, and
-run/ with the collected statistics, from which an interrupted run goes on. `--config file.yaml` reads settings,
-`--print_config` shows them. In a notebook: `lsn_lens.compare`.
+writes a folder: report.html (open it in a browser), report.md, tables/, neurons/, provenance.json, and run/ with the
+collected statistics, from which an interrupted run goes on. (`make demo-all`; `make demo` with four methods.)
+`--config file.yaml` reads settings, `--print_config` shows them. In a notebook: `lsn_lens.compare`.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class Config(Settings):
         control_tokens: The same for random sets, measured on their own language only, and for sets of equal size.
     """
 
-    out: Path = Path("runs/demo")
+    out: Path = Path("runs/demo-all")
     methods: tuple[str, ...] | None = None
     rate: float = 0.01
     at_least: int = 10

@@ -2,7 +2,7 @@
 
     python experiments/ground_truth.py --model demo --corpus demo --out runs/ground_truth
 
-writes a folder: report.html (open it in a browser), report.md, tables/, figures/, provenance.json, and planted/ with
+writes a folder: report.html (open it in a browser), report.md, tables/, provenance.json, and planted/ with
 the checkpoints, which a second call uses again. `--config file.yaml` reads settings, `--print_config` shows them. In a
 notebook: `lsn_lens.studies.ground_truth_study`.
 """

@@ -2,7 +2,7 @@
 
     python experiments/workflow.py --model demo --corpus demo --out runs/workflow
 
-writes a folder: report.html (open it in a browser), report.md, tables/, figures/, neurons/, provenance.json, and
+writes a folder: report.html (open it in a browser), report.md, tables/, neurons/, provenance.json, and
 run/ with the collected statistics, from which an interrupted run goes on. `--config file.yaml` reads settings,
 `--print_config` shows them. In a notebook: `lsn_lens.studies.workflow_study`.
 """

@@ -2,7 +2,7 @@
 
     python experiments/working_language.py --model demo --corpus demo --out runs/working-language
 
-writes a folder: report.html (open it in a browser), report.md, tables/, figures/ and provenance.json. With `--neurons
+writes a folder: report.html (open it in a browser), report.md, tables/ and provenance.json. With `--neurons
 found.safetensors` (a saved NeuronSet) the layers are read again while each language's units are zero. `--config
 file.yaml` reads settings, `--print_config` shows them. In a notebook: `lsn_lens.studies.working_language_study`.
 """

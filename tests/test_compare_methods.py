@@ -10,6 +10,7 @@ import pytest
 from conftest import experiment, refused
 
 import lsn_lens as lsn
+from lsn_lens.studies.experiment import found_in
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "compare_methods.py"
 
@@ -40,6 +41,7 @@ def settings(tmp_path_factory):
         "max_tokens": 320,
         "evaluation_tokens": 64,
         "device": "cpu",
+        "png": True,
     }
 
 
@@ -51,7 +53,7 @@ def written(script, settings):
 
 def test_the_folder_is_whole(written):
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
-    assert {"report.html", "report.md", "provenance.json", "run/run.json"} <= names
+    assert {"report.html", "report.md", "plotly.min.js", "provenance.json", "run/run.json"} <= names
     assert {"neurons/lape.safetensors", "neurons/lap.safetensors"} <= names
     tables = (
         "ranking",
@@ -68,7 +70,7 @@ def test_the_folder_is_whole(written):
     for table in (*tables, "trust", "losses", "text", "stability", "nulls", "not_done", "neurons-lape", "neurons-lap"):
         assert {f"tables/{table}.csv", f"tables/{table}.parquet"} <= names
     for figure in ("methods", "agreement", "change-lape", "control-lap", "layers-lape", "overlap-lap", "trust-nulls"):
-        assert {f"figures/{figure}.png", f"figures/{figure}.html"} <= names
+        assert f"figures/{figure}.png" in names
 
 
 def test_the_numbers_fit_together(written):
@@ -91,6 +93,13 @@ def test_the_numbers_fit_together(written):
     page = (written / "report.html").read_text()
     assert tables["ranking"]["method"].iloc[0] in page
     assert set(tables["ranking"]["method"]) == {"lape", "lap"}
+
+
+def test_the_terminal_says_what_the_report_finds(written):
+    said = found_in(written / "report.html")
+    best = pd.read_parquet(written / "tables" / "ranking.parquet").iloc[0]
+    assert f"{best['method']} passes for {best['shown']} of 3 languages" in said
+    assert said.startswith("A weak result: ") == (2 * best["shown"] <= 3)
 
 
 def test_the_page_of_trust(written):

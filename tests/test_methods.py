@@ -41,7 +41,7 @@ SETTINGS = {
     "lap": {"rate": 0.5},
     "lave": {"rate": 0.3, "filter_share": 0.6, "bar_share": 0.5},
     "average_precision": {"rate": 0.2},
-    "plnd": {"top_mlp": 0.9, "top_attention": 0.9, "exact": 1.0},
+    "plnd": {"top_mlp": 0.9, "top_attention": 0.9},
     "sharing": {"rate": 0.3},
     "expert_frequency": {"size": 4, "rate": 0.5},
     "transfer": {"rate": 0.3, "filter_share": 0.6, "bar_share": 0.5},

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 from functools import cache
-from itertools import islice
 
 import pytest
 import torch
@@ -128,7 +127,7 @@ def test_importance_is_what_removing_the_weights_changes(
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox"])
 def test_up_gate_and_down_coincide(architecture, load, hugging_face, collected):
-    plnd = Plnd(exact=1.0)
+    plnd = Plnd()
     found = importances(collected(architecture, BACKENDS[0], plnd), plnd, "mlp")[1]
     hf_model, ids = hugging_face(architecture).double(), ids_of(load(architecture, BACKENDS[0]))
     whole = outputs(architecture, hf_model, ids, 1)
@@ -155,7 +154,7 @@ def traced(model, ids, layer, hooks=()):
 
 @rotary_models
 def test_after_the_rotation_it_is_what_zeroing_one_rotated_dimension_changes(architecture, backend, load, collected):
-    plnd, model = Plnd(exact=1.0, rotary="post"), load(architecture, backend)
+    plnd, model = Plnd(rotary="post"), load(architecture, backend)
     statistics, ids = collected(architecture, backend, plnd), ids_of(model)
     before = traced(model, ids, 1)["pattern"]
     for basis in ("q", "k"):
@@ -201,7 +200,7 @@ def test_released_scores_are_those_of_a_loop(architecture, backend, load, collec
 @pytest.mark.parametrize("skip_bos", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_changes_nothing(backend, skip_bos, variant, collected):
-    plnd = Plnd(variant, exact=1.0, skip_bos=skip_bos)
+    plnd = Plnd(variant, skip_bos=skip_bos)
     one_by_one = collected("llama", backend, plnd, 1, 3)
     together = collected("llama", backend, plnd, 512, 3)
     for key, value in one_by_one.sums.items():
@@ -212,26 +211,13 @@ def test_padding_changes_nothing(backend, skip_bos, variant, collected):
 
 
 def test_minimum_rank_and_sum_are_over_documents(collected):
-    plnd = Plnd(exact=1.0)
+    plnd = Plnd()
     documents = [collected("llama", BACKENDS[0], plnd, 1, count) for count in (1, 2, 3)]
     sums = [each.get(f"{plnd.need.key}.v.sum") for each in documents]
     values = torch.stack([sums[0], sums[1] - sums[0], sums[2] - sums[1]])
     ranks = (-values).argsort(-1).argsort(-1).amax(0)
     assert torch.allclose(documents[-1].get(f"{plnd.need.key}.v.minimum").double(), values.amin(0), rtol=1e-4)
     assert torch.equal(documents[-1].get(f"{plnd.need.key}.v.rank.maximum"), ranks.float())
-
-
-def test_with_fewer_exact_the_first_ranks_are_the_exact_ones(collected):
-    whole, part = Plnd(bases=("q", "k")), Plnd(exact=8, bases=("q", "k"))
-    for basis, units in (("q", 32), ("k", 16)):
-        all_exact, some = (importances(collected("llama", BACKENDS[0], each), each, basis) for each in (whole, part))
-        same = torch.isclose(all_exact, some, rtol=1e-6).sum(-1)
-        assert ((same >= 8) & (same < units)).all()
-        assert torch.corrcoef(torch.stack([all_exact.flatten(), some.flatten()]))[0, 1] > 0.8
-        ranks = collected("llama", BACKENDS[0], part).get(f"{part.need.key}.{basis}.rank.maximum")[0]
-        finished = torch.isclose(all_exact, some, rtol=1e-6)
-        for layer in range(2):
-            assert finished[layer][ranks[layer] < 8].all()  # the first eight are the eight finished exactly
 
 
 def peaked_model(folder, backend):
@@ -293,57 +279,45 @@ def test_all_ranks_of_queries_and_keys_are_those_of_the_softmax_where_attention_
             assert torch.equal(ranks, ranks_by_softmax(model, variant, layer, basis, documents)), (layer, basis)
 
 
-@pytest.mark.parametrize("variant", ["paper", "released"])
-def test_the_default_set_is_the_one_with_all_importances_exact(variant, demo):
-    corpora = lsn.load_corpora("demo", ["en", "ja"])
-    few = lsn.load_corpora({label: list(islice(each.find, 4)) for label, each in corpora.items()}, hold_out=0.0)
-    layout = lsn.Layout(kind="documents", shards=1)
-    plnds = [Plnd(variant, bases=("q", "k"), **settings) for settings in ({}, {"exact": 1.0})]
-    runs = [lsn.collect(demo, few, [plnd], layout=layout, progress=False) for plnd in plnds]
-    one, two = (plnd.select(plnd.score(run.statistics)) for plnd, run in zip(plnds, runs, strict=True))
-    assert len(one) > 100 and one == two
-
-
-def test_released_is_exact_whatever_is_asked_for():
-    assert Plnd("released", exact=0.3).need == Plnd("released").need
-    assert Plnd("paper", exact=0.3).need != Plnd("paper").need
-
-
-def test_ranks_beyond_the_exact_ones_are_not_chosen_from(collected):
-    plnd = Plnd(exact=8)
-    with pytest.raises(ValueError, match=r"top_attention=0.5: only exact=8 units of basis 'q'.*exact=1.0"):
-        replace(plnd, top_attention=0.5).score(collected("llama", BACKENDS[0], plnd))
-
-
-def random_attention(seed=0, tokens=9, heads=3, d_head=4, factors=2, size=1.0):
+def random_attention(seed=0, tokens=9, heads=3, units=4, factors=2, size=1.0):
     generator = torch.Generator().manual_seed(seed)
-    left, right = (torch.randn(tokens, heads, d_head, factors, generator=generator) * size for _ in range(2))
+    left, right = (torch.randn(factors, heads, tokens, units, generator=generator) * size for _ in range(2))
     scores = torch.randn(heads, tokens, tokens, generator=generator)
-    return scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -torch.inf).softmax(-1), left, right
+    return scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -torch.inf), left, right
+
+
+def change_by_softmax(scores, left, right, scale, first=0):
+    """Two softmaxes per unit, in 64 bits."""
+    scores, left, right = (each.double() for each in (scores, left, right))
+    delta = torch.einsum("fhtu,fhsu->uhts", left, right)
+    moved = ((scores - scale * delta).softmax(-1) - scores.softmax(-1))[:, :, first:, first:]
+    return moved.square().sum((-1, -2)).T
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_first_order_is_the_limit_of_small_changes(first):
-    pattern, left, right = (each.double() for each in random_attention())
-    heads, dims = (each.flatten() for each in torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij"))
-    scale = 1e-5
-    exact = maths.exact_change(pattern, left, right, heads, dims, scale, first) / scale**2
-    assert torch.allclose(exact.view(3, 4), maths.first_order_change(pattern, left, right, first), rtol=1e-3)
+@pytest.mark.parametrize("factors", [1, 2])
+@pytest.mark.parametrize("size", [0.05, 1.0, 4.0, 30.0])  # from tiny changes to a pattern turned over
+def test_the_exact_change_is_that_of_two_softmaxes(size, factors, first, monkeypatch):
+    for seed, window in ((0, 9), (1, 4)):
+        scores, left, right = random_attention(seed, factors=factors, size=size)
+        scores = scores.masked_fill(torch.ones(9, 9).tril(-window).bool(), -torch.inf)
+        expected = change_by_softmax(scores, left, right, 0.5, first)
+        found = maths.exact_change(scores.softmax(-1), left, right, 0.5, first)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-12)
+        for elements, rows in ((1, 16), (100, 2), (1 << 20, 3)):
+            monkeypatch.setattr(maths, "ELEMENTS", elements)
+            monkeypatch.setattr(maths, "ROWS", rows)
+            torch.testing.assert_close(maths.exact_change(scores.softmax(-1), left, right, 0.5, first), found)
 
 
-def test_small_chunks_give_the_same(monkeypatch):
-    pattern, left, right = random_attention()
-    heads, dims = torch.tensor([2, 0, 1, 1, 2]), torch.tensor([3, 0, 1, 2, 0])
-    whole = maths.exact_change(pattern, left, right, heads, dims, 0.5)
-    monkeypatch.setattr(maths, "ELEMENTS", 1)
-    assert torch.allclose(maths.exact_change(pattern, left, right, heads, dims, 0.5), whole, rtol=1e-6)
-
-
-def test_a_dimension_that_adds_nothing_has_no_importance():
-    pattern, left, right = random_attention()
-    left[:, 1, 2] = 0
-    assert maths.first_order_change(pattern, left, right)[1, 2] == 0
-    assert maths.exact_change(pattern, left, right, torch.tensor([1]), torch.tensor([2]), 1.0) == 0
+def test_attention_to_one_token_cannot_change():
+    scores, left, right = random_attention(size=5.0)
+    alone = scores.masked_fill(~torch.eye(9).bool(), -torch.inf).softmax(-1)
+    assert not maths.exact_change(alone, left, right, 1.0).any()
+    assert not maths.exact_change(alone[:, :1, :1], left[:, :, :1], right[:, :, :1], 1.0).any()
+    left[:, 1, :, 2] = 0  # a dimension that adds nothing
+    assert maths.exact_change(scores.softmax(-1), left, right, 1.0)[1, 2] == 0
 
 
 @pytest.mark.parametrize(("n", "neighbours"), [(8, False), (8, True), (4, False), (4, True), (2, False)])
@@ -451,10 +425,9 @@ def test_a_language_without_documents_neither_owns_nor_forbids():
     assert [mask[0].nonzero()[:, 0].tolist() for mask in masks] == [[1], [2], []]
 
 
-def test_ties_go_to_the_lower_unit_and_exact_ones_first():
+def test_ties_go_to_the_lower_unit():
     values = torch.tensor([1.0, 2.0, 2.0, 3.0])
     assert maths.worst_first_ranks(values[None]).tolist() == [[3, 1, 2, 0]]
-    assert maths.worst_first_ranks(values[None], torch.tensor([[True, False, True, False]])).tolist() == [[1, 3, 0, 2]]
 
 
 @pytest.mark.parametrize(
@@ -467,7 +440,6 @@ def test_ties_go_to_the_lower_unit_and_exact_ones_first():
         ({"top_mlp": 0}, "top_mlp=0"),
         ({"top_attention": 1.5}, "share"),
         ({"eps": 0.0}, "above 0"),
-        ({"exact": 0.0}, "exact=0.0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, words):
@@ -475,17 +447,15 @@ def test_settings_that_mean_nothing_are_refused(settings, words):
         Plnd(**settings)
 
 
-def test_more_than_a_layer_has_is_refused_and_notes_say_what_is_exact(collected):
-    plnd = Plnd(exact=8)
-    statistics = collected("llama", BACKENDS[0], plnd)
+def test_more_than_a_layer_has_is_refused(collected):
+    plnd = Plnd()
     with pytest.raises(ValueError, match=r"top_attention=33: basis 'q' has 32 units"):
-        replace(plnd, top_attention=33).score(statistics)
-    assert plnd.select(plnd.score(statistics)).notes["exact"] == {"q": [8, 32], "k": [8, 16]}
+        replace(plnd, top_attention=33).score(collected("llama", BACKENDS[0], plnd))
 
 
 def test_keys_tell_settings_apart():
     needs = [
-        Importance(), Importance(variant="released"), Importance(rotary="post"), Importance(exact=1),
-        Importance(exact=0.3), Importance(skip_bos=True), Importance(bases=("mlp", "q")),
+        Importance(), Importance(variant="released"), Importance(rotary="post"), Importance(skip_bos=True),
+        Importance(bases=("mlp", "q")),
     ]  # fmt: skip
     assert len({each.key for each in needs}) == len(needs)

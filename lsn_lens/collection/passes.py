@@ -13,6 +13,7 @@ from lsn_lens.collection.recorders import RECORDERS, make_recorder
 from lsn_lens.collection.recorders.base import Acts, Recorder, View
 from lsn_lens.model import forward, structure
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.plan import Batch, Plan
@@ -20,11 +21,18 @@ from lsn_lens.text.tokens import separator_id
 
 Tensors = dict[str, Tensor]
 Reader = tuple[str, Callable[[Tensor, int], Tensor], list[Recorder]]
-ENTRY = "blocks.0.hook_resid_pre"  # where the graph of a backward pass begins: weights need no gradient
+ENTRY = "hook_resid_pre"  # before the first block: weights need no gradient
 
 
 def _leaf(acts: Tensor, hook: Any) -> Tensor:
     return acts.detach().requires_grad_()
+
+
+def _entry(model: Model, needs: Iterable[Need]) -> str:
+    """The hook point of the first block at which the graph begins: where the only gradient is read, if it can be."""
+    sites = {site for need in needs if need.gradient for site in need.sites}
+    points = {structure.reader(model, site)[0].hook for site in sites}
+    return points.pop() if len(points) == 1 and sites <= set(WRITE_SITE.values()) else ENTRY
 
 
 def way_of(
@@ -66,7 +74,7 @@ class Pass:
         self.hooks = self._hooks()
         self.names = [name for name, _ in self.hooks]
         if self.gradient:
-            self.hooks = [(ENTRY, _leaf), *self.hooks]
+            self.hooks = [(f"blocks.0.{_entry(model, needs)}", _leaf), *self.hooks]
         beside = [f"blocks.{layer}.{point}" for point in read for layer in range(self.layers)]
         self.every_name = list(dict.fromkeys([*(name for name, _ in self.hooks), *beside]))
         self.is_lean = forward.lean_is_exact(model, self.every_name)

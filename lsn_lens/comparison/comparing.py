@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from lsn_lens.bars import in_steps, step, steps
 from lsn_lens.comparison import doubts, sizes
 from lsn_lens.comparison.checking import Subject
 from lsn_lens.comparison.checks import CHECKS, Checks, asked
@@ -39,6 +40,7 @@ from lsn_lens.text.plan import Layout
 LEFT_OUT = ("random",)  # the control of every method
 
 
+@in_steps
 @listing_parameters
 def compare(
     run: Run,
@@ -119,11 +121,15 @@ def compare(
             raise ValueError(f"no intervention writes to the bases of {list(sets)}: leave out the model.")
         for name in actions:  # what cannot be done is said before anything is measured
             jobs_of(model, corpora, {name: sets[name]}, actions[name])
+        last = ["how far to trust"] if options else []
+        steps(["hold-out text", "ablations", *map(causal.step_of, actions), "equal size", *last])
+        step("hold-out text")
         text = held_out(model, corpora, layout, progress=progress)
         short = held_out(model, corpora, causal.short_layout(model, layout, control_tokens), progress=progress)
         subject = replace(subject, model=model, corpora=corpora, text=text, actions=actions)
         draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
         tables |= effect_tables(text, short, sets, scores, actions, draws, run.statistics, progress)
+    step("how far to trust")
     tables, rows = _judged(tables, subject, options, found or {}), (*CHECKS, *subject.options.extra)
     return Comparison(tables, sets, scores, run, model, corpora, rows, started)
 

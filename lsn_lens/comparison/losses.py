@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from lsn_lens.bars import step
 from lsn_lens.comparison.equal_size import measure_equal_size
 from lsn_lens.comparison.trust import twins, with_twins
 from lsn_lens.controls import causal
@@ -43,6 +44,7 @@ def effect_tables(
     """
     first = twins(found, actions)
     once = {name: action for name, action in actions.items() if first[name] == name}
+    step("ablations")
     measured = causal.measure_effects(text, found, once, progress)
     control, points = (
         with_twins(table, "method", first)
@@ -55,6 +57,7 @@ def effect_tables(
     rises = {(name, off, on): measured.rises[key, off, on] for name in copies for key, off, on in copies[name]}
     sure = certainty(text, replace(measured, rises=rises))
     by_language = causal.effects_by_language(table, sure.table, control)
+    step("equal size")
     return {
         "effects": causal.effects_table(by_language, sure),
         "effects_by_language": by_language,

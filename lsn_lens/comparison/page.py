@@ -51,6 +51,7 @@ def write(
     started: datetime,
     note: str,
     more: Sequence[Section],
+    png: bool,
 ) -> Path:
     """Write the report and all tables, see `Comparison.report`; return the path of report.html."""
     folder, text = Path(folder), comparison.run.to_frame().reset_index()
@@ -62,7 +63,7 @@ def write(
     measured = comparison.losses.attrs["text"] if "losses" in comparison else {}
     origin = provenance(comparison.run.settings, measured, settings, started)
     write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False, default=str).encode())
-    return write_report(comparison_report(comparison, text, origin, note, more), folder)
+    return write_report(comparison_report(comparison, text, origin, note, more), folder, png=png)
 
 
 def _files(methods: Iterable[str]) -> dict[str, str]:

@@ -96,8 +96,9 @@ class Comparison(Tables):
         started: datetime | None = None,
         note: str = "",
         sections: Sequence[Any] = (),
+        png: bool = False,
     ) -> Path:
-        """Write report.html, report.md, provenance.json, tables/, figures/ and neurons/ into a folder.
+        """Write report.html, report.md, provenance.json, tables/ and neurons/ into a folder.
 
         Args:
             folder: Output folder; it is created if missing.
@@ -105,13 +106,14 @@ class Comparison(Tables):
             started: Start time, with a time zone; by default the start of `compare`.
             note: A paragraph beside the ranking, for example how sizes were chosen.
             sections: `report.Section`s of your own, with figures and tables, after those of the methods.
+            png: Also draw every figure into figures/, half a second each.
 
         Returns:
             The path of report.html.
         """
         from lsn_lens.comparison import page
 
-        return page.write(self, folder, settings or {}, started or self.started, note, sections)
+        return page.write(self, folder, settings or {}, started or self.started, note, sections, png)
 
     def _about(self) -> list[str]:
         lines = [f"tables: {', '.join(self)}"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from lsn_lens.bars import step
 from lsn_lens.controls.intervals import Certainty
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import effects, verdict
@@ -92,6 +93,7 @@ def measure_controls(
     """
     rows, drawn = [], []
     for name, action in actions.items():  # one method at a time: random sets of a large model take room
+        step(step_of(name))
         draws = matched_draws(found[name], seeds, statistics)
         table = text.measure({name: found[name]}, action, evaluate="own", progress=progress).table
         own = table.loc[table["set"].eq(name)].to_dict("records")
@@ -109,6 +111,11 @@ def measure_controls(
     frame = pd.DataFrame(rows)
     frame.insert(list(frame).index("p") + 1, "q", verdict.adjusted(frame["p"]))
     return frame, pd.concat(drawn, ignore_index=True)
+
+
+def step_of(method: str) -> str:
+    """The name of the step that measures a method's random sets."""
+    return f"random controls for {method}"
 
 
 def _points(text: HeldOut, name: str, sets: Mapping[int, NeuronSet], action: Choice, progress: bool) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float
@@ -84,8 +83,11 @@ class Dln:
 def overlaps(counts: Tensor) -> Overlaps:
     """Sum over bins of the smaller share, from counts `[language unit bin]`; in 64 bits, symmetric."""
     shares = counts.double() / counts.sum(-1, keepdim=True)
-    rows = [torch.minimum(shares, each).sum(-1) for each in shares]
-    return torch.stack(rows).permute(2, 0, 1).round(decimals=DECIMALS)
+    one, other = torch.triu_indices(len(shares), len(shares))
+    pairs = [torch.minimum(shares[a], shares[b]).sum(-1) for a, b in zip(one.tolist(), other.tolist(), strict=True)]
+    whole = shares.new_empty(shares.shape[1], len(shares), len(shares))
+    whole[:, one, other] = whole[:, other, one] = torch.stack(pairs, dim=1).round(decimals=DECIMALS)
+    return whole
 
 
 def weakest_link(similarity: Overlaps) -> Float[Tensor, "unit"]:
@@ -108,9 +110,9 @@ def smallest_group(
 ) -> Bool[Tensor, "unit language"]:
     """The smallest group that no overlap above the cost connects to others; ties go to the higher mean."""
     languages = similarity.shape[1]
-    linked = (similarity > cost[:, None, None]) | torch.eye(languages, dtype=torch.bool)
-    steps = math.ceil(math.log2(languages))
-    together = reduce(lambda near, _: (near.double() @ near.double()) > 0, range(steps), linked)
+    together = (similarity > cost[:, None, None]) | torch.eye(languages, dtype=torch.bool)
+    for middle in range(languages):  # Warshall: linked by way of this language
+        together = together | (together[:, :, middle, None] & together[:, middle, None])
     sizes = together.sum(2)
     level = (torch.einsum("uab,bu->ua", together.double(), means) / sizes).round(decimals=DECIMALS)
     best = (sizes.double() == sizes.amin(1, keepdim=True)) & (sizes < languages)

@@ -54,21 +54,22 @@ class EntropyLambda:
         p = statistics.probability("mlp_pre")
         fires = (p > 0).any(0)
         owned = (p > order_statistic(p, self.bar_share)) & fires
-        balance = self._search(p, owned, fires) if self.balance is None else self.balance
-        ranking = (-values(p, balance)).where(fires, -torch.inf)
+        parts = parts_of(p)
+        balance = self._search(parts, owned, fires) if self.balance is None else self.balance
+        ranking = (-value(*parts, balance)).where(fires, -torch.inf)
         scores = ranking.expand_as(p).where(owned, -torch.inf)
         return NeuronScores(statistics.languages, {"mlp": scores}, repr(self), {"mlp": ranking})
 
     def _search(
         self,
-        p: Float[Tensor, "language layer unit"],
+        parts: tuple[Tensor, Tensor],
         owned: Bool[Tensor, "language layer unit"],
         fires: Bool[Tensor, "layer unit"],
     ) -> float:
         """The largest balance without a chosen neuron that all languages own, by bisection."""
 
         def has_general(balance: float) -> bool:
-            chosen = self._chosen((-values(p, balance)).where(fires, -torch.inf))
+            chosen = self._chosen((-value(*parts, balance)).where(fires, -torch.inf))
             return bool((owned.all(0) & chosen).any())
 
         low, high = SEARCH
@@ -94,12 +95,17 @@ class EntropyLambda:
         return NeuronSet(scores.languages, {"mlp": mask}, scores.method, notes)
 
 
-def values(p: Float[Tensor, "language layer unit"], balance: float | int) -> Float[Tensor, "layer unit"]:
-    """Normalised entropy minus `balance` times the normalised largest p; low for neurons of few languages."""
-    languages = len(p)
-    harmonic = sum(1 / place for place in range(1, languages + 1)) / languages
-    mixed = entropy(p) / torch.log(torch.tensor(float(languages))) - balance * p.amax(0) / harmonic
-    return mixed.round(decimals=DECIMALS)
+def parts_of(
+    p: Float[Tensor, "language layer unit"],
+) -> tuple[Float[Tensor, "layer unit"], Float[Tensor, "layer unit"]]:
+    """The entropy over languages and the largest p, both normalised."""
+    harmonic = sum(1 / place for place in range(1, len(p) + 1)) / len(p)
+    return entropy(p) / torch.log(torch.tensor(float(len(p)))), p.amax(0) / harmonic
+
+
+def value(spread: Tensor, peak: Tensor, balance: float | int) -> Float[Tensor, "layer unit"]:
+    """The entropy minus `balance` times the largest p; low for neurons of few languages."""
+    return (spread - balance * peak).round(decimals=DECIMALS)
 
 
 def classes(found: NeuronSet) -> dict[str, Bool[Tensor, "layer unit"]]:

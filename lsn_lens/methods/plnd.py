@@ -34,11 +34,6 @@ class Plnd:
         skip_bos: Leave out each document's leading BOS token, whose values are far larger in many models.
         rotary: Units of q and k are dimensions before ("pre": a row of weights is removed) or after ("post") the
             rotary embedding; None is "pre" for the paper's variant and "post" for the released one.
-        exact: Number or share of a layer's q and k units with exact importance per document. Below 1.0 a first-order
-            estimate picks these units and is kept for the others, which rank behind: an approximation that saves time
-            in documents of several hundred tokens. With 0.3, 96 % of the units of q and k found by either were found
-            by both on the embedded model. The set's notes count the exact units. "released" computes all units
-            exactly in any case: its Delta is not small, so no estimate holds (47 % in common).
 
     Source: Zhao et al. 2024 (NeurIPS, arXiv 2402.18815) and the released code. Choosing the first of a layer in every
     document, and leaving out only what all languages share, are the released code's rules. Ours: shares for numbers,
@@ -52,7 +47,6 @@ class Plnd:
     eps: float | int | None = None
     skip_bos: bool = False
     rotary: Literal["pre", "post"] | None = None
-    exact: int | float = 1.0
 
     def __post_init__(self) -> None:
         if self.variant not in ("paper", "released"):
@@ -64,7 +58,7 @@ class Plnd:
             isinstance(bases, tuple) and bases and len(set(bases)) == len(bases) and set(bases) <= set(BASES)
         ):
             raise ValueError(f"bases={bases!r}: expected None, or a tuple with some of {BASES}, each once.")
-        for name in ("top_mlp", "top_attention", "exact"):
+        for name in ("top_mlp", "top_attention"):
             _check_amount(name, getattr(self, name))
         if self.eps is not None and not self.eps > 0:
             raise ValueError(f"eps={self.eps}: expected an importance above 0, or None.")
@@ -75,11 +69,7 @@ class Plnd:
         rotary = self.rotary or ("pre" if self.variant == "paper" else "post")
         bases = tuple(basis for basis in BASES if self.bases is None or basis in self.bases)
         optional = self.bases is None
-        return Importance(bases, self.variant, rotary, self._exact, self.skip_bos, optional=optional)
-
-    @property
-    def _exact(self) -> int | float:
-        return 1.0 if self.variant == "released" else self.exact
+        return Importance(bases, self.variant, rotary, self.skip_bos, optional=optional)
 
     def statistics(self) -> tuple[Importance, ...]:
         """Smallest importance and worst rank over documents, and sums of importances."""
@@ -127,28 +117,16 @@ class Plnd:
                 f"{name}={top}: basis {basis!r} has {units} units per layer. Give a smaller number, or a share (float "
                 "up to 1.0)."
             )
-        if basis in ("q", "k") and number_of(top, units) > number_of(self._exact, units):
-            raise ValueError(
-                f"{name}={top}: only exact={self.exact} units of basis {basis!r} are exact, and only these are ranked. "
-                "Give a smaller number, or collect with exact=1.0."
-            )
         return matters & (worst < number_of(top, units))
 
     def select(self, scores: NeuronScores) -> NeuronSet:
         """All units with a finite score; a unit may belong to several languages.
 
-        `notes` has, for "q" and "k", the number of units per layer with exact importance and the number of all units;
-        and "bases_left_out", the bases that the model lacks.
+        `notes` has "bases_left_out", the bases that the model lacks.
         """
-        exact = {
-            basis: [min(number_of(self._exact, each.shape[-1]), each.shape[-1]), each.shape[-1]]
-            for basis, each in scores.values.items()
-            if basis in ("q", "k")
-        }
         masks = {basis: each.isfinite() for basis, each in scores.values.items()}
         left_out = [basis for basis in BASES if self.bases is None and basis not in scores.values]
-        notes = {"exact": exact, "bases_left_out": left_out}
-        return NeuronSet(scores.languages, masks, scores.method, {key: each for key, each in notes.items() if each})
+        return NeuronSet(scores.languages, masks, scores.method, {"bases_left_out": left_out} if left_out else {})
 
 
 def _documents(statistics: Statistics) -> Tensor:

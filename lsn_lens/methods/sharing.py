@@ -177,7 +177,8 @@ class Sharing:
         layers = []
         for layer in range(statistics.tokens.shape[1]):
             fires = self.fires(statistics, layer)
-            layers.append((fires & (fires.sum(0) == 1)).double().mean(1))
+            alone = fires & (fires.sum(0) == 1)
+            layers.append(alone.float().sum(1).double() / alone.shape[1])
         share = torch.stack(layers, dim=1)
         return NeuronScores(statistics.languages, {"mlp": share.where(share > 0, -torch.inf)}, repr(self))
 

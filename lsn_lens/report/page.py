@@ -1,4 +1,4 @@
-"""Reports: a folder with report.html (one file, opens offline), report.md, figures and provenance."""
+"""Reports: a folder with report.html (opens offline, with the plotly.js beside it), report.md and provenance."""
 
 import html
 import json
@@ -24,6 +24,7 @@ from lsn_lens.report.columns import FORMS, Column, column_of
 from lsn_lens.report.plots import digits
 from lsn_lens.text.plan import corpus_hash
 
+PLOTLY_FILE = "plotly.min.js"
 PACKAGES = ("lsn-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 
 
@@ -63,16 +64,20 @@ class Report:
     sections: tuple[Section, ...]
 
 
-def write_report(report: Report, folder: Path | str) -> Path:
-    """Write report.html, report.md and figures/ (png and html); returns the path of report.html.
+def write_report(report: Report, folder: Path | str, *, png: bool = False) -> Path:
+    """Write report.html with plotly.min.js beside it, and report.md; returns the path of report.html.
 
-    report.html needs no network: it contains styles, plotly.js and figures. All texts, labels and cells are escaped.
+    report.html needs no network, only the script in its folder. All texts, labels and cells are escaped.
+
+    Args:
+        report: What to write.
+        folder: Output folder; it is created if missing.
+        png: Also draw every figure into figures/, half a second each; report.md then shows them.
     """
     folder = Path(folder)
-    for section in report.sections:
+    for section in report.sections if png else ():
         for name, chart in section.figures.items():
             save(chart, folder / "figures" / f"{name}.png")
-            save(chart, folder / "figures" / f"{name}.html", script="beside")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -83,8 +88,9 @@ def write_report(report: Report, folder: Path | str) -> Path:
         "raw": Markup,
         "json": lambda data: json.dumps(data, indent=1, ensure_ascii=False, default=str),
     }
-    page = environment.get_template("template.html").render(report=report, plotly=Markup(get_plotlyjs()))
-    write_bytes(folder / "report.md", _markdown(report).encode())
+    page = environment.get_template("template.html").render(report=report, plotly=PLOTLY_FILE)
+    write_bytes(folder / PLOTLY_FILE, get_plotlyjs().encode())
+    write_bytes(folder / "report.md", _markdown(report, png).encode())
     write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
 
@@ -186,12 +192,14 @@ def _decimals(largest: float) -> int:
     return max(1, digits(largest) + 1) if largest > 0 else 1
 
 
-def _markdown(report: Report) -> str:
+def _markdown(report: Report, png: bool) -> str:
     lines = [f"# {_line(report.title)}", _line(report.subtitle), f"**{_line(report.lead)}**"]
     lines += ["\n".join(f"- {_line(name)}: {_line(value)}" for name, value in report.facts.items())]
     for section in report.sections:
         lines += [f"## {_line(section.title)}", *map(_line, section.text)]
-        lines += [f"![{_line(chart.title)}](figures/{name}.png)" for name, chart in section.figures.items()]
+        for name, chart in section.figures.items():
+            title = _line(chart.title)
+            lines += [f"![{title}](figures/{name}.png)" if png else f"Figure in report.html: {title}."]
         for caption, frame in section.tables.items():
             headings, rows = table_cells(frame, section.columns)
             cells = pd.DataFrame([[_cell(each) for each in row] for row in rows], columns=[_cell(h) for h in headings])

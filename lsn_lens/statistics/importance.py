@@ -2,21 +2,25 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Need, Tensors, Widths
 
 BASES = ("mlp", "q", "k", "v", "z")
-ELEMENTS = 1 << 18  # pattern entries worked on at once on a CPU, so that temporaries stay in the cache
+ELEMENTS = 3 << 17  # changed scores worked on at once on a CPU, so that they stay in the cache
 ELEMENTS_GPU = 1 << 26
+ROWS = 16  # rows of a pattern at once on a CPU: more would take more keys that the first of them do not attend to
+LARGE = 40.0  # change of a score whose squared exponential 32 bits can hold
 
 Pattern = Float[Tensor, "head query key"]
-Factors = Float[Tensor, "pos head d_head factor"]
+Heads = Float[Tensor, "pos head d_head"]
+Factors = Float[Tensor, "factor head pos unit"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,6 @@ class Importance(Need):
         bases: Some of "mlp", "q", "k", "v", "z".
         variant: "paper" or "released".
         rotary: Whether units of q and k are dimensions before or after the rotary embedding.
-        exact: Share or number of q and k units per document and layer with exact importance. If not all are, a
-            first-order estimate picks these units and is kept for the others.
         skip_bos: Leave out the leading BOS token of each document.
         asked: The bases in the key, where a model has only some of them.
         optional: Leave out bases that the model lacks.
@@ -43,7 +45,6 @@ class Importance(Need):
     bases: tuple[str, ...] = BASES
     variant: Literal["paper", "released"] = "paper"
     rotary: Literal["pre", "post"] = "pre"
-    exact: int | float = 1.0
     skip_bos: bool = False
     asked: tuple[str, ...] | None = None
     optional: bool = field(default=False, compare=False)
@@ -51,8 +52,8 @@ class Importance(Need):
 
     @property
     def key(self) -> str:
-        """As "plnd.paper.pre.exact1.0" for the paper's variant."""
-        parts = ["plnd", self.variant, self.rotary, f"exact{self.exact!r}"]
+        """As "plnd.paper.pre" for the paper's variant."""
+        parts = ["plnd", self.variant, self.rotary]
         asked = self.asked or self.bases
         parts += ["_".join(asked)] if asked != BASES else []
         return ".".join(parts + (["skip_bos"] if self.skip_bos else []))
@@ -82,13 +83,9 @@ def number_of(amount: int | float, units: int) -> int:
     return amount if isinstance(amount, int) else max(1, round(amount * units))
 
 
-def worst_first_ranks(
-    values: Float[Tensor, "document unit"], is_exact: Bool[Tensor, "document unit"] | None = None
-) -> Float[Tensor, "document unit"]:
-    """Rank of each unit, 0 for the highest; ties by unit. Units with exact importance rank before all others."""
+def worst_first_ranks(values: Float[Tensor, "document unit"]) -> Float[Tensor, "document unit"]:
+    """Rank of each unit, 0 for the highest; ties by unit."""
     order = values.argsort(dim=1, descending=True, stable=True)
-    if is_exact is not None:
-        order = order.gather(1, is_exact.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
     places = torch.arange(order.shape[1], dtype=torch.float32, device=values.device)
     return torch.empty_like(values, dtype=torch.float32).scatter_(1, order, places.expand_as(values))
 
@@ -122,15 +119,15 @@ class Rotation:
     turn: Float[Tensor, "pos d_head"]
     partner: Int[Tensor, "d_head"]
 
-    def apply(self, x: Float[Tensor, "pos head d_head"]) -> Float[Tensor, "pos head d_head"]:
+    def apply(self, x: Heads) -> Heads:
         """The rotated vector."""
         return x * self.cos[: len(x), None] + (x * self.turn[: len(x), None])[..., self.partner]
 
-    def components(self, x: Float[Tensor, "pos head d_head"]) -> Factors:
+    def components(self, x: Heads) -> Float[Tensor, "pos head d_head factor"]:
         """The terms that each dimension adds to itself and to its partner."""
         return torch.stack([x * self.cos[: len(x), None], x * self.turn[: len(x), None]], dim=-1)
 
-    def places(self, rotated: Float[Tensor, "pos head d_head"]) -> Factors:
+    def places(self, rotated: Heads) -> Float[Tensor, "pos head d_head factor"]:
         """The factors that pair with `components` in an inner product."""
         return torch.stack([rotated, rotated[..., self.partner]], dim=-1)
 
@@ -172,80 +169,97 @@ def table_rotation(
 
 
 def delta_factors(
-    q: Tensor, k: Tensor, rotation: Rotation, rotary: str
-) -> tuple[tuple[Factors, Factors], tuple[Factors, Factors]]:
-    """Left and right factors of Delta, the change of `q k^T` when a dimension of q, or of k, is removed.
+    q: Heads, k: Heads, rotation: Rotation, rotary: str, bases: Collection[str]
+) -> tuple[Factors, Factors, dict[str, slice]]:
+    """Left and right factors of Delta, the change of `q k^T` when a dimension is removed, and the units of each basis.
 
-    `Delta[query, key]` of a dimension is the inner product over `factor`. A dimension after the rotation has one
-    factor; a dimension before the rotation has two (the dimension itself and its partner).
+    `Delta[query, key]` of a unit is the sum over `factor` of left times right. A dimension after the rotation has one
+    factor, and removing it from q or from k is the same; before the rotation it has two (itself and its partner).
     """
-    rotated_q, rotated_k = rotation.apply(q), rotation.apply(k)
+    rotated_q, rotated_k, d_head = rotation.apply(q), rotation.apply(k), q.shape[-1]
     if rotary == "post" or not bool(rotation.turn.any()):
-        pair = rotated_q[..., None], rotated_k[..., None]
-        return pair, pair
-    return (
-        (rotation.components(q), rotation.places(rotated_k)),
-        (rotation.places(rotated_q), rotation.components(k)),
-    )
+        return _in_order(rotated_q[..., None]), _in_order(rotated_k[..., None]), dict.fromkeys(bases, slice(d_head))
+    sides = {
+        "q": (rotation.components(q), rotation.places(rotated_k)),
+        "k": (rotation.places(rotated_q), rotation.components(k)),
+    }
+    left, right = (torch.cat(each, dim=-2) for each in zip(*(sides[basis] for basis in bases), strict=True))
+    return _in_order(left), _in_order(right), {b: slice(i * d_head, (i + 1) * d_head) for i, b in enumerate(bases)}
 
 
-def first_order_change(pattern: Pattern, left: Factors, right: Factors, first: int = 0) -> Float[Tensor, "head d_head"]:
-    """Squared norm of the pattern's change to first order in Delta: `P (Delta - <P, Delta>)`, row by row.
-
-    The norm leaves out queries and keys before `first`. The Deltas of all units are never built as one tensor.
-    """
-    values = right.permute(1, 0, 2, 3)
-    mean = torch.einsum("hts,hsjm->htjm", pattern, values)
-    squares = pattern[:, first:, first:].square()
-    values, mean, left = values[:, first:], mean[:, first:], left[first:].permute(1, 0, 2, 3)
-    total = torch.zeros_like(left[:, 0, :, 0])
-    once = torch.einsum("hts,hsjm->htjm", squares, values)
-    weight = squares.sum(-1)[..., None]
-    for a in range(left.shape[-1]):
-        for b in range(left.shape[-1]):
-            twice = squares @ (values[..., a] * values[..., b])
-            spread = twice - mean[..., a] * once[..., b] - mean[..., b] * once[..., a]
-            total += (left[..., a] * left[..., b] * (spread + mean[..., a] * mean[..., b] * weight)).sum(1)
-    return total.clamp_min(0)
+def _in_order(each: Float[Tensor, "pos head unit factor"]) -> Factors:
+    return each.permute(3, 1, 0, 2).contiguous()
 
 
 def exact_change(
-    pattern: Pattern,
-    left: Factors,
-    right: Factors,
-    heads: Int[Tensor, "unit"],
-    dims: Int[Tensor, "unit"],
-    scale: float,
-    first: int = 0,
-) -> Float[Tensor, "unit"]:
-    """Squared norm of `softmax(log P - scale Delta) - P`, for dimensions given as pairs of head and dimension.
+    pattern: Pattern, left: Factors, right: Factors, scale: float, first: int = 0
+) -> Float[Tensor, "head unit"]:
+    """Squared norm of `softmax(log P - scale Delta) - P` for every unit, without queries and keys before `first`.
 
-    The attention scores are not needed: P already contains terms added to them (mask, ALiBi, window). Rows are
-    processed in blocks that fit the cache, each with all keys that its queries attend to.
+    The attention scores are not needed: P already contains terms added to them (mask, ALiBi, window). Heads whose
+    scores may change so much that an exponential has no number in 32 bits take a softmax per unit, the others none.
     """
-    logarithm, change = pattern.log(), torch.zeros(len(heads), device=pattern.device, dtype=pattern.dtype)
-    left, right = left.permute(1, 3, 2, 0) * -scale, right.permute(1, 3, 2, 0).contiguous()  # [head factor dim pos]
-    blocks = list(_blocks(pattern, left.shape[2], first))
-    for head in heads.unique().tolist():
-        units = (heads == head).nonzero()[:, 0]
-        lefts = left[head].index_select(1, dims[units])[..., None]  # [factor unit query 1]
-        rights = right[head].index_select(1, dims[units])[..., None, :]
-        for rows, keys in blocks:
-            scores = logarithm[head, rows, keys]
-            after = torch.addcmul(scores, lefts[0, :, rows], rights[0, ..., keys])
-            for a, b in zip(lefts[1:], rights[1:], strict=True):
-                after.addcmul_(a[:, rows], b[..., keys])
-            moved = after.softmax(-1).sub_(scores.softmax(-1))[..., max(first - keys.start, 0) :]
-            change[units] += torch.linalg.vector_norm(moved, dim=(1, 2)).square()
+    left = left * -scale
+    wide = 2 * (left.abs().amax(2) * right.abs().amax(2)).sum(0).amax(1) > LARGE
+    change = torch.zeros_like(left[0, :, 0])
+    for heads, function in ((~wide, _by_sums), (wide, _by_softmax)):
+        if bool(heads.any()):
+            change[heads] = function(pattern[heads], left[:, heads], right[:, heads], first)
+    return change * ((left != 0).any(2) & (right != 0).any(2)).any(0)  # no rounding where a unit adds nothing
+
+
+def _by_sums(pattern: Pattern, left: Factors, right: Factors, first: int) -> Float[Tensor, "head unit"]:
+    """Without a softmax: a row changes by `P (m - <P, m>) / (1 + <P, m>)`, with `m = exp(x) - 1`.
+
+    x is the change of a score less its mean under P, which keeps m small; the square of the row is three sums over
+    keys, which are matrix products with P and P**2.
+    """
+    centre = -(left * (pattern @ right)).sum(0)
+    weights = torch.stack([pattern, pattern.square()], 2)
+    squares = weights[:, :, 1:]
+    squares[..., :first] = 0
+    sizes, moves = squares.sum(-1), (pattern > 0).sum(-1, keepdim=True) > 1
+    change = torch.zeros_like(left[0, :, 0])
+    for heads, rows, keys, x in _scores(pattern, left, right, centre, first):
+        x.exp_().sub_(1)
+        mean, once = (weights[heads, rows, :, keys] @ x).unbind(2)
+        twice = (squares[heads, rows, :, keys] @ x.square_())[:, :, 0]
+        moved = twice - 2 * mean * once + mean.square() * sizes[heads, rows]
+        change[heads] += (moved.clamp_min_(0) / (1 + mean).square() * moves[heads, rows]).sum(1)
     return change
 
 
-def _blocks(pattern: Pattern, units: int, first: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows from `first` on, each with its range of keys from the first to the last one attended to."""
-    size = ELEMENTS if pattern.device.type == "cpu" else ELEMENTS_GPU
-    step = max(1, size // (units * pattern.shape[-1]))
-    seen = pattern.amax(0).cpu() > 0
-    for start in range(first, len(seen), step):
-        keys = seen[start : start + step].any(0).nonzero()
-        if len(keys):
-            yield slice(start, start + step), slice(int(keys[0]), int(keys[-1]) + 1)
+def _by_softmax(pattern: Pattern, left: Factors, right: Factors, first: int) -> Float[Tensor, "head unit"]:
+    change, logarithm = torch.zeros_like(left[0, :, 0]), pattern.log()
+    for heads, rows, keys, x in _scores(pattern, left, right, torch.zeros_like(left[0]), first):
+        after = x.add_(logarithm[heads, rows, keys, None]).softmax(2).sub_(pattern[heads, rows, keys, None])
+        change[heads] += after[:, :, max(first - keys.start, 0) :].square_().sum((1, 2))
+    return change
+
+
+def _scores(
+    pattern: Pattern, left: Factors, right: Factors, plus: Float[Tensor, "head query unit"], first: int
+) -> Iterator[tuple[slice, slice, slice, Float[Tensor, "head query key unit"]]]:
+    """The changes of scores, in blocks of heads and rows that fit the cache and share its memory.
+
+    Each block has the keys from the first to the last one that its rows attend to.
+    """
+    on_cpu, (n_heads, length, _), units = pattern.device.type == "cpu", pattern.shape, left.shape[-1]
+    size = ELEMENTS if on_cpu else ELEMENTS_GPU
+    step = max(1, min(ROWS if on_cpu else length, size // (units * length)))
+    seen = (pattern.amax(0) > 0).int()
+    begins, ends = seen.argmax(1).tolist(), (length - seen.flip(1).argmax(1)).tolist()
+    memory = pattern.new_empty(max(size, step * length * units))
+    for start in range(first, length, step):
+        rows = slice(start, min(start + step, length))
+        keys = slice(min(begins[rows]), max(ends[rows]))
+        shape = (rows.stop - rows.start, keys.stop - keys.start, units)
+        together = max(1, size // prod(shape))
+        for head in range(0, n_heads, together):
+            heads = slice(head, min(head + together, n_heads))
+            one, other = left[:, heads, rows, None], right[:, heads, None, keys]
+            x = memory[: one.shape[1] * prod(shape)].view(-1, *shape)
+            torch.addcmul(plus[heads, rows, None], one[0], other[0], out=x)
+            for factor in range(1, len(left)):
+                x.addcmul_(one[factor], other[factor])
+            yield heads, rows, keys, x

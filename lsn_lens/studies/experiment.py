@@ -1,8 +1,11 @@
 """Shared parts of all scripts: settings of model and text, command line, loading, and output folder.
 
-Nothing slow is imported before it is used, so that `--help` answers at once.
+Nothing slow is imported before it is used, so that `--help` answers at once. Imported before torch, this module lets
+idle threads sleep: threads that spin take the cores from other processes, and from torch's own other pools.
 """
 
+import html
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from lsn_lens.model.structure import Model
     from lsn_lens.text.documents import LanguageCorpus
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads OpenMP
 STARTED = datetime.now(UTC)
 MODE = "yaml_with_languages"
 WORDS = re.compile(r"[\w-]+(,[\w-]+)+")  # en,no: a list without brackets
@@ -36,6 +40,7 @@ class Text:
         languages: Languages in order, as [en,fr]; by default all of the corpus.
         files: Glob that picks files of a corpus folder.
         column: The field with the text.
+        png: Also draw every figure of the report into figures/, half a second each.
     """
 
     model: str = "demo"
@@ -44,6 +49,7 @@ class Text:
     languages: tuple[str, ...] | None = None
     files: str = "*"
     column: str = "text"
+    png: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,10 @@ def load_text(settings: Text) -> "dict[str, LanguageCorpus]":
 
 
 def asked(settings: Any) -> dict[str, Any]:
-    """The provenance of a script for `Study.report`: settings and start time."""
+    """What a script's settings say to `Study.report`: the provenance (settings, start time), and whether to draw."""
     from lsn_lens.studies.study import plain
 
-    return {"settings": plain(settings), "started": STARTED}
+    return {"settings": plain(settings), "started": STARTED, "png": settings.png}
 
 
 def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], report: Callable[..., Path]) -> str:
@@ -122,11 +128,18 @@ def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], rep
         report: Measures, writes, and returns the path of the page.
 
     Returns:
-        A sentence with the path of the report.
+        The report's main finding, and the path of the report.
     """
     try:
         settings = read()
         prepared = prepare(settings)
     except SAID as error:
         sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
-    return f"report: {report(settings, *prepared).resolve()}"
+    path = report(settings, *prepared).resolve()
+    return f"{found_in(path)}\nreport: {path}"
+
+
+def found_in(path: Path) -> str:
+    """The main finding of a report: the bold paragraph of its report.md."""
+    lines = path.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    return html.unescape(next(line for line in lines if line.startswith("**")).strip("*"))

@@ -41,14 +41,20 @@ class Study:
         return self.tables[name]
 
     def report(
-        self, folder: Path | str, *, settings: Mapping[str, Any] | None = None, started: datetime | None = None
+        self,
+        folder: Path | str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        started: datetime | None = None,
+        png: bool = False,
     ) -> Path:
-        """Write report.html, report.md, provenance.json, tables/, figures/ and neurons/ into a folder.
+        """Write report.html, report.md, provenance.json, tables/ and neurons/ into a folder.
 
         Args:
             folder: Output folder; it is created if missing.
             settings: Replace the study's settings in the provenance.
             started: Replaces the start time in the provenance.
+            png: Also draw every figure into figures/.
 
         Returns:
             The path of report.html.
@@ -59,7 +65,7 @@ class Study:
             found.save(folder / "neurons" / f"{name}.safetensors")
         origin = provenance(self.used, self.measured, settings or self.settings, started or self.started)
         write_bytes(folder / "provenance.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
-        return write_report(type(self).page(self, origin), folder)
+        return write_report(type(self).page(self, origin), folder, png=png)
 
 
 def now() -> datetime:

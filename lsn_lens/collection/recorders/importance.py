@@ -91,13 +91,28 @@ class Importances(Recorder):
                 self._documents(acts, self.held.pop(acts.layer))
 
     def _documents(self, acts: Acts, tensors: dict[str, Tensor]) -> None:
+        """Units of q and k, one document at a time: their factors take more memory than all else."""
+        found: dict[str, list[Tensor]] = {}
         for row, length in enumerate(acts.view.lengths.tolist()):
-            own = {
-                site: (each[row, :, :length, :length] if site == "pattern" else each[row, :length]).float()
-                for site, each in tensors.items()
-            }
+            q, k = (tensors[site][row, :length].float() for site in ("q", "k"))
+            pattern = tensors["pattern"][row, :, :length, :length].float()
             first = int(self.need.skip_bos and acts.view.has_bos and length > 1)
-            self._patterns(own, acts.layer, first)
+            for basis, squares in self._changes(acts.layer, q, k, pattern, first).items():
+                found.setdefault(basis, []).append(squares.flatten() / (length - first))
+        for basis, each in found.items():
+            values = torch.stack(each)
+            self._add(basis, acts.layer, values if self.need.variant == "released" else values.sqrt())
+
+    def _changes(self, layer: int, q: Tensor, k: Tensor, pattern: Tensor, first: int) -> dict[str, Tensor]:
+        """Squared change of a document's pattern by each dimension of q and of k."""
+        bases, per_key = [basis for basis in ("q", "k") if basis in self.need.bases], q.shape[1] // k.shape[1]
+        k, rotation = k.repeat_interleave(per_key, dim=1), self._rotation(layer, len(q))
+        left, right, places = maths.delta_factors(q, k, rotation, self.need.rotary, bases)
+        released = self.need.variant == "released"  # the released code adds Delta to the scores without their scale
+        scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
+        squares = maths.exact_change(pattern, left, right, scale, first)
+        every = {basis: squares[:, units] for basis, units in places.items()}
+        return {b: each.unflatten(0, (-1, per_key)).sum(1) if b == "k" else each for b, each in every.items()}
 
     def _kept(self, acts: Acts) -> tuple[Tensor, Tensor]:
         """Values, with zeros at tokens that do not count, and the number of tokens that count per document."""
@@ -131,25 +146,6 @@ class Importances(Recorder):
         for basis in {"v", "z"} & set(self.need.bases):
             self._add(basis, acts.layer, values[basis].flatten(1))
 
-    def _patterns(self, own: dict[str, Tensor], layer: int, first: int) -> None:
-        """Units of q and k."""
-        pattern, groups = own["pattern"], own["k"].shape[1]
-        q, k = own["q"], own["k"].repeat_interleave(len(pattern) // groups, dim=1)
-        pairs = dict(zip("qk", maths.delta_factors(q, k, self._rotation(layer, len(q)), self.need.rotary), strict=True))
-        released = self.need.variant == "released"  # the released code adds Delta to the scores without their scale
-        scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
-        tokens, known = max(1, len(q) - first), dict[int, Tensor]()  # after the rotation, q and k are one pair
-        for basis in (each for each in "qk" if each in self.need.bases):
-            pair, n_groups = pairs[basis], groups if basis == "k" else len(pattern)
-            if _is_whole(self.need.exact, n_groups * q.shape[2]):
-                if id(pair) not in known:
-                    known[id(pair)] = _all_exact(pattern, pair, scale, first)
-                squares, is_exact = _of_groups(known[id(pair)], n_groups), None
-            else:
-                squares, is_exact = _best_exact(pattern, pair, scale, n_groups, self.need.exact, first)
-            values = squares / tokens if released else (squares / tokens).sqrt()
-            self._add(basis, layer, values[None], None if is_exact is None else is_exact[None])
-
     def _rotation(self, layer: int, length: int) -> Rotation:
         """The rotation for a document of this length; some models encode positions of long texts differently."""
         border = self.constants.get(f"{self.need.key}.border")
@@ -157,7 +153,7 @@ class Importances(Recorder):
         table = self.constants[f"{part}.table"][layer]
         return Rotation(*(self.constants[f"{part}.{name}"][table] for name in ("cos", "turn", "partner")))
 
-    def _add(self, basis: str, layer: int, values: Tensor, is_exact: Tensor | None = None) -> None:
+    def _add(self, basis: str, layer: int, values: Tensor) -> None:
         """Merge the importances of documents, `[document unit]`."""
         name = f"{self.need.key}.{basis}"
         self.sums[f"{name}.sum"][layer] += values.double().sum(0)
@@ -165,39 +161,7 @@ class Importances(Recorder):
         if len(values):
             minimum, worst = (self.sums[f"{name}.{kind}"][layer] for kind in ("minimum", "rank.maximum"))
             torch.minimum(minimum, values.amin(0), out=minimum)
-            torch.maximum(worst, maths.worst_first_ranks(values, is_exact).amax(0), out=worst)
-
-
-def _is_whole(exact: int | float, units: int) -> bool:
-    return maths.number_of(exact, units) >= units
-
-
-def _all_exact(pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, first: int) -> Tensor:
-    """Squared change by each dimension of each query head, `[head d_head]`."""
-    heads, dims = torch.ones(pair[0].shape[1:3], dtype=torch.bool, device=pattern.device).nonzero(as_tuple=True)
-    return maths.exact_change(pattern, *pair, heads, dims, scale, first).view(pair[0].shape[1:3])
-
-
-def _of_groups(each: Tensor, groups: int) -> Tensor:
-    """Sum over the query heads of a group."""
-    return each.unflatten(0, (groups, -1)).sum(1).flatten()
-
-
-def _best_exact(
-    pattern: Tensor, pair: tuple[Tensor, Tensor], scale: float, groups: int, exact: int | float, first: int
-) -> tuple[Tensor, Tensor]:
-    """Squared change of each unit, exact for the largest first-order estimates; and the mask of exact units."""
-    n_heads, d_head = len(pattern), pair[0].shape[2]
-    squares = _of_groups(maths.first_order_change(pattern, *pair, first) * scale**2, groups)
-    best = squares.argsort(descending=True, stable=True)[: maths.number_of(exact, len(squares))]
-    per_group = n_heads // groups
-    heads = (best // d_head)[:, None] * per_group + torch.arange(per_group, device=best.device)
-    dims = (best % d_head)[:, None].expand_as(heads)
-    change = maths.exact_change(pattern, *pair, heads.flatten(), dims.flatten(), scale, first)
-    squares[best] = change.view(heads.shape).sum(1)
-    is_exact = torch.zeros(len(squares), dtype=torch.bool, device=squares.device)
-    is_exact[best] = True
-    return squares, is_exact
+            torch.maximum(worst, maths.worst_first_ranks(values).amax(0), out=worst)
 
 
 def heads_output(model: Model, layer: int) -> Tensor:

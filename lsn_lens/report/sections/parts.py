@@ -36,7 +36,7 @@ def origin_section(origin: Mapping[str, Any]) -> Section:
             f"text sha256 {origin['corpus']['sha256'][:16]}…",
             f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
             "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
-            "figures in figures/, the sets in neurons/ (load with lsn_lens.NeuronSet.load).",
+            "the sets in neurons/ (load with lsn_lens.NeuronSet.load).",
         ),
         code=shlex.join(origin["command"]),
         data=origin,

@@ -179,5 +179,5 @@ CHANGE = "Each cell: change of the share of the text's own language when the row
 def provenance_section(origin: Mapping[str, Any]) -> Section:
     """Model, text and versions of the report."""
     section = origin_section(origin)
-    where = "Tables are in tables/ (parquet and csv), figures in figures/."
+    where = "Tables are in tables/ (parquet and csv)."
     return replace(section, text=(*section.text[:-1], where))
