@@ -106,7 +106,7 @@ class Comparison(Tables):
             started: Start time, with a time zone; by default the start of `compare`.
             note: A paragraph beside the ranking, for example how sizes were chosen.
             sections: `report.Section`s of your own, with figures and tables, after those of the methods.
-            png: Also draw every figure into figures/, half a second each.
+            png: Also draw every figure into figures/, a quarter of a second each.
 
         Returns:
             The path of report.html.

@@ -72,7 +72,7 @@ def write_report(report: Report, folder: Path | str, *, png: bool = False) -> Pa
     Args:
         report: What to write.
         folder: Output folder; it is created if missing.
-        png: Also draw every figure into figures/, half a second each; report.md then shows them.
+        png: Also draw every figure into figures/, a quarter of a second each; report.md then shows them.
     """
     folder = Path(folder)
     for section in report.sections if png else ():

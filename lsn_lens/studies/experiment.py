@@ -40,7 +40,7 @@ class Text:
         languages: Languages in order, as [en,fr]; by default all of the corpus.
         files: Glob that picks files of a corpus folder.
         column: The field with the text.
-        png: Also draw every figure of the report into figures/, half a second each.
+        png: Also draw every figure of the report into figures/, a quarter of a second each.
     """
 
     model: str = "demo"
