@@ -318,12 +318,17 @@ def test_variants_of_one_method_by_names_of_ones_own():
         ({"parameters": {"plum": {}}}, "plum"),
         ({"found": {"lape": make_set([(0, 0)])}}, "set given for 'lape'"),
         ({"methods": {"lape random 3": Random()}}, "those of random sets"),
-        ({"methods": []}, "no method can be used"),
+        ({"methods": []}, "no methods: name at least one of"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(options, match):
     with pytest.raises(ValueError, match=match):
         lsn.compare(made_run(), **{"methods": ["lape"], **options})
+
+
+def test_a_run_that_no_method_can_use_is_refused():
+    with pytest.raises(ValueError, match=r"no method can be used on this run: {'lape': \"the run did not collect"):
+        lsn.compare(made_run(keys=("mlp_act.squares",)))
 
 
 def test_repr_and_html():
