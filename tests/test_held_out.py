@@ -16,7 +16,7 @@ from lsn_lens import generation
 from lsn_lens.comparison.checks import Checks
 from lsn_lens.controls import ablations, matched, neutral
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow
-from lsn_lens.model import forward, hooks
+from lsn_lens.model import hooks, unembedding
 
 LANGUAGES = ("en", "de", "zh")
 LAYERS = 3
@@ -77,18 +77,18 @@ def ready(tmp_path_factory):
 def counted(monkeypatch):
     """How often each text was tokenised, and how many tokens the unchanged model has read."""
     tokenised, unchanged = Counter(), Counter()
-    tokenize, logits = baseline.tokenize, forward.logits
+    tokenize, losses = baseline.tokenize, unembedding.next_token_losses
 
     def tokenize_counted(label, *args, **settings):
         tokenised[label] += 1
         return tokenize(label, *args, **settings)
 
-    def logits_counted(model, ids, mask=None):
+    def losses_counted(model, ids, *args):
         unchanged["tokens"] += 0 if hooks.in_force(model) else ids.numel()
-        return logits(model, ids, mask)
+        return losses(model, ids, *args)
 
     monkeypatch.setattr(baseline, "tokenize", tokenize_counted)
-    monkeypatch.setattr(forward, "logits", logits_counted)
+    monkeypatch.setattr(unembedding, "next_token_losses", losses_counted)
     return tokenised, unchanged
 
 

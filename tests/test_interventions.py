@@ -21,9 +21,8 @@ from jaxtyping import TypeCheckError
 from oracles import assert_close, edited, hooks_of, keep, some_ids, some_units
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import scored
 from lsn_lens.interventions.intervening import intervention_hooks
-from lsn_lens.model import structure
+from lsn_lens.model import structure, unembedding
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.neurons.sites import SITES, WRITE_SITE, flat
 
@@ -254,7 +253,9 @@ def test_a_loss_beyond_what_perplexity_can_hold(load, monkeypatch):
     """A model broken so far that the perplexity overflows still has a row, with its loss."""
     corpora = lsn.load_corpora({"de": ["Der Fluss steht hoch."] * 4, "en": ["The river is high."] * 4})
     model, layout = load("llama"), lsn.Layout(kind="documents", equal=False)
-    monkeypatch.setattr(scored, "token_losses", lambda logits, targets: torch.full(targets.shape, 1000.0))
+    monkeypatch.setattr(
+        unembedding, "token_losses", lambda model, ids, mask, at, targets: 1000.0 + 0 * targets.double()
+    )
     table = lsn.perplexity_table(model, corpora, some_units(model), lsn.zero, layout=layout, progress=False)
     assert (table["nll"] == 1000).all() and (table["perplexity"] == float("inf")).all()
 

@@ -12,8 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 import lsn_lens as lsn
-from lsn_lens.evaluation import baseline, perplexity, scored
+from lsn_lens.evaluation import baseline, perplexity
 from lsn_lens.evaluation.by_document import document_losses, rise_intervals
+from lsn_lens.model import unembedding
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan
 from lsn_lens.text.token_bytes import UNKNOWN, TokenBytes, is_byte_level
@@ -336,7 +337,7 @@ def unmeasured(monkeypatch):
     def measured(*args, **kwargs):
         raise AssertionError("text was read or measured before the refusal")
 
-    monkeypatch.setattr(scored, "token_losses", measured)
+    monkeypatch.setattr(unembedding, "next_token_losses", measured)
     monkeypatch.setattr(baseline, "tokenize", measured)
     return SimpleNamespace(corpora=corpora_of({"en": [SENTENCES[0]], "de": [SENTENCES[1]]}))
 

@@ -19,7 +19,7 @@ from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.baseline import HeldOut, Measured, held_out
 from lsn_lens.evaluation.scored import Scored
 from lsn_lens.methods.lape import Lape
-from lsn_lens.model import forward
+from lsn_lens.model import unembedding
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
@@ -200,13 +200,13 @@ def test_the_text_is_read_and_the_model_measured_once(ready, monkeypatch):
     """Five kinds of ablation, found and random sets: the unchanged model is not measured for each again."""
     model, corpora, run = ready
     passes = []
-    logits = forward.logits
+    losses = unembedding.next_token_losses
 
-    def counted(model, ids, mask=None):
+    def counted(model, ids, *args):
         passes.append(ids.numel())
-        return logits(model, ids, mask)
+        return losses(model, ids, *args)
 
-    monkeypatch.setattr(forward, "logits", counted)
+    monkeypatch.setattr(unembedding, "next_token_losses", counted)
     layout = lsn.Layout(max_tokens=128, length=64)
     text = held_out(model, corpora, layout, progress=False)
     once, whole = sum(passes), 3 * 128

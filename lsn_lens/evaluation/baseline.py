@@ -26,7 +26,7 @@ from lsn_lens.evaluation.scored import Hooks, Losses, PerDocument, Scored, docum
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.words import Choice
-from lsn_lens.model import forward, structure
+from lsn_lens.model import forward, structure, unembedding
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model
@@ -166,7 +166,9 @@ class HeldOut:
         total = sum(len(places) * _size(self.plan, labels) for labels, places in groups.items())
         with _lean(self.model, names), _bar(total, progress) as bar:
             for labels, places in groups.items():
-                together = max(1, self.plan.layout.batch_tokens // max(self.scored[label].widest for label in labels))
+                most = self.plan.layout.batch_tokens
+                most = min(most, unembedding.tokens_at_once(self.model) or most)
+                together = max(1, most // max(self.scored[label].widest for label in labels))
                 for part in (places[first : first + together] for first in range(0, len(places), together)):
                     hooks = [jobs[place].hooks for place in part]
                     found = _losses(self.model, self.plan, self.scored, labels, hooks, bar)
@@ -266,7 +268,8 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
-        at_once = 512 if structure.device_of(model).type == "cpu" else None  # more logits do not fit into the cache
+        most = 512 if structure.device_of(model).type == "cpu" else layout.batch_tokens  # a CPU's cache is small
+        at_once = min(most, unembedding.tokens_at_once(model) or most)
         border = structure.position_border(model)
         plan = Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
     except BaseException:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.model import forward, structure
+from lsn_lens.model import structure, unembedding
 from lsn_lens.model.structure import Model
 from lsn_lens.text.plan import Batch, Plan
 from lsn_lens.text.token_bytes import UNKNOWN
@@ -86,10 +86,9 @@ def document_sums(
         for batch, documents in _read(plan, separator, labels):
             ids = batch.ids.repeat(copies, 1).to(device)
             mask = batch.keep.repeat(copies, 1).to(device, torch.long) if batch.padded else None
-            losses = token_losses(forward.logits(model, ids, mask)[:, :-1], ids[:, 1:]).double().cpu()
             scored = documents >= 0
-            each = losses.view(copies, *documents.shape)[:, scored]
-            sums[batch.language].index_add_(1, documents[scored], each)
+            losses = unembedding.next_token_losses(model, ids, mask, scored.repeat(copies, 1).to(device)).cpu()
+            sums[batch.language].index_add_(1, documents[scored], losses.view(copies, -1))
             bar.update(copies * int(batch.keep.sum()))
     return [{label: each[place].numpy() for label, each in sums.items()} for place in range(copies)]
 
@@ -128,14 +127,6 @@ def unknown_bytes(tokenizer: Any, labels: list[str]) -> str:
         f"bits per byte are NaN for {labels}: {type(tokenizer).__name__} is a slow tokenizer, without offsets, whose "
         "tokens do not spell the text, so it is not known which bytes the scored tokens stand for. Load a fast one."
     )
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each token, row by row, so that only one row's probabilities need memory."""
-    rows = [
-        torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in zip(logits, targets, strict=True)
-    ]
-    return torch.stack(rows)
 
 
 def measures(nll: float, bits_per_nat: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ from lsn_lens.bars import tqdm
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
+from lsn_lens.model.unembedding import token_losses
 from lsn_lens.text.plan import row_ranges
 from lsn_lens.text.prompts import front
 
@@ -122,18 +123,28 @@ def _scores(model: Model, pairs: list[Pair]) -> list[Score]:
     device = structure.device_of(model)
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    logits = model(ids, attention_mask=mask, return_type="logits")
-    parts = (each[len(pair.context) - 1 : len(row)] for each, row, pair in zip(logits, rows, pairs, strict=True))
-    return [_score(part, pair) for part, pair in zip(parts, pairs, strict=True)]
+    places = torch.arange(longest, device=device)
+    contexts = torch.tensor([len(pair.context) for pair in pairs], device=device)[:, None]
+    wanted = torch.tensor([each for pair in pairs for each in pair.continuation], device=device)
+    best, top = torch.zeros_like(wanted), torch.full(wanted.shape, -torch.inf, device=device)
+    finite = torch.ones_like(wanted, dtype=torch.bool)
+
+    def look(tokens: slice, first: int, logits: torch.Tensor) -> None:
+        high, at = logits.float().max(-1)
+        best[tokens] = torch.where(high > top[tokens], at + first, best[tokens])
+        top[tokens] = torch.maximum(high, top[tokens])
+        finite[tokens] &= logits.isfinite().all(-1)
+
+    losses = token_losses(model, ids, mask, (places >= contexts - 1) & mask.bool(), wanted, look)
+    sizes = [len(pair.continuation) for pair in pairs]
+    parts = zip(losses.split(sizes), (best == wanted).split(sizes), best.split(sizes), finite.split(sizes), strict=True)
+    return [_score(pair, *part) for pair, part in zip(pairs, parts, strict=True)]
 
 
-def _score(logits: torch.Tensor, pair: Pair) -> Score:
-    if not bool(logits.isfinite().all()):
+def _score(pair: Pair, losses: torch.Tensor, right: torch.Tensor, best: torch.Tensor, finite: torch.Tensor) -> Score:
+    if not bool(finite.all()):
         raise FloatingPointError(f"{pair.name}: the model gives NaN or infinite logits.")
-    wanted = torch.tensor(pair.continuation, device=logits.device)
-    chances = logits.float().log_softmax(-1).gather(-1, wanted[:, None])
-    best = logits.argmax(-1)
-    return Score(float(chances.double().sum()), bool((best == wanted).all()), int(best[0]))
+    return Score(-float(losses.sum()), bool(right.all()), int(best[0]))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -195,14 +195,19 @@ def how(model: Model, is_lean: bool, hook_names: Iterable[str]) -> dict[str, Any
         return {"modules": "lean", "attention": model.original_model.config._attn_implementation}
 
 
+def refresh(model: Model) -> None:
+    """Inside `lean`, return the modules that have got hooks since."""
+    if model in hooks.swaps:
+        hooks.swaps[model].refresh()
+
+
 @contextlib.contextmanager
 def _ready(model: Model) -> Iterator[None]:
     """Keep the model's hooks; and in half precision, cast rotated queries and keys to the model's dtype.
 
     For some architectures the bridge leaves them in float32, while Hugging Face's own attention casts them back.
     """
-    if model in hooks.swaps:
-        hooks.swaps[model].refresh()
+    refresh(model)
     dtype = next(model.parameters()).dtype
     names = [f"blocks.{layer}.{each}" for layer in range(model.cfg.n_layers) for each in ROTATED]
     points = [model.hook_dict[name] for name in names if name in model.hook_dict] if is_half(model) else []
@@ -218,14 +223,23 @@ def hidden_states(model: Model, ids: Tensor, mask: Tensor | None) -> Float[Tenso
 
     Works inside `lean`. Padding must be on the right: Hugging Face's modules count positions from the left.
     """
+    output = body_output(model, ids, mask)
+    return output.last_hidden_state if is_bridge(model) else output
+
+
+def body_output(model: Model, ids: Tensor, mask: Tensor | None) -> Any:
+    """What `hidden_states` reads: a HookedTransformer's last residual stream, or all that a bridge's body returns."""
     _check_right_padded(mask)
     if not is_bridge(model):
         return model(ids, attention_mask=mask, stop_at_layer=model.cfg.n_layers, return_type=None)
-    hf_model = model.original_model
     with _ready(model):
-        body = getattr(hf_model, hf_model.base_model_prefix, None)
-        body = hf_model.get_decoder() if body is None else body
-        return body(ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return body_of(model.original_model)(ids, attention_mask=mask, use_cache=False)
+
+
+def body_of(hf_model: Any) -> Module:
+    """The part of a Hugging Face model before its unembedding."""
+    body = getattr(hf_model, hf_model.base_model_prefix, None)
+    return hf_model.get_decoder() if body is None else body
 
 
 def logits(model: Model, ids: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch pos d_vocab"]:

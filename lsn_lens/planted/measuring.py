@@ -14,7 +14,7 @@ from lsn_lens.bars import tqdm
 from lsn_lens.collection.recorders.importance import heads_output, value_heads
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import intervention_hooks
-from lsn_lens.model import forward, structure
+from lsn_lens.model import forward, structure, unembedding
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
@@ -272,9 +272,8 @@ def _losses(model: Model, text: Text, hooks: list[Any]) -> Float[np.ndarray, "la
     device = structure.device_of(model)
     with forward.lean(model, [name for name, _ in hooks]), model.hooks(fwd_hooks=hooks):
         for ids, keep, languages in text.batches():
-            logits = forward.logits(model, ids.to(device), keep.long().to(device)).float().cpu()
-            targets = ids[:, 1:].masked_fill(~keep[:, 1:], -100)
-            losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
-            np.add.at(totals, languages.numpy(), losses.sum(1).double().numpy())
-            np.add.at(counts, languages.numpy(), (targets >= 0).sum(1).numpy())
+            kept, count = keep.to(device), keep[:, 1:].sum(1).numpy()
+            losses = unembedding.next_token_losses(model, ids.to(device), kept.long(), kept[:, 1:])
+            np.add.at(totals, languages.numpy().repeat(count), losses.cpu().numpy())
+            np.add.at(counts, languages.numpy(), count)
     return totals / counts
