@@ -1,6 +1,7 @@
 """How models are loaded: nothing is installed, options reach all parts, and what differs is refused by name."""
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from conftest import BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, VOCABULARY, tiny_tokenizer
+from conftest import BACKENDS, GROUPED, HOOKED_LOADS, LLAMA_LIKE, SENTENCES, VOCABULARY, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import lsn_lens as lsn
@@ -351,6 +352,38 @@ def test_a_tokenizer_without_special_tokens_gets_none(backend, tmp_path):
         lsn.collect(model, corpora, layout=documents, progress=False)
     run = lsn.collect(model, corpora, layout=lsn.Layout(kind="documents", separator="none"), progress=False)
     assert run.statistics.tokens.min() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_tokenizer_that_was_given_stays_as_it_was(backend, hugging_face):
+    """TransformerLens sets the tokens that a tokenizer lacks, and more."""
+    given = tiny_tokenizer()
+    given.bos_token = given.pad_token = None
+    before = copy.deepcopy(given)
+    model = lsn.load_model(hugging_face("llama"), given, backend=backend)
+    assert model.tokenizer.pad_token == "<|endoftext|>"
+    assert given.special_tokens_map == before.special_tokens_map == {"eos_token": "<|endoftext|>"}
+    assert given.init_kwargs == before.init_kwargs
+    assert given.get_vocab() == before.get_vocab()
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has bridges only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", HOOKED_LOADS)
+@torch.no_grad()
+def test_a_hooked_transformer_has_weights_of_its_own_names(architecture, dtype, hugging_face):
+    """Each name is one weight, also where Hugging Face ties two, and can be edited in place."""
+    hf_model = hugging_face(architecture).to(dtype)
+    model = lsn.load_model(hf_model, tiny_tokenizer(), backend="hooked")
+    assert {each.dtype for each in model.parameters()} == {dtype}
+    assert len({each.data_ptr() for each in model.parameters()}) == len(list(model.parameters()))
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        weight.mul_(2)
+        changed = [other for other, each in model.named_parameters() if not torch.equal(each, before[other])]
+        assert changed in ([name], []), name
+        assert torch.equal(weight, before[name] * 2)
+        weight.copy_(before[name])
 
 
 # dtypes that attention has trouble with, and models without weights

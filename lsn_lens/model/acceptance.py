@@ -64,15 +64,12 @@ def reference_of(hf_model: Any, source: str) -> Reference:
             raise ValueError(f"it gives NaN or infinite logits as {hf_model.dtype}; try torch.float32")
         _check_reads_forward(hf_model, rows[0], logits[0])
         _check_attention(hf_model, rows[0])
-        padded = {side: _beside_padding(hf_model, rows, side) for side in ("left", "right")}
+        routes = has_experts(hf_model)
+        padded = {side: _changed_by_padding(hf_model, rows, logits, side, routes) for side in ("left", "right")}
     except Exception as error:  # whatever a Hugging Face model raises
         said = str(error) if isinstance(error, ValueError) else in_short(error)
         raise ValueError(f"{source!r} ({type(hf_model).__name__}) as the plain Hugging Face model: {said}.") from error
-    routes = has_experts(hf_model)
-    own = {
-        side: max(_distance(a, b, routes) for a, b in zip(each, logits, strict=True)) for side, each in padded.items()
-    }
-    return Reference(source, rows, logits, own, routes)
+    return Reference(source, rows, logits, padded, routes)
 
 
 @torch.no_grad()
@@ -224,14 +221,14 @@ def _layer_by_layer(hf_model: Any, ids: Tensor, given: list[Tensor] | None = Non
     return [(seen[i][0], seen[i][1]) for i in sorted(seen)]
 
 
-def _beside_padding(hf_model: Any, rows: list[Tensor], side: str) -> list[Tensor]:
-    """The plain model's logits of each text, computed in one batch of both texts."""
+def _changed_by_padding(hf_model: Any, rows: list[Tensor], alone: list[Tensor], side: str, routes: bool) -> float:
+    """Largest change of the plain model's logits for a text, computed in one batch of both texts."""
     ids, mask = (each.to(hf_model.device) for each in padded_batch(rows, side))
     given = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(hf_model.forward).parameters:
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
     logits = hf_model(**given).logits
-    return [logits[i][mask[i].bool()] for i in range(len(rows))]
+    return max(_distance(logits[i][mask[i].bool()], each, routes) for i, each in enumerate(alone))
 
 
 def padded_batch(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:

@@ -212,12 +212,27 @@ def _hooked_transformer(source: str, hf_model: Any, tokenizer: Any) -> Model:
         state = loading_from_pretrained.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
         cfg.model_name = Path(source).name  # instead of the temporary folder's name
         model = hooked_transformer(cfg, _for_transformer_lens(tokenizer), move_to_device=False)
-        model.load_and_process_state_dict(
-            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-        )
+        _share(model, state)
     model.move_model_modules_to_device()
     model.generation_config = getattr(hf_model, "generation_config", None)  # it has the tokens that end a text
     return _with_own_tokens(model.eval().requires_grad_(False), tokenizer)
+
+
+def _share(model: Model, state: dict[str, Tensor]) -> None:
+    """Make Hugging Face's weights, mostly seen from another side, the HookedTransformer's own: no second copy.
+
+    TransformerLens would copy each, in half precision by way of a float32 copy of all. A weight that two names share,
+    as a tied embedding, is copied once: here the names are two weights. A matrix that Hugging Face's model lacks, and
+    that is not used, would be what is in memory by chance, and another in each process.
+    """
+    own, given, taken = model.state_dict(), set(state), set()
+    for name, value in model.fill_missing_keys(state).items():
+        weight = value.to(own[name].dtype) if name in own else value
+        weight = weight.zero_() if "W_" in name and name not in given else weight
+        place = (weight.device, weight.data_ptr(), weight.numel())
+        state[name] = weight.clone() if place in taken else weight
+        taken.add(place)
+    model.load_state_dict(state, strict=False, assign=True)
 
 
 def _correct_heads(cfg: Any, d_head: int | None) -> None:
@@ -229,11 +244,13 @@ def _correct_heads(cfg: Any, d_head: int | None) -> None:
 
 
 def _for_transformer_lens(tokenizer: Any) -> Any:
-    """A copy of the tokenizer to which TransformerLens may add tokens, marked as one that adds a BOS token.
+    """A copy of the tokenizer that TransformerLens may change, marked as one that adds a BOS token.
 
-    TransformerLens loads any other tokenizer again by name, from another revision, subfolder or cache.
+    TransformerLens loads any other tokenizer again by name, from another revision, subfolder or cache. Without an EOS
+    token it adds tokens to the vocabulary; otherwise the copy shares the vocabulary, which can take 200 MB.
     """
-    copied = copy.deepcopy(tokenizer)
+    copied = (copy.deepcopy if tokenizer.eos_token_id is None else copy.copy)(tokenizer)
+    vars(copied).update({name: dict(each) for name, each in vars(copied).items() if isinstance(each, dict)})
     copied.init_kwargs |= {"add_bos_token": True, "name_or_path": copied.name_or_path}  # one made in memory has none
     return copied
 
