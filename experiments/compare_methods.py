@@ -40,6 +40,9 @@ class Config(Settings):
         max_tokens: Cap per language when  finding neurons.
         evaluation_tokens: Cap per language when  measuring each method on all languages.
         control_tokens: The same for random sets, measured on their own language only, and for sets of equal size.
+        sizes: Units per language at which methods are compared: shares of all units of a kind, or whole numbers; [] for
+            none.
+        size_seeds: Random sets per method, language and size.
     """
 
     out: Path = Path("runs/demo-all")
@@ -58,6 +61,8 @@ class Config(Settings):
     max_tokens: int | None = None
     evaluation_tokens: int | None = 1024
     control_tokens: int = 128
+    sizes: tuple[float | int, ...] = (0.001, 0.003, 0.01)
+    size_seeds: int = 3
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods or () if name not in lsn.METHODS]
@@ -84,7 +89,8 @@ def report(config: Config, model: Any, corpora: Any, run: Any) -> Path:
     actions = {"zero": lsn.zero, "dataset mean": lsn.mean_ablation(run.statistics)}  # the third is compare's default
     comparison = lsn.compare(
         run, config.methods, model=model, corpora=corpora, action=actions.get(config.ablation),
-        seeds=config.control_seeds, control_tokens=config.control_tokens, parameters=parameters,
+        seeds=config.control_seeds, control_tokens=config.control_tokens, parameters=parameters, sizes=config.sizes,
+        size_seeds=config.size_seeds,
         layout=replace(layout(config), kind="blocks", max_tokens=config.evaluation_tokens), trust=checks(config, run),
     )  # fmt: skip
     return comparison.report(config.out, note=words, **asked(config))

@@ -589,11 +589,11 @@ def test_a_correction_that_nothing_can_pass_is_said():
 def test_sets_of_other_sizes_and_kinds_are_no_ranking():
     small, large = make_set([(0, 1), (1, 3)]), make_set([(layer, unit) for layer in range(2) for unit in range(10)])
     words = doubts.in_words(doubts.warnings_table({"a": small, "b": large}), doubts.EVERY)
-    assert words == "sets of different sizes (mlp: 2 to 20 units per language): the order is not a ranking of methods"
+    assert words == "sets of different sizes (mlp: 2 to 20 units per language): numbers at own size do not rank methods"
     words = doubts.in_words(
         doubts.warnings_table({"a": small, "b": make_set([(0, 0), (0, 1)], basis="q")}), doubts.EVERY
     )
-    assert words == "sets of different kinds of unit: the order is not a ranking of methods"
+    assert words == "sets of different kinds of unit: numbers at own size do not rank methods"
     assert doubts.warnings_table({"a": large, "b": large}).empty
 
 

@@ -13,9 +13,11 @@ from conftest import tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens import detect, methods, score
+from lsn_lens.methods.base import order_of
 from lsn_lens.methods.catalogue import METHODS, get_method, named
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape
+from lsn_lens.methods.selection import best_units
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sites import SITES
 from lsn_lens.statistics.needs import Need, Statistic
@@ -297,3 +299,56 @@ def test_a_method_of_ones_own_goes_wherever_a_name_does(model):
     assert set(lsn.compare(run, [Loudest(), "LAP"]).found) == {"Loudest()", "lap"}
     assert set(lsn.compare(run, {"mine": Loudest()}).found) == {"mine"}
     assert set(lsn.compare(run, Loudest()).found) == {"Loudest()"}
+
+
+CHOSEN_BY_COUNT = [name for name in METHODS if name != "random"]  # a random draw has the layers of another method
+
+
+@pytest.mark.parametrize("name", CHOSEN_BY_COUNT)
+def test_the_first_units_of_a_ranking_are_those_that_the_method_chooses(name, run):
+    scores = score(run, METHOD[name])
+    found = METHOD[name].select(scores)
+    masks = best_units(order_of(METHOD[name], scores), found.counts())
+    assert {basis: mask.sum() for basis, mask in masks.items()} == {b: m.sum() for b, m in found.masks.items()}
+    assert all(torch.equal(mask, found.masks[basis]) for basis, mask in masks.items())
+
+
+@pytest.mark.parametrize("side", ["top", "bottom", "both"])
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_average_precision_chooses_the_first_of_its_ranking_whatever_the_side(side, count, run):
+    method = methods.AveragePrecision(side=side, count=count)
+    scores = score(run, method)
+    masks = best_units(method.order(scores), [count] * len(LANGUAGES))
+    found = method.select(scores)
+    assert all(torch.equal(mask, found.masks[basis]) for basis, mask in masks.items())
+    assert set(found.counts()) == {count}
+
+
+@every_method
+def test_fewer_of_the_first_units_are_some_of_more(name, run):
+    scores = score(run, METHOD[name])
+    order = order_of(METHOD[name], scores)
+    less = None
+    for count in (1, 3, 10, 10**6):
+        masks = best_units(order, [count] * len(LANGUAGES))
+        assert less is None or all(not (less[basis] & ~mask).any() for basis, mask in masks.items())
+        less = masks
+    ranked = sum(values.isfinite().sum((1, 2)) for values in order.values())
+    assert torch.equal(sum(mask.sum((1, 2)) for mask in less.values()), ranked)
+
+
+@every_method
+def test_a_ranking_follows_its_language(name, run):
+    order = list(permutations(LANGUAGES))[5]
+    index = [order.index(label) for label in LANGUAGES]
+    here, there = (order_of(METHOD[name], score(each, METHOD[name])) for each in (run, reordered(run, order)))
+    for basis, mask in best_units(here, [5] * len(LANGUAGES)).items():
+        assert torch.equal(best_units(there, [5] * len(LANGUAGES))[basis][index], mask)
+
+
+def test_equal_scores_are_ranked_by_layer_basis_and_unit():
+    order = {"a": torch.zeros(1, 2, 2), "b": torch.zeros(1, 2, 1)}
+    places = [(basis, layer, unit) for layer in range(2) for basis, unit in (("a", 0), ("a", 1), ("b", 0))]
+    for count in range(7):
+        masks = best_units(order, [count])
+        assert [place for place in places if masks[place[0]][0, place[1], place[2]]] == places[:count]

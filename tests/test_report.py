@@ -1,4 +1,5 @@
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.comparison import doubts, draw_checks, model_checks
+from lsn_lens.comparison import draw_checks, model_checks
 from lsn_lens.comparison import page as sections
+from lsn_lens.comparison.equal_size import AHEAD, FIRST, LEADS, NO_POINTS
 from lsn_lens.report import page, plots, text_view
 from lsn_lens.report.page import Report, Section
 
@@ -32,7 +34,7 @@ class Page(HTMLParser):
 
 def row(**changes):
     good = {"method": "lape", "languages": 8, "shown": 7, "own_rise": 0.05, "own_minus_worst_other": 0.04,
-            "shown_low": 5.0, "shown_high": 8.0}  # fmt: skip
+            "shown_low": 5.0, "shown_high": 8.0, "units": 98}  # fmt: skip
     return {**good, **changes}
 
 
@@ -120,19 +122,31 @@ def test_digits_of_tables():
 def test_the_lead_is_what_the_numbers_say():
     text = sections.lead(row())
     assert text == (
-        "lape passes for 7 of 8 languages (on other documents 5 to 8): ablating the method's units raises the loss of "
-        "that language clearly more than the loss of any other, and more than random sets of as many units in the same "
-        "layers do. The mean in-language loss increase is +0.05 nats per token, +0.04 more than that of the other "
-        "language that is hurt most."
+        "With its own number of units (98), lape passes for 7 of 8 languages (on other documents 5 to 8): ablating the "
+        "method's units raises the loss of that language clearly more than the loss of any other, and more than random "
+        "sets of as many units in the same layers do. The mean in-language loss increase is +0.05 nats per token, "
+        "+0.04 more than that of the other language that is hurt most."
     )
-    said = sections.lead(row(), f"sets of different sizes: {doubts.NO_RANKING}")
-    assert said == f"{text} {sections.SIZES}"
+    first = {"bases": "mlp", "method": "lape", "place": LEADS, "area": 0.123, "area_low": 0.05, "area_high": 0.2,
+             "units": "5, 50"}  # fmt: skip
+    ahead = {**first, "method": "plnd", "place": f"{AHEAD} at 3 of 16 points", "area": math.nan}
+    other = {**first, "bases": "resid", "place": f"{FIRST} lap", "area_low": -0.1}
+    none = {**first, "bases": "z", "place": NO_POINTS, "area": math.nan}
+    assert sections.lead(row(), pd.DataFrame([first, ahead, other, none])) == (
+        "On MLP neurons at equal size (5, 50 units per language), lape leads: the in-language loss increase exceeds "
+        "that of the other language that is hurt most by +0.12 nats per token (95 % interval +0.05 to +0.2). Ahead of "
+        "it, where there are as many units: plnd. On residual dimensions at equal size (5, 50 units per language), no "
+        "method leads; lape has the largest effect, not distinguishable from lap: the in-language loss increase "
+        "exceeds that of the other language that is hurt most by +0.12 nats per token (95 % interval -0.1 to +0.2, not "
+        "distinguishable from 0). On inputs of the attention output, no method has enough units to be compared at "
+        f"equal size. {text}"
+    )
 
 
 @pytest.mark.parametrize("shown", [0, 4])
 def test_a_weak_result_is_called_weak(shown):
     text = sections.lead(row(shown=shown, own_rise=-0.0))
-    assert text.startswith("A weak result: no method passes for more than half of the languages.")
+    assert text.endswith("A weak result: it passes for no more than half of the languages.")
     assert "+0 nats" in text
 
 

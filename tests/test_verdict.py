@@ -12,7 +12,6 @@ from conftest import D_MLP, LAYERS, SENTENCES
 import lsn_lens as lsn
 from lsn_lens.comparison import draw_checks
 from lsn_lens.comparison.checks import Checks
-from lsn_lens.comparison.equal_size import equal_sizes
 from lsn_lens.controls.ablations import ablation_sensitivity
 from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation import verdict
@@ -20,7 +19,6 @@ from lsn_lens.evaluation.baseline import HeldOut, Measured, held_out
 from lsn_lens.evaluation.scored import Scored
 from lsn_lens.methods.lape import Lape
 from lsn_lens.model import unembedding
-from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.text.plan import Plan
@@ -263,29 +261,6 @@ def test_a_document_whose_loss_is_no_number_is_not_left_out():
     assert not row["surely_hurt_most"]
     assert math.isnan(row["difference_low"])
     assert row["own_rise_low"] == pytest.approx(0.5)
-
-
-# equal size
-
-
-def test_equal_size_takes_as_many_of_the_best_of_each():
-    def units(counts, basis="mlp"):
-        mask = torch.zeros(2, 1, 60, dtype=torch.bool)
-        for place, count in enumerate(counts):
-            mask[place, 0, :count] = True
-        return NeuronSet(("en", "de"), {basis: mask}, "made")
-
-    def scores(found):
-        return NeuronScores(found.languages, {b: torch.arange(60.0).expand(2, 1, 60) for b in found.masks}, "made")
-
-    found = {"a": units((30, 12)), "b": units((20, 15)), "few": units((3, 11)), "alone": units((20, 20), "q")}
-    cut = equal_sizes(found, {name: scores(each) for name, each in found.items()})
-    assert {name: each.counts().tolist() for name, each in cut.items()} == {
-        "a": [20, 11],
-        "b": [20, 11],
-        "few": [0, 11],
-    }
-    assert cut["a"].masks["mlp"][0, 0].nonzero()[:, 0].tolist() == [*range(10, 30)]  # the best of its own
 
 
 # errors that must not hide

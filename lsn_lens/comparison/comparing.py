@@ -1,7 +1,7 @@
 """All methods side by side on one run: one table for each question."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,13 +9,17 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.bars import in_steps, step, steps
-from lsn_lens.comparison import doubts, sizes
+from lsn_lens.comparison import doubts
 from lsn_lens.comparison.checking import Subject
 from lsn_lens.comparison.checks import CHECKS, Checks, asked
+from lsn_lens.comparison.curves import RANDOM_CURVES
+from lsn_lens.comparison.equal_size import size_tables
 from lsn_lens.comparison.losses import effect_tables
 from lsn_lens.comparison.order import ranking
 from lsn_lens.comparison.overlaps import agreement, average_agreement
+from lsn_lens.comparison.ranked import SIZES, check_sizes, rankings
 from lsn_lens.comparison.result import Comparison
+from lsn_lens.comparison.sizes import cost_table, layers_table, sizes_table
 from lsn_lens.comparison.tables import TAKEN, TRUST
 from lsn_lens.comparison.trust import doubts_of, measure, trust_table
 from lsn_lens.controls import causal
@@ -52,6 +56,8 @@ def compare(
     seeds: int = verdict.RANDOM_SETS,
     more_seeds: int | None = None,
     control_tokens: int = 128,
+    sizes: Sequence[float | int] | None = SIZES,
+    size_seeds: int = RANDOM_CURVES,
     layout: Layout | None = None,
     progress: bool = True,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -63,9 +69,10 @@ def compare(
     A language passes (`shown` in the ranking) under two conditions. (1) Ablating its units raises its loss more than
     ablating matched random sets does, by a p-value corrected for all methods and languages. (2) Its loss increase and
     the distance to the largest other-language loss increase are above 0 by their bootstrap intervals over documents, in
-    nats per token and in bits per byte. Methods that pass for most languages come first. Larger sets pass more easily,
-    so the order does not rank methods where sizes differ. Without a model there are no effects and no ranking: methods
-    with the fewest languages below 10 units come first.
+    nats per token and in bits per byte. Larger sets pass more easily, so this number does not rank methods. Methods are
+    ranked at equal size, within each kind of unit: by the area under the curve of the in-language minus the largest
+    other-language loss increase over the number of units (table `equal_size`). Without a model there are no effects and
+    no ranking.
 
     Args:
         run: From `collect` or `load_run`.
@@ -81,6 +88,9 @@ def compare(
             correction for many methods and languages needs smaller p-values. By default 2 * seeds + 2: with 39, down to
             1/120.
         control_tokens: About how many tokens per language random sets and sets of equal size are measured on.
+        sizes: Units per language at which methods are compared: shares (float) of all units of a kind, or numbers
+            (int). None: not at all.
+        size_seeds: Random sets per method, language and size, for the curves.
         layout: How hold-out text becomes batches; packed blocks by default.
         progress: Show progress bars.
         parameters: Hyper-parameters by the name of the method.
@@ -91,9 +101,9 @@ def compare(
     Raises:
         TypeError: An unknown parameter; the message lists the known ones.
         KeyError: An unknown method, or a method named in `methods` whose statistics the run lacks.
-        ValueError: No usable method, a model without corpora or corpora without a model, fewer than two seeds,
-            parameters or sets for methods that are not compared, checks that need a model without a model, or checks
-            with the name of another table.
+        ValueError: No usable method, a model without corpora or corpora without a model, fewer than two seeds, wrong
+            sizes, parameters or sets for methods that are not compared, checks that need a model without a model, or
+            checks with the name of another table.
     """
     check_run(run)
     check_kind("found", found, Mapping | None, "sets by method name, as {'lape': found}")
@@ -101,6 +111,7 @@ def compare(
     started, options = datetime.now(UTC), Checks() if trust is True else trust or None
     action = None if action is None else action_of(action, run.statistics)
     corpora = None if corpora is None else as_corpora(corpora)
+    at = check_sizes(sizes, size_seeds)
     _refuse(model, corpora, seeds, more_seeds, options)
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
@@ -109,9 +120,9 @@ def compare(
     tables = {
         "agreement": average_agreement(by_language),
         "agreement_by_language": by_language,
-        "sizes": sizes.sizes_table(sets),
-        "layers": sizes.layers_table(sets),
-        "cost": sizes.cost_table(run, used, seconds),
+        "sizes": sizes_table(sets),
+        "layers": layers_table(sets),
+        "cost": cost_table(run, used, seconds),
         "skipped": _skipped(run, used, skipped),
     }
     subject = Subject(run, used, sets, options or Checks(), progress=progress)
@@ -122,13 +133,17 @@ def compare(
         for name in actions:  # what cannot be done is said before anything is measured
             jobs_of(model, corpora, {name: sets[name]}, actions[name])
         last = ["how far to trust"] if options else []
-        steps(["hold-out text", "ablations", *map(causal.step_of, actions), "equal size", *last])
+        equal = ["equal size"] if at else []
+        steps(["hold-out text", "ablations", *map(causal.step_of, actions), *equal, *last])
         step("hold-out text")
         text = held_out(model, corpora, layout, progress=progress)
         short = held_out(model, corpora, causal.short_layout(model, layout, control_tokens), progress=progress)
         subject = replace(subject, model=model, corpora=corpora, text=text, actions=actions)
         draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
-        tables |= effect_tables(text, short, sets, scores, actions, draws, run.statistics, progress)
+        tables |= effect_tables(text, short, sets, actions, draws, run.statistics, progress)
+        step("equal size")
+        ranked = rankings(used, scores, found or {})
+        tables |= size_tables(short, ranked, at, action, size_seeds, run.statistics, progress)
     step("how far to trust")
     tables, rows = _judged(tables, subject, options, found or {}), (*CHECKS, *subject.options.extra)
     return Comparison(tables, sets, scores, run, model, corpora, rows, started)

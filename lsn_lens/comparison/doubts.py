@@ -16,7 +16,7 @@ FEW_TOKENS = 2000
 UNEQUAL = 1.1  # ratio of units per language from which on set sizes count as different
 ALIKE = 0.5  # mean Jaccard from which on the languages' sets count as nearly the same
 EVERY = "every method"
-NO_RANKING = "the order is not a ranking of methods"
+NO_RANKING = "numbers at own size do not rank methods"
 
 Doubts = Iterable[tuple[str, list[str]]]
 Row = tuple[str, str, list[str]]
@@ -86,7 +86,7 @@ def _of_set(neurons: NeuronSet) -> Doubts:
 
 
 def _of_sizes(found: Mapping[str, NeuronSet]) -> Doubts:
-    """Effects depend on set size and kind of unit: where these differ, the order does not rank methods."""
+    """Effects depend on set size and kind of unit: where these differ, effects at own size do not rank methods."""
     kinds: dict[str, dict[str, float]] = {}
     for name, each in found.items():
         kinds.setdefault(", ".join(sorted(each.masks)), {})[name] = float(np.mean(each.counts().to_numpy()))

@@ -1,56 +1,155 @@
-"""Methods at equal size: the best units of each method, the same number for all methods."""
+"""Methods at equal size: one number per method, the area under its curve, and who leads."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from lsn_lens.comparison.overlaps import strongest_set
-from lsn_lens.controls.causal import effects_by_language, measure_effects, specificity_table
-from lsn_lens.controls.intervals import certainty
+from lsn_lens.comparison.curves import Curves, measure_curves
+from lsn_lens.comparison.ranked import Curve, Size
+from lsn_lens.controls.intervals import spread, tail_of_all_pairs
 from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.evaluation.verdict import FEW_NEURONS
 from lsn_lens.interventions.words import Choice
 from lsn_lens.neurons.scores import NeuronScores
-from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.statistics.sums import Statistics
 
-COLUMNS = ["method", "bases", "units"]
+ENOUGH = 0.5  # share of the points asked for from which on a method is ranked
+LEADS, FIRST, ALONE = "leads", "first, not distinguishable from", "no other method with as many units"
+BEHIND, AHEAD, UNCLEAR = "behind the leader", "ahead of the leader", "not distinguishable from the leader"
+NO_POINTS, NO_INTERVAL = "too few units to compare", "too few documents to tell from the leader"
+COLUMNS = [
+    "bases", "method", "place", "area", "area_low", "area_high", "own_area", "random_area", "minus_leader",
+    "minus_leader_low", "minus_leader_high", "units", "points_compared", "points", "points_asked", "fewest_available",
+]  # fmt: skip
+
+Point = tuple[str, int]  # a language and a number of units
 
 
-def equal_sizes(found: Mapping[str, NeuronSet], scores: Mapping[str, NeuronScores]) -> dict[str, NeuronSet]:
-    """The best units of each method; per language, the same number for all methods on the same kind of unit.
+def weights_of(points: Iterable[Point]) -> dict[Point, float]:
+    """The weight of each point in the area under a curve: trapezoids over the logarithm of the number of units.
 
-    The number is that of the smallest set with 10 or more units in the language; a method with fewer gets no units in
-    that language. Methods without another method to compare with are left out.
+    A language's weights are divided by its range, a single point weighs all; languages weigh the same. The sum is 1.
     """
-    kinds: dict[tuple[str, ...], list[str]] = {}
-    for name, each in found.items():
-        kinds.setdefault(tuple(sorted(each.masks)), []).append(name)
-    cut = {}
-    for names in kinds.values():
-        counts = pd.DataFrame({name: found[name].counts() for name in names})
-        enough = counts.where(counts >= FEW_NEURONS)
-        enough = enough.loc[enough.notna().sum(axis=1) > 1]
-        for name in names:
-            mine: dict[str, int] = enough.min(axis=1)[enough[name].notna()].astype(int).to_dict()
-            if len(names) > 1 and mine:
-                cut[name] = strongest_set(found[name], scores[name], mine)
-    return cut
+    by_language: dict[str, list[int]] = {}
+    for language, units in sorted(points):
+        by_language.setdefault(language, []).append(units)
+    weights = {}
+    for language, units in by_language.items():
+        places = np.log(units)
+        steps = np.diff(places)
+        parts = np.append(steps, 0) / 2 + np.insert(steps, 0, 0) / 2 if len(units) > 1 else np.ones(1)
+        share = parts / parts.sum() / len(by_language)
+        weights |= {(language, number): float(each) for number, each in zip(units, share, strict=True)}
+    return weights
 
 
-def measure_equal_size(
+def size_tables(
     text: HeldOut,
-    found: Mapping[str, NeuronSet],
-    scores: Mapping[str, NeuronScores],
-    actions: Mapping[str, Choice],
+    ranked: Mapping[Curve, NeuronScores],
+    sizes: Sequence[Size],
+    action: Choice | None,
+    seeds: int,
+    statistics: Statistics,
     progress: bool = True,
-) -> pd.DataFrame:
-    """Effects of `equal_sizes`, one row per method, see `Comparison.equal_size`; largest difference first."""
-    cut = equal_sizes({name: found[name] for name in actions}, scores)
-    if not cut:
-        return pd.DataFrame(columns=COLUMNS)
-    measured = measure_effects(text, cut, {name: actions[name] for name in cut}, progress)
-    rows = effects_by_language(measured.table, certainty(text, measured).table)
-    table = specificity_table(rows.loc[rows["units"].gt(0)])
-    table.insert(1, "bases", [", ".join(found[name].masks) for name in table["method"]])
-    table.insert(2, "units", table.pop("units") / table["languages"])
-    return table.sort_values(["bases", "difference"], ascending=[True, False], kind="stable", ignore_index=True)
+) -> dict[str, pd.DataFrame]:
+    """The tables "curves" and "equal_size" of a `Comparison`; none without sizes. Takes what `measure_curves` takes."""
+    if not sizes:
+        return {}
+    curves = measure_curves(text, ranked, sizes, action, seeds, statistics, progress)
+    return {"curves": curves.table, "equal_size": equal_size_table(curves)}
+
+
+def equal_size_table(curves: Curves) -> pd.DataFrame:
+    """One row per kind of unit and method, the largest area first, see `Comparison.equal_size`.
+
+    A point is a language and a number of units. A method is ranked if it has half of its kind's points. All ranked
+    methods are compared on the points that all of them have; any other method is compared with the leader on the points
+    that both have. A language that a ranked method lacks so counts for none.
+    """
+    rows = [row for bases in curves.sizes for row in _of_kind(curves, bases)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _of_kind(curves: Curves, bases: str) -> list[dict[str, Any]]:
+    had = {method: each for (method, kind), each in curves.had.items() if kind == bases}
+    table = curves.table.loc[curves.table["bases"].eq(bases)]
+    points: dict[str, set[Point]] = {name: set(zip(*mine, strict=True)) for name in had
+                                     for mine in [_columns(table.loc[table["method"].eq(name)])]}  # fmt: skip
+    asked = {(language, units) for each in had.values() for language in each for units in curves.sizes[bases]}
+    many = [name for name in had if points[name] and len(points[name]) >= ENOUGH * len(asked)]
+    shared = set.intersection(*(points[name] for name in many)) if many else set()
+    areas = {name: area_of(curves, name, bases, shared) for name in many if shared}
+    order = sorted(areas, key=lambda name: -areas[name].apart if math.isfinite(areas[name].apart) else math.inf)
+    tail = tail_of_all_pairs(np.stack([each.drawn for each in areas.values()])) if areas else math.nan
+    leader, rows = next(iter(order), None), []
+    for name in [*order, *(name for name in had if name not in areas)]:
+        both = points[name] & points[leader] & (shared if name in areas else points[name]) if leader else set()
+        row: dict[str, Any] = {"bases": bases, "method": name, "area": math.nan}
+        if name in areas:
+            low, high = spread(areas[name].drawn, curves.draws).interval(areas[name].apart)
+            row |= {"area": areas[name].apart, "area_low": low, "area_high": high}
+            row |= {"own_area": areas[name].own, "random_area": areas[name].random}
+        if both and name != leader:
+            row |= _beside(curves, *(area_of(curves, each, bases, both) for each in (name, leader)), tail)
+        sizes = ", ".join(map(str, sorted({units for _, units in both})))
+        counts = {"points_compared": len(both), "points": len(points[name]), "points_asked": len(asked)}
+        rows.append({**row, "units": sizes, **counts, "fewest_available": min(had[name].values())})
+    return [{**row, "place": _place(row, rows, order)} for row in rows]
+
+
+def _columns(rows: pd.DataFrame) -> tuple[list[str], list[int]]:
+    return list(rows["language"]), list(rows["units"])
+
+
+@dataclass(frozen=True, eq=False)
+class Area:
+    """The areas under a method's curves, divided by the range: weighted means over points, nats per token.
+
+    Attributes:
+        apart: Of the in-language minus the largest other-language loss increase.
+        own: Of the in-language loss increase.
+        random: Of that of random sets.
+        drawn: `apart` on drawn documents.
+    """
+
+    apart: float
+    own: float
+    random: float
+    drawn: Float[np.ndarray, "replicate"]
+
+
+def area_of(curves: Curves, method: str, bases: str, points: Iterable[Point]) -> Area:
+    """A method's areas over some points that it has."""
+    weights = weights_of(points)
+    table = curves.table.loc[curves.table["method"].eq(method) & curves.table["bases"].eq(bases)]
+    rows, shares = table.set_index(["language", "units"]).loc[[*weights]], np.array([*weights.values()])
+    means = (float(shares @ rows[name].to_numpy(float)) for name in ("difference", "own_rise", "random_mean"))
+    return Area(*means, shares @ np.stack([curves.drawn[method, bases, *point] for point in weights]))
+
+
+def _beside(curves: Curves, one: Area, leader: Area, tail: float) -> dict[str, float]:
+    """The distance to the leader, with an interval that holds for all pairs of methods together."""
+    apart = one.apart - leader.apart
+    low, high = spread(one.drawn - leader.drawn, curves.draws).interval(apart, tail)
+    return {"minus_leader": apart, "minus_leader_low": low, "minus_leader_high": high}
+
+
+def _place(row: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], order: list[str]) -> str:
+    """In words: whether the method leads, is behind, or cannot be told from the leader."""
+    if not row["points_compared"]:
+        return NO_POINTS
+    if row["method"] == order[0]:
+        equal = [each["method"] for each in rows if each["method"] in order[1:] and _beyond(each) != BEHIND]
+        return ALONE if len(order) == 1 else f"{FIRST} {', '.join(equal)}" if equal else LEADS
+    beyond = _beyond(row)
+    return beyond if row["method"] in order else f"{beyond} at {row['points_compared']} of {row['points_asked']} points"
+
+
+def _beyond(row: Mapping[str, Any]) -> str:
+    if math.isnan(row["minus_leader_low"]):
+        return NO_INTERVAL
+    return BEHIND if row["minus_leader_high"] < 0 else AHEAD if row["minus_leader_low"] > 0 else UNCLEAR

@@ -5,15 +5,25 @@ from typing import Any
 
 import pandas as pd
 
+from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.report import plots
 from lsn_lens.report.charts import Chart
-from lsn_lens.report.marks import Bars, Dots
+from lsn_lens.report.marks import Bars, Dots, Line
 from lsn_lens.report.plots import HURT, OTHER, RANDOM
 from lsn_lens.report.sections.parts import of, slug
+
+CURVE_COLUMNS = {
+    "own_rise": ("own language", HURT),
+    "worst_other_rise": ("the other language that is hurt most", plots.DIVERGING[0]),
+    "mean_other_rise": ("other languages, mean", OTHER),
+}
 
 
 def first_figure(tables: Mapping[str, pd.DataFrame]) -> Chart:
     """The first figure of a comparison, see `Comparison.plot`."""
+    charts = size_charts(tables["curves"], tables["equal_size"]) if "equal_size" in tables else {}
+    if charts:
+        return next(iter(charts.values()))
     if "specificity" in tables:
         return plots.method_rises(tables["specificity"].merge(tables["control"][["method", "random_mean"]]))
     return plots.agreement(tables["agreement"], list(tables["ranking"]["method"]))
@@ -55,3 +65,56 @@ def _survival_chart(tested: pd.DataFrame, control: str) -> Chart:
     )
     languages = ", ".join(dict.fromkeys(tested["language"]))
     return Chart(f"What survives: {control}", "method", "share of the units", marks, f"Means over {languages}.")
+
+
+def size_charts(curves: pd.DataFrame, equal_size: pd.DataFrame) -> dict[str, Chart]:
+    """By kind of unit, one curve per ranked method: the in-language minus the largest other-language loss increase."""
+    charts = {}
+    for bases in dict.fromkeys(equal_size["bases"]):
+        methods = list(of(equal_size, bases=bases).dropna(subset=["area"])["method"])
+        if methods:
+            charts[f"equal-size-{slug(bases)}"] = _size_chart(of(curves, bases=bases), bases, methods)
+    return charts
+
+
+def _size_chart(curves: pd.DataFrame, bases: str, methods: list[str]) -> Chart:
+    rows = _complete(curves.loc[curves["method"].isin(methods)])
+    means: Any = rows.groupby(["method", "units"])["difference"].mean()
+    marks = tuple(
+        Line(means[name], name, plots.CURVES[place % len(plots.CURVES)], dashed=place >= len(plots.CURVES))
+        for place, name in enumerate(methods)
+    )
+    return Chart(
+        f"At equal size: {kind_of(bases)}", "units per language", "in-language minus worst other, nats per token",
+        marks, f"{_means_over(rows)} Above 0: the language whose units are ablated is hurt most.",
+    )  # fmt: skip
+
+
+def curve_charts(curves: pd.DataFrame) -> dict[str, Chart]:
+    """The curves of one method by kind of unit: in-language, other-language, and under random units."""
+    charts = {}
+    for bases in dict.fromkeys(curves["bases"]):
+        rows = _complete(of(curves, bases=bases))
+        means: Any = rows.groupby("units")[[*CURVE_COLUMNS, "random_mean", "random_low", "random_high"]].mean()
+        marks = [Line(means[name], label, colour) for name, (label, colour) in CURVE_COLUMNS.items()]
+        if means["random_mean"].notna().any():
+            band = means[["random_low", "random_high"]].set_axis(["low", "high"], axis=1)
+            marks.append(Line(means["random_mean"], "own language, random units", RANDOM, dashed=True, band=band))
+        name = dict.fromkeys(curves["method"])
+        charts[f"curve-{slug(' '.join(name))}-{slug(bases)}"] = Chart(
+            f"{', '.join(name)}: {kind_of(bases)}", "units per language", "loss increase, nats per token",
+            tuple(marks), f"{_means_over(rows)} Band: from the least to the most of the random sets.",
+        )  # fmt: skip
+    return charts
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """The languages that every method has at every size; with none, the sizes lose the largest number of units."""
+    whole = rows.groupby("language").size() == len(rows[["method", "units"]].drop_duplicates())
+    if whole.any() or rows["units"].nunique() < 2:
+        return rows.loc[rows["language"].isin(whole.index[whole])] if whole.any() else rows
+    return _complete(rows.loc[rows["units"] < rows["units"].max()])
+
+
+def _means_over(rows: pd.DataFrame) -> str:
+    return f"Means over {', '.join(dict.fromkeys(rows['language']))}. Steps between numbers of units are drawn equal."

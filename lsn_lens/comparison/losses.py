@@ -6,13 +6,11 @@ from dataclasses import replace
 import pandas as pd
 
 from lsn_lens.bars import step
-from lsn_lens.comparison.equal_size import measure_equal_size
 from lsn_lens.comparison.trust import twins, with_twins
 from lsn_lens.controls import causal
 from lsn_lens.controls.intervals import certainty
 from lsn_lens.evaluation.baseline import HeldOut
 from lsn_lens.interventions.words import Choice
-from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.sums import Statistics
 
@@ -21,19 +19,17 @@ def effect_tables(
     text: HeldOut,
     short: HeldOut,
     found: Mapping[str, NeuronSet],
-    scores: Mapping[str, NeuronScores],
     actions: Mapping[str, Choice],
     draws: tuple[int, int],
     statistics: Statistics,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """Effects on all hold-out text, random and equally large sets on the short text; identical sets are measured once.
+    """Effects on all hold-out text, random sets on the short text; identical sets are measured once.
 
     Args:
         text: All hold-out text.
         short: The first tokens of `text`.
         found: Each method's set.
-        scores: Each method's scores.
         actions: The action on each method's units.
         draws: Random sets per method and language, and further ones where none of the first reaches the loss increase.
         statistics: Of the run.
@@ -57,7 +53,6 @@ def effect_tables(
     rises = {(name, off, on): measured.rises[key, off, on] for name in copies for key, off, on in copies[name]}
     sure = certainty(text, replace(measured, rises=rises))
     by_language = causal.effects_by_language(table, sure.table, control)
-    step("equal size")
     return {
         "effects": causal.effects_table(by_language, sure),
         "effects_by_language": by_language,
@@ -66,5 +61,4 @@ def effect_tables(
         "control_by_language": control,
         "control_points": points,
         "losses": table,
-        "equal_size": measure_equal_size(short, found, scores, once, progress),
     }

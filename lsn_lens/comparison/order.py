@@ -1,4 +1,4 @@
-"""The main numbers of each method; methods that pass for most languages come first."""
+"""The main numbers of each method, in the order of their effects at equal size within each kind of unit."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,21 +7,25 @@ import pandas as pd
 from lsn_lens.comparison import doubts
 from lsn_lens.comparison.overlaps import mean_agreement
 
+PLACES = {"compared_on": "bases", "place": "place", "area": "area", "area_low": "area_low", "area_high": "area_high"}
 COUNTS = ["shown", "shown_low", "shown_high", "own_hurt_most", "own_hurt_most_low", "own_hurt_most_high"]
 
 
 def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame, checked: Iterable[str] = ()) -> pd.DataFrame:
     """One row per method with the main number of each table. See `Comparison.ranking`.
 
-    The order is by `shown`, then by `own_hurt_most`, then as the methods were named; never by effect size, which
-    depends on the number of units. `checked` names the columns of the table "trust" to show.
+    The order is that of the table "equal_size", with each method at the kind of unit on which it has most points, the
+    first of several; other methods last. Without this table, methods stay in the order in which they were named.
+    `checked` names the columns of the table "trust" to show.
     """
     sizes, cost = tables["sizes"].set_index("method"), tables["cost"].set_index("method")
     frame = pd.DataFrame(index=sizes.index)
-    order: list[str] = []
+    if "equal_size" in tables:
+        places = main_rows(tables["equal_size"])
+        frame[[*PLACES]] = places.set_index("method")[[*PLACES.values()]]
+        frame = frame.loc[[*places["method"], *frame.index.difference(places["method"], sort=False)]]
     if "effects" in tables:
         frame[COUNTS] = tables["effects"].set_index("method")[COUNTS]
-        order = ["shown", "own_hurt_most"]
     frame["languages"] = len(tables["layers"].columns) - 2
     frame["bases"] = sizes["bases"]
     frame["units"] = sizes["units"]
@@ -36,5 +40,11 @@ def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame, checked:
     frame["agreement"] = mean_agreement(tables["agreement"])
     frame["seconds"] = cost["seconds"]
     frame["warnings"] = [doubts.in_words(warnings, str(name)) for name in frame.index]
-    frame = frame.sort_values(order, ascending=False, kind="stable") if order else frame
     return frame.reset_index()
+
+
+def main_rows(equal_size: pd.DataFrame) -> pd.DataFrame:
+    """The row of each method on the kind of unit on which it has most points."""
+    share = equal_size["points"] / equal_size["points_asked"]
+    best = share.groupby(equal_size["method"], sort=False).idxmax()
+    return equal_size.loc[sorted(best)]

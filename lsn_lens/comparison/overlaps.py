@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -111,23 +110,6 @@ def strongest(chosen: Bool[Tensor, "unit"], scores: Float[Tensor, "unit"], count
     kept = torch.zeros_like(chosen)
     kept[places[order[:count]]] = True
     return kept
-
-
-def strongest_set(found: NeuronSet, scores: NeuronScores, counts: Mapping[str, int]) -> NeuronSet:
-    """For each language named, the given number of units with the best scores; other languages lose all units."""
-    masks = {basis: torch.zeros_like(mask) for basis, mask in found.masks.items()}
-    sizes = [mask[0].numel() for mask in found.masks.values()]
-    for language, count in counts.items():
-        place = found.languages.index(language)
-        chosen, values = _flat(found.masks, list(masks), place), _values(found, scores, language)
-        for basis, part in zip(masks, strongest(chosen, values, count).split(sizes), strict=True):
-            masks[basis][place] = part.view_as(masks[basis][place])
-    return replace(found, masks=masks, method=f"the best of {found.method}")
-
-
-def _values(found: NeuronSet, scores: NeuronScores, language: str) -> Float[Tensor, "unit"]:
-    values = _flat(scores.values, list(found.masks), scores.languages.index(language)).double()
-    return values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def _common(found: Mapping[str, NeuronSet], one: str, other: str) -> list[str]:

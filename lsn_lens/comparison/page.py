@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from lsn_lens.comparison import doubts
+from lsn_lens.comparison.equal_size import AHEAD, ALONE, LEADS
+from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.comparison.sections import (
     HOW_TO_READ,
     TEXT_VIEW,
@@ -20,6 +21,7 @@ from lsn_lens.comparison.sections import (
     effects_section,
     method_section,
     ranking_section,
+    size_section,
     sizes_section,
 )
 from lsn_lens.comparison.tables import TRUST, Tables
@@ -27,7 +29,7 @@ from lsn_lens.comparison.trust_page import columns_of_checks, trust_section
 from lsn_lens.files import write_bytes
 from lsn_lens.report.columns import Column
 from lsn_lens.report.page import Report, Section, provenance, save_tables, write_report
-from lsn_lens.report.sections.parts import origin_section, text_section
+from lsn_lens.report.sections.parts import of, origin_section, text_section
 from lsn_lens.report.text_view import activations_on_text, neuron_on_text
 
 SHOWN_TEXT = 160  # characters of a document in the view of neurons on text
@@ -41,6 +43,17 @@ COLUMNS: Mapping[str, Column] = {
     "shown_high": Column("high", "count"),
     "own_hurt_most_low": Column("hurt most, low", "count"),
     "own_hurt_most_high": Column("high", "count"),
+    "area": Column("mean over sizes: in-language minus worst other", "nats"),
+    "area_low": Column("low", "nats"),
+    "area_high": Column("high", "nats"),
+    "own_area": Column("in-language", "nats"),
+    "random_area": Column("in-language, random units", "nats"),
+    "minus_leader": Column("minus the first", "nats"),
+    "minus_leader_low": Column("low", "nats"),
+    "minus_leader_high": Column("high", "nats"),
+    "random_low": Column("random, least", "nats"),
+    "random_high": Column("random, most", "nats"),
+    "units": Column("units"),
 }
 
 
@@ -79,7 +92,7 @@ def _files(methods: Iterable[str]) -> dict[str, str]:
 def comparison_report(
     comparison: Tables, text: pd.DataFrame, origin: Mapping[str, Any], note: str = "", more: Sequence[Section] = ()
 ) -> Report:
-    """The whole report, methods that pass for most languages first.
+    """The whole report, methods in the order of the ranking.
 
     Args:
         comparison: From `compare`. Without a model, the sections on effects are left out.
@@ -93,6 +106,7 @@ def comparison_report(
     sections = (
         ranking_section(comparison, note),
         HOW_TO_READ,
+        *([size_section(comparison)] if "equal_size" in comparison else []),
         *((effects_section(comparison), control_section(comparison)) if has_effects else ()),
         *([trust_section(comparison)] if TRUST in comparison else []),
         agreement_section(comparison),
@@ -108,7 +122,7 @@ def comparison_report(
     return Report(
         "Language-specific neurons",
         f"{origin['model']['name']}, {len(languages)} languages ({', '.join(languages)}), {origin['started'][:10]}",
-        lead(comparison.ranking.to_dict("records")[0], doubts.in_words(comparison.warnings, doubts.EVERY))
+        lead(comparison.ranking.to_dict("records")[0], comparison.tables.get("equal_size"))
         if has_effects else NOT_RANKED,
         facts(comparison),
         tuple(replace(each, columns={**columns, **each.columns}) for each in sections),
@@ -132,22 +146,44 @@ def neurons_on_text(comparison: Tables) -> str:
     return neuron_on_text(activations_on_text(comparison.model, texts, neurons.reset_index()))
 
 
-def lead(row: Mapping[Hashable, Any], warnings: str = "") -> str:
-    """The first row of a ranking in words, also for a weak result; `warnings`: those for all methods."""
+def lead(row: Mapping[Hashable, Any], equal_size: pd.DataFrame | None = None) -> str:
+    """Who leads at equal size on each kind of unit; and the first row of a ranking at its own size; in words."""
     interval = _interval(row, "shown")
-    found = (
-        f"{row['method']} passes for {row['shown']} of {row['languages']} languages{interval and f' ({interval})'}: "
-        "ablating the method's units raises the loss of that language clearly more than the loss of any other, and "
-        "more than random sets of as many units in the same layers do. The mean in-language loss increase is "
-        f"{row['own_rise']:+z.2g} nats per token, {row['own_minus_worst_other']:+z.2g} more than that of the other "
-        "language that is hurt most."
+    own = (
+        f"With its own number of units ({row['units']:,}), {row['method']} passes for {row['shown']} of "
+        f"{row['languages']} languages{interval and f' ({interval})'}: ablating the method's units raises the loss of "
+        "that language clearly more than the loss of any other, and more than random sets of as many units in the same "
+        f"layers do. The mean in-language loss increase is {row['own_rise']:+z.2g} nats per token, "
+        f"{row['own_minus_worst_other']:+z.2g} more than that of the other language that is hurt most."
     )
-    weak = 2 * row["shown"] <= row["languages"]
-    found = f"A weak result: no method passes for more than half of the languages. {found}" if weak else found
-    return f"{found} {SIZES}" if doubts.NO_RANKING in warnings else found
+    weak = ["A weak result: it passes for no more than half of the languages."] * (2 * row["shown"] <= row["languages"])
+    return " ".join([*([] if equal_size is None else leaders(equal_size)), own, *weak])
 
 
-SIZES = "Methods have different numbers or kinds of units, on which effects depend: their order here is not a ranking."
+def leaders(equal_size: pd.DataFrame) -> list[str]:
+    """One sentence per kind of unit: who leads, or that nobody does."""
+    said = []
+    for bases in dict.fromkeys(equal_size["bases"]):
+        rows = of(equal_size, bases=bases).to_dict("records")
+        first, kind = rows[0], kind_of(bases)
+        if pd.isna(first["area"]):
+            said.append(f"On {kind}, no method has enough units to be compared at equal size.")
+            continue
+        name, place = first["method"], first["place"]
+        who = {LEADS: f"{name} leads", ALONE: f"{name} has no other method beside it"}.get(
+            place, f"no method leads; {name} has the largest effect, {place.removeprefix('first, ')}"
+        )
+        low, high = first["area_low"], first["area_high"]
+        sure = "no interval" if pd.isna(low) else f"95 % interval {low:+z.2g} to {high:+z.2g}"
+        weak = "" if low > 0 else ", not distinguishable from 0"
+        ahead = [row["method"] for row in rows if row["place"].startswith(AHEAD)]
+        also = f" Ahead of it, where there are as many units: {', '.join(ahead)}." if ahead else ""
+        said.append(
+            f"On {kind} at equal size ({first['units']} units per language), {who}: the in-language loss increase "
+            f"exceeds that of the other language that is hurt most by {first['area']:+z.2g} nats per token ({sure}"
+            f"{weak}).{also}"
+        )
+    return said
 
 
 def _interval(row: Mapping[Hashable, Any], name: str) -> str:
@@ -164,7 +200,8 @@ def facts(comparison: Tables) -> dict[str, str]:
     if "shown" not in ranking:
         units = ranking["units"]
         return {"methods": str(len(ranking)), "different units": f"{units.min():,} to {units.max():,}", **left_out}
-    counts = {}
+    equal = comparison.tables.get("equal_size", pd.DataFrame(columns=["bases", "place", "method"]))
+    counts = {f"leads on {kind_of(row['bases'])}": row["method"] for row in of(equal, place=LEADS).to_dict("records")}
     for name, words in (("shown", "languages that pass"), ("own_hurt_most", "languages hurt most, as measured")):
         about = ", ".join(filter(None, (row["method"], _interval(row, name))))
         counts[f"{words} ({about})"] = f"{row[name]} of {row['languages']}"

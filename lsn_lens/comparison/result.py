@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lsn_lens.comparison import doubts
-from lsn_lens.comparison.tables import OF_MODEL, Tables
+from lsn_lens.comparison.tables import OF_MODEL, OF_SIZES, Tables
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,15 +19,18 @@ class Comparison(Tables):
     units in `ranking`, `sizes`, `nulls` and `trust`, but memberships in tables of effects and losses: a unit of two
     languages counts twice there.
 
-    No table is sorted by effect size, which depends on the number of units; `equal_size` has equally many units per
-    method.
+    Methods are ranked at equal size alone, within each kind of unit; no table is sorted by the effects of sets of
+    different sizes.
 
-    Tables (those from `effects` to `equal_size` need a model; `trust` and the tables after it need `compare(trust=)`):
+    Tables (those from `effects` to `equal_size` need a model, the last two also sizes; `trust` and the tables after it
+    need `compare(trust=)`):
         ranking: One row per method: the main number of each table, and the warnings in words. Read this first. `shown`:
             the number of languages that pass, see `compare`; `shown_low`, `shown_high`: its 95 % interval over
             documents, against the same random sets. `own_hurt_most`: the number of languages that their own units hurt
-            most as measured, in nats per token and in bits per byte, with the same interval. Largest `shown` first;
-            without a model the columns `shown` to `share_above_random` are absent, and methods are not ranked.
+            most as measured, in nats per token and in bits per byte, with the same interval. `compared_on`, `place`,
+            `area`: the method's row of `equal_size`, on the kind of unit on which it has most points; rows come in the
+            order of that table. Without a model these columns and `shown` to `share_above_random` are absent, and
+            methods are not ranked.
         agreement: One row per pair of methods, averaged over languages; see `overlaps.agreement` for the columns.
         agreement_by_language: The same, language by language.
         sizes: Units of each language, different units (`units`), their share of all units of the method's bases
@@ -60,9 +63,19 @@ class Comparison(Tables):
             `activity`, `random_activity` (see `controls.Draws.active`), `matched` (in words).
         control_points: The loss increase of each random set.
         losses: The rows of `perplexity_table` behind `effects` and `specificity`.
-        equal_size: Effects of the best units of each method, equally many for all methods on the same kind of unit
-            (`units`: mean over languages), measured on the short text; largest mean difference first. Empty where no
-            two methods can be compared like this.
+        curves: Effects of each method's first units, by their number, on the short text: one row per method, kind of
+            unit (`bases`), language and number of units, for the languages in which the method ranks as many
+            (`available`). `own_rise`, `difference` (to the largest other-language loss increase), both with the
+            intervals of `certainty`, and the in-language loss increase of random sets with as many units in each layer,
+            about as active: `random_mean`, `random_low`, `random_high` (the least and the most).
+        equal_size: One row per kind of unit and method, the largest `area` first: the mean of the difference over the
+            logarithm of the number of units (area under the curve, over its range) and over languages, with a 95 %
+            interval over documents; `own_area` and `random_area`: the same of the in-language loss increase, also
+            of random units. `minus_leader`: the distance to the first method, with a 95 % interval for all pairs of
+            methods together. `place` in words: only a method whose distance from all others excludes 0 leads. A point
+            is a language and a number of units: a method with fewer than half of `points_asked` has no area and is
+            compared with the leader on the points that both have (`points_compared`, at the sizes `units`).
+            `fewest_available`: the units that the method ranks in the language with the fewest.
         trust: One row per method with the main numbers of the checks that were done.
         stability, leave_one_out, nulls, survival, ablations, off_target, not_done: The tables of the checks, and one
             for each check of your own.
@@ -81,8 +94,9 @@ class Comparison(Tables):
     def plot(self) -> Any:
         """The main figure, as a `Chart`, which a notebook shows.
 
-        Mean in-language loss increase per method, beside other languages and random units; without a model, the
-        agreement of methods beyond chance.
+        The effect of each method by its number of units, on the first kind of unit; without sizes, the mean
+        in-language loss increase per method, beside other languages and random units; without a model, the agreement of
+        methods beyond chance.
         """
         from lsn_lens.comparison.figures import first_figure  # which loads the figure libraries
 
@@ -117,7 +131,7 @@ class Comparison(Tables):
 
     def _about(self) -> list[str]:
         lines = [f"tables: {', '.join(self)}"]
-        if absent := [name for name in OF_MODEL if name not in self]:
+        if absent := [name for name in (*OF_MODEL, *OF_SIZES) if name not in self and self.model is None]:
             lines.append(f"not measured: {', '.join(absent)}. Give compare a model and corpora.")
         for row in self.skipped.to_dict("records"):
             lines.append(f"left out: {row['method']}{row['bases'] and ' on ' + row['bases']}, {row['reason']}")
@@ -126,7 +140,8 @@ class Comparison(Tables):
 
     def _head(self) -> str:
         """The number of methods and their order."""
-        order = "those that pass for most languages first" if "effects" in self else "not ranked, as no model was given"
+        why = "no model was given" if "effects" not in self else "no sizes were given"
+        order = "by their effect at equal size on one kind of unit" if "equal_size" in self else f"not ranked, as {why}"
         return f"{len(self.ranking)} methods, {order}"
 
     def __repr__(self) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.comparison import doubts
-from lsn_lens.comparison.figures import first_figure
+from lsn_lens.comparison.equal_size import ENOUGH
+from lsn_lens.comparison.figures import curve_charts, first_figure, size_charts
+from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.comparison.tables import Tables
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.perplexity import as_matrix
@@ -36,8 +38,7 @@ def ranking_section(comparison: Tables, note: str) -> Section:
             f"{PASSES} pass, low and high: the 95 % interval of this number over documents, against the same random "
             "sets. in-language hurt most: the number of languages that their own units hurt most as measured, in nats "
             "and in bits, with the same interval.",
-            "Methods that pass for most languages come first, ties by in-language hurt most, then as named. Effect "
-            "size does not count, since larger sets have larger effects.",
+            ORDER,
             *remarks,
         ),
         {"Main numbers; loss increases in nats per token, means over languages": numbers, WORDS: words, **left_out},
@@ -46,6 +47,11 @@ def ranking_section(comparison: Tables, note: str) -> Section:
 
 
 WORDS = "Why not to trust them"
+ORDER = (
+    "Methods come in the order of their effect at equal size on one kind of unit (compared on): the next section has "
+    "all kinds. The other columns are of each method's own set: larger sets have larger effects and pass more easily, "
+    "so these numbers do not rank methods."
+)
 UNITS_ARE = "Here a unit of several languages counts once; the tables of effects count memberships: once per language."
 HOW_TO_READ = Section(
     "How to read this",
@@ -70,30 +76,38 @@ TEXT_VIEW = (
 )
 
 
+def size_section(comparison: Tables) -> Section:
+    """Who leads at equal size, within each kind of unit."""
+    equal, curves = comparison.equal_size, comparison.curves
+    return Section(
+        "At equal size",
+        (
+            "Each method ranks the units of a language; its first units are ablated, as many as those of every other "
+            "method on the same kind of unit. The number of a method is the mean, over these sizes (by the logarithm "
+            "of the number of units) and over languages, of the in-language minus the largest other-language loss "
+            "increase: the area under its curve, divided by the range. Measured on the text of the random sets.",
+            f"A point is a language and a size. Methods with at least {ENOUGH:.0%} of the points are ranked, on the "
+            "points that all of them have; others are compared with the first one on the points that both have. "
+            "minus the first: with an interval that holds for all pairs of methods together. A method leads if all of "
+            "these intervals exclude 0. Intervals are of other documents of the same languages.",
+        ),
+        {f"{kind_of(bases)}, largest first": of(equal, bases=bases).drop(columns="bases")
+         for bases in dict.fromkeys(equal["bases"])},
+        size_charts(curves, equal),
+    )  # fmt: skip
+
+
 def effects_section(comparison: Tables) -> Section:
     """Which languages the ablation hurts, and how much."""
-    equal = comparison.equal_size
     return Section(
         "What ablation does",
         (
             "Loss increases on hold-out text, means over languages. Effect: in total and per unit; larger sets have "
             "less per unit, so this does not make sets comparable. Specificity: the in-language loss increase against "
             "the largest other-language loss increase. units counts memberships.",
-            *([EQUAL] if len(equal) else []),
         ),
-        {
-            "Effect": comparison.effects,
-            "Specificity": comparison.specificity,
-            **({"At equal size, largest difference first": equal} if len(equal) else {}),
-        },
+        {"Effect": comparison.effects, "Specificity": comparison.specificity},
     )
-
-
-EQUAL = (
-    "At equal size: per language, the units with the best scores of each method; all methods on the same kind of unit "
-    "give as many as the smallest set of 10 or more (units: mean over languages). Measured on the text of the random "
-    "sets. Methods with fewer units in a language are left out of that language."
-)
 
 
 def control_section(comparison: Tables) -> Section:
@@ -184,6 +198,10 @@ def method_section(name: str, comparison: Tables) -> Section:
         points = of(comparison.control_points, method=name)
         title = f"{name} against random units, on the shorter text"
         figures[f"control-{end}"] = plots.control(of(comparison.control_by_language, method=name), points, title)
+    if "curves" in comparison:
+        rows = of(comparison.curves, method=name)
+        tables["At equal size, language by language"] = rows.drop(columns=["method", "action"])
+        figures |= curve_charts(rows)
     figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
     figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")
     return Section(f"Method: {name}", tuple(text), tables, figures)

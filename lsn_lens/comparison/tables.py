@@ -20,8 +20,8 @@ ALWAYS = (
 )  # fmt: skip
 OF_MODEL = (
     "effects", "effects_by_language", "specificity", "control", "control_by_language", "control_points", "losses",
-    "equal_size",
 )  # fmt: skip
+OF_SIZES = ("curves", "equal_size")
 TRUST = "trust"
 ATTRIBUTES = (
     "found",
@@ -38,7 +38,7 @@ ATTRIBUTES = (
     "values",
     "get",
 )
-TAKEN = (*ALWAYS, *OF_MODEL, TRUST, NOT_DONE, *ATTRIBUTES)  # names that a check must not have
+TAKEN = (*ALWAYS, *OF_MODEL, *OF_SIZES, TRUST, NOT_DONE, *ATTRIBUTES)  # names that a check must not have
 
 
 def _now() -> datetime:
@@ -94,6 +94,8 @@ class Tables(Mapping[str, pd.DataFrame]):
         why = "there is no such table"
         if name in OF_MODEL:
             why = "it was not measured: compare(run, ..., model=..., corpora=...) does"
+        elif name in OF_SIZES:
+            why = "it was not measured: compare(run, ..., model=..., corpora=..., sizes=...) does"
         elif name in options:
             why = f"it was not measured: compare(run, ..., trust=Checks({options[name]})) does, as far as it applies"
         return f"no table {name!r}: {why}. The tables are {list(self.tables)}."

@@ -1,12 +1,15 @@
 """Intervals on effects: a bootstrap over hold-out documents, with the same draws for every method."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from scipy.stats import norm, t
 
 from lsn_lens.evaluation.baseline import HeldOut, Measured
 from lsn_lens.evaluation.bootstrap import percentile_interval
@@ -67,7 +70,7 @@ def certainty(text: HeldOut, measured: Measured, *, seed: int = 0) -> Certainty:
     documents = {label: len(tokens) for label, tokens in measured.tokens.items()}
     fewest, rates = min(documents.values()), text.bits_per_nat
     enough = fewest >= FEW_DOCUMENTS
-    drawn = _replicates(measured, seed) if enough else {}
+    drawn = drawn_rises(measured, document_draws(measured.tokens, seed)) if enough else {}
     rows, most, surely = [], {}, {}
     for method, language in dict.fromkeys((method, off) for method, off, _ in measured.rises):
         others = [on for name, off, on in measured.rises if (name, off) == (method, language) and on != language]
@@ -90,15 +93,91 @@ def certainty(text: HeldOut, measured: Measured, *, seed: int = 0) -> Certainty:
     return Certainty(pd.DataFrame(rows), most, surely, fewest)
 
 
-def _replicates(measured: Measured, seed: int) -> dict[tuple[str, str, str], Float[np.ndarray, "replicate"]]:
-    """Loss increases per token of drawn documents; the draws depend only on the language and the seed."""
+def document_draws(
+    tokens: Mapping[str, Float[np.ndarray, "_"]], seed: int = 0
+) -> dict[str, Float[np.ndarray, "replicate _"]]:
+    """How often each document of a language is drawn; depends only on the place of the language and on the seed."""
     weights = {}
-    for place, (label, tokens) in enumerate(measured.tokens.items()):
-        count = len(tokens)
+    for place, (label, each) in enumerate(tokens.items()):
+        count = len(each)
         draws = np.random.default_rng([seed, place]).multinomial(count, np.full(count, 1 / count), size=REPLICATES)
         weights[label] = draws.astype(float)
-    totals = {label: weights[label] @ tokens for label, tokens in measured.tokens.items()}
-    return {key: (weights[key[2]] @ rises) / totals[key[2]] for key, rises in measured.rises.items()}
+    return weights
+
+
+def drawn_rises(
+    measured: Measured, draws: Mapping[str, Float[np.ndarray, "replicate _"]]
+) -> dict[tuple[str, str, str], Float[np.ndarray, "replicate"]]:
+    """Loss increases per token of drawn documents."""
+    totals = {label: draws[label] @ tokens for label, tokens in measured.tokens.items()}
+    return {key: (draws[key[2]] @ rises) / totals[key[2]] for key, rises in measured.rises.items()}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far a value varies with the documents that it was measured on.
+
+    Attributes:
+        error: Standard error.
+        freedom: Degrees of freedom of the standard error.
+    """
+
+    error: float
+    freedom: float
+
+    def interval(self, value: float, tail: float = (1 - CONFIDENCE) / 2) -> tuple[float, float]:
+        """Student's t interval with the probability `tail` beyond each end; NaN below 4 degrees of freedom."""
+        if not self.freedom >= FEW_DOCUMENTS - 1:
+            return math.nan, math.nan
+        reach = self.error * float(t.isf(tail, self.freedom))
+        return value - reach, value + reach
+
+
+def spread(values: Float[np.ndarray, "replicate"], draws: Mapping[str, Float[np.ndarray, "replicate _"]]) -> Spread:
+    """The spread of a value that depends on the documents of several languages.
+
+    Each language adds its own variance: of n documents, with n - 1 degrees of freedom. Few documents in each of many
+    languages so give a usable interval, unless one language alone decides.
+
+    Args:
+        values: The value on each replicate of `document_draws`.
+        draws: The documents drawn, by language.
+
+    Returns:
+        The standard error (each language's variance times n / (n - 1), as a bootstrap divides by n) and its degrees of
+        freedom; NaN for values that are not finite, and where a language has a single document.
+
+    Source: Efron 2014 (variances from the covariance of replicates with the draws), Welch and Satterthwaite (degrees of
+    freedom of a sum of variances).
+    """
+    away = values - values.mean()
+    if not np.isfinite(away).all() or min(each.shape[1] for each in draws.values()) < 2:
+        return Spread(math.nan, math.nan)
+    variance, parts = float((away**2).mean()), []
+    for each in draws.values():
+        n, covariances = each.shape[1], (each - 1).T @ away / len(values)
+        noise = (n - 1) * variance / len(values)  # of the squares, as replicates are finite
+        parts.append((max(float((covariances**2).sum()) - noise, 0.0), n - 1))
+    shares = [(each / sum(part for part, _ in parts), freedom) for each, freedom in parts if each]
+    grown = [(share * (freedom + 1) / freedom, freedom) for share, freedom in shares]
+    total = sum(each for each, _ in grown)
+    freedom = total**2 / sum(each**2 / freedom for each, freedom in grown) if grown else math.inf
+    return Spread(math.sqrt(variance * total), freedom)
+
+
+def tail_of_all_pairs(values: Float[np.ndarray, "item replicate"]) -> float:
+    """The probability to leave beyond each end, so that the intervals of all pairs' differences hold together.
+
+    Source: the studentised maximum over all pairs (Tukey), from the replicates; 0.025 for a single pair.
+    """
+    largest = np.zeros(values.shape[1])
+    pairs = list(combinations(values, 2))
+    for one, other in pairs:
+        away = (one - other) - (one - other).mean()
+        size = float(away.std())
+        largest = np.maximum(largest, np.abs(away) / size if size else 0.0)
+    single = (1 - CONFIDENCE) / 2
+    return min(single, float(norm.sf(np.quantile(largest, CONFIDENCE)))) if len(pairs) > 1 else single
 
 
 def _interval(values: Float[np.ndarray, "replicate"], draws: int) -> tuple[float, float]:

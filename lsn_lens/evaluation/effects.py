@@ -33,8 +33,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     found = rows.loc[rows["seed"].isna()]
     if found.empty:
         raise ValueError(f"the table has no set but controls: {sorted(table['set'].unique())}.")
-    keys = found[["action", "method", "intervened"]].drop_duplicates().itertuples(index=False, name=None)
-    return pd.DataFrame([_language_row(action, method, language, found) for action, method, language in keys])
+    groups: Any = found.groupby(["action", "method", "intervened"], sort=False)
+    return pd.DataFrame([_language_row(action, method, language, same) for (action, method, language), same in groups])
 
 
 def control_points(table: pd.DataFrame) -> pd.DataFrame:
@@ -58,14 +58,14 @@ def control_points(table: pd.DataFrame) -> pd.DataFrame:
 def _named(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with an intervention, and columns `method` and `seed` (missing where the set is no control)."""
     rows = table.loc[table["action"].ne("none")]
+    rows.attrs = {}  # what describes the text; pandas would copy it at every step
     parts = [CONTROL.fullmatch(name) for name in rows["set"]]
     methods = [part["method"] if part else name for part, name in zip(parts, rows["set"], strict=True)]
     seeds = [int(part["seed"]) if part else None for part in parts]
     return rows.assign(method=methods, seed=pd.array(seeds, dtype="Int64"))
 
 
-def _language_row(action: str, method: str, language: str, found: pd.DataFrame) -> dict[str, Any]:
-    same = found.loc[found["action"].eq(action) & found["method"].eq(method) & found["intervened"].eq(language)]
+def _language_row(action: str, method: str, language: str, same: pd.DataFrame) -> dict[str, Any]:
     if same["evaluated"].duplicated().any():
         raise ValueError(
             f"set {method!r}, {language!r}: got several rows for one language, {list(same['evaluated'])}. Give each "

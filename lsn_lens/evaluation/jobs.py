@@ -7,7 +7,7 @@ from typing import Literal
 
 from lsn_lens.evaluation.scored import Hooks
 from lsn_lens.interventions.actions import zero
-from lsn_lens.interventions.intervening import Intervention, hooks_of, intervention_hooks
+from lsn_lens.interventions.intervening import Intervention, check_steps, hooks_of, step_hooks
 from lsn_lens.interventions.words import Choice, action_for
 from lsn_lens.labels import label_list
 from lsn_lens.model import structure
@@ -59,15 +59,16 @@ def jobs_of(
     choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
     change = cache(partial(action_for, action))
     width = cache(partial(structure.site_width, model))
-    jobs = []
-    for name, each in ({"": sets} if isinstance(sets, NeuronSet) else dict(sets)).items():
+    named, jobs = {"": sets} if isinstance(sets, NeuronSet) else dict(sets), []
+    check_steps(model, [(each, change(language)) for each in named.values() for language in each.languages])
+    for name, each in named.items():
         for language in each.languages:
             if language == NONE:
                 raise ValueError(
                     f"a language of the set {name!r} is called {NONE!r}, as the row without intervention is."
                 )
             units, what = each[language], change(language)
-            hooks = intervention_hooks(model, units, what, width)
+            hooks = step_hooks(model, units, what, width)
             labels = tuple(label_list(choose(language), f"evaluate({language!r})"))
             if not labels:
                 raise ValueError(f"evaluate({language!r}) is empty: expected one or more of {list(languages)}.")

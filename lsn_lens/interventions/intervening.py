@@ -190,7 +190,11 @@ def intervention_hooks(
     `width` gives a site's number of units if it is known already: measuring it takes a forward pass.
     """
     check_steps(model, [(neurons, action)])
-    width = width or partial(structure.site_width, model)
+    return step_hooks(model, neurons, action, width or partial(structure.site_width, model))
+
+
+def step_hooks(model: Model, neurons: NeuronSet, action: Action, width: Callable[[str], int]) -> list[Hook]:
+    """`intervention_hooks` of a step that `check_steps` has seen, which reads all weights."""
     hooks: list[Hook] = []
     for basis in neurons.masks:
         if basis not in WRITE_SITE:

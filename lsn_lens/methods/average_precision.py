@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, check_shares
-from lsn_lens.methods.selection import DECIMALS, best_first
+from lsn_lens.methods.selection import DECIMALS, best_first, best_units
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
@@ -199,29 +198,44 @@ class AveragePrecision:
             values[basis] = torch.stack(layers, dim=1)
         return NeuronScores(statistics.languages, values, repr(self))
 
+    def order(self, scores: NeuronScores) -> dict[str, Float[Tensor, "language layer unit"]]:
+        """The side's precisions, highest or lowest first; for "both", the highest and the lowest in turn."""
+        bases = [basis for basis in BASES if basis in scores.values]
+        precision = torch.cat([scores.values[basis] for basis in bases], dim=-1)
+        ranks = torch.stack([_order(each, self.side) for each in precision])
+        return dict(zip(bases, ranks.split([scores.values[each].shape[-1] for each in bases], dim=-1), strict=True))
+
     def select(self, scores: NeuronScores) -> NeuronSet:
         """The highest or lowest scores of each language over all layers and bases.
 
         `notes` counts, per language, the units left out whose precision equals that of the last unit chosen.
         """
-        bases = [basis for basis in BASES if basis in scores.values]
-        precision = torch.cat([scores.values[basis] for basis in bases], dim=-1)
-        count = self.count if self.count is not None else round(self.rate * precision[0].numel())
-        picked = [_extremes(each, self.side, count) for each in precision]
-        masks = torch.stack([mask for mask, _ in picked]).split([scores.values[b].shape[-1] for b in bases], dim=-1)
-        ties = {label: left_out for label, (_, left_out) in zip(scores.languages, picked, strict=True)}
-        notes = {"asked": count, "ties_left_out": ties}
-        return NeuronSet(scores.languages, dict(zip(bases, masks, strict=True)), scores.method, notes)
+        order = self.order(scores)
+        total = sum(values[0].numel() for values in order.values())
+        count = self.count if self.count is not None else round(self.rate * total)
+        masks = best_units(order, [count] * len(scores.languages))
+        precision, ranks, chosen = (
+            torch.cat([each[basis] for basis in order], dim=-1) for each in (scores.values, order, masks)
+        )
+        ties = map(_ties, precision, ranks, chosen)
+        notes = {"asked": count, "ties_left_out": dict(zip(scores.languages, ties, strict=True))}
+        return NeuronSet(scores.languages, masks, scores.method, notes)
 
 
-def _extremes(precision: Float[Tensor, "layer unit"], side: str, count: int) -> tuple[Bool[Tensor, "layer unit"], int]:
-    """Mask of the `count` highest, lowest, or both; and the number of unchosen units tied with the last chosen one."""
-    flat = precision.flatten()
-    n_top = {"top": count, "both": ceil(count / 2), "bottom": 0}[side]
-    top = best_first(precision)[:n_top]
-    rest = (-flat).index_fill(0, top, -torch.inf)[None]
-    bottom = best_first(rest)[: count - n_top]
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[torch.cat([top, bottom])] = True
-    cuts = flat[torch.cat([top[-1:], bottom[-1:]])]
-    return mask.view_as(precision), int((torch.isin(flat, cuts) & ~mask).sum())
+def _order(precision: Float[Tensor, "layer unit"], side: str) -> Float[Tensor, "layer unit"]:
+    """The negated place of each unit: 0 for the first; "both" takes the first of the highest, of the lowest, and on."""
+    places = torch.full((2, precision.numel()), torch.inf, dtype=torch.float64)
+    for row, values in zip(places, (precision, (-precision).where(precision.isfinite(), -torch.inf)), strict=True):
+        best = best_first(values)
+        row[best] = torch.arange(len(best), dtype=torch.float64)
+    top, bottom = places
+    return -{"top": top, "bottom": bottom, "both": torch.minimum(2 * top, 2 * bottom + 1)}[side].view_as(precision)
+
+
+def _ties(
+    precision: Float[Tensor, "layer unit"], order: Float[Tensor, "layer unit"], chosen: Bool[Tensor, "layer unit"]
+) -> int:
+    """The number of units left out with the precision of one of the last two chosen (one of each side)."""
+    last = order[chosen].sort().values[:2]
+    cuts = precision[chosen & torch.isin(order, last)]
+    return int((torch.isin(precision, cuts) & ~chosen).sum())

@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
@@ -25,6 +26,8 @@ class Method(Protocol):
     A method that compares the same document in every language sets `paired = True`: draws from a run then take the
     same documents in all languages. Its field `check_parallel`, if it has one, is False in draws, whose text is as
     parallel as the run's.
+
+    A method whose scores are not its ranking has a function `order(scores)`, see `order_of`.
     """
 
     def statistics(self) -> tuple[Need, ...]:
@@ -58,6 +61,16 @@ def scores_of(method: Method, statistics: Statistics) -> NeuronScores:
 def units_of(method: Method, scores: NeuronScores) -> NeuronSet:
     """A method's selection, with the origin of the scores."""
     return replace(method.select(scores), origin=scores.origin)
+
+
+def order_of(method: Method, scores: NeuronScores) -> Mapping[str, Float[Tensor, "language layer unit"]]:
+    """The values by which a method ranks the units of each language, highest first.
+
+    These are its scores, or what its function `order` makes of them. A unit without a finite value cannot belong to the
+    language: a method ranks no more units than it could choose.
+    """
+    order = getattr(method, "order", None)
+    return scores.values if order is None else order(scores)
 
 
 @runtime_checkable

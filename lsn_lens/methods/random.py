@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from lsn_lens.methods.base import Method
 from lsn_lens.methods.lape import Lape
+from lsn_lens.neurons.draws import generator_of
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Need
@@ -31,6 +36,16 @@ class Random:
     def score(self, statistics: Statistics) -> NeuronScores:
         """The matched method's scores, since random units have no scores."""
         return replace(self.like.score(statistics), method=repr(self))
+
+    def order(self, scores: NeuronScores) -> dict[str, Float[Tensor, "language layer unit"]]:
+        """A random order of all units of the matched method's bases, whatever their layers."""
+        return {
+            basis: torch.stack(
+                [torch.rand(each.shape[1:], generator=generator_of(self.seed, "order", language, basis))
+                 for language in scores.languages]
+            )
+            for basis, each in scores.values.items()
+        }  # fmt: skip
 
     def select(self, scores: NeuronScores) -> NeuronSet:
         """A draw with the counts of the matched method's selection."""

@@ -1,9 +1,10 @@
 """Functions that several methods share: entropies, order statistics, and rules that turn scores into sets."""
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages
@@ -32,12 +33,29 @@ def best_first(ranking: Float[Tensor, "layer unit"]) -> Int[Tensor, "place"]:
     return order[flat[order].isfinite()]
 
 
+def best_units(
+    order: Mapping[str, Float[Tensor, "language layer unit"]], counts: Iterable[int]
+) -> dict[str, Bool[Tensor, "language layer unit"]]:
+    """The first units of each language's ranking over all layers and bases, as masks; a smaller number gives a subset.
+
+    Args:
+        order: Basis -> values that rank the units, see `order_of`; only finite ones are taken.
+        counts: Number of units per language; a language with fewer finite values gets all of them.
+
+    Returns:
+        Basis -> mask. Ties go to the lower layer, then the earlier basis, then the lower unit.
+    """
+    whole = torch.cat([values.double() for values in order.values()], dim=-1)
+    mask = torch.zeros_like(whole, dtype=torch.bool)
+    for place, count in enumerate(counts):
+        mask[place].view(-1)[best_first(whole[place])[:count]] = True
+    return dict(zip(order, mask.split([values.shape[-1] for values in order.values()], dim=-1), strict=True))
+
+
 def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
     """The `count` highest scores per language over all layers; ties go to the lower layer, then the lower unit."""
-    mask = torch.zeros_like(scores.values[basis], dtype=torch.bool)
-    for language, each in enumerate(scores.values[basis]):
-        mask[language].view(-1)[best_first(each)[:count]] = True
-    return NeuronSet(scores.languages, {basis: mask}, scores.method)
+    masks = best_units({basis: scores.values[basis]}, [count] * len(scores.languages))
+    return NeuronSet(scores.languages, masks, scores.method)
 
 
 def highest_share(scores: NeuronScores, basis: str, rate: float) -> NeuronSet:
