@@ -173,11 +173,31 @@ def test_units_that_cannot_belong_rank_last(make):
         ([7, 8, 7, 7], 1 / 3),  # a false one is in; two true ones among three for the place that is left
         ([5, 5, 5, 5], 0.5),
         ([1, 0, 1, 0], 1.0),
+        ([5, -np.inf, -np.inf, -np.inf], 0.5),  # a method that ranks one unit alone misses the other true one
     ],
 )
 def test_precision_at_k_shares_a_tie(values, expected):
     true = np.array([True, False, True, False])
     assert _precision_at(true, np.array(values, dtype=float), 2) == pytest.approx(expected)
+
+
+def test_a_method_is_scored_by_its_own_ranking(make):
+    """A method that marks a language's units by low scores, too, finds units with low scores."""
+    planted = make()
+    truth = truth_of(planted)
+    high = truth & (noise(9) > 0.5)
+    assert 0 < high.sum() < truth.sum()
+    values = 0.5 + 0.1 * noise(1) + 2.0 * high - 2.0 * (truth & ~high)
+    found = scored([planted], {"values": Known({"mlp": values}), "both": BothEnds({"mlp": values})})
+    assert row_of(found, "both")["average_precision"] == row_of(found, "both")["precision_at_k"] == 1
+    assert row_of(found, "values")["precision_at_k"] < 1
+
+
+class BothEnds(Known):
+    """The highest and the lowest scores first."""
+
+    def order(self, scores):
+        return {basis: (values - 0.5).abs() for basis, values in scores.values.items()}
 
 
 def test_recall_at_the_top_counts_all_neurons(make):
@@ -331,5 +351,5 @@ def test_the_top_is_a_hundredth_and_no_more(make):
     values[:, units["layer"][0], units["unit"][0]] = 1.0  # of English, below another one
     values[:, units["layer"][1], units["unit"][1]] = 2.0
     none = NeuronSet(LANGUAGES, {"mlp": torch.zeros_like(values, dtype=torch.bool)})
-    found = _by_language(planted, NeuronScores(LANGUAGES, {"mlp": values}, "known"), none, ["mlp"])
+    found = _by_language(planted, LANGUAGES, {"mlp": values}, none)
     assert found["top_recall"].tolist() == [0.0, 1.0, 0.0]

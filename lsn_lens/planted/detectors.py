@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.stats import rankdata, t
 
 from lsn_lens.bars import tqdm
 from lsn_lens.collection.collecting import collect
+from lsn_lens.methods.base import order_of
 from lsn_lens.methods.catalogue import METHODS, Methods, named
 from lsn_lens.methods.expert_frequency import ExpertFrequency
 from lsn_lens.methods.random import Random
@@ -73,9 +74,9 @@ def score_detectors(
 ) -> DetectorScores:
     """Run methods on planted models and score how well they find the planted units.
 
-    For each language, a method's scores should rank the planted units that the language needs above all other planted
-    units. The model's own units are left out, since their roles are unknown. If a method scores several projections of
-    a neuron (`mlp_pre`, `mlp_up`; `v`, `z`), the better score counts.
+    For each language, a method should rank the planted units that the language needs above all other planted units,
+    see `order_of`. The model's own units are left out, since their roles are unknown. If a method ranks several
+    projections of a neuron (`mlp_pre`, `mlp_up`; `v`, `z`), the better rank counts.
 
     Args:
         plantings: From `plant`, into any part; several of one part give intervals.
@@ -87,8 +88,9 @@ def score_detectors(
 
     Returns:
         Per language, before means: `average_precision` of the ranking (ties count as ties; `chance` is that of a random
-        one), `precision_at_k` (k: as many as there are true ones; equal to recall at k), `precision` and `recall` of
-        the method's own set among planted units (precision is missing where it holds none of them), and
+        one), `precision_at_k` (at equal size: of its first k planted units, the share that the language needs; k is
+        the number of those, so that this is recall at k, too; a method that ranks fewer misses the others), `precision`
+        and `recall` of the method's own set among planted units (precision is missing where it holds none of them), and
         `top_recall`: the share of true units among the highest 1 % of the part's units, the model's own included.
 
     Raises:
@@ -122,7 +124,8 @@ def score_detectors(
                 continue
             found = method.select(scores)
             label = {"part": planted.part, "planting": number, "method": name}
-            frames.append(_by_language(planted, scores, found, bases).assign(**label))
+            order = order_of(method, replace(scores, values={basis: scores.values[basis] for basis in bases}))
+            frames.append(_by_language(planted, scores.languages, order, found).assign(**label))
             chosen.append(_by_unit(planted, found, bases).assign(**label))
     skipped |= {f"{name} ({part})": why for (part, name), why in without.items()}
     if not frames:
@@ -139,13 +142,15 @@ def _bases(planted: Planted, scores: NeuronScores) -> list[str]:
     return [basis for basis in PARTS[planted.part].scored if shapes.get(basis) == planted.shape]
 
 
-def _neurons(values: Mapping[str, torch.Tensor], bases: Sequence[str], language: int) -> torch.Tensor:
-    """The best of a neuron's projections, as shares of ranks where there are several: `[layer unit]`."""
-    if len(bases) == 1:
-        return values[bases[0]][language].double()
-    ranks = [torch.from_numpy(rankdata(values[basis][language].double().numpy()).reshape(values[basis].shape[1:]))
-             for basis in bases]  # fmt: skip
-    return torch.stack(ranks).amax(0)
+def _neurons(values: Mapping[str, torch.Tensor], language: int) -> torch.Tensor:
+    """The best of a neuron's projections, by rank where there are several, -inf without any: `[layer unit]`."""
+    own = [each[language].double() for each in values.values()]
+    if len(own) == 1:
+        return own[0]
+    ranks = [torch.from_numpy(rankdata(each.numpy()).reshape(each.shape)) for each in own]
+    return torch.stack([rank.where(each > -torch.inf, -torch.inf) for rank, each in zip(ranks, own, strict=True)]).amax(
+        0
+    )
 
 
 def _chosen(found: NeuronSet, shape: tuple[int, int], bases: Sequence[str], language: int) -> torch.Tensor:
@@ -153,19 +158,21 @@ def _chosen(found: NeuronSet, shape: tuple[int, int], bases: Sequence[str], lang
     return torch.stack([none, *(found.masks[basis][language] for basis in bases if basis in found.masks)]).any(0)
 
 
-def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:
+def _by_language(
+    planted: Planted, languages: Sequence[str], order: Mapping[str, torch.Tensor], found: NeuronSet
+) -> pd.DataFrame:
     from sklearn.metrics import average_precision_score  # slow to import, and needed here only
 
     index = tuple(torch.tensor(planted.units[name].to_numpy()) for name in ("layer", "unit"))
     rows, units = [], planted.units.to_dict("records")
-    for place, label in enumerate(scores.languages):
+    for place, label in enumerate(languages):
         true = np.array([unit["truth"] and label in unit["languages"] for unit in units])
         if not true.any():
             continue
-        neurons = _neurons(scores.values, bases, place)
+        neurons = _neurons(order, place)
         ranks = rankdata(neurons.flatten().numpy()).reshape(neurons.shape)  # ties are ties, -inf is lowest
         own = ranks[index[0].numpy(), index[1].numpy()]
-        mask = _chosen(found, planted.shape, bases, place)[index].numpy()
+        mask = _chosen(found, planted.shape, [*order], place)[index].numpy()
         k = int(true.sum())
         bar = neurons.numel() * (1 - TOP)
         rows.append(
@@ -176,7 +183,7 @@ def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases
                 "chosen": int(mask.sum()),
                 "average_precision": float(average_precision_score(true, own)),
                 "chance": k / len(true),
-                "precision_at_k": _precision_at(true, own, k),
+                "precision_at_k": _precision_at(true, neurons[index].numpy(), k),
                 "precision": float(true[mask].mean()) if mask.any() else math.nan,
                 "recall": float(mask[true].mean()),
                 "top_recall": float((own[true] > bar).mean()),
@@ -186,10 +193,11 @@ def _by_language(planted: Planted, scores: NeuronScores, found: NeuronSet, bases
 
 
 def _precision_at(true: np.ndarray, values: np.ndarray, k: int) -> float:
-    """Share of true units among the k highest; for a tie across the border the expected share."""
+    """Share of true units among the k highest; for a tie across the border the expected share; -inf is no unit."""
     border = np.sort(values)[-k]
     above, at = values > border, values == border
-    return float((true[above].sum() + true[at].mean() * (k - above.sum())) / k)
+    expected = true[at].mean() * (k - above.sum()) if border > -np.inf else 0
+    return float((true[above].sum() + expected) / k)
 
 
 def _by_unit(planted: Planted, found: NeuronSet, bases: Sequence[str]) -> pd.DataFrame:

@@ -18,9 +18,10 @@ HOW_TO_READ = (
     "the units of the first four roles; all other units are decoys. Planted units are MLP neurons or, in other "
     "plantings, values of new attention heads, which attend evenly to all previous positions.",
     "Average precision: whether the method's scores rank the units that a language needs above all other planted units "
-    "(1 is perfect; chance is a random order). Precision and recall: of the method's set, at default settings, among "
-    "planted units. Top recall: recall in the highest 1 % of all units, including the model's own. Intervals are 95 % "
-    "t intervals over plantings.",
+    "(1 is perfect; chance is a random order). Precision at k: at equal size, of as many planted units as the language "
+    "needs, those that a method ranks first, the share that is right. Precision and recall: of the method's set, at "
+    "default settings, among planted units. Top recall: recall in the highest 1 % of all units, including the model's "
+    "own. Intervals are 95 % t intervals over plantings.",
     "The model's own units have no known role, so only top recall includes them; the table of roles shows the share of "
     "them that a method chose. A method is evaluated only on the parts whose units it scores.",
 )
