@@ -203,8 +203,7 @@ def step_hooks(model: Model, neurons: NeuronSet, action: Action, width: Callable
         shape = (model.cfg.n_layers, width(WRITE_SITE[basis]))
         if tuple(units.shape) != shape:
             raise ValueError(
-                f"the set has {list(units.shape)} [layer, unit] on basis {basis!r}, the model {list(shape)}: "
-                "it was found on another model."
+                f"the set has {list(units.shape)} [layer, unit] on {basis!r}, the model {list(shape)}: another model's."
             )
         values = _values(action, basis, units)
         make = _act_hooks if basis == "mlp" and action.mlp_site == "mlp_act" and structure.is_gated(model) else _hooks
@@ -212,9 +211,8 @@ def step_hooks(model: Model, neurons: NeuronSet, action: Action, width: Callable
             value = values[layer][..., units[layer]] if isinstance(values, Tensor) else values
             if not torch.as_tensor(value).isfinite().all():
                 raise ValueError(f"action {action.name!r}: values for {basis!r} in layer {layer} are not all finite.")
-            hooks += make(
-                model, basis, layer, units[layer].nonzero()[:, 0].to(structure.device_of(model)), value, action
-            )
+            index = units[layer].nonzero()[:, 0].to(structure.device_of(model))
+            hooks += make(model, basis, layer, index, value, action)
     return hooks
 
 
