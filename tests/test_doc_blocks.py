@@ -97,7 +97,7 @@ def names_of_the_reader(page, given):
         "docs/models.md": {"hf_model": plain(DEMO_MODEL), "tokenizer": model.tokenizer},
         "docs/representations.md": parallel,
         "docs/interventions.md": {"later": model},
-        "docs/methods/transfer.md": {"checkpoints": {"1000": model, "2000": model}},
+        "docs/methods/frozen_lape.md": {"checkpoints": {"1000": model, "2000": model}},
     }.get(page, {})
 
 

@@ -44,7 +44,7 @@ SETTINGS = {
     "plnd": {"top_mlp": 0.9, "top_attention": 0.9, "exact": 1.0},
     "sharing": {"rate": 0.3},
     "expert_frequency": {"size": 4, "rate": 0.5},
-    "transfer": {"rate": 0.3, "filter_share": 0.6, "bar_share": 0.5},
+    "frozen_lape": {"rate": 0.3, "filter_share": 0.6, "bar_share": 0.5},
     "diffmean": {"rate": 0.2},
     "language_dimensions": {"count": 0.2},
     "entropy_lambda": {"rate": 0.3},

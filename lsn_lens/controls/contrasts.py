@@ -93,7 +93,7 @@ CONTRASTS: dict[type, Contrast] = {
     catalogue.Lape: Contrast(_per_token("mlp")),
     catalogue.Lap: Contrast(_per_token("mlp")),
     catalogue.Lave: Contrast(_per_token("mlp")),
-    catalogue.Transfer: Contrast(_per_token("mlp")),
+    catalogue.FrozenLape: Contrast(_per_token("mlp")),
     catalogue.EntropyLambda: Contrast(_per_token("mlp")),
     catalogue.ActGrad: Contrast(_per_token("mlp")),
     catalogue.Dln: Contrast(_per_token("mlp"), _both),

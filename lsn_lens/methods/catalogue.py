@@ -12,13 +12,13 @@ from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.dln import Dln
 from lsn_lens.methods.entropy_lambda import EntropyLambda
 from lsn_lens.methods.expert_frequency import ExpertFrequency
+from lsn_lens.methods.frozen_lape import FrozenLape
 from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape, Lave
 from lsn_lens.methods.plnd import Plnd
 from lsn_lens.methods.random import Random
 from lsn_lens.methods.sharing import Sharing
-from lsn_lens.methods.transfer import Transfer
 
 METHODS: dict[str, type] = {
     "lape": Lape,
@@ -28,7 +28,7 @@ METHODS: dict[str, type] = {
     "average_precision": AveragePrecision,
     "sharing": Sharing,
     "expert_frequency": ExpertFrequency,
-    "transfer": Transfer,
+    "frozen_lape": FrozenLape,
     "diffmean": DiffMean,
     "language_dimensions": LanguageDimensions,
     "dln": Dln,

@@ -1,4 +1,4 @@
-"""Transferring neurons: LAPE with thresholds that are frozen on one checkpoint and reused on others."""
+"""LAPE with thresholds that are frozen on one checkpoint and reused on others."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from lsn_lens.statistics.sums import Statistics
 
 
 @dataclass(frozen=True)
-class Transfer:
+class FrozenLape:
     """LAPE whose three thresholds can be numbers in place of shares.
 
     With `largest_entropy`, `filter_bar` and `bar` at None, this is `Lape`. `frozen(statistics)` returns the method
@@ -52,7 +52,7 @@ class Transfer:
         """Counts of `mlp_pre > 0`, as for LAPE."""
         return (Statistic("mlp_pre", "positive"),)
 
-    def frozen(self, statistics: Statistics) -> "Transfer":
+    def frozen(self, statistics: Statistics) -> "FrozenLape":
         """This method with its thresholds on these statistics as numbers."""
         check_languages(statistics.languages)
         probability = statistics.probability("mlp_pre")
