@@ -45,6 +45,7 @@ SETTINGS = {
     "sharing": {"rate": 0.3},
     "expert_frequency": {"size": 4, "rate": 0.5},
     "frozen_lape": {"rate": 0.3, "filter_share": 0.6, "bar_share": 0.5},
+    "transfer": {"rate": 0.3},
     "diffmean": {"rate": 0.2},
     "language_dimensions": {"count": 0.2},
     "entropy_lambda": {"rate": 0.3},

@@ -23,3 +23,4 @@ from .plnd import Plnd as Plnd
 from .random import Random as Random
 from .sharing import Sharing as Sharing
 from .sizing import common_rate as common_rate
+from .transfer import Transfer as Transfer

@@ -19,6 +19,7 @@ from lsn_lens.methods.lape import Lape, Lave
 from lsn_lens.methods.plnd import Plnd
 from lsn_lens.methods.random import Random
 from lsn_lens.methods.sharing import Sharing
+from lsn_lens.methods.transfer import Transfer
 
 METHODS: dict[str, type] = {
     "lape": Lape,
@@ -29,6 +30,7 @@ METHODS: dict[str, type] = {
     "sharing": Sharing,
     "expert_frequency": ExpertFrequency,
     "frozen_lape": FrozenLape,
+    "transfer": Transfer,
     "diffmean": DiffMean,
     "language_dimensions": LanguageDimensions,
     "dln": Dln,
