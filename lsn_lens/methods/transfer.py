@@ -90,9 +90,11 @@ class Transfer:
         for layer in range(border) if self.kind == "type1" else range(border, layers):
             units, before, products = (statistics.documents(need.key, layer) for need in self.statistics())
             for place, label in enumerate(statistics.languages):
-                documents = (each[label].double() for each in (units, before, products))
-                centroid = centroids[place, layer], along[place, layer]
-                change[place, layer] = cosine_changes(*documents, *centroid, squares[layer]).mean(0)
+                each = cosine_changes(
+                    units[label].double(), before[label].double(), products[label].double(),
+                    centroids[place, layer], along[place, layer], squares[layer],
+                )  # fmt: skip
+                change[place, layer] = each.mean(0)
         return change
 
     def _shared(self, statistics: Statistics, name: str) -> Float[Tensor, "language layer n"]:

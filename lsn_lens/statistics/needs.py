@@ -210,8 +210,16 @@ class Writes(Need):
     """
 
     by_document = True
-    key = "writes.last"
-    sites = ("mlp_post", "resid_mid", "resid_post")
+
+    @property
+    def key(self) -> str:
+        """`writes.last`."""
+        return "writes.last"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The units, and the stream before and after."""
+        return ("mlp_post", "resid_mid", "resid_post")
 
     def sums(self, layers: int, widths: Widths) -> Tensors:
         """`[layer d_model]` and `[layer unit]`."""
