@@ -42,7 +42,7 @@ METHODS: dict[str, Any] = {
     "lape": methods.Lape(filter_share=0.5, bar_share=0.5),
     "lap": methods.Lap(),
     "lave": methods.Lave(filter_share=0.5, bar_share=0.5),
-    "transfer": methods.Transfer(filter_share=0.5, bar_share=0.5),
+    "frozen_lape": methods.FrozenLape(filter_share=0.5, bar_share=0.5),
     "entropy_lambda": methods.EntropyLambda(bar_share=0.5),
     "act_grad": methods.ActGrad(filter_share=0.5, bar_share=0.5),
     "dln": methods.Dln(share=1.0, bins=8),

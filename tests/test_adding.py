@@ -56,6 +56,7 @@ def assert_same_bits(one, other):
         (["plnd", "act_grad"], ["lape", "average_precision"]),
         (["lape"], ["act_grad"]),
         (["lap"], ["expert_frequency"]),
+        (["lape"], ["transfer"], ["sharing"]),
     ],
     ids=str,
 )

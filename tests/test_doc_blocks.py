@@ -24,6 +24,7 @@ SMALLER = {
                            "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
                            "    ],\n)\nidentify": "    ], samples=2, tokens=8,\n)\nidentify"},
     "docs/methods/language_dimensions.md": {"layer=18": "layer=3", "count=400": "count=40"},
+    "docs/methods/transfer.md": {"more_seeds=0": "seeds=2, more_seeds=0, control_tokens=64", "count=100": "count=20"},
     "docs/significance.md": {"replicates=1000": "replicates=5", "permutations=99": "permutations=3"},
     "docs/tasks.md": {"tokens=512": "tokens=4"},
     "docs/texts.md": {"samples=100": "samples=4, tokens=8"},
@@ -97,7 +98,7 @@ def names_of_the_reader(page, given):
         "docs/models.md": {"hf_model": plain(DEMO_MODEL), "tokenizer": model.tokenizer},
         "docs/representations.md": parallel,
         "docs/interventions.md": {"later": model},
-        "docs/methods/transfer.md": {"checkpoints": {"1000": model, "2000": model}},
+        "docs/methods/frozen_lape.md": {"checkpoints": {"1000": model, "2000": model}},
     }.get(page, {})
 
 

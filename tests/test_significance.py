@@ -157,7 +157,7 @@ def test_null_counts_match_the_true_count_where_labels_are_shuffled_and_not_else
     for language in range(3):
         probabilities[language, 0, 8 * language : 8 * language + 8] = 0.6
     run = synthetic_run(generator, probabilities, shards=8)
-    free = lsn.METHODS["transfer"](largest_entropy=math.log(3) - 0.05, filter_bar=0.0, bar=0.25)
+    free = lsn.METHODS["frozen_lape"](largest_entropy=math.log(3) - 0.05, filter_bar=0.0, bar=0.25)
     true = null_counts(run, [free], permutations=20, progress=False).set_index("language")
     shuffled = null_counts(permuted(run, 77), [free], permutations=20, progress=False).set_index("language")
     assert true.loc["all", "units"] == 24 > true.loc["all", "null_high"]
@@ -220,7 +220,7 @@ def one_language_high(generator, high=0.8):
 
 @pytest.mark.parametrize(
     "method",
-    [Lape(), Lape(bar_share=0.5), lsn.METHODS["transfer"](), lsn.METHODS["entropy_lambda"](bar_share=0.5)],
+    [Lape(), Lape(bar_share=0.5), lsn.METHODS["frozen_lape"](), lsn.METHODS["entropy_lambda"](bar_share=0.5)],
     ids=lambda each: type(each).__name__,
 )
 def test_a_unit_where_one_language_differs_is_significant_for_no_other(method):

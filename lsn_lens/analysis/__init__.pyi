@@ -9,6 +9,7 @@ from .experts import family_test as family_test
 from .experts import frequencies as frequencies
 from .experts import language_clusters as language_clusters
 from .experts import only_experts as only_experts
+from .frozen_lape import frozen_counts as frozen_counts
 from .lens.layers import check_lens as check_lens
 from .lens.layers import logit_lens as logit_lens
 from .lens.layers import working_language as working_language
@@ -31,4 +32,3 @@ from .sharing import chance_of_types as chance_of_types
 from .sharing import profile as profile
 from .sharing import repeatability as repeatability
 from .sharing import threshold_sweep as threshold_sweep
-from .transfer import transfer_counts as transfer_counts

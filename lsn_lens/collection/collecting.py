@@ -77,8 +77,8 @@ def collect(
         The run, with the merged sums in `run.statistics`.
 
     Raises:
-        DoesNotApply: A named method does not apply to this model, layout or text (plnd, average_precision and sharing
-            take one row per document); raised before the pass.
+        DoesNotApply: A named method does not apply to this model, layout or text (plnd, average_precision, sharing and
+            transfer take one row per document); raised before the pass.
         TypeError: An unknown parameter; the message lists the known ones.
         ValueError: Unusable corpora, layout or model; a folder made with other settings.
         FloatingPointError: NaN or infinity in the model; the message names layer, language and document.

@@ -30,13 +30,13 @@ class Contrast:
             its own unit only, not on thresholds over other units.
         side: The side of the other languages' values on which a unit belongs to a language.
         chosen: The scores that the method chooses: the highest, except for average precision.
-        parallel: Values depend on the other languages at the same position, so labels move within a position only.
+        parallel: Whether values depend on the other languages at the same position; labels then move within a position.
     """
 
     values: Callable[[Any, Statistics], ByBasis]
     side: Callable[[Any], Side] = lambda method: "high"
     chosen: Callable[[Any], Side] = lambda method: "high"
-    parallel: bool = False
+    parallel: Callable[[Any], bool] = lambda method: False
 
 
 def _per_token(basis: str) -> Callable[[Method, Statistics], ByBasis]:
@@ -80,6 +80,10 @@ def _shares(method: catalogue.Sharing, statistics: Statistics) -> ByBasis:
     return {"mlp": torch.stack([(each & (each.sum(0) == 1)).double().mean(1) for each in fires], dim=1)}
 
 
+def _changes(method: catalogue.Transfer, statistics: Statistics) -> ByBasis:
+    return {"mlp": method.changes(statistics)}
+
+
 def _sides(method: catalogue.AveragePrecision) -> Side:
     sides: dict[str, Side] = {"top": "high", "bottom": "low", "both": "both"}
     return sides[method.side]
@@ -93,7 +97,7 @@ CONTRASTS: dict[type, Contrast] = {
     catalogue.Lape: Contrast(_per_token("mlp")),
     catalogue.Lap: Contrast(_per_token("mlp")),
     catalogue.Lave: Contrast(_per_token("mlp")),
-    catalogue.Transfer: Contrast(_per_token("mlp")),
+    catalogue.FrozenLape: Contrast(_per_token("mlp")),
     catalogue.EntropyLambda: Contrast(_per_token("mlp")),
     catalogue.ActGrad: Contrast(_per_token("mlp")),
     catalogue.Dln: Contrast(_per_token("mlp"), _both),
@@ -102,7 +106,8 @@ CONTRASTS: dict[type, Contrast] = {
     catalogue.Plnd: Contrast(_importances),
     catalogue.ExpertFrequency: Contrast(_frequencies),
     catalogue.AveragePrecision: Contrast(_responses, _sides, _sides),
-    catalogue.Sharing: Contrast(_shares, parallel=True),
+    catalogue.Sharing: Contrast(_shares, parallel=lambda method: method.paired),
+    catalogue.Transfer: Contrast(_changes, parallel=lambda method: method.paired),
 }
 
 
@@ -117,7 +122,7 @@ def contrast_of(method: Method) -> tuple[Contrast, Method] | None:
 def shard_values(run: Run, method: Method, contrast: Contrast) -> ShardValues:
     """The method's values of every shard."""
     found: dict[str, dict[str, Tensor]] = {}
-    if contrast.parallel:
+    if contrast.parallel(method):
         places = range(len(next(iter(run.shards.values()))))
         alone = [rearranged(run, {label: [(label, place)] for label in run.shards}).statistics for place in places]
         for basis, each in _stacked([contrast.values(method, one) for one in alone]).items():

@@ -153,7 +153,7 @@ class Tests:
 def values_test(run: Run, contrast: Contrast, method: Method, draws: Permutations, alike: int) -> Tests:
     """Both tests, on the values that the method compares."""
     values, side = shard_values(run, method, contrast), contrast.side(method)
-    draws = replace(draws, paired=draws.paired or contrast.parallel)
+    draws = replace(draws, paired=draws.paired or contrast.parallel(method))
     units = {basis: units_test(each, draws) for basis, each in values.items()}
     pairs = {basis: languages_test(each, run.languages, side, draws, alike) for basis, each in values.items()}
     return _family_wise(units, pairs)

@@ -152,7 +152,8 @@ def permutation_test(
         method: A name of `lsn.METHODS` or a method object.
         permutations: Number of permutations.
         seed: Seed of the draws.
-        paired: Permute labels among shards of one position only, for parallel text; always so for "sharing".
+        paired: Permute labels among shards of one position only, for parallel text; always so for "sharing", and for
+            "transfer" of type 1.
         pool: Compare a unit with the null statistics of all units of the basis (of the same two languages). These have
             the same standard deviation whatever the unit, but not quite the same tails; in exchange p-values can be
             small with few permutations.

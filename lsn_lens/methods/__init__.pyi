@@ -14,6 +14,7 @@ from .dln import Dln as Dln
 from .entropy_lambda import EntropyLambda as EntropyLambda
 from .entropy_lambda import classes as classes
 from .expert_frequency import ExpertFrequency as ExpertFrequency
+from .frozen_lape import FrozenLape as FrozenLape
 from .language_dimensions import LanguageDimensions as LanguageDimensions
 from .lap import Lap as Lap
 from .lape import Lape as Lape

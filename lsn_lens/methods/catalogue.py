@@ -12,6 +12,7 @@ from lsn_lens.methods.diffmean import DiffMean
 from lsn_lens.methods.dln import Dln
 from lsn_lens.methods.entropy_lambda import EntropyLambda
 from lsn_lens.methods.expert_frequency import ExpertFrequency
+from lsn_lens.methods.frozen_lape import FrozenLape
 from lsn_lens.methods.language_dimensions import LanguageDimensions
 from lsn_lens.methods.lap import Lap
 from lsn_lens.methods.lape import Lape, Lave
@@ -29,6 +30,7 @@ METHODS: dict[str, type] = {
     "average_precision": AveragePrecision,
     "sharing": Sharing,
     "expert_frequency": ExpertFrequency,
+    "frozen_lape": FrozenLape,
     "transfer": Transfer,
     "diffmean": DiffMean,
     "language_dimensions": LanguageDimensions,

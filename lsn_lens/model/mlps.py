@@ -139,6 +139,27 @@ def _down(model: Any, layer: int) -> Tensor | None:
 
 
 @torch.no_grad()
+def check_writes(model: Any) -> None:
+    """Check that each layer adds `mlp_post @ W_out`, and a constant at most, to the stream before its MLP.
+
+    Raises:
+        DoesNotApply: A layer adds something else: a norm or a scale lies between.
+    """
+    sites = ("mlp_post", "resid_mid", "resid_post")
+    names = {(site, i): SITES[site].hook_name(i) for site in sites for i in range(model.cfg.n_layers)}
+    seen, _ = probe(model, names.values())
+    for layer in range(model.cfg.n_layers):
+        units, before, after = (seen[names[site, layer]][0].float() for site in sites)
+        rest = after - before - units @ model.blocks[layer].mlp.W_out.detach().float()
+        near = 2e-2 if seen[names["resid_post", layer]].dtype.itemsize < 4 else 1e-4
+        if not (rest - rest.mean(0)).norm() <= near * after.norm():  # the mean over tokens holds the bias
+            raise DoesNotApply(
+                f"{named(model)}, layer {layer}: what the MLP adds to the residual stream is not mlp_post @ W_out "
+                "(a norm or a scale follows the down projection), so a neuron has no write of its own."
+            )
+
+
+@torch.no_grad()
 def check_zero(model: Any, seen: Seen, logits: Tensor) -> None:
     """Check that zeroing a unit of `mlp_post` equals zeroing the weights that read the unit, in all layers at once.
 

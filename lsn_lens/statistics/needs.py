@@ -201,6 +201,36 @@ class DocumentValues(Need):
         return {self.key: ((layers, widths[self.site]), torch.float32)}
 
 
+@dataclass(frozen=True)
+class Writes(Need):
+    """Inner products of the MLP's writes v_j (rows of the down projection) with the last token's residual stream.
+
+    Rows of single documents: `m . v_j` with m the stream before the MLP. Sums over documents: `<key>.stream`, of the
+    stream h after the layer, and `<key>.along`, of `h . v_j`. The constant `<key>.squares` has `v_j . v_j`.
+    """
+
+    by_document = True
+
+    @property
+    def key(self) -> str:
+        """`writes.last`."""
+        return "writes.last"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The units, and the stream before and after."""
+        return ("mlp_post", "resid_mid", "resid_post")
+
+    def sums(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer d_model]` and `[layer unit]`."""
+        sizes = {"stream": widths["resid_post"], "along": widths["mlp_post"]}
+        return {f"{self.key}.{name}": ((layers, size), torch.float64) for name, size in sizes.items()}
+
+    def rows(self, layers: int, widths: Widths) -> Tensors:
+        """`[layer unit]`."""
+        return {self.key: ((layers, widths["mlp_post"]), torch.float32)}
+
+
 def unique(needs: Iterable[Need]) -> list[Need]:
     """Needs without repeats, in order; a need that any method requires is not optional."""
     kept: dict[str, Need] = {}

@@ -9,10 +9,11 @@ from lsn_lens.collection.recorders.documents import DocumentRows
 from lsn_lens.collection.recorders.experts import Experts
 from lsn_lens.collection.recorders.importance import Importances
 from lsn_lens.collection.recorders.tokens import Histograms, TokenSums
+from lsn_lens.collection.recorders.writes import WriteProducts
 from lsn_lens.model.structure import Model
 from lsn_lens.statistics.experts import ExpertCounts
 from lsn_lens.statistics.importance import Importance
-from lsn_lens.statistics.needs import DocumentValues, Histogram, Need, Statistic
+from lsn_lens.statistics.needs import DocumentValues, Histogram, Need, Statistic, Writes
 
 RECORDERS: dict[type, type[Recorder]] = {
     Statistic: TokenSums,
@@ -20,6 +21,7 @@ RECORDERS: dict[type, type[Recorder]] = {
     DocumentValues: DocumentRows,
     Importance: Importances,
     ExpertCounts: Experts,
+    Writes: WriteProducts,
 }
 
 

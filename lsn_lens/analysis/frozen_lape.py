@@ -5,18 +5,18 @@ from typing import Any
 
 import pandas as pd
 
-from lsn_lens.methods.transfer import Transfer
+from lsn_lens.methods.frozen_lape import FrozenLape
 from lsn_lens.runs.run import Run
 from lsn_lens.text.plan import corpus_hash
 
 
-def transfer_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) -> pd.DataFrame:
+def frozen_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) -> pd.DataFrame:
     """The number of neurons per language and checkpoint.
 
     Args:
         runs: Checkpoint -> its run, all on the same text and languages.
         reference: The checkpoint whose thresholds are used for all.
-        parameters: Parameters of `Transfer`.
+        parameters: Parameters of `FrozenLape`.
 
     Returns:
         One row per checkpoint, in order, and language: `frozen` (neurons by the reference's thresholds), `fixed_share`
@@ -34,7 +34,7 @@ def transfer_counts(runs: Mapping[str, Run], reference: str, **parameters: Any) 
     odd = [name for name, run in runs.items() if run.languages != languages or texts[name] != texts[reference]]
     if odd:
         raise ValueError(f"{odd} have other languages or other text than {reference!r}: counts would not compare.")
-    method = Transfer(**parameters)
+    method = FrozenLape(**parameters)
     frozen = method.frozen(runs[reference].statistics)
     rows = []
     for checkpoint, run in runs.items():
