@@ -260,7 +260,7 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
     try:
         tokens = {
             label: tokenize(
-                label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator,
+                label, corpus.hold_out, model.tokenizer, folder, separator=layout.separator, bos=layout.bos,
                 max_tokens=layout.max_tokens, d_vocab=structure.vocabulary_size(model), count_bytes=True,
                 progress=progress,
             )
