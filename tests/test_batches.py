@@ -21,14 +21,14 @@ BOS, EOS = 300, 301
 
 
 class Letters:
-    """A tokenizer with one token a UTF-8 byte; "#" has none."""
+    """A tokenizer with one token a UTF-8 byte; "#" has none. With `begins`, it begins texts with its BOS by itself."""
 
-    def __init__(self, bos=BOS, eos=EOS):
-        self.bos_token_id, self.eos_token_id = bos, eos
+    def __init__(self, bos=BOS, eos=EOS, begins=False):
+        self.bos_token_id, self.eos_token_id, self.begins = bos, eos, begins
 
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
-        return {"input_ids": [list(text.replace("#", "").encode()) for text in texts]}
+    def __call__(self, texts, add_special_tokens=True):
+        front = [self.bos_token_id] if self.begins and add_special_tokens else []
+        return {"input_ids": [[*front, *text.replace("#", "").encode()] for text in texts]}
 
 
 class Documents(list):

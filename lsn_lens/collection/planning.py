@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from lsn_lens.collection.memory import requirements
 from lsn_lens.collection.wanted import needs_of, widths_of
 from lsn_lens.methods.base import Method
-from lsn_lens.model import loading, structure
+from lsn_lens.model import loading, structure, unembedding
 from lsn_lens.model.checkpoints import read_config, source_of
 from lsn_lens.model.gguf_files import located
 from lsn_lens.model.structure import Model
@@ -32,8 +32,8 @@ def plan_of(model: Model, corpora: Any, folder: Path, layout: Layout, progress: 
     corpora = as_corpora(corpora)
     tokens = {
         label: tokenize(
-            label, corpus.find, model.tokenizer, folder, separator=layout.separator, max_tokens=layout.max_tokens,
-            d_vocab=structure.vocabulary_size(model), progress=progress,
+            label, corpus.find, model.tokenizer, folder, separator=layout.separator, bos=layout.bos,
+            max_tokens=layout.max_tokens, d_vocab=structure.vocabulary_size(model), progress=progress,
         )
         for label, corpus in corpora.items()
     }  # fmt: skip
@@ -67,9 +67,9 @@ def plan_run(
         Bytes, one row per need of the methods, and the rows "model" and "one batch": `memory` (while collecting),
         `disk` (the finished run), `merged` (all languages' sums in memory afterwards; document values are read
         layer by layer). The row "all" is the total. The last row, "perplexity", is for measuring held-out text
-        afterwards: the model and a batch with its logits. The sums and document values are exact; batches
-        are rough upper bounds. `attrs` has `row` and `tokens_at_once`, the assumed maximum tokens per row and per
-        forward pass.
+        afterwards: the model and a batch, with the most logits that are held at once. The sums and document values
+        are exact; batches are rough upper bounds. `attrs` has `row` and `tokens_at_once`, the assumed maximum tokens
+        per row and per forward pass.
 
     Raises:
         ValueError: A model that cannot be found, a site that the model lacks, or a length beyond the model's context.
@@ -91,7 +91,8 @@ def plan_run(
     table.loc["one batch"] = [_batch_bytes(ready, needs, layout, size), 0, 0]
     table.loc["all"] = table.sum()
     measuring = replace(layout, kind="blocks")
-    logits = LOGITS * 4 * structure.vocabulary_size(ready) * tokens_at_once(measuring, ready.cfg.n_ctx)
+    logits = 4 * structure.vocabulary_size(ready) * tokens_at_once(measuring, ready.cfg.n_ctx)
+    logits = LOGITS * min(logits, unembedding.FULL)
     table.loc["perplexity"] = [weights * size + _batch_bytes(ready, [], measuring, size) + logits, 0, 0]
     row, together = (each(layout, ready.cfg.n_ctx) for each in (row_limit, tokens_at_once))
     table.attrs = {"row": row, "tokens_at_once": together}

@@ -66,11 +66,10 @@ def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterato
     """Each batch, with the document of each predicted token; -1 for tokens that are not scored."""
     for shard in plan.shards:
         for batch in plan.batches(shard) if shard.language in labels else ():
-            rows = torch.tensor(list(batch.rows))[:, None]
             if plan.layout.kind == "documents":
-                documents = rows.expand_as(batch.ids)
+                documents = torch.tensor(list(batch.rows))[:, None].expand_as(batch.ids)
             else:  # in a packed block a token counts for its document
-                positions = rows * batch.ids.shape[1] + torch.arange(batch.ids.shape[1])
+                positions = plan.blocks[batch.language].positions(batch.rows)
                 documents = torch.searchsorted(torch.as_tensor(plan.tokens[batch.language].ends), positions, right=True)
             yield batch, documents[:, 1:].where(scored_tokens(batch, separator), -1)
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lsn_lens.files import whole_number
 from lsn_lens.refusal import DoesNotApply, check_kind
-from lsn_lens.text.tokens import Tokens, separator_id, tokenize
+from lsn_lens.text.blocks import cut
+from lsn_lens.text.tokens import Tokens
 
 PAPER_FIND_TOKENS = 99_999_744  # per language, to find neurons (LAPE, released code)
 PAPER_EVALUATION_TOKENS = 1_048_576  # per language, to measure perplexity (LAPE, released code)
@@ -42,7 +43,11 @@ class Layout:
             2,048; for blocks also at most `batch_tokens`, halved down to 128 while there are fewer blocks than
             `shards`. The same on every device.
         separator: The token in front of each document: the tokenizer's "bos" (its "eos" if it has no BOS), "eos",
-            or "none" (LAPE's released scripts add nothing). Blocks get no token in front.
+            or "none" (LAPE's released scripts add nothing).
+        bos: Whether each block begins with the BOS, a block within a document too; `length` includes it. Like a
+            separator it counts as a token in statistics, and is never scored. None: if the tokenizer begins each text
+            with its BOS by itself (as those of Gemma and Llama do), unless `separator` is another. Rows that are
+            documents begin with the separator.
         max_tokens: Maximum tokens per language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within
             it; documents are taken whole, until one reaches it.
         equal: Take the same number of tokens (blocks) or documents per language: that of the smallest language.
@@ -54,6 +59,7 @@ class Layout:
     kind: Literal["blocks", "documents", "auto"] = "blocks"
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
+    bos: bool | None = None
     max_tokens: int | None = None
     equal: bool = True
     batch_tokens: int = 4096
@@ -63,6 +69,13 @@ class Layout:
         for name, choices in (("kind", KINDS), ("separator", ("bos", "eos", "none"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}.")
+        if not (self.bos is None or isinstance(self.bos, bool)):
+            raise ValueError(f"bos={self.bos!r}: expected True, False or None.")
+        if self.bos and self.separator != "bos" and self.kind != "blocks":
+            raise ValueError(
+                f"bos=True with separator={self.separator!r}: a document begins with its separator alone. Use "
+                'separator="bos", or kind="blocks".'
+            )
         for name in ("length", "max_tokens", "batch_tokens", "shards"):
             value = getattr(self, name)
             if value is None and name in ("length", "max_tokens"):
@@ -151,8 +164,11 @@ class Plan:
         self.too_long = self._too_long(row_limit(layout, context))
         if layout.kind == "auto":
             layout = replace(layout, kind="blocks" if self.too_long else "documents")
-        self.layout = layout
+        front = next(iter(self.tokens.values())).front if layout.kind == "blocks" else None
+        self.layout = replace(layout, bos=front is not None if layout.kind == "blocks" else None)
         self.length = self._block() if layout.kind == "blocks" else self._longest()
+        blocks = self.tokens if layout.kind == "blocks" else {}
+        self.blocks = {label: cut(each, self.length, layout.max_tokens) for label, each in blocks.items()}
         available = {label: self._rows(each) for label, each in self.tokens.items()}
         rows = dict.fromkeys(available, min(available.values())) if layout.equal else available
         self.batch_rows = max(1, min(layout.batch_tokens, at_once or layout.batch_tokens) // self.length)
@@ -205,7 +221,7 @@ class Plan:
     def _rows(self, tokens: Tokens) -> int:
         if self.layout.kind == "documents":
             return len(tokens.ends)
-        rows = self._usable(tokens) // self.length
+        rows = len(self.blocks[tokens.language].fronted)
         if not rows:
             raise DoesNotApply(
                 f"{tokens.language}: {self._usable(tokens)} tokens are less than one block of {self.length}. "
@@ -223,10 +239,7 @@ class Plan:
             yield make(shard, range(shard.first + rows.start, shard.first + rows.stop))
 
     def _blocks(self, shard: Shard, rows: range) -> Batch:
-        tokens, first, last = self.tokens[shard.language], rows[0] * self.length, (rows[-1] + 1) * self.length
-        ids = tokens.read(first, last).view(len(rows), self.length)
-        counts = tokens.read_byte_counts(first, last)
-        counts = None if counts is None else counts.view_as(ids)
+        ids, counts = self.blocks[shard.language].read(rows)
         return Batch(ids, torch.ones_like(ids, dtype=torch.bool), shard.language, rows, False, counts)
 
     def _documents(self, shard: Shard, rows: range) -> Batch:
@@ -241,7 +254,7 @@ class Plan:
         return Batch(ids, keep, shard.language, rows, not bool(keep.all()), counts)
 
     def tokens_of(self, shard: Shard) -> int:
-        """Tokens that count in a shard."""
+        """Tokens that count in a shard, the BOS in front of blocks included."""
         if self.layout.kind == "blocks":
             return (shard.last - shard.first) * self.length
         ends = self.tokens[shard.language].ends
@@ -251,8 +264,7 @@ class Plan:
         """The documents of a row, as text."""
         if self.layout.kind == "documents":
             return f"document {row}"
-        tokens = self.tokens[language]
-        first, last = (tokens.document_of(position) for position in (row * self.length, (row + 1) * self.length - 1))
+        first, last = self.blocks[language].documents(row)
         return f"documents {first} to {last}" if last > first else f"document {first}"
 
     def describe(self) -> dict[str, Any]:
@@ -280,20 +292,3 @@ def corpus_hash(description: Mapping[str, Any]) -> str:
     """One hash of the text of a plan, from `Plan.describe`."""
     hashes = {label: each["sha256"] for label, each in description["languages"].items()}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-
-
-__all__ = [
-    "PAPER_EVALUATION_TOKENS",
-    "PAPER_FIND_TOKENS",
-    "Batch",
-    "Layout",
-    "Plan",
-    "Shard",
-    "Tokens",
-    "corpus_hash",
-    "row_limit",
-    "row_ranges",
-    "separator_id",
-    "tokenize",
-    "tokens_at_once",
-]

@@ -42,6 +42,7 @@ class Tokens:
             part"; number of "control" and "unknown" tokens.
         is_cut: Whether the last document was cut because `max_tokens` was reached.
         bytes_path: The file with the bytes of text per token (`token_bytes`), if they were counted.
+        front: The id of the token in front of each packed block; None for blocks without one.
     """
 
     language: str
@@ -53,6 +54,7 @@ class Tokens:
     noticed: Mapping[str, int] = field(default_factory=dict)
     is_cut: bool = False
     bytes_path: Path | None = None
+    front: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -92,6 +94,14 @@ def separator_id(tokenizer: Any, separator: str) -> int | None:
     return chosen
 
 
+def front_id(tokenizer: Any, separator: str, bos: bool | None) -> int | None:
+    """The id of the token in front of each packed block, as `Layout.bos` says; None for blocks without one."""
+    if bos is None:
+        own = tokenizer.bos_token_id
+        bos = separator == "bos" and own is not None and tokenizer(["x"])["input_ids"][0][:1] == [own]
+    return separator_id(tokenizer, "bos") if bos else None
+
+
 def tokenize(
     language: str,
     documents: Iterable[str],
@@ -99,6 +109,7 @@ def tokenize(
     folder: Path,
     *,
     separator: str = "bos",
+    bos: bool | None = None,
     max_tokens: int | None = None,
     d_vocab: int | None = None,
     count_bytes: bool = False,
@@ -113,7 +124,7 @@ def tokenize(
         OSError: The disk is full.
     """
     check_label(language)
-    start = separator_id(tokenizer, separator)
+    start, front = separator_id(tokenizer, separator), front_id(tokenizer, separator, bos)
     ends, total, n_bytes, digest, is_cut = array("q"), 0, 0, hashlib.sha256(), False
     odd, counter = Oddities(tokenizer), TokenBytes(tokenizer) if count_bytes else None
     path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
@@ -124,12 +135,12 @@ def tokenize(
         for text, pieces in encoded(documents, tokenizer, with_offsets=count_bytes):
             before, left = total, len(text)
             for part, ids, offsets in pieces:
-                front = [] if start is None or left < len(text) else [start]
-                row = np.array(front + ids, dtype=np.int32)
+                ahead = [] if start is None or left < len(text) else [start]
+                row = np.array(ahead + ids, dtype=np.int32)
                 _check_ids(row, d_vocab, language)
                 file.write(row.tobytes())
                 if counter is not None and bytes_file is not None:
-                    counts = np.append(np.zeros(len(front), dtype=np.int32), counter.of(part, ids, offsets))
+                    counts = np.append(np.zeros(len(ahead), dtype=np.int32), counter.of(part, ids, offsets))
                     bytes_file.write(counts.astype(np.int32).tobytes())
                 odd.see(ids)
                 total, n_bytes, left = total + len(row), n_bytes + len(part.encode()), left - len(part)
@@ -148,7 +159,7 @@ def tokenize(
                 break
     kept = _noticed(language, documents, odd, total, len(ends))
     return Tokens(
-        language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *kept, is_cut, bytes_path
+        language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *kept, is_cut, bytes_path, front
     )
 
 

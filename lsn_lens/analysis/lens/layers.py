@@ -194,8 +194,8 @@ def _plan(
     tokens = {
         label: tokenize(
             label, each.hold_out if isinstance(each, LanguageCorpus) else each, model.tokenizer, folder,
-            separator=layout.separator, max_tokens=layout.max_tokens, d_vocab=structure.vocabulary_size(model),
-            progress=progress,
+            separator=layout.separator, bos=layout.bos, max_tokens=layout.max_tokens,
+            d_vocab=structure.vocabulary_size(model), progress=progress,
         )
         for label, each in texts.items()
     }  # fmt: skip
@@ -214,6 +214,7 @@ def _measure(
     ids, indicator = batch.ids.to(device), labels.indicator.to(device)
     separator = separator_id(model.tokenizer, plan.layout.separator)
     keep = batch.keep if separator is None else batch.keep & (batch.ids != separator)
+    keep = keep & (torch.arange(keep.shape[1]) > 0) if plan.layout.bos else keep  # the BOS in front of each block
     counted = keep.to(device)[..., None]
 
     def by_language(logits: Tensor) -> Tensor:
