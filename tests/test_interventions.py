@@ -374,7 +374,7 @@ def test_mean_ablation_sets_the_means_of_a_run(backend, load):
 def test_nothing_is_left_behind(backend, load):
     model = load("llama", backend)
     found, ids = some_units(model), some_ids()
-    before, weights, copy = model(ids), structure.describe(model)["weights_sha256"], ids.clone()
+    before, weights, copy = model(ids), structure.describe(model)["weights_hash"], ids.clone()
     hooks = hooks_of(model)
     with lsn.intervene(model, found, lsn.set_to(3.0)) as inside:
         assert inside is model
@@ -386,7 +386,7 @@ def test_nothing_is_left_behind(backend, load):
         model(ids)
     assert hooks_of(model) == hooks
     assert torch.equal(model(ids), before)
-    assert structure.describe(model)["weights_sha256"] == weights
+    assert structure.describe(model)["weights_hash"] == weights
     assert torch.equal(ids, copy)
 
 

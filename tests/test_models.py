@@ -118,9 +118,9 @@ def test_describe(backend, load, tiny_model_folder):
     assert told["name"] == folder.name
     assert (told["revision"], told["class"], told["dtype"]) == ("main", CLASSES[backend], "float32")
     assert told["layers"] == LAYERS
-    assert told["weights_sha256"] == structure.describe(load("qwen2", backend))["weights_sha256"]
+    assert told["weights_hash"] == structure.describe(load("qwen2", backend))["weights_hash"]
     model.blocks[1].mlp.W_out.data[0, 0] += 1e-6
-    assert told["weights_sha256"] != structure.describe(model)["weights_sha256"]
+    assert told["weights_hash"] != structure.describe(model)["weights_hash"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

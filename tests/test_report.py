@@ -162,7 +162,7 @@ def test_provenance_names_all_that_matters(run):
     started = datetime.now(UTC) - timedelta(seconds=5)
     origin = page.provenance(run.settings, run.settings["text"], {"seed": 3, "methods": ("lape",)}, started)
     assert set(origin["versions"]) == {"python", *page.PACKAGES}
-    assert origin["model"]["weights_sha256"] == run.settings["model"]["weights_sha256"]
+    assert origin["model"]["weights_hash"] == run.settings["model"]["weights_hash"]
     assert "revision" in origin["model"]
     assert len(origin["corpus"]["sha256"]) == 64
     assert origin["corpus"]["languages"]["fr"]["skipped"] == {"empty": 4}

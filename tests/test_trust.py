@@ -63,7 +63,7 @@ def compared(run, checks=QUICK, methods=METHODS, **options):
 ORIGIN = {
     "corpus": {"sha256": "0" * 64, "languages": dict.fromkeys(LANGUAGES),
                "layout": {"kind": "documents", "separator": "bos"}},
-    "model": {"name": "made", "class": "", "dtype": "", "layers": 2, "revision": None, "weights_sha256": "0" * 64},
+    "model": {"name": "made", "class": "", "dtype": "", "layers": 2, "revision": None, "weights_hash": "0" * 64},
     "started": "2026-01-01T00:00:00", "versions": {}, "git_commit": None, "seconds": 1.0, "command": ["python"],
 }  # fmt: skip
 

@@ -124,7 +124,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
 
-    hashes = ("weights_sha256", "fingerprint")
+    hashes = ("weights_hash", "fingerprint")
     parts = [("model", old["model"], new["model"]), ("layout", old["text"]["layout"], new["text"]["layout"])]
     said = [
         f"{what} {key} was {one.get(key)!r}, now {other.get(key)!r}"

@@ -32,7 +32,7 @@ def origin_section(origin: Mapping[str, Any]) -> Section:
         "Provenance",
         (
             f"Model {model['name']} ({model['class']}, {model['dtype']}, {model['layers']} layers, revision "
-            f"{model['revision'] or 'not given'}), weights{kind} sha256 {model['weights_sha256'][:16]}…; "
+            f"{model['revision'] or 'not given'}), weights{kind} hash {model['weights_hash'][:16]}…; "
             f"text sha256 {origin['corpus']['sha256'][:16]}…",
             f"{versions}; commit {origin['git_commit'] or 'unknown'}; {origin['seconds']:.0f} seconds.",
             "The same command gives the same numbers on the same machine. Tables are in tables/ (parquet and csv), "
