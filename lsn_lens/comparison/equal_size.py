@@ -93,8 +93,9 @@ def _of_kind(curves: Curves, bases: str) -> list[dict[str, Any]]:
             low, high = spread(areas[name].drawn, curves.draws).interval(areas[name].apart)
             row |= {"area": areas[name].apart, "area_low": low, "area_high": high}
             row |= {"own_area": areas[name].own, "random_area": areas[name].random}
-        if both and name != leader:
-            row |= _beside(curves, *(area_of(curves, each, bases, both) for each in (name, leader)), tail)
+        if leader and both and name != leader:
+            one, other = (area_of(curves, each, bases, both) for each in (name, leader))
+            row |= _beside(curves, one, other, tail)
         sizes = ", ".join(map(str, sorted({units for _, units in both})))
         counts = {"points_compared": len(both), "points": len(points[name]), "points_asked": len(asked)}
         rows.append({**row, "units": sizes, **counts, "fewest_available": min(had[name].values())})
@@ -127,8 +128,10 @@ def area_of(curves: Curves, method: str, bases: str, points: Iterable[Point]) ->
     weights = weights_of(points)
     table = curves.table.loc[curves.table["method"].eq(method) & curves.table["bases"].eq(bases)]
     rows, shares = table.set_index(["language", "units"]).loc[[*weights]], np.array([*weights.values()])
-    means = (float(shares @ rows[name].to_numpy(float)) for name in ("difference", "own_rise", "random_mean"))
-    return Area(*means, shares @ np.stack([curves.drawn[method, bases, *point] for point in weights]))
+    apart, own, random = (
+        float(shares @ rows[name].to_numpy(float)) for name in ("difference", "own_rise", "random_mean")
+    )
+    return Area(apart, own, random, shares @ np.stack([curves.drawn[method, bases, *point] for point in weights]))
 
 
 def _beside(curves: Curves, one: Area, leader: Area, tail: float) -> dict[str, float]:

@@ -110,9 +110,10 @@ def curve_charts(curves: pd.DataFrame) -> dict[str, Chart]:
 
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
     """The languages that every method has at every size; with none, the sizes lose the largest number of units."""
-    whole = rows.groupby("language").size() == len(rows[["method", "units"]].drop_duplicates())
-    if whole.any() or rows["units"].nunique() < 2:
-        return rows.loc[rows["language"].isin(whole.index[whole])] if whole.any() else rows
+    counts, every = rows["language"].value_counts(), len(rows[["method", "units"]].drop_duplicates())
+    whole = [label for label, count in counts.items() if count == every]
+    if whole or len(set(rows["units"])) < 2:
+        return rows.loc[rows["language"].isin(whole)] if whole else rows
     return _complete(rows.loc[rows["units"] < rows["units"].max()])
 
 

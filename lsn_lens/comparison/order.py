@@ -23,7 +23,8 @@ def ranking(tables: Mapping[str, pd.DataFrame], warnings: pd.DataFrame, checked:
     if "equal_size" in tables:
         places = main_rows(tables["equal_size"])
         frame[[*PLACES]] = places.set_index("method")[[*PLACES.values()]]
-        frame = frame.loc[[*places["method"], *frame.index.difference(places["method"], sort=False)]]
+        ranked = list(places["method"])
+        frame = frame.loc[[*ranked, *(name for name in frame.index if name not in ranked)]]
     if "effects" in tables:
         frame[COUNTS] = tables["effects"].set_index("method")[COUNTS]
     frame["languages"] = len(tables["layers"].columns) - 2
