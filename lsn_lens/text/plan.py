@@ -44,26 +44,26 @@ class Layout:
             `shards`. The same on every device.
         separator: The token in front of each document: the tokenizer's "bos" (its "eos" if it has no BOS), "eos",
             or "none" (LAPE's released scripts add nothing).
-        bos: Whether each block begins with the BOS, a block within a document too; `length` includes it. Like a
-            separator it counts as a token in statistics, and is never scored. None: if the tokenizer begins each text
-            with its BOS by itself (as those of Gemma and Llama do), unless `separator` is another. Rows that are
-            documents begin with the separator.
         max_tokens: Maximum tokens per language, for example `PAPER_FIND_TOKENS`; None takes all. Blocks stay within
             it; documents are taken whole, until one reaches it.
         equal: Take the same number of tokens (blocks) or documents per language: that of the smallest language.
         batch_tokens: Tokens per forward pass, approximately: as many rows as fit, at least one.
         shards: Number of parts per language, where the text allows. Shards are the unit of a resumed run, of
             sharing between processes, and of the bootstrap.
+        bos: Whether each block begins with the BOS, a block within a document too; `length` includes it. Like a
+            separator it counts as a token in statistics, and is never scored. None: if the tokenizer begins each text
+            with its BOS by itself (as those of Gemma and Llama do), unless `separator` is another. Rows that are
+            documents begin with the separator.
     """
 
     kind: Literal["blocks", "documents", "auto"] = "blocks"
     length: int | None = None
     separator: Literal["bos", "eos", "none"] = "bos"
-    bos: bool | None = None
     max_tokens: int | None = None
     equal: bool = True
     batch_tokens: int = 4096
     shards: int = 16
+    bos: bool | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", KINDS), ("separator", ("bos", "eos", "none"))):
