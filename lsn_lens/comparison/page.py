@@ -174,8 +174,8 @@ def leaders(equal_size: pd.DataFrame) -> list[str]:
             place, f"no method leads; {name} has the largest effect, {place.removeprefix('first, ')}"
         )
         low, high = first["area_low"], first["area_high"]
-        sure = "no interval" if pd.isna(low) else f"95 % interval {low:+z.2g} to {high:+z.2g}"
-        weak = "" if low > 0 else ", not distinguishable from 0"
+        sure = "too few documents for an interval" if pd.isna(low) else f"95 % interval {low:+z.2g} to {high:+z.2g}"
+        weak = ", not distinguishable from 0" if low <= 0 else ""
         ahead = [row["method"] for row in rows if row["place"].startswith(AHEAD)]
         also = f" Ahead of it, where there are as many units: {', '.join(ahead)}." if ahead else ""
         said.append(
