@@ -87,7 +87,8 @@ def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, 
     skipped = made.skipped.set_index("method")
     whole = skipped.index[skipped["bases"].eq("")]
     assert set(made.ranking["method"]) | set(whole) == set(lsn.METHODS) - {"random"}
-    assert set(whole) <= {"expert_frequency"}  # 48 neurons are no experts of 32
+    # 48 neurons are no experts of 32; where a norm follows the MLP, or attention is beside it, there are no writes
+    assert set(whole) - {"expert_frequency"} == ({"transfer"} if name != "qwen3" else set())
     assert skipped.at["plnd", "bases"] == "q, k" and NO_SOFTMAX in skipped.at["plnd", "reason"]
     assert "left out: plnd on q, k, layer 0" in repr(made)
 
@@ -231,9 +232,9 @@ def test_the_experiment_and_its_report_leave_out_what_does_not_apply(mixture, co
     script = experiment("compare_methods")
     parameters, words = lsn.methods.common_rate(mixture[1], script.names(script.Config()))
     assert set(parameters) == RESIDUAL and parameters["diffmean"] == {"rate": 0.01} and "1.00%" in words
-    assert facts(compared)["methods left out"] == "9"
+    assert facts(compared)["methods left out"] == "10"
     table = ranking_section(compared, "").tables["What was left out"]
-    assert table["reason"].str.contains("mixture of experts").all() and len(table) == 9 + 1 + 2
+    assert table["reason"].str.contains("mixture of experts").all() and len(table) == 10 + 1 + 2
 
 
 # what cannot be meant
