@@ -35,10 +35,13 @@ def font(path, name, text):
     return str(path)
 
 
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """`install(name, text)`: pretend that such fonts are installed, and none else but matplotlib's own."""
-    own = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]
+@pytest.fixture(params=[False, True], ids=["as found", "other way round"])
+def install(request, tmp_path, monkeypatch):
+    """`install(name, text)`: pretend that such fonts are installed, and none else but matplotlib's own.
+
+    matplotlib lists fonts as the disk does, in any order.
+    """
+    own = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname][:: -1 if request.param else 1]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(own))
     found = []
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *args, **options: list(found))

@@ -56,7 +56,7 @@ def lettering(labels: Iterable[object]) -> Lettering:
     """
     texts = list(dict.fromkeys(map(str, labels)))
     families, wanted = _usual(), {char for text in texts for char in text if not _silent(char)}
-    covered = set().union(*(_covered(path) for path in map(_file, families) if path))
+    covered = set().union(*(_covered(path) for path in map(_upright().get, families) if path))
     missing = {char for char in wanted if ord(char) not in covered}
     drawn = {char for char in missing if _can_shape() or script_of(char) not in SHAPED}
     for name, characters in _others():
@@ -140,17 +140,17 @@ def _installed(found: tuple[str, ...]) -> dict[str, str]:
                 font_manager.fontManager.addfont(path)
             except (OSError, RuntimeError, ValueError, KeyError):  # damaged, or of a kind that matplotlib cannot read
                 continue
-    entries = [e for e in font_manager.fontManager.ttflist if e.style == "normal" and e.weight in (400, "normal")]
-    return {entry.name: entry.fname for entry in reversed(entries)}
+    return _upright()
 
 
 def _files() -> dict[str, str]:
     return _installed(tuple(sorted(font_manager.findSystemFonts())))
 
 
-def _file(name: str) -> str | None:
-    known = {entry.name: entry.fname for entry in reversed(font_manager.fontManager.ttflist)}
-    return known.get(name)
+def _upright() -> dict[str, str]:
+    """Name -> file of the upright fonts of normal weight: bold and oblique ones have fewer letters."""
+    entries = [e for e in font_manager.fontManager.ttflist if e.style == "normal" and e.weight in (400, "normal")]
+    return {entry.name: entry.fname for entry in reversed(entries)}
 
 
 def _others() -> Iterable[tuple[str, frozenset[int]]]:
