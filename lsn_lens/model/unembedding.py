@@ -48,10 +48,10 @@ class _Some(Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self.__dict__.update(weight=weight, bias=bias)
+        self.__dict__.update(weight=weight, bias=bias)  # some heads look at their dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.__dict__["weight"], self.__dict__["bias"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +112,8 @@ def _head(model: Model) -> _Head | None:
     names = {id(child): name for name, child in owner.named_children()}
     unembedding = owner.get_output_embeddings() if hasattr(owner, "get_output_embeddings") else None
     plain = unembedding if unembedding is None else unembedding._modules.get("_original_component", unembedding)
-    moved = type(plain) is not Linear or "forward" in plain.__dict__  # accelerate loads such weights in its forward
-    if moved or id(body) not in names or id(unembedding) not in names:
+    moved = type(plain) is not Linear or "forward" in vars(plain)  # accelerate loads such weights in its forward
+    if plain is None or moved or id(body) not in names or id(unembedding) not in names:
         return None
     return _Head(owner, names[id(body)], names[id(unembedding)], plain.weight, plain.bias)
 
