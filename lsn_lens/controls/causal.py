@@ -38,9 +38,10 @@ def choose_actions(statistics: Statistics, found: Mapping[str, NeuronSet], actio
 
 
 def short_layout(model: Model, layout: Layout | None, tokens: int) -> Layout:
-    """The short text: about `tokens` tokens per language, in blocks of at most 128."""
+    """The short text: about `tokens` tokens per language, in blocks of at most 128, or in whole documents."""
     layout = layout_of(layout, Layout())
-    return replace(layout, max_tokens=tokens, length=min(layout.length or model.cfg.n_ctx, tokens, BLOCK))
+    block = min(layout.length or model.cfg.n_ctx, tokens, BLOCK)
+    return replace(layout, max_tokens=tokens, length=layout.length if layout.kind == "documents" else block)
 
 
 def measure_effects(

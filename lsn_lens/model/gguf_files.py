@@ -86,7 +86,8 @@ def weights_of(source: str, options: Mapping[str, Any], place: Mapping[str, Any]
     import gguf
     from transformers.utils import cached_file
 
-    reader = gguf.GGUFReader(cached_file(source, options["gguf_file"], **{**place, "gguf_file": None}))
+    file: Any = cached_file(source, options["gguf_file"], **{**place, "gguf_file": None})
+    reader = gguf.GGUFReader(file)
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] += prod(tensor.shape.tolist())
