@@ -320,7 +320,7 @@ def test_what_is_no_set_no_action_and_no_value_is_refused_in_words():
     assert all(each.startswith("ValueError | ") for each in told.values()), told
     expected = {
         "word": r"'off'.*the words \['zero', 'mean', 'other mean'\].*lsn.zero",
-        "class": "call it with a language", "tensor": "got Tensor as the units",
+        "class": "makes an action: call it", "tensor": "got Tensor as the units",
         "dict": "got dict as the units", "name": "got str as the units", "step": "type int", "text": "got str",
         "truth": "got bool", "mask": r"torch.bool \[2, 5\]", "list": "are list", "flat": r"\[5\], expected a tensor",
         "bare": "got Tensor", "factor": "got str", "factors": "one number for all units", "place": "whole number",

@@ -26,7 +26,7 @@ KEYS = ("layer", "language", "other")
 class Embeddings:
     """Vectors of parallel sentences along the residual stream.
 
-    Layer 0 is the input of the first block (the embeddings), layer 1 the output of that block (`blocks.0`), and so on.
+    Layer 0 is the input of the first block (the embeddings), layer 1 the output of that block, and so on.
 
     Attributes:
         languages: Labels of the first axis.

@@ -10,8 +10,8 @@ from lsn_lens.controls.significance import LEVEL
 CHECKS: tuple[Check, ...] = (STABILITY, LEAVE_ONE_OUT, NULLS, SURVIVAL, ABLATIONS, OFF_TARGET)
 RANKING = (  # columns of the ranking, which no check may rank
     "method", "shown", "shown_low", "shown_high", "own_hurt_most", "own_hurt_most_low", "own_hurt_most_high",
-    "languages", "bases", "units", "own_rise", "own_minus_worst_other", "share_above_random", "agreement", "seconds",
-    "warnings",
+    "compared_on", "place", "area", "area_low", "area_high", "languages", "bases", "units", "own_rise",
+    "own_minus_worst_other", "share_above_random", "agreement", "seconds", "warnings",
 )  # fmt: skip
 FEWEST = 39  # permutations below which a p-value of two statistics cannot reach 0.05
 

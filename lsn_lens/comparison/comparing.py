@@ -116,10 +116,9 @@ def compare(
     chosen, skipped = _methods(run, methods, parameters or {}, found or {})
     scores, sets, seconds = _detect(run, chosen, found or {}, skipped, strict=methods is not None)
     used = {name: chosen[name] for name in sets}
-    by_language = agreement(sets, scores)
     tables = {
+        "agreement_by_language": (by_language := agreement(sets, scores)),
         "agreement": average_agreement(by_language),
-        "agreement_by_language": by_language,
         "sizes": sizes_table(sets),
         "layers": layers_table(sets),
         "cost": cost_table(run, used, seconds),
@@ -132,9 +131,8 @@ def compare(
             raise ValueError(f"no intervention writes to the bases of {list(sets)}: leave out the model.")
         for name in actions:  # what cannot be done is said before anything is measured
             jobs_of(model, corpora, {name: sets[name]}, actions[name])
-        last = ["how far to trust"] if options else []
-        equal = ["equal size"] if at else []
-        steps(["hold-out text", "ablations", *map(causal.step_of, actions), *equal, *last])
+        last = ["equal size"] * bool(at) + ["how far to trust"] * bool(options)
+        steps(["hold-out text", "ablations", *map(causal.step_of, actions), *last])
         step("hold-out text")
         text = held_out(model, corpora, layout, progress=progress)
         short = held_out(model, corpora, causal.short_layout(model, layout, control_tokens), progress=progress)
@@ -142,7 +140,7 @@ def compare(
         draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
         tables |= effect_tables(text, short, sets, actions, draws, run.statistics, progress)
         step("equal size")
-        ranked = rankings(used, scores, found or {})
+        ranked = rankings(used, scores, found or {}) if at else {}
         tables |= size_tables(short, ranked, at, action, size_seeds, run.statistics, progress)
     step("how far to trust")
     tables, rows = _judged(tables, subject, options, found or {}), (*CHECKS, *subject.options.extra)

@@ -243,8 +243,8 @@ def _fitting(text: HeldOut, model: Model, corpora: Mapping[str, LanguageCorpus],
     check_kind("text", text, HeldOut, "hold-out text, as lsn.evaluation.held_out(model, corpora)")
     if text.model is not model or set(text.clean) != set(corpora) or layout is not None:
         raise ValueError(
-            f"text= is of one model, layout and {list(text.clean)}; got {'this' if text.model is model else 'another'} "
-            f"model, layout={layout} and {list(corpora)}. Give held_out's own and no layout; or leave out text=."
+            f"text= is hold-out text of {list(text.clean)}; got {'this' if text.model is model else 'another'} "
+            f"model, layout={layout} and {list(corpora)}. Give the model and corpora of held_out, and no layout."
         )
     if text.corpora and not all(_same(each.hold_out, text.corpora[label].hold_out) for label, each in corpora.items()):
         raise ValueError("text= was made from other hold-out documents than these corpora have: call held_out again.")

@@ -203,7 +203,7 @@ def step_hooks(model: Model, neurons: NeuronSet, action: Action, width: Callable
         shape = (model.cfg.n_layers, width(WRITE_SITE[basis]))
         if tuple(units.shape) != shape:
             raise ValueError(
-                f"the set has {list(units.shape)} [layer, unit] on {basis!r}, the model {list(shape)}: another model's."
+                f"{list(units.shape)} [layer, unit] on {basis!r} are not {list(shape)}: it was found on another model."
             )
         values = _values(action, basis, units)
         make = _act_hooks if basis == "mlp" and action.mlp_site == "mlp_act" and structure.is_gated(model) else _hooks

@@ -213,7 +213,7 @@ class Writes(Need):
 
     @property
     def key(self) -> str:
-        """`writes.last`."""
+        """The writes of the last token."""
         return "writes.last"
 
     @property

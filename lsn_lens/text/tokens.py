@@ -98,7 +98,11 @@ def front_id(tokenizer: Any, separator: str, bos: bool | None) -> int | None:
     """The id of the token in front of each packed block, as `Layout.bos` says; None for blocks without one."""
     if bos is None:
         own = tokenizer.bos_token_id
-        bos = separator == "bos" and own is not None and tokenizer(["x"])["input_ids"][0][:1] == [own]
+        bos = (
+            separator == "bos"
+            and own is not None
+            and tokenizer(["x"], add_special_tokens=True)["input_ids"][0][:1] == [own]
+        )
     return separator_id(tokenizer, "bos") if bos else None
 
 
