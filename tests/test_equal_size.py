@@ -323,7 +323,7 @@ def test_figures_and_report(compared, tmp_path):
     mine = curve_charts(rows)["curve-truth-mlp"].marks
     assert mine[0].values[4] == pytest.approx(rows.loc[rows["units"].eq(4), "own_rise"].mean())
     assert (mine[3].band["low"] <= mine[3].values).all()
-    page = (compared.report(tmp_path)).with_suffix(".md").read_text()
+    page = (compared.report(tmp_path, png=True)).with_suffix(".md").read_text()
     assert "On MLP neurons at equal size (1, 2, 4 units per language), truth leads" in page
     assert (tmp_path / "figures" / "equal-size-mlp.png").exists() and (tmp_path / "tables" / "curves.csv").exists()
 

@@ -407,7 +407,7 @@ def test_the_report(script, tmp_path, monkeypatch):
     monkeypatch.setattr("lsn_lens.report.page.save", lambda chart, path, **_: drawn.add(path.stem))  # drawing is slow
     config = script.Config(
         out=tmp_path, method="lap", languages=("en", "fr"), seeds=2, length=32, max_tokens=64, evaluation_tokens=64,
-        search_tokens=64, device="cpu",
+        search_tokens=64, device="cpu", png=True,
     )  # fmt: skip
     page = script.report(config, *script.prepare(config)).read_text()
     tables = {path.stem: pd.read_parquet(path) for path in (tmp_path / "tables").glob("*.parquet")}
