@@ -12,7 +12,7 @@ from lsn_lens.bars import in_steps, step, steps
 from lsn_lens.comparison import doubts
 from lsn_lens.comparison.checking import Subject
 from lsn_lens.comparison.checks import CHECKS, Checks, asked
-from lsn_lens.comparison.curves import RANDOM_CURVES
+from lsn_lens.comparison.curves import RANDOM_CURVES, measure_curves
 from lsn_lens.comparison.equal_size import size_tables
 from lsn_lens.comparison.losses import effect_tables
 from lsn_lens.comparison.order import ranking
@@ -141,7 +141,7 @@ def compare(
         tables |= effect_tables(text, short, sets, actions, draws, run.statistics, progress)
         step("equal size")
         ranked = rankings(used, scores, found or {}) if at else {}
-        tables |= size_tables(short, ranked, at, action, size_seeds, run.statistics, progress)
+        tables |= size_tables(measure_curves(short, ranked, at, action, size_seeds, run.statistics, progress))
     step("how far to trust")
     tables, rows = _judged(tables, subject, options, found or {}), (*CHECKS, *subject.options.extra)
     return Comparison(tables, sets, scores, run, model, corpora, rows, started)

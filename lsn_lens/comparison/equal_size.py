@@ -1,7 +1,7 @@
 """Methods at equal size: one number per method, the area under its curve, and who leads."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lsn_lens.comparison.curves import Curves, measure_curves
-from lsn_lens.comparison.ranked import Curve, Size
+from lsn_lens.comparison.curves import Curves
 from lsn_lens.controls.intervals import spread, tail_of_all_pairs
-from lsn_lens.evaluation.baseline import HeldOut
-from lsn_lens.interventions.words import Choice
-from lsn_lens.neurons.scores import NeuronScores
-from lsn_lens.statistics.sums import Statistics
 
 ENOUGH = 0.5  # share of the points asked for from which on a method is ranked
 LEADS, FIRST, ALONE = "leads", "first, not distinguishable from", "no other method with as many units"
@@ -47,20 +42,9 @@ def weights_of(points: Iterable[Point]) -> dict[Point, float]:
     return weights
 
 
-def size_tables(
-    text: HeldOut,
-    ranked: Mapping[Curve, NeuronScores],
-    sizes: Sequence[Size],
-    action: Choice | None,
-    seeds: int,
-    statistics: Statistics,
-    progress: bool = True,
-) -> dict[str, pd.DataFrame]:
-    """The tables "curves" and "equal_size" of a `Comparison`; none without sizes. Takes what `measure_curves` takes."""
-    if not sizes:
-        return {}
-    curves = measure_curves(text, ranked, sizes, action, seeds, statistics, progress)
-    return {"curves": curves.table, "equal_size": equal_size_table(curves)}
+def size_tables(curves: Curves) -> dict[str, pd.DataFrame]:
+    """The tables "curves" and "equal_size" of a `Comparison`; none without sizes."""
+    return {"curves": curves.table, "equal_size": equal_size_table(curves)} if curves.sizes else {}
 
 
 def equal_size_table(curves: Curves) -> pd.DataFrame:
