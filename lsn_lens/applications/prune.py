@@ -153,8 +153,9 @@ def prune_plan(
         from each layer.
 
     Raises:
-        ValueError: A rate that removes no expert, or leaves a layer empty.
-        DoesNotApply: "level" with equally many selected experts in every layer.
+        ValueError: A rate of 1 or more, or one that removes no expert.
+        DoesNotApply: The rate and the scores leave a layer empty; "level" with equally many selected experts in every
+            layer.
 
     Source: static pruning of Liu et al. 2024 (arXiv 2402.16367), of which only the abstract could be read. Its layers'
     rates come from "activation-level differences"; "global" and "level" are our readings.
@@ -263,7 +264,7 @@ def _check_layers(counts: Int[Tensor, "language layer"], experts: int, languages
     for language, each in zip(languages, counts.tolist(), strict=True):
         empty = [layer for layer, count in enumerate(each) if count >= experts]
         if empty:
-            raise ValueError(
+            raise DoesNotApply(
                 f"{what}: {language} would lose all {experts} experts of the layers {empty}. Give a lower rate, or "
                 "layers='uniform'."
             )
