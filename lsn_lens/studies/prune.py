@@ -163,7 +163,7 @@ def _plans(
     """All plans at one rate, each followed by its random controls; and those that would leave a layer empty."""
     methods, plans, left_out = methods_of(settings), dict[str, NeuronSet](), []
     first = prune_plan(model, statistics, rate, method=methods["experts"])
-    share = float(first.masks["mlp"][0].float().mean())  # a whole number of experts, which plans of neurons match
+    share = int(first.masks["mlp"][0].sum()) / first.masks["mlp"][0].numel()  # a whole number of experts, which plans of neurons match
     for name, (kind, by, layers) in VARIANTS.items():
         make = partial(prune_plan, model, statistics, by=by, layers=layers, method=methods[kind], slope=settings.slope)
         try:
