@@ -233,15 +233,13 @@ class _Masks:
     def mask(self, layer: int, acts: Tensor, hook: Any) -> Tensor:
         """Set the neurons of all experts that the token did not choose to 0."""
         expert = self.experts.units[layer].to(acts.device)
-        if self.reading or self.selection == "per_layer":
-            rows = acts.flatten(0, 1)
-            scores = expert_scores(rows, expert.argsort(stable=True), self.experts.size, self.score)
-        if self.reading:
-            self.scores[layer] = scores
-            return acts
-        if self.selection == "per_layer":
+        if self.selection == "cross_layer" and not self.reading:
+            chosen = self.chosen[layer]
+        else:
+            scores = expert_scores(acts.flatten(0, 1), expert.argsort(stable=True), self.experts.size, self.score)
+            if self.reading:
+                self.scores[layer] = scores
+                return acts
             among = None if self.among is None else self.among[layer : layer + 1]
             chosen = select_experts(scores[None], "per_layer", self.share, among=among)[0]
-        else:
-            chosen = self.chosen[layer]
         return acts * chosen[:, expert].view(acts.shape)

@@ -236,7 +236,9 @@ def _count(rate: float, experts: int) -> int:
         raise ValueError(f"rate={rate:g} leaves every layer empty: expected a share of experts in (0, 1).")
     count = math.floor(rate * experts + 1e-9)
     if not count:
-        raise ValueError(f"rate={rate:g} removes none of a layer's {experts} experts: expected {1 / experts:g} or more.")
+        raise ValueError(
+            f"rate={rate:g} removes none of a layer's {experts} experts: expected {1 / experts:g} or more."
+        )
     return count
 
 

@@ -52,7 +52,7 @@ class PruneLosses:
         Returns:
             One row per language of the plan, measured on the language's own text: `plan`, `language`, `rise` (loss
             increase, nats per token), `others_rise` (mean of the others), `others_least`, `others_most`, `gain`
-            (others' mean minus the plan's: above 0, the plan costs less), `gain_low`, `gain_high` (95 %, over documents;
+            (others' mean minus the plan's: above 0, the plan costs less), `gain_low`, `gain_high` (95 % over documents;
             NaN with fewer than 5), `gain_bits_per_byte`, `better_than` and `others` (how many of the others cost more,
             and of how many).
 
@@ -138,7 +138,7 @@ def prune_losses(
     empty = [name for name, each in named.items() if not bool(each.counts().all())]
     if empty:
         raise ValueError(f"the plans {empty} have a language without neurons to remove: give a higher rate.")
-    choice = dict.fromkeys(named, evaluate) if not isinstance(evaluate, Mapping) else evaluate
+    choice: Any = evaluate if isinstance(evaluate, Mapping) else dict.fromkeys(named, evaluate)
     jobs = [job for name, each in named.items() for job in jobs_of(model, corpora, {name: each}, zero, choice[name])]
     text = held_out(model, corpora, layout, text=text, progress=progress)
     measured = text.measure_jobs(jobs, progress=progress)

@@ -69,7 +69,6 @@ def slice_checkpoint(
     cuts, ids, expected, provenance = under_hooks(name, neurons, dtype, options, _cuts)
     hf_model = read_weights(name, expected.dtype, options, attention=None).eval()
     before = sum(weight.numel() for weight in hf_model.parameters())
-    _check_rest(hf_model, cuts)
     config, kind = _narrow(hf_model, cuts, with_code)
     for cut in cuts:
         cut.apply(hf_model)
@@ -162,24 +161,6 @@ def _cuts(bridge: Model, neurons: NeuronSet) -> list[Cut]:
             stays[index] = False
             cuts.append(Cut(module, outputs, stays.nonzero()[:, 0], len(stays)))
     return cuts
-
-
-def _check_rest(hf_model: Any, cuts: list[Cut]) -> None:
-    """Refuse an MLP with further weights per neuron, as a norm over the neurons.
-
-    Raises:
-        DoesNotApply: The message names the weight.
-    """
-    names = {cut.module for cut in cuts}
-    for cut in cuts:
-        parent = cut.module.rpartition(".")[0]
-        for name, weight in hf_model.get_submodule(parent).named_parameters():
-            full = f"{parent}.{name}"
-            if not cut.outputs and full.rpartition(".")[0] not in names and cut.of in weight.shape:
-                raise DoesNotApply(
-                    f"{type(hf_model).__name__}: {full} {list(weight.shape)} has weights for each neuron too, so its "
-                    "MLP cannot be cut. lsn.export sets the neurons to zero instead."
-                )
 
 
 def _narrow(hf_model: Any, cuts: list[Cut], with_code: bool) -> tuple[Any, Any]:

@@ -20,7 +20,6 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.report.page import Report
 from lsn_lens.runs.run import Run
 from lsn_lens.statistics.sums import Statistics
 from lsn_lens.studies.pages.prune import page as prune_page
@@ -60,8 +59,8 @@ LAYERED = {name: name.split(", ")[0] for name, each in VARIANTS.items() if each.
 class PruneStudy(Study):
     """The result of `prune_study`: losses with experts removed.
 
-    Its tables: "losses" (`prune_losses` at every rate), "against-random" (`PruneLosses.against`, whole random experts, or
-    random neurons for plans of neurons, as many in each layer), "against-languages" (the plan by frequency of each
+    Its tables: "losses" (`prune_losses` at every rate), "against-random" (`PruneLosses.against`, whole random experts,
+    or random neurons for plans of neurons, as many in each layer), "against-languages" (the plan by frequency of each
     language against those of the other languages), "layers" (layer-varying against uniform rates), "summary" (means
     over languages), "sparse" (`sparse_losses`, frequent experts against random ones and against all), "text"
     (`Run.to_frame`); where they apply, "sliced" (`slice_ratios`) and "left-out" (plans that would leave a layer empty).
@@ -163,7 +162,9 @@ def _plans(
     """All plans at one rate, each followed by its random controls; and those that would leave a layer empty."""
     methods, plans, left_out = methods_of(settings), dict[str, NeuronSet](), []
     first = prune_plan(model, statistics, rate, method=methods["experts"])
-    share = int(first.masks["mlp"][0].sum()) / first.masks["mlp"][0].numel()  # a whole number of experts, which plans of neurons match
+    share = (
+        int(first.masks["mlp"][0].sum()) / first.masks["mlp"][0].numel()
+    )  # a whole number of experts, which plans of neurons match
     for name, (kind, by, layers) in VARIANTS.items():
         make = partial(prune_plan, model, statistics, by=by, layers=layers, method=methods[kind], slope=settings.slope)
         try:
@@ -227,11 +228,10 @@ def _sparse(
             model, corpora, pools, experts, settings.active, selection=selection, layout=layout, progress=False
         )
         random = losses.against("frequent experts", [name for name in pools if name.startswith("random")])
-        every = losses.against("frequent experts", ["all experts"])
-        beside = every[["language", "others_rise", "gain_low", "gain_high"]].rename(
-            columns={"others_rise": "all_rise", "gain_low": "all_gain_low", "gain_high": "all_gain_high"}
-        )
-        tables.append(random.merge(beside, on="language").assign(selection=selection).drop(columns="plan"))
+        every = losses.against("frequent experts", ["all experts"]).set_index("language")
+        beside = {f"all_{name}": every[name].to_numpy() for name in ("gain_low", "gain_high")}
+        rises = every["others_rise"].to_numpy()
+        tables.append(random.assign(all_rise=rises, **beside, selection=selection).drop(columns="plan"))
     return pd.concat(tables, ignore_index=True)
 
 

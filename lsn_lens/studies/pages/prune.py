@@ -72,20 +72,24 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
 
 def lead(tables: Tables) -> str:
     """The main finding in words, also if negative."""
-    guided, inverted = (of(tables["summary"], plan=name) for name in (GUIDED, RARE_FIRST))
-    pairs = int(guided["languages"].sum())
-    last = guided.iloc[-1]
-    words = [
-        f"Removing a language's rarest experts costs clearly less than removing random experts for "
-        f"{int(guided['clearly_better'].sum())} of {pairs} pairs of language and rate, clearly more for "
-        f"{int(guided['clearly_worse'].sum())}; at {last['rate']:.0%} the loss rises by {last['rise']:.2f} nats per token "
-        f"(random {last['others_rise']:.2f}).",
-        f"Removing the most frequent instead costs clearly more than random for {int(inverted['clearly_worse'].sum())} of "
-        f"{int(inverted['languages'].sum())}.",
-    ]
-    best = tables["summary"].loc[tables["summary"].groupby("rate")["rise"].idxmin()]
-    words.append(f"Cheapest: {', '.join(f'{name} at {rate:.0%}' for name, rate in zip(best['plan'], best['rate'], strict=True))}.")
-    return " ".join(words)
+    summary = tables["summary"]
+    guided, inverted = (of(summary, plan=name) for name in (GUIDED, RARE_FIRST))
+    (better, worse, pairs), (_, most, of_most) = _clear(guided), _clear(inverted)
+    last = guided.to_dict("records")[-1]
+    best = summary.loc[summary.groupby("rate")["rise"].idxmin()].to_dict("records")
+    cheapest = ", ".join(f"{row['plan']} at {row['rate']:.0%}" for row in best)
+    return (
+        f"Removing a language's rarest experts costs clearly less than removing random experts for {better} of {pairs} "
+        f"pairs of language and rate, clearly more for {worse}; at {last['rate']:.0%} the loss rises by "
+        f"{last['rise']:.2f} nats per token (random {last['others_rise']:.2f}). Removing the most frequent instead "
+        f"costs clearly more than random for {most} of {of_most}. Cheapest: {cheapest}."
+    )
+
+
+def _clear(summary: pd.DataFrame) -> tuple[int, int, int]:
+    """Clearly better, clearly worse, and of how many."""
+    totals: Any = summary[["clearly_better", "clearly_worse", "languages"]].sum()
+    return int(totals.iloc[0]), int(totals.iloc[1]), int(totals.iloc[2])
 
 
 def summary_section(summary: pd.DataFrame) -> Section:
@@ -105,7 +109,8 @@ def random_section(tables: Tables) -> Section:
     """The plan by frequency, and by inverted frequency, language by language."""
     table = tables["against-random"]
     order = ["rate", *(name for name in table.columns if name not in ("rate", "plan"))]
-    shown = {f"{name}, against random experts": of(table, plan=name)[order] for name in (GUIDED, RARE_FIRST)}
+    shown = {f"{name}, against random experts": of(table, plan=name).reindex(columns=order)
+             for name in (GUIDED, RARE_FIRST)}  # fmt: skip
     return Section("Against random experts, by language", (), shown, columns=COLUMNS)
 
 
@@ -116,10 +121,10 @@ def layers_section(tables: Tables) -> Section:
     table = tables["layers"]
     words = []
     for name, rows in table.groupby("plan", sort=False):
-        better, worse = int(rows["gain_low"].gt(0).sum()), int(rows["gain_high"].lt(0).sum())
+        better, worse = (int(each.to_numpy().sum()) for each in (rows["gain_low"].gt(0), rows["gain_high"].lt(0)))
         words.append(
-            f"{name}: clearly better than uniform for {better} of {len(rows)} pairs of language and rate, clearly worse "
-            f"for {worse}; on average {rows['gain'].mean():+.3f} nats."
+            f"{name}: clearly better than uniform for {better} of {len(rows)} pairs of language and rate, clearly "
+            f"worse for {worse}; on average {rows['gain'].mean():+.3f} nats."
         )
     shown = {"Uniform (the other) against layer-varying": table.drop(columns=["others_least", "others_most"])}
     if "left-out" in tables:
@@ -149,9 +154,9 @@ def sparse_section(table: pd.DataFrame, settings: Mapping[str, Any]) -> Section:
     return Section(
         "Sparse activation",
         (
-            f"Each token keeps {settings['active']:.0%} of the experts: out of the language's {1 - settings['pool']:.0%} "
-            "most frequent, out of as many random ones (the others), and out of all. Within each layer, or ranked over "
-            "all layers.",
+            f"Each token keeps {settings['active']:.0%} of the experts: out of the language's "
+            f"{1 - settings['pool']:.0%} most frequent, out of as many random ones (the others), and out of all. "
+            "Experts are ranked within each layer, or over all layers.",
         ),
         {"Loss increases": table},
         columns=COLUMNS,

@@ -41,8 +41,8 @@ class PruneSettings:
         shares = (*self.rates, self.pool, self.active)
         if not self.rates or not all(0 < each < 1 for each in shares):
             raise ValueError(
-                f"rates={self.rates}, pool={self.pool}, active={self.active}: expected one or more rates, all shares in "
-                "(0, 1)."
+                f"rates={self.rates}, pool={self.pool}, active={self.active}: expected one or more rates, and shares "
+                "in (0, 1)."
             )
         if self.seeds < 3:
             raise ValueError(f"seeds={self.seeds}: expected three or more: one random plan says little about chance.")
