@@ -79,7 +79,7 @@ def test_the_lead_says_what_the_tables_say():
 def test_settings_that_cannot_be_meant(script, load):
     for settings, words in (
         ({"rates": ()}, "expected one or more rates"),
-        ({"rates": (0.2, 1.0)}, "all shares in (0, 1)"),
+        ({"rates": (0.2, 1.0)}, "and shares in (0, 1)"),
         ({"seeds": 1}, "expected three or more"),
         ({"cut": "xx"}, "no text for cut='xx'"),
     ):
