@@ -213,17 +213,20 @@ def test_losses_are_those_of_the_masked_model(collected):
 
 def test_gains_by_hand():
     tokens = {"en": np.array([10.0, 30.0, 20.0, 20.0, 20.0, 10.0])}
-    rises = {("plan", "en", "en"): tokens["en"] * 0.1, ("a", "en", "en"): tokens["en"] * 0.3,
+    own = np.array([3.0, 1.0, 4.0, 1.0, 1.0, 1.0])
+    rises = {("plan", "en", "en"): own, ("a", "en", "en"): own + tokens["en"] * 0.2,
              ("b", "en", "en"): np.array([8.0, 6.0, 4.0, 4.0, 4.0, 2.0])}  # fmt: skip
     losses = applications.PruneLosses(pd.DataFrame(), Measured(pd.DataFrame(), rises, tokens), {"en": 0.5})
     row = losses.against("plan", ["a", "b"]).iloc[0]
     b = 28 / 110
-    assert (row["rise"], row["others_least"], row["others_most"]) == pytest.approx((0.1, b, 0.3))
+    assert (row["rise"], row["others_least"], row["others_most"]) == pytest.approx((0.1, b, 0.3))  # 11 of 110 tokens
     assert row["gain"] == pytest.approx((0.3 + b) / 2 - 0.1) and row["better_than"] == row["others"] == 2
     assert row["gain_bits_per_byte"] == pytest.approx(row["gain"] / 2)
     assert row["gain_low"] < row["gain"] < row["gain_high"]
     sure = losses.against("plan", ["a"]).iloc[0]
-    assert (sure["gain_low"], sure["gain_high"]) == pytest.approx((0.2, 0.2))  # the same in every document
+    assert (sure["gain_low"], sure["gain_high"]) == pytest.approx(
+        (0.2, 0.2)
+    )  # the same in every document, though both vary
     with pytest.raises(KeyError, match=r"not measured: \[\('c', 'en', 'en'\)\]"):
         losses.against("plan", ["c"])
 
