@@ -47,6 +47,7 @@ from .methods.catalogue import METHODS as METHODS
 from .methods.detecting import detect as detect
 from .methods.detecting import score as score
 from .model.loading import load_model as load_model
+from .neurons.importing import import_set as import_set
 from .neurons.scores import NeuronScores as NeuronScores
 from .neurons.sets import NeuronSet as NeuronSet
 from .refusal import DoesNotApply as DoesNotApply

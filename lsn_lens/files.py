@@ -126,6 +126,8 @@ def unit_mask(given: Any, width: int, where: str) -> Bool[Tensor, "unit"]:
         raise ValueError(f"{whose}, expected a list of indices, or a bool mask of {width} units.")
     is_bool, is_float = values.dtype == torch.bool, values.dtype.is_floating_point
     values = values if is_bool else values.double() if is_float else values.long()
+    if is_float and bool(values.isnan().any()):
+        raise ValueError(f"{whose} with NaN: expected indices, or a mask of {width} zeros and ones.")
     is_mask = len(values) == width and bool(((values == 0) | (values == 1)).all())
     if is_mask and (is_bool or width > 2):
         return values.bool()
@@ -175,7 +177,22 @@ def _as_tensor(given: Any, where: str) -> Tensor:
 
 
 def _load_lists(path: Path) -> list[Any]:
-    """The nested lists of a `.pth`; only tensors and plain numbers are unpickled."""
+    """The nested lists of a `.pth`."""
+    lists = load_torch(path)
+    if not isinstance(lists, list | tuple) or not all(isinstance(each, list | tuple) for each in lists):
+        raise ValueError(
+            f"{path}: expected a list of languages, each a list of layers of indices, got {_kinds(lists)}. One mask "
+            '[language, layer, unit] of bool is a set already: NeuronSet(languages, {"mlp": mask}).'
+        )
+    return list(lists)
+
+
+def load_torch(path: Path | str) -> Any:
+    """The content of a file of `torch.save`; only tensors, plain numbers, texts and their containers are unpickled.
+
+    Raises:
+        ValueError: An empty or damaged file, or one with other objects, which could run code.
+    """
     with open(path, "rb") as file:
         head = file.read(64)
     if head.startswith(b"version https://git-lfs"):
@@ -183,7 +200,7 @@ def _load_lists(path: Path) -> list[Any]:
     if not head:
         raise ValueError(f"{path} is empty: fetch or write it again.")
     try:
-        lists = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise errors of many classes, and torch's advise to load unsafely
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(
@@ -193,12 +210,6 @@ def _load_lists(path: Path) -> list[Any]:
         raise ValueError(
             f"{path} is cut off, damaged or no file of torch.save (it begins with {head[:12]!r}). Fetch it again."
         ) from None
-    if not isinstance(lists, list | tuple) or not all(isinstance(each, list | tuple) for each in lists):
-        raise ValueError(
-            f"{path}: expected a list of languages, each a list of layers of indices, got {_kinds(lists)}. One mask "
-            '[language, layer, unit] of bool is a set already: NeuronSet(languages, {"mlp": mask}).'
-        )
-    return list(lists)
 
 
 def _kinds(given: Any) -> str:

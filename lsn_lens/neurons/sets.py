@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens import files
-from lsn_lens.neurons import draws, figures, units
-from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, joined, origin_of, whose
+from lsn_lens.neurons import draws, exchange, figures, units
+from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, check_same_model, joined, origin_of, whose
 from lsn_lens.neurons.units import Mask
 
 
@@ -78,14 +78,7 @@ class NeuronSet:
         return sum(int(mask.any(0).sum()) for mask in self.masks.values())
 
     def _combine(self, other: "NeuronSet", symbol: str) -> "NeuronSet":
-        shapes = [{basis: tuple(mask.shape[1:]) for basis, mask in each.masks.items()} for each in (self, other)]
-        if self.languages != other.languages or shapes[0] != shapes[1]:
-            raise ValueError(
-                f"sets differ in languages or shape: {self.languages} {shapes[0]} and {other.languages} {shapes[1]}. "
-                'To combine languages of one set: found.shared("fr", "en"), found.only_in("fr").'
-            )
-        operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "-": torch.gt, "^": torch.bitwise_xor}[symbol]
-        masks = {basis: operation(mask, other.masks[basis]) for basis, mask in self.masks.items()}
+        masks = units.combined((self.languages, self.masks), (other.languages, other.masks), symbol)
         carried = sorted({told for each in (self, other) for told in each.notes.get(CARRIED, [])})
         notes = {CARRIED: carried} if carried else {}
         method = f"({self.method} {symbol} {other.method})"
@@ -159,7 +152,7 @@ class NeuronSet:
     ) -> "NeuronSet":
         """A random set with as many units in each language and layer as this set, but none of this set's units.
 
-        The draw for a language depends on its label and the seed, not on the other languages of the set.
+        A language's draw depends on its label and the seed alone.
 
         Args:
             seed: Seed of the draw.
@@ -196,19 +189,25 @@ class NeuronSet:
         """One row per unit of each language: language, basis, layer, unit."""
         return units.frame_of(self.languages, self.masks)
 
-    def save(self, path: Path | str) -> Path:
-        """Write one safetensors file with a JSON header; returns its path."""
-        header = {
-            "kind": "neurons", "languages": self.languages, "method": self.method,
-            "notes": dict(self.notes), "origin": dict(self.origin),
-        }  # fmt: skip
-        return files.save_tensors(path, self.masks, header)
+    def save(self, path: Path | str, scores: Any | None = None) -> Path:
+        """Write one file; returns its path. Ending in `.json`: the exchange format; else safetensors.
+
+        Args:
+            path: A path without `.json` gets the ending `.safetensors`.
+            scores: `NeuronScores` to write beside the units, in JSON alone; `neurons.read_scores` reads them.
+        """
+        return exchange.save(path, (self.languages, self.masks, self.method, self.notes, self.origin), scores)
 
     @classmethod
-    def load(cls, path: Path | str) -> "NeuronSet":
-        """Read a file that `save` wrote; the path may omit `.safetensors`."""
-        masks, header = files.load_tensors(path, "neurons")
-        return cls(tuple(header["languages"]), masks, header["method"], header["notes"], header.get("origin", {}))
+    def load(cls, path: Path | str, model: Any | None = None) -> "NeuronSet":
+        """Read a file that `save` wrote; the path may omit `.safetensors`. Errors: see `exchange.load`.
+
+        With `model`, a set of another model or of other weights is refused here, and not only where it is used.
+        """
+        found = cls(*exchange.load(path))
+        if model is not None:
+            check_same_model(model, [(f"the set in {path}", found.origin)])
+        return found
 
     @classmethod
     def from_frame(

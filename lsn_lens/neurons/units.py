@@ -45,6 +45,24 @@ def only(masks: Mapping[str, Mask], layers: Iterable[int] | None, bases: Iterabl
     return kept
 
 
+def combined(
+    one: tuple[Sequence[str], Mapping[str, Mask]], other: tuple[Sequence[str], Mapping[str, Mask]], symbol: str
+) -> dict[str, Mask]:
+    """The masks of two sets combined by `&`, `|`, `-` or `^`, language by language.
+
+    Raises:
+        ValueError: The sets differ in languages, bases or shapes.
+    """
+    shapes = [{basis: tuple(mask.shape[1:]) for basis, mask in masks.items()} for _, masks in (one, other)]
+    if one[0] != other[0] or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"sets differ in languages or shape: {one[0]} {shapes[0]} and {other[0]} {shapes[1]}. "
+            'To combine languages of one set: found.shared("fr", "en"), found.only_in("fr").'
+        )
+    operation = {"&": torch.bitwise_and, "|": torch.bitwise_or, "-": torch.gt, "^": torch.bitwise_xor}[symbol]
+    return {basis: operation(mask, other[1][basis]) for basis, mask in one[1].items()}
+
+
 def jaccard(masks: Mapping[str, Mask]) -> Float[Tensor, "language language"]:
     """Shared units over all units of both languages; NaN for two empty sets."""
     rows = torch.cat([mask.flatten(1) for mask in masks.values()], dim=1).double()
