@@ -4,6 +4,8 @@ from .actions import remove_direction as remove_direction
 from .actions import scale as scale
 from .actions import set_to as set_to
 from .actions import zero as zero
+from .control_vectors import load_control_vector as load_control_vector
+from .control_vectors import save_control_vector as save_control_vector
 from .exporting import export as export
 from .intervening import Intervention as Intervention
 from .intervening import intervene as intervene

@@ -17,7 +17,8 @@ from lsn_lens import files
 from lsn_lens.neurons import units
 from lsn_lens.neurons.sets import NeuronSet
 
-CLAS_BENCH = "en ar bo da de es fr hi it ja ko mt nl no pl pt ru sv tr zh sk el kk sw ka uk fa th id vi cs ro"  # the order of its lape_identify.py
+# the order of its lape_identify.py
+CLAS_BENCH = "en ar bo da de es fr hi it ja ko mt nl no pl pt ru sv tr zh sk el kk sw ka uk fa th id vi cs ro"
 EXPERTISE = ("ap", "layer", "unit", "concept")  # columns
 MODULES = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "attn_out", "out_proj": "attn_out", "gate_proj": "mlp_pre",
