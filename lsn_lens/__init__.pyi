@@ -55,6 +55,7 @@ from .report import plots as plots
 from .runs.run import Run as Run
 from .runs.run import load_run as load_run
 from .statistics.sums import Statistics as Statistics
+from .studies.auditing import audit as audit
 from .text.corpora import load_corpora as load_corpora
 from .text.documents import LanguageCorpus as LanguageCorpus
 from .text.plan import Layout as Layout

@@ -1,9 +1,13 @@
+from .auditing import AuditStudy as AuditStudy
+from .auditing import audit as audit
+from .auditing import audit_run as audit_run
 from .ground_truth import GroundTruthStudy as GroundTruthStudy
 from .ground_truth import ground_truth_study as ground_truth_study
 from .ground_truth import plant_parts as plant_parts
 from .prune import PruneStudy as PruneStudy
 from .prune import prune_run as prune_run
 from .prune import prune_study as prune_study
+from .settings.audit import AuditSettings as AuditSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.prune import PruneSettings as PruneSettings
 from .settings.steering import SteeringSettings as SteeringSettings

@@ -1,0 +1,142 @@
+"""What the measurements of an audit say about a set, in words."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+from scipy.stats import binomtest
+
+from lsn_lens.controls.matched import activity, activity_measure
+from lsn_lens.evaluation import verdict
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.refusal import DoesNotApply
+from lsn_lens.statistics.sums import Statistics
+
+SURVIVES = 0.5  # share of the ceiling below which a set does not survive
+MOST = 0.5  # share of the effect that outliers alone have, from which on they carry it
+Row = Mapping[str, Any]
+
+# verdict, condition on a row of `claims`, words; the first that holds counts
+VERDICTS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
+    ("no units", lambda row: not row["languages"], "The set has no units: there is nothing to test."),
+    (
+        "specific", lambda row: row["pass"] == row["languages"],
+        "Holds: without its units, each of the {languages} languages is hurt more than by random units, and more than "
+        "any other language.",
+    ),
+    (
+        "specific in part", lambda row: row["pass"] > 0,
+        "Holds in part: {pass} of {languages} languages ({passing}) are hurt more than by random units, and more than "
+        "any other language.",
+    ),
+    (
+        "needed, not specific", lambda row: row["above_random"] > 0,
+        "Needed, but not language-specific: {above_random} of {languages} languages are hurt more than by random units, "
+        "but none of them surely more than every other language.",
+    ),
+    (
+        "responds, not needed", lambda row: row["p_responds"] <= verdict.LEVEL,
+        "Responds, but is not needed: {responds:.0%} of the units are most active in their own language (chance "
+        "{chance:.0%}, p = {p_responds:.2g}), yet no language is hurt more than by random units.",
+    ),
+    (
+        "nothing shown", lambda row: True,
+        "Nothing shown: no language is hurt more than by random units, and no more of the units are most active in "
+        "their own language ({responds:.0%}) than by chance ({chance:.0%}).",
+    ),
+)  # fmt: skip
+
+
+def responses(statistics: Statistics, name: str, found: NeuronSet) -> pd.DataFrame:
+    """How many units of each language are most active in this language.
+
+    Returns:
+        One row per language: `set`, `language`, `units`, `most_active` (units whose activity, see `controls.activity`,
+        is highest in this language), `share`, `chance` (one over the number of languages), `activity` and
+        `other_activity` (means over the units, in the language and in all others; NaN for bases of different measures),
+        and `measure`.
+
+    Raises:
+        DoesNotApply: The run has no activity of a basis.
+    """
+    measures = {basis: activity_measure(statistics, basis) for basis in found.masks}
+    if lacking := [basis for basis, measure in measures.items() if measure is None]:
+        raise DoesNotApply(f"the run has neither squares, firing counts nor sums of {lacking}.")
+    values = activity(statistics, found.masks)
+    rows = []
+    for place, label in enumerate(found.languages):
+        own = list(statistics.languages).index(label)
+        units = {basis: values[basis][:, mask[place]] for basis, mask in found.masks.items()}
+        count = sum(each.shape[1] for each in units.values())
+        most = sum(int((each.argmax(0) == own).sum()) for each in units.values())
+        alike = count and len(set(measures.values())) == 1
+        sums = sum(each.sum(1) for each in units.values()) if alike else None
+        inside = float("nan") if sums is None else float(sums[own]) / count
+        others = float("nan") if sums is None else float(sums.sum() - sums[own]) / count / (len(sums) - 1)
+        rows.append({
+            "set": name, "language": label, "units": count, "most_active": most,
+            "share": most / count if count else float("nan"), "chance": 1 / len(statistics.languages),
+            "activity": inside, "other_activity": others, "measure": ", ".join(sorted(map(str, set(measures.values())))),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
+    """One row per set: what holds, in words.
+
+    Args:
+        effects: The table "effects" of an audit.
+        responding: The table "activity" of an audit.
+
+    Returns:
+        `set`, `languages` (with units), `units` (memberships), `pass`, `passing` (their labels), `above_random`,
+        `responds` (share of units that are most active in their own language), `chance`, `p_responds` (binomial test),
+        `verdict` and `words`.
+    """
+    rows = []
+    for name, every in effects.groupby("set", sort=False):
+        mine = every.loc[every["units"].gt(0)]
+        active = responding.loc[responding["set"].eq(name)] if len(responding) else responding
+        total, most = (int(active[key].sum()) if len(active) else 0 for key in ("units", "most_active"))
+        chance = 1 / max(1, len(every)) if not len(active) else float(active["chance"].iloc[0])
+        row: dict[str, Any] = {
+            "set": name, "languages": len(mine), "units": int(mine["units"].sum()), "pass": int(mine["passes"].sum()),
+            "passing": ", ".join(mine.loc[mine["passes"], "language"]),
+            "above_random": int(mine["above_random"].sum()),
+            "responds": most / total if total else float("nan"), "chance": chance,
+            "p_responds": float(binomtest(most, total, chance, alternative="greater").pvalue) if total else 1.0,
+        }  # fmt: skip
+        found, _, words = next(each for each in VERDICTS if each[1](row))
+        rows.append(row | {"verdict": found, "words": words.format(**row)})
+    return pd.DataFrame(rows)
+
+
+def caveats(tables: Mapping[str, pd.DataFrame], name: str) -> Iterator[str]:
+    """Sentences on what limits or widens the verdict on one set, from an audit's other tables."""
+    effects = tables["effects"].loc[lambda each: each["set"].eq(name)]
+    for words, labels in verdict.by_reason(effects.to_dict("records")).items():
+        yield f"{', '.join(labels)}: {words}."
+    if "survival" in tables:
+        tested = tables["survival"].loc[lambda x: x["set"].eq(name) & x["note"].eq("") & x["before"].gt(0)]
+        for control, rows in tested.groupby("control", sort=False):
+            lost = rows.loc[rows["survival"] < SURVIVES * rows["ceiling"], "language"]
+            if len(lost):
+                yield f"{', '.join(lost)}: the method does not find the units again on {control} text."
+    if "outliers" in tables:
+        loud = tables["outliers"].loc[lambda x: x["set"].eq(name) & x["outliers"].gt(0)]
+        carried = loud.loc[
+            loud["own_rise"].gt(0) & (loud["own_rise_of_outliers"] > MOST * loud["own_rise"]), "language"
+        ]
+        if len(carried):
+            yield f"{', '.join(carried)}: a few outlier units alone have more than half of the effect."
+    if "off_target" in tables:
+        broken = tables["off_target"].loc[lambda x: x["set"].eq(name) & x["collapse"].ne("")]
+        for row in broken.to_dict("records"):
+            yield f"{row['language']}: the model breaks on {row['collapse']}."
+    if "domains" in tables:
+        rows = tables["domains"].loc[lambda x: x["set"].eq(name)]
+        lost = rows.loc[~rows["own_hurt_most"] & rows["units"].gt(0)]
+        for domain, labels in lost.groupby("domain", sort=False)["language"]:
+            yield f"{', '.join(labels)}: not hurt most in the domain {domain}."
+    for row in tables["skipped"].loc[lambda x: x["set"].isin([name, "all"])].to_dict("records"):
+        yield f"Not tested: {row['check']}, as {row['reason']}"
