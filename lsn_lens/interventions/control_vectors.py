@@ -28,7 +28,8 @@ def save_control_vector(intervention: Intervention, path: Path | str, model_type
     Args:
         intervention: For example `lsn.diffmean_steering(...)`: only additions to the basis `resid`, at all tokens.
         path: A file that ends in `.gguf`.
-        model_type: The hint at the model, as `config.model_type` of transformers ("llama"); llama.cpp does not check it.
+        model_type: The hint at the model, as `config.model_type` of transformers ("llama"), which
+            llama.cpp does not check.
 
     Returns:
         The path.

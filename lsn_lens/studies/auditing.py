@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -159,6 +160,11 @@ class _Subject:
         """The action on the units."""
         return action_of(self.settings.action, self.run.statistics)
 
+    @cached_property
+    def neutral(self) -> HeldOut | None:
+        """Text of no language, measured once for all sets."""
+        return measured_neutral(self.text.model, progress=self.progress)
+
     def attempt(self, check: str, name: str, function: Callable[..., pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """The table of a check on one set; what does not apply goes into the table of skipped checks."""
         with self.skipping(check, name):
@@ -237,7 +243,7 @@ def _off_target(subject: _Subject, name: str, found: NeuronSet) -> pd.DataFrame:
     settings = subject.settings
     return off_target(
         subject.text.model, subject.corpora, found, subject.action, statistics=subject.run.statistics,
-        seeds=settings.side_seeds, neutral=measured_neutral(subject.text.model, progress=subject.progress),
+        seeds=settings.side_seeds, neutral=subject.neutral,
         prompts=settings.prompts, tokens=settings.tokens, text=subject.text, progress=subject.progress,
     ).table  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What the measurements of an audit say about a set, in words."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,18 +32,29 @@ VERDICTS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
     ),
     (
         "needed, not specific", lambda row: row["above_random"] > 0,
-        "Needed, but not language-specific: {above_random} of {languages} languages are hurt more than by random units, "
-        "but none of them surely more than every other language.",
+        "Needed, but not language-specific: {above_random} of {languages} languages are hurt more than by random "
+        "units, but none of them surely more than every other language.",
     ),
     (
-        "responds, not needed", lambda row: row["p_responds"] <= verdict.LEVEL,
-        "Responds, but is not needed: {responds:.0%} of the units are most active in their own language (chance "
-        "{chance:.0%}, p = {p_responds:.2g}), yet no language is hurt more than by random units.",
+        "hurts, but no more than random units", lambda row: row["surely"] == row["languages"],
+        "Not shown: each of the {languages} languages is surely hurt most without its own units, but random units "
+        "hurt it as much. Either the effect is not of these units, or the random units are needed too, as in a small "
+        "layer.",
+    ),
+    (
+        "no effect shown", lambda row: math.isnan(row["responds"]),
+        "Nothing shown: no language is hurt more than by random units; activity was not measured.",
+    ),
+    (
+        "responds, no effect shown", lambda row: row["p_responds"] <= verdict.LEVEL,
+        "Responds, without a shown effect: {responds:.0%} of the units are most active in their own language (chance "
+        "{chance:.0%}, p = {p_responds:.2g}), yet no language is hurt more than by random units (mean loss increase "
+        "{own_rise:+.3g} nats per token).",
     ),
     (
         "nothing shown", lambda row: True,
         "Nothing shown: no language is hurt more than by random units, and no more of the units are most active in "
-        "their own language ({responds:.0%}) than by chance ({chance:.0%}).",
+        "their own language ({responds:.0%}) than by chance ({chance:.0%}, p = {p_responds:.2g}).",
     ),
 )  # fmt: skip
 
@@ -76,7 +88,8 @@ def responses(statistics: Statistics, name: str, found: NeuronSet) -> pd.DataFra
         rows.append({
             "set": name, "language": label, "units": count, "most_active": most,
             "share": most / count if count else float("nan"), "chance": 1 / len(statistics.languages),
-            "activity": inside, "other_activity": others, "measure": ", ".join(sorted(map(str, set(measures.values())))),
+            "activity": inside, "other_activity": others,
+            "measure": ", ".join(sorted(map(str, set(measures.values())))),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -90,8 +103,8 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `set`, `languages` (with units), `units` (memberships), `pass`, `passing` (their labels), `above_random`,
-        `responds` (share of units that are most active in their own language), `chance`, `p_responds` (binomial test),
-        `verdict` and `words`.
+        `surely` (languages that are surely hurt most), `own_rise` (mean, nats per token), `responds` (share of
+        units that are most active in their own language), `chance`, `p_responds` (binomial test), `verdict`, `words`.
     """
     rows = []
     for name, every in effects.groupby("set", sort=False):
@@ -102,7 +115,8 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {
             "set": name, "languages": len(mine), "units": int(mine["units"].sum()), "pass": int(mine["passes"].sum()),
             "passing": ", ".join(mine.loc[mine["passes"], "language"]),
-            "above_random": int(mine["above_random"].sum()),
+            "above_random": int(mine["above_random"].sum()), "surely": int(mine["surely_hurt_most"].sum()),
+            "own_rise": float(mine["own_rise"].mean()),
             "responds": most / total if total else float("nan"), "chance": chance,
             "p_responds": float(binomtest(most, total, chance, alternative="greater").pvalue) if total else 1.0,
         }  # fmt: skip

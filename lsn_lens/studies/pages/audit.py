@@ -35,13 +35,14 @@ COLUMNS = {
 }
 HOW_TO_READ = (
     "Each language's units are set to {action} while the loss of all languages is measured on hold-out text. Loss "
-    "increases are in nats per token; a language passes if its own loss increase exceeds that of {seeds} random sets "
-    "(q at most {level:g}: Benjamini and Hochberg's correction over all rows of the page) and surely exceeds every other "
-    "language's, in nats and in bits per byte.",
-    "Random sets have as many units in each layer, about as active in the language ({matched}), none of them the "
-    "language's own. With {tests} tests and {seeds} random sets, {fewest} rows must exceed all of their random sets for "
-    "any row to pass.",
-    "Active is not needed: units can be most active in a language without any effect on its loss. The page tells both.",
+    "increases are in nats per token. A language passes if its own loss increase exceeds that of {seeds} random sets "
+    "(q at most {level:g}: Benjamini and Hochberg's correction over all rows of the page) and surely exceeds every "
+    "other language's, in nats and in bits per byte (95 % intervals, from a bootstrap over documents).",
+    "Random sets have as many units in each layer, none of them the language's own. They share with the set: "
+    "{matched}. With {tests} tests and {seeds} random sets, {fewest} rows must exceed all of their random sets for any "
+    "row to pass.",
+    "Active is not needed: units can be most active in a language without any effect on its loss. No effect shown is "
+    "not proof of none: more text, and more random sets, can show smaller effects.",
 )
 
 

@@ -41,6 +41,6 @@ class AuditSettings:
             raise ValueError(f"seeds={self.seeds}: expected 19 or more: with fewer no p-value reaches 0.05.")
         if min(self.side_seeds, self.prompts, self.tokens) < 1 or not self.multiple > 1:
             raise ValueError(
-                f"side_seeds={self.side_seeds}, prompts={self.prompts}, tokens={self.tokens}, multiple={self.multiple}: "
-                "expected at least one each, and a multiple above 1."
+                f"side_seeds={self.side_seeds}, prompts={self.prompts}, tokens={self.tokens}, "
+                f"multiple={self.multiple}: expected at least one each, and a multiple above 1."
             )
