@@ -127,7 +127,7 @@ def unit_mask(given: Any, width: int, where: str) -> Bool[Tensor, "unit"]:
     is_bool, is_float = values.dtype == torch.bool, values.dtype.is_floating_point
     values = values if is_bool else values.double() if is_float else values.long()
     if is_float and bool(values.isnan().any()):
-        raise ValueError(f"{whose} with NaN: expected indices, or a mask of {width} zeros and ones.")
+        raise ValueError(f"{whose} with NaN, neither indices nor a mask of {width} zeros and ones.")
     is_mask = len(values) == width and bool(((values == 0) | (values == 1)).all())
     if is_mask and (is_bool or width > 2):
         return values.bool()

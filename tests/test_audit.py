@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+import jaxtyping
 import pandas as pd
 import pytest
 import torch
@@ -11,9 +12,10 @@ import torch
 import lsn_lens as lsn
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.studies import AuditSettings, audit, audit_run
+from lsn_lens.studies.auditing import _method
 from lsn_lens.studies.claims import VERDICTS, caveats, claims, responses
 
-QUICK = AuditSettings(max_tokens=1000, evaluation_tokens=700, prompts=1, tokens=2, side_seeds=1)
+QUICK = AuditSettings(max_tokens=600, evaluation_tokens=450, prompts=1, tokens=2, side_seeds=1)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +105,8 @@ def test_the_method_finds_again_and_what_cannot_be_tested_is_named(audits, model
     assert list(domains["own_rise"]) == pytest.approx(list(effects["own_rise"]))  # here the same text
 
 
-def test_a_set_of_a_known_method_is_found_again_without_asking(run, model, world):
+def test_a_set_of_a_known_method_is_found_again_without_asking(run):
     found = lsn.detect(run, "lape", rate=0.1)
-    from lsn_lens.studies.auditing import _method
-
     assert _method({"a": found}, None) == lsn.METHODS["lape"](rate=0.1)
     assert _method({"a": found, "b": replace(found, method="by hand")}, None) is None
 
@@ -171,9 +171,10 @@ def test_caveats_name_lost_units_outliers_and_broken_texts():
     ]  # fmt: skip
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_measured(model, world, planted, load, monkeypatch):
+def test_what_does_not_fit_is_refused_before_anything_is_measured(model, world, planted, monkeypatch):
     truth = planted.truth()
     monkeypatch.setattr("lsn_lens.studies.auditing.collect", None)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked for a user
     wrong = {
         "another model": (replace(truth, origin={"model": "m", "fingerprint": "0" * 32}), ValueError, "another model"),
         "shape": (NeuronSet(truth.languages, {"mlp": torch.ones(4, 2, 9).bool()}), ValueError, "9"),

@@ -277,6 +277,8 @@ STUDY = "calls functions that are tried by themselves, one after the other"
 ELSEWHERE = {
     **dict.fromkeys(
         (
+            "studies.auditing.audit",
+            "studies.auditing.audit_run",
             "studies.workflow.workflow_run",
             "studies.workflow.workflow_study",
             "studies.prune.prune_run",

@@ -46,7 +46,7 @@ def only(masks: Mapping[str, Mask], layers: Iterable[int] | None, bases: Iterabl
 
 
 def combined(
-    one: tuple[Sequence[str], Mapping[str, Mask]], other: tuple[Sequence[str], Mapping[str, Mask]], symbol: str
+    one: tuple[Sequence[str], Mapping[str, Tensor]], other: tuple[Sequence[str], Mapping[str, Tensor]], symbol: str
 ) -> dict[str, Mask]:
     """The masks of two sets combined by `&`, `|`, `-` or `^`, language by language.
 
