@@ -17,6 +17,8 @@ WITH_BLOCKS = [path.relative_to(ROOT).as_posix() for path in PAGES if path.suffi
 LABELS, FIND, HOLD_OUT = ("en", "fr", "es", "de", "ja"), 6, 8
 # page -> what its blocks ask for, and what is enough here
 SMALLER = {
+    "docs/audit.md": {"model, corpora)": "model, corpora, lsn.studies.AuditSettings(seeds=19, side_seeds=1, prompts=1, "
+                      "tokens=2, max_tokens=200, evaluation_tokens=60), progress=False)"},
     "docs/comparison.md": {"run, model=model": "run, ['lape'], seeds=2, more_seeds=0, control_tokens=64, model=model",
                            "lsn.Checks()": "lsn.Checks(0, 0)", "lsn.Checks(extra": "lsn.Checks(0, 0, extra"},
     "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4"},
@@ -85,6 +87,10 @@ def files_of_the_reader(folder, text_folder):
     (folder / "reviews.csv").write_text("lang,review\n" + "en,Good.\nen,Bad.\nfr,Bon.\nfr,Mauvais.\n")
     (folder / "questions.jsonl").write_text(
         '{"prompt": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0, "language": "en"}\n'
+    )
+    (folder / "populations.json").write_text(
+        '{"model": "m", "languages": ["en", "fr"], "pct": 1.0, "tau": 0.1, "neurons": '
+        '[{"layer": 31, "neuron": 14335, "cluster": ["fr"], "cost": 0.05}]}'
     )
     torch.save([[torch.tensor([layer]) for layer in range(32)] for _ in range(7)], folder / "LLaMA-2-7B.neuron.pth")
 

@@ -191,7 +191,7 @@ def _table(path: Path, count: int | None) -> pd.DataFrame:
 
 
 def _place(path: Path, name: str) -> tuple[int, str]:
-    """Layer number and basis of a Linear, as `model.layers.3.mlp.up_proj:0`."""
+    """Layer number and basis of a Linear by its name, such as that of an up projection."""
     number, module = re.search(r"\.(\d+)\.", name), name.partition(":")[0].rsplit(".", 1)[-1]
     if number is None or module not in MODULES:
         raise ValueError(f"{path}: layer {name!r} is no module with a known basis; these are {list(MODULES)}.")
