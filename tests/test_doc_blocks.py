@@ -18,7 +18,7 @@ LABELS, FIND, HOLD_OUT = ("en", "fr", "es", "de", "ja"), 6, 8
 # page -> what its blocks ask for, and what is enough here
 SMALLER = {
     "docs/audit.md": {"model, corpora)": "model, corpora, lsn.studies.AuditSettings(seeds=19, side_seeds=1, prompts=1, "
-                      "tokens=2, max_tokens=200, evaluation_tokens=60), progress=False)"},
+                      "tokens=2, max_tokens=200, evaluation_tokens=100, length=32), progress=False)"},
     "docs/comparison.md": {"run, model=model": "run, ['lape'], seeds=2, more_seeds=0, control_tokens=64, model=model",
                            "lsn.Checks()": "lsn.Checks(0, 0)", "lsn.Checks(extra": "lsn.Checks(0, 0, extra"},
     "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4"},
