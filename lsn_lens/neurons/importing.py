@@ -164,8 +164,8 @@ def _expertise(source: Source) -> NeuronSet:
     shapes = units.shapes_of(source.shapes, dict.fromkeys(frame["basis"]))
     bases = [each for each in shapes if each in set(frame["basis"])]
     sizes = {each: shapes[each] for each in bases}
-    full = frame.groupby(["language", "basis"]).size()
-    for (label, basis), rows in full.items():  # type: ignore[misc]
+    full: Any = frame.groupby(["language", "basis"]).size()
+    for (label, basis), rows in full.items():
         if basis in sizes and rows == sizes[basis][0] * sizes[basis][1]:
             raise ValueError(
                 f"{label!r} has a row for every unit of {basis!r}: give count=, the units to choose from it."
@@ -175,7 +175,7 @@ def _expertise(source: Source) -> NeuronSet:
 
 
 def _table(path: Path, count: int | None) -> pd.DataFrame:
-    frame = pd.read_csv(path)
+    frame: Any = pd.read_csv(path)
     if lacking := [each for each in EXPERTISE if each not in frame]:
         raise ValueError(f"{path} has no columns {lacking}: expected a table of expertise, with {list(EXPERTISE)}.")
     if frame["ap"].isna().any():

@@ -168,7 +168,7 @@ class _Subject:
     def attempt(self, check: str, name: str, function: Callable[..., pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """The table of a check on one set; what does not apply goes into the table of skipped checks."""
         with self.skipping(check, name):
-            table = function(self, name, self.named[name])
+            table: Any = function(self, name, self.named[name])
             yield table if "set" in table else table.assign(set=name)[["set", *table]]
 
     @contextlib.contextmanager
@@ -206,7 +206,7 @@ def _method(named: Mapping[str, NeuronSet], method: str | Method | None) -> Meth
 def _effects(subject: _Subject) -> dict[str, pd.DataFrame]:
     """Losses under each set, their intervals, and the matched random sets."""
     text, named = subject.text, subject.named
-    actions = dict.fromkeys(named, subject.action)
+    actions: dict[str, Any] = {name: subject.action for name in named}
     step("effects")
     measured = measure_effects(text, named, actions, subject.progress)
     sure = certainty(text, measured)

@@ -82,7 +82,7 @@ def responses(statistics: Statistics, name: str, found: NeuronSet) -> pd.DataFra
         count = sum(each.shape[1] for each in units.values())
         most = sum(int((each.argmax(0) == own).sum()) for each in units.values())
         alike = count and len(set(measures.values())) == 1
-        sums = sum(each.sum(1) for each in units.values()) if alike else None
+        sums: Any = sum(each.sum(1) for each in units.values()) if alike else None
         inside = float("nan") if sums is None else float(sums[own]) / count
         others = float("nan") if sums is None else float(sums.sum() - sums[own]) / count / (len(sums) - 1)
         rows.append({
@@ -107,9 +107,10 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
         units that are most active in their own language), `chance`, `p_responds` (binomial test), `verdict`, `words`.
     """
     rows = []
-    for name, every in effects.groupby("set", sort=False):
+    groups: Any = effects.groupby("set", sort=False)
+    for name, every in groups:
         mine = every.loc[every["units"].gt(0)]
-        active = responding.loc[responding["set"].eq(name)] if len(responding) else responding
+        active: Any = responding.loc[responding["set"].eq(name)] if len(responding) else responding
         total, most = (int(active[key].sum()) if len(active) else 0 for key in ("units", "most_active"))
         chance = 1 / max(1, len(every)) if not len(active) else float(active["chance"].iloc[0])
         row: dict[str, Any] = {

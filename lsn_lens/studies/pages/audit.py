@@ -87,7 +87,7 @@ def how_section(study: Any) -> Section:
 
 def set_sections(name: str, claim: Mapping[Any, Any], tables: Tables) -> Iterator[Section]:
     """What was measured of one set."""
-    mine = {key: of(table, set=name) for key, table in tables.items() if "set" in table}
+    mine: dict[str, Any] = {key: of(table, set=name) for key, table in tables.items() if "set" in table}
     effects, losses = mine["effects"], mine["losses"]
     matrix = losses.pivot(index="intervened", columns="evaluated", values="nll_change").reindex(
         index=list(effects["language"])
