@@ -206,7 +206,8 @@ def _method(named: Mapping[str, NeuronSet], method: str | Method | None) -> Meth
 def _effects(subject: _Subject) -> dict[str, pd.DataFrame]:
     """Losses under each set, their intervals, and the matched random sets."""
     text, named = subject.text, subject.named
-    actions: dict[str, Any] = {name: subject.action for name in named}
+    action: Any = subject.action
+    actions = dict.fromkeys(named, action)
     step("effects")
     measured = measure_effects(text, named, actions, subject.progress)
     sure = certainty(text, measured)
