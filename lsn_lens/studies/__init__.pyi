@@ -1,10 +1,14 @@
 from .ground_truth import GroundTruthStudy as GroundTruthStudy
 from .ground_truth import ground_truth_study as ground_truth_study
 from .ground_truth import plant_parts as plant_parts
+from .growth import GrowthStudy as GrowthStudy
+from .growth import growth_of as growth_of
+from .growth import growth_study as growth_study
 from .prune import PruneStudy as PruneStudy
 from .prune import prune_run as prune_run
 from .prune import prune_study as prune_study
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
+from .settings.growth import GrowthSettings as GrowthSettings
 from .settings.prune import PruneSettings as PruneSettings
 from .settings.steering import SteeringSettings as SteeringSettings
 from .settings.text_dependence import TextDependenceSettings as TextDependenceSettings
