@@ -28,6 +28,7 @@ class SaveAt(TrainerCallback):
         self.steps = set(steps)
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Ask the trainer to save, or not."""
         control.should_save = state.global_step in self.steps
 
 

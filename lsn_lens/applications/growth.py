@@ -44,7 +44,8 @@ class Growth:
         dominant: The dominant language.
         reference: The checkpoint whose thresholds are frozen.
         runs: Each checkpoint's run.
-        losses: One row per checkpoint and `language`: `nll` (nats per token), `bits_per_byte`, scored `tokens`, `bytes`.
+        losses: One row per checkpoint and `language`: `nll` (nats per token), `bits_per_byte`, `tokens` and
+            `bytes` (scored).
         units: One row per checkpoint and `language`, see `frozen_counts`; with enough shards, `frozen_low` and
             `frozen_high`, the 95 % interval of the frozen count over draws of the text.
         layers: One row per checkpoint, `text`, `layer` and `language`, see `working_language`.
@@ -147,7 +148,7 @@ def growth(
     layout: Layout | None = None,
     evaluation: Layout | None = None,
     at_least: int = 3,
-    ratio: float = 10,
+    ratio: int | float = 10,
     top_k: int = 10,
     seeds: int = 9,
     replicates: int = 200,

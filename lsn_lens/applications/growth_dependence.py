@@ -44,11 +44,11 @@ def dominant_rises(
     return pd.DataFrame(rows)
 
 
-def solved_dependence(current: Any, dominant: Any, own: Any) -> dict[str, float]:
+def solved_dependence(current: Any, dominant: Any, own: Any) -> dict[str, Any]:
     """The share of a language's solved problems that only a model of the dominant language is known to solve.
 
-    P: problems that the model of the dominant language alone solves and the model of the new language alone does not. C:
-    problems that the checkpoint solves. The dependence is |P and C| / |C|.
+    P: problems that the model of the dominant language alone solves and the model of the new language alone does not.
+    C: problems that the checkpoint solves. The dependence is |P and C| / |C|.
 
     Args:
         current: Table of `evaluate_items` (`language`, `id`, `correct`), of a checkpoint, on problems in the new

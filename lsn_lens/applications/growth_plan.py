@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,10 @@ class LossCurve:
         ValueError: Losses that are not finite, a start that is not above the end, or no tokens.
     """
 
-    start: float
-    best: float
-    end: float
-    available: float | None = None
+    start: int | float
+    best: int | float
+    end: int | float
+    available: int | float | None = None
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (self.start, self.best, self.end))) or not self.start > self.end:
@@ -41,7 +42,7 @@ class LossCurve:
             raise ValueError(f"available={self.available}: expected a number of tokens above 0, or None.")
 
 
-def own_share(loss: float, start: float, end: float) -> float:
+def own_share(loss: int | float, start: int | float, end: int | float) -> float:
     """The share of a language's own system, in [0, 1], from its loss: where the loss lies between start and end.
 
     Raises:
@@ -51,10 +52,10 @@ def own_share(loss: float, start: float, end: float) -> float:
     the paper's P is the share of the new or of the dominant language could not be verified; here it is the new one's.
     """
     curve = LossCurve(start, loss, end)
-    return min(1.0, max(0.0, (curve.start - loss) / (curve.start - curve.end)))
+    return float(min(1.0, max(0.0, (curve.start - loss) / (curve.start - curve.end))))
 
 
-def share_of_tokens(tokens: float, dominant_tokens: float) -> float:
+def share_of_tokens(tokens: int | float, dominant_tokens: int | float) -> float:
     """The share of a language beside the dominant one, if it has these numbers of tokens: P ~ eta_j / sum of eta.
 
     Raises:
@@ -65,7 +66,7 @@ def share_of_tokens(tokens: float, dominant_tokens: float) -> float:
     return tokens / (tokens + dominant_tokens)
 
 
-def tokens_of_share(share: float, dominant_tokens: float) -> float:
+def tokens_of_share(share: int | float, dominant_tokens: int | float) -> float:
     """The tokens of a language that give it this share beside the dominant one; the inverse of `share_of_tokens`.
 
     Raises:
@@ -78,7 +79,7 @@ def tokens_of_share(share: float, dominant_tokens: float) -> float:
     return dominant_tokens * share / (1 - share)
 
 
-def corpus_plan(curves: Mapping[str, LossCurve], dominant_tokens: float) -> pd.DataFrame:
+def corpus_plan(curves: Mapping[str, LossCurve], dominant_tokens: int | float) -> pd.DataFrame:
     """The tokens of each new language: its share from its best loss, its tokens from its share.
 
     Each language is planned beside the dominant language alone: that new languages do not act on each other is assumed.
@@ -114,7 +115,7 @@ def corpus_plan(curves: Mapping[str, LossCurve], dominant_tokens: float) -> pd.D
     return pd.DataFrame(rows)
 
 
-def calibration(shares: pd.Series, working: pd.Series) -> dict[str, float]:
+def calibration(shares: pd.Series, working: pd.Series) -> dict[str, Any]:
     """How well the share from the loss agrees with the measured working-language share, over checkpoints.
 
     Checkpoints of one training depend on each other, so that no interval or p-value is given: two curves that both

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -167,8 +168,8 @@ def _smoothed(curve: Curve, window: int) -> Curve:
     return np.convolve(curve, weights, "same") / counts
 
 
-def _noise(curve: Float[np.ndarray, "*curve checkpoint"]) -> Float[np.ndarray, "*curve"]:
-    """Standard deviation of a curve's noise, from the median size of its second differences."""
+def _noise(curve: Float[np.ndarray, "*curve checkpoint"]) -> Any:
+    """Standard deviation of the noise of a curve, or of each, from the median size of its second differences."""
     return np.median(np.abs(np.diff(curve, n=2, axis=-1)), axis=-1) / (0.6745 * math.sqrt(6))
 
 

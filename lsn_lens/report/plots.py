@@ -19,9 +19,9 @@ CURVES = (
 SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 
 __all__ = [
-    "Chart", "agreement", "change_matrix", "checkpoint_curves", "control", "digits", "dose_curve", "expert_heatmap", "language_curves",
-    "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves", "robust_limit", "save",
-    "share_map", "similarity_curves", "switch_rises",
+    "Chart", "agreement", "change_matrix", "checkpoint_curves", "control", "digits", "dose_curve", "expert_heatmap",
+    "language_curves", "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves",
+    "robust_limit", "save", "share_map", "similarity_curves", "switch_rises",
 ]  # fmt: skip
 
 
@@ -251,8 +251,8 @@ def checkpoint_curves(
         band: Columns with the low and the high end of an interval.
     """
     marks = []
-    for place, (name, rows) in enumerate(table.groupby(by, sort=False)):
-        rows, colour = rows.set_index("checkpoint"), CURVES[place % len(CURVES)]
+    for place, (name, group) in enumerate(table.groupby(by, sort=False)):
+        rows, colour = group.set_index("checkpoint"), CURVES[place % len(CURVES)]
         ends = None if band is None else rows.loc[:, list(band)].set_axis(["low", "high"], axis=1)
         marks.append(Line(rows[value], str(name), colour, band=ends))
         if reference is not None:

@@ -99,8 +99,8 @@ def stages_section(tables: Tables) -> Section:
         (
             "Score: minus the loss. Translation is its rise, transition a decline while the share of the own system "
             "rises, stabilisation a flat end of both. Changes count above what white noise of the curve's own size "
-            "reaches in 5 % of curves, and above 5 % of the curve's range. Neighbouring checkpoints of a training are "
-            "correlated, so that the rows for correlated noise and random walks say more about errors than white noise.",
+            "reaches in 5 % of curves, and above 5 % of the curve's range. Neighbouring checkpoints of a training "
+            "are correlated, so that correlated noise and random walks say more about errors than white noise.",
         ),
         shown,
         columns=COLUMNS if "false-stages" in shown else {},
@@ -165,7 +165,7 @@ def working_section(table: pd.DataFrame) -> Section:
             "working": plots.checkpoint_curves(
                 own, "share", "Share of the text's own language", "share", reference="unigram_share"
             )
-        },  # fmt: skip
+        },
         columns=COLUMNS,
     )
 
@@ -188,7 +188,7 @@ def dependence_section(table: pd.DataFrame, dominant: str) -> Section:
                 by="evaluated",
                 reference="random_mean",
             )
-        },  # fmt: skip
+        },
         columns=COLUMNS,
     )
 
