@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens.applications.growth import growth
+from lsn_lens.applications.growth_measuring import growth
 from lsn_lens.applications.growth_checkpoints import checkpoints_in
 from lsn_lens.studies import GrowthSettings, growth_study
 
-module = sys.modules["lsn_lens.applications.growth"]
+module = sys.modules["lsn_lens.applications.growth_measuring"]
 
 ROWS = lsn.Layout("blocks", length=16, max_tokens=160, shards=5)
 HELD = lsn.Layout("blocks", length=16, max_tokens=64)
@@ -174,8 +174,8 @@ SETTINGS = GrowthSettings(rate=0.1, length=16, max_tokens=160, evaluation_tokens
                           replicates=5, switch="step-9")  # fmt: skip
 
 
-def test_the_study_reports(folder, corpora, tmp_path):
-    study = growth_study(checkpoints_in(folder), corpora, SETTINGS, progress=False)
+def test_the_study_reports(folder, corpora, grown, tmp_path):
+    study = growth_study(checkpoints_in(folder), corpora, SETTINGS, grown, progress=False)
     assert study.growth.dominant == "python" and study.growth.reference == "step-10"
     assert not study["stages"]["observed"].any() and study["stages"]["why"].str.contains("fewer than the 6").all()
     late = study["units-late"].query("checkpoint == 'step-200'")

@@ -21,6 +21,16 @@ PRUNED = pd.DataFrame(
 )  # fmt: skip
 
 
+GROWN = pd.DataFrame(
+    [
+        {"checkpoint": step, "language": language, "units": 10 * k + place, "units_low": 10 * k - 1,
+         "units_high": 10 * k + 5, "chance": 1.0 + place}
+        for place, language in enumerate(("en", "c++"))
+        for k, step in enumerate(("step-9", "step-10", "step-200"))
+    ]
+)  # fmt: skip
+
+
 def all_charts():
     summary = pd.DataFrame({"language": LANGUAGES, "own_rise": [0.1, 0.2, -0.1, 0.0, 0.3]})
     points = pd.DataFrame({"language": LANGUAGES * 3, "own_rise": np.linspace(-0.1, 0.1, 15)})
@@ -42,6 +52,9 @@ def all_charts():
         "methods": plots.method_rises(overall),
         "agreement": plots.agreement(
             pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
+        ),
+        "growth": plots.checkpoint_curves(
+            GROWN, "units", "Units", "neurons", reference="chance", band=("units_low", "units_high")
         ),
         "prune": plots.prune_curves(PRUNED, {"frequency": "rarest", "inverted": "most frequent", "random": "random"}),
     }
@@ -114,7 +127,7 @@ def test_curves_of_pruning_have_their_own_values_and_those_of_the_random_plans()
     assert list(random.values) == [0.3, 0.6] and random.dashed and list(random.values.index) == ["10%", "20%"]
 
 
-@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement", "prune"])
+@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement", "prune", "growth"])
 def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     chart = all_charts()[name]
     assert isinstance(chart.matplotlib(), Figure)

@@ -1,6 +1,4 @@
-from .growth import Growth as Growth
-from .growth import frozen_units as frozen_units
-from .growth import growth as growth
+from .growth_measuring import growth as growth
 from .growth_checkpoints import Checkpoint as Checkpoint
 from .growth_checkpoints import checkpoints_in as checkpoints_in
 from .growth_checkpoints import revisions_of as revisions_of
@@ -11,6 +9,8 @@ from .growth_plan import corpus_plan as corpus_plan
 from .growth_plan import own_share as own_share
 from .growth_plan import share_of_tokens as share_of_tokens
 from .growth_plan import tokens_of_share as tokens_of_share
+from .growth_result import Growth as Growth
+from .growth_result import frozen_units as frozen_units
 from .growth_stages import StageRule as StageRule
 from .growth_stages import false_stages as false_stages
 from .growth_stages import find_stages as find_stages
