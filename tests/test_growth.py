@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
-from lsn_lens.applications.growth_measuring import growth
 from lsn_lens.applications.growth_checkpoints import checkpoints_in
+from lsn_lens.applications.growth_measuring import growth
 from lsn_lens.studies import GrowthSettings, growth_study
 
 module = sys.modules["lsn_lens.applications.growth_measuring"]

@@ -1,8 +1,8 @@
-from .growth_measuring import growth as growth
 from .growth_checkpoints import Checkpoint as Checkpoint
 from .growth_checkpoints import checkpoints_in as checkpoints_in
 from .growth_checkpoints import revisions_of as revisions_of
 from .growth_dependence import solved_dependence as solved_dependence
+from .growth_measuring import growth as growth
 from .growth_plan import LossCurve as LossCurve
 from .growth_plan import calibration as calibration
 from .growth_plan import corpus_plan as corpus_plan

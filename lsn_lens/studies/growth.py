@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from lsn_lens.applications.growth_measuring import growth
 from lsn_lens.applications.growth_checkpoints import Checkpoint
+from lsn_lens.applications.growth_measuring import growth
 from lsn_lens.applications.growth_plan import LossCurve, calibration, corpus_plan, own_share
 from lsn_lens.applications.growth_result import Growth, frozen_units
 from lsn_lens.applications.growth_stages import StageRule, false_stages
