@@ -53,9 +53,7 @@ def all_charts():
         "agreement": plots.agreement(
             pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
         ),
-        "growth": plots.checkpoint_curves(
-            GROWN, "units", "Units", "neurons", reference="chance", band=("units_low", "units_high")
-        ),
+        "growth": plots.checkpoint_curves(GROWN, "units", "Units", "neurons", reference="chance"),
         "prune": plots.prune_curves(PRUNED, {"frequency": "rarest", "inverted": "most frequent", "random": "random"}),
     }
 
@@ -125,6 +123,16 @@ def test_curves_of_pruning_have_their_own_values_and_those_of_the_random_plans()
     rarest, frequent, random = all_charts()["prune"].marks
     assert list(rarest.values) == [0.1, 0.2] and list(frequent.values) == [0.5, 0.9]
     assert list(random.values) == [0.3, 0.6] and random.dashed and list(random.values.index) == ["10%", "20%"]
+
+
+def test_curves_over_checkpoints_keep_their_order_values_and_bands():
+    chart = plots.checkpoint_curves(
+        GROWN, "units", "Units", "neurons", reference="chance", band=("units_low", "units_high")
+    )
+    first, chance, second, _ = chart.marks
+    assert (first.label, second.label, chance.label) == ("en", "c++", "en: chance") and chance.dashed
+    assert list(second.values.index) == ["step-9", "step-10", "step-200"] and list(second.values) == [1, 11, 21]
+    assert list(second.band["low"]) == [-1, 9, 19] and list(second.band["high"]) == [5, 15, 25]
 
 
 @pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement", "prune", "growth"])
