@@ -68,8 +68,7 @@ def export(
             "Save a model in memory first: model.save_pretrained(folder), and its tokenizer to the same folder."
         )
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
+    check_new(folder)
     if not len(neurons):
         warnings.warn("the set has no units: the checkpoint is the unchanged model.", stacklevel=2)
     name, options = located(source_of(source), given({**options, "revision": revision}))
@@ -86,7 +85,8 @@ def export(
             f"standard deviations; at most {allowed:g} is allowed. Nothing was written. {INSTEAD}"
         )
     tokenizer = read_tokenizer(name, options)
-    return _write(folder, hf_model, tokenizer, {**provenance, "logits_difference": difference})
+    provenance = {**provenance, "logits_difference": difference}
+    return write_checkpoint(folder, hf_model, tokenizer, provenance, _card(provenance))
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,18 @@ def _provenance(bridge: Model, neurons: NeuronSet) -> dict[str, Any]:
 # the folder
 
 
-def _write(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str, Any]) -> Path:
-    """Write a complete checkpoint or nothing."""
+def check_new(folder: Path) -> None:
+    """Refuse a folder that has something in it.
+
+    Raises:
+        FileExistsError: The folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
+
+
+def write_checkpoint(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str, Any], card: str) -> Path:
+    """Write a complete checkpoint, with `lsn_lens.json` and a README, or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
@@ -182,7 +192,7 @@ def _write(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str,
         hf_model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(_card(provenance), encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         return partial.rename(folder)

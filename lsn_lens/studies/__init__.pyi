@@ -1,6 +1,10 @@
+from .finetuning import FinetuningStudy as FinetuningStudy
+from .finetuning import finetuning_run as finetuning_run
+from .finetuning import finetuning_study as finetuning_study
 from .ground_truth import GroundTruthStudy as GroundTruthStudy
 from .ground_truth import ground_truth_study as ground_truth_study
 from .ground_truth import plant_parts as plant_parts
+from .settings.finetuning import FinetuningSettings as FinetuningSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.steering import SteeringSettings as SteeringSettings
 from .settings.workflow import WorkflowSettings as WorkflowSettings
