@@ -166,7 +166,7 @@ def _within_context(model: Model, corpora: Corpora) -> Corpora:
         texts = list(corpus.find)
         sizes = map(len, model.tokenizer(texts, add_special_tokens=False)["input_ids"])
         short = [text for text, size in zip(texts, sizes, strict=True) if size < model.cfg.n_ctx]
-        kept[label] = replace(corpus, find=load_corpora({label: short}, hold_out=0)[label].find)
+        kept[label] = replace(corpus, find=load_corpora({label: short}, hold_out=0.0)[label].find)
     return kept
 
 
