@@ -132,7 +132,7 @@ def hash_of(hf_model: nn.Module) -> str:
     digest = xxh3_128()
     for name, weight in sorted(hf_model.named_parameters()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

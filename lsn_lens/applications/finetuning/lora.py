@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lsn_lens.applications.finetuning.delta import Change
@@ -93,5 +92,5 @@ def adapted(hf_model: Any, lora: Lora, names: list[str], seed: int) -> Any:
 def merged(peft_model: Any) -> dict[str, Change]:
     """The weights that adapters change, with the adapters added."""
     targets = [name for name, each in peft_model.base_model.model.named_modules() if hasattr(each, "lora_A")]
-    plain: nn.Module = peft_model.merge_and_unload(safe_merge=True)
+    plain: Any = peft_model.merge_and_unload(safe_merge=True)
     return {f"{name}.weight": Change(plain.get_submodule(name).weight.detach().clone()) for name in targets}

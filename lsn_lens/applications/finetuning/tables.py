@@ -1,10 +1,13 @@
 """Tables of several trainings: means over seeds, and differences to random units."""
 
+from typing import Any
+
 import pandas as pd
 
 from lsn_lens.evaluation.bootstrap import mean_interval
 
 RANDOM, LORA = "random", "lora"
+KEYS = ["trained", "documents", "kind"]
 
 
 def _by_seed(losses: pd.DataFrame) -> pd.DataFrame:
@@ -20,8 +23,8 @@ def summary_of(losses: pd.DataFrame) -> pd.DataFrame:
     """One row per language, kind and number of documents: mean changes and intervals, see `FinetuningStudy`."""
     by_seed = _by_seed(losses)
     rows = []
-    for key, each in by_seed.groupby(["trained", "documents", "kind"], sort=False):
-        row = dict(zip(("trained", "documents", "kind"), key, strict=True))
+    for key, each in by_seed.groupby(KEYS, sort=False):
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True))  # type: ignore[arg-type]
         row |= {"parameters": round(each["parameters"].mean()), "learning_rate": each["learning_rate"].iloc[0]}
         row |= {"seeds": len(each)}
         for name in ("own", "others", "worst", "neutral"):
@@ -36,10 +39,10 @@ def against_random(losses: pd.DataFrame) -> pd.DataFrame:
     by_seed = _by_seed(losses).set_index(["trained", "documents", "seed"])
     random = by_seed.loc[by_seed["kind"].eq(RANDOM)]
     others = by_seed.loc[by_seed["kind"].ne(RANDOM)]
-    level = 1 - 0.05 / max(1, others.groupby(["trained", "documents", "kind"], sort=False).ngroups)
+    level = 1 - 0.05 / max(1, others.groupby(KEYS, sort=False).ngroups)
     rows = []
-    for key, each in others.groupby(["trained", "documents", "kind"], sort=False):
-        row = dict(zip(("trained", "documents", "kind"), key, strict=True))
+    for key, each in others.groupby(KEYS, sort=False):
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True))  # type: ignore[arg-type]
         for name in ("own", "others"):
             values = mean_interval(each[name].to_numpy(float) - random.loc[each.index, name].to_numpy(float), level)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))

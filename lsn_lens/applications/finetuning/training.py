@@ -92,7 +92,8 @@ class _Watch(TrainerCallback):
         self.first = next((row["loss"] for row in state.log_history if "loss" in row), math.nan)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="steps", disable=not self.progress)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        logs: Mapping[str, Any] = given["logs"]
         if "loss" not in logs:
             return
         self.first = logs["loss"] if math.isnan(self.first) else self.first
@@ -146,7 +147,7 @@ def train(
             watch.close()
         log = [row for row in trainer.state.log_history if "loss" in row]
         watch.check(_loss(trained, rows, settings.batch, device), trainer.state.global_step)
-    return pd.DataFrame(log)[["step", "loss", "grad_norm", "learning_rate"]]
+    return pd.DataFrame(log, columns=["step", "loss", "grad_norm", "learning_rate"])
 
 
 def last_state(folder: Path | None) -> str | None:

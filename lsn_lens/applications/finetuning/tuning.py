@@ -149,7 +149,7 @@ def _hash(units: NeuronSet | Lora | str) -> str:
     if isinstance(units, NeuronSet):
         for basis in sorted(units.masks):
             digest.update(basis.encode())
-            digest.update(units.units(basis).contiguous().numpy())
+            digest.update(units.units(basis).contiguous().numpy().data)
     return digest.hexdigest()
 
 
