@@ -266,6 +266,8 @@ ELSEWHERE = {
             "studies.workflow.workflow_study",
             "studies.steering.steering_run",
             "studies.steering.steering_study",
+            "studies.text_dependence.text_dependence_run",
+            "studies.text_dependence.text_dependence_study",
             "studies.working_language.working_language_study",
             "studies.working_language.working_language_labels",
             "studies.steering.ways",

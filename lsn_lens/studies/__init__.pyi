@@ -7,12 +7,16 @@ from .ground_truth import plant_parts as plant_parts
 from .settings.finetuning import FinetuningSettings as FinetuningSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.steering import SteeringSettings as SteeringSettings
+from .settings.text_dependence import TextDependenceSettings as TextDependenceSettings
 from .settings.workflow import WorkflowSettings as WorkflowSettings
 from .settings.working_language import WorkingLanguageSettings as WorkingLanguageSettings
 from .steering import SteeringStudy as SteeringStudy
 from .steering import steering_run as steering_run
 from .steering import steering_study as steering_study
 from .study import Study as Study
+from .text_dependence import TextDependenceStudy as TextDependenceStudy
+from .text_dependence import text_dependence_run as text_dependence_run
+from .text_dependence import text_dependence_study as text_dependence_study
 from .workflow import WorkflowStudy as WorkflowStudy
 from .workflow import workflow_run as workflow_run
 from .workflow import workflow_study as workflow_study

@@ -66,7 +66,7 @@ def finetune(
         documents: Texts, or a part of a corpus, as `corpora["fr"].find`.
         settings: How to train.
         out: A new folder. It holds states while the training runs, from which the same call goes on after an
-            interruption, and `delta.safetensors` in the end, which the same call then reads.
+            interruption, and the delta in the end, which the same call then reads.
         progress: Show progress bars.
 
     Returns:
