@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import random
+from functools import partial
 
 import jaxtyping
 import numpy as np
@@ -358,6 +359,8 @@ def test_intervals_are_those_of_students_test():
 @needs_peft
 def test_the_study_and_its_script(tmp_path, monkeypatch):
     script = experiment("finetune_neurons")
+    numbers = {"numbers": lsn.controls.neutral_text()["numbers"]}
+    monkeypatch.setattr(bench, "measured_neutral", partial(lsn.controls.measured_neutral, neutral=numbers))
     settings = {
         "methods": ("lape",), "languages": ("en", "fr"), "train": ("fr",), "documents": (8,), "rate_documents": 4,
         "seeds": 2, "rates": (1e-3,), "batch": 2, "length": 32, "max_tokens": 400, "evaluation_tokens": 100,
@@ -390,15 +393,18 @@ def test_the_study_and_its_script(tmp_path, monkeypatch):
 def test_each_kind_gets_the_rate_with_the_lowest_loss():
     losses = {("a", 1.0): 3.0, ("a", 2.0): 2.0, ("b", 1.0): 4.0, ("b", 2.0): np.inf}
 
-    class Bench:
+    class Known(bench.Bench):
+        def __init__(self):
+            pass
+
         def choice_loss(self, what, language, documents, rate):
             assert (language, documents) == ("fr", 7)
             return losses[what, rate]
 
     arms = {kind: lambda seed, kind=kind: kind for kind in "ab"}
     settings = lsn.studies.FinetuningSettings(rates=(1.0, 2.0), rate_documents=7)
-    rates, table = finetuning._rates(Bench(), arms, "fr", settings, False)
+    rates, table = finetuning._rates(Known(), arms, "fr", settings, False)
     assert rates == {"a": 2.0, "b": 1.0} and len(table) == 4
     losses["b", 1.0] = np.inf
     with pytest.raises(Diverged, match=r"\['b'\] diverged at every learning rate"):
-        finetuning._rates(Bench(), arms, "fr", settings, False)
+        finetuning._rates(Known(), arms, "fr", settings, False)
