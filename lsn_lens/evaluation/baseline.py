@@ -29,6 +29,7 @@ from lsn_lens.interventions.words import Choice
 from lsn_lens.model import forward, structure, unembedding
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
+from lsn_lens.model.resuming import first_layer
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.identity import fingerprint
 from lsn_lens.neurons.sets import NeuronSet
@@ -37,6 +38,8 @@ from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan, layout_of
 from lsn_lens.text.tokens import separator_id, tokenize
+
+AT_ONCE = 512  # tokens of a batch on a CPU, whose cache is small
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,14 +169,14 @@ class HeldOut:
         total = sum(len(places) * _size(self.plan, labels) for labels, places in groups.items())
         with _lean(self.model, names), _bar(total, progress) as bar:
             for labels, places in groups.items():
-                most = self.plan.layout.batch_tokens
-                most = min(most, unembedding.tokens_at_once(self.model) or most)
+                most = _most(self.model, self.plan.layout, 2 * AT_ONCE)  # in fewer passes the copies cost less to make
                 together = max(1, most // max(self.scored[label].widest for label in labels))
-                for part in (places[first : first + together] for first in range(0, len(places), together)):
-                    hooks = [jobs[place].hooks for place in part]
-                    found = _losses(self.model, self.plan, self.scored, labels, hooks, bar)
-                    for place, each in zip(part, found, strict=True):
-                        losses[place] = each
+                places.sort(key=lambda place: first_layer(name for name, _ in jobs[place].hooks))
+                hooks = [jobs[place].hooks for place in places]
+                groups = [hooks[first : first + together] for first in range(0, len(places), together)]
+                found = _losses(self.model, self.plan, self.scored, labels, groups, bar)
+                for place, each in zip(places, found, strict=True):
+                    losses[place] = each
         return losses
 
     def _rows(self, job: Job, losses: Losses) -> list[dict[str, Any]]:
@@ -235,7 +238,7 @@ def held_out(
     if unknown:
         warnings.warn(scored.unknown_bytes(model.tokenizer, unknown), stacklevel=3)
     with _lean(model, ()), _bar(_size(plan, corpora), progress) as bar:
-        (clean,) = _losses(model, plan, known, tuple(corpora), [[]], bar)
+        (clean,) = _losses(model, plan, known, tuple(corpora), [[[]]], bar)
     return HeldOut(model, plan, known, clean, describe_hooks(model), fingerprint(model), corpora)
 
 
@@ -267,8 +270,7 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
-        most = 512 if structure.device_of(model).type == "cpu" else layout.batch_tokens  # a CPU's cache is small
-        at_once = min(most, unembedding.tokens_at_once(model) or most)
+        at_once = _most(model, layout, AT_ONCE)
         border = structure.position_border(model)
         plan = Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
     except BaseException:
@@ -276,6 +278,12 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
         raise
     weakref.finalize(plan, shutil.rmtree, folder, ignore_errors=True)
     return plan
+
+
+def _most(model: Model, layout: Layout, on_cpu: int) -> int:
+    """Tokens of a forward pass."""
+    most = min(on_cpu, layout.batch_tokens) if structure.device_of(model).type == "cpu" else layout.batch_tokens
+    return min(most, unembedding.tokens_at_once(model) or most)
 
 
 def _lean(model: Model, names: tuple[str, ...]) -> Any:
@@ -292,9 +300,10 @@ def _bar(total: int, progress: bool) -> Any:
 
 
 def _losses(
-    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str], hooks: Sequence[Hooks], bar: Any
-) -> list[Losses]:
+    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str],
+    groups: Sequence[Sequence[Hooks]], bar: Any,
+) -> list[Losses]:  # fmt: skip
     """Loss of each document with a scored token, under each of several hooks."""
     start = separator_id(model.tokenizer, plan.layout.separator)
-    every = document_sums(model, plan, start, labels, hooks, bar)
+    every = document_sums(model, plan, start, labels, groups, bar)
     return [{label: sums[known[label].documents] for label, sums in each.items()} for each in every]

@@ -159,9 +159,14 @@ def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
             swap.undo()
     if fired != fired_lean:
         return False
+    return alike(model, full, short)
+
+
+def alike(model: Model, one: Tensor, other: Tensor) -> bool:
+    """Whether two hidden states of a model are equal, in float32 up to rounding."""
     if is_half(model):
-        return torch.equal(full, short)
-    return bool((full - short).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * full.std())
+        return torch.equal(one, other)
+    return bool((one - other).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * one.std())
 
 
 def _probed(model: Model, points: Collection[Any]) -> tuple[Tensor, Counter[Any]]:
