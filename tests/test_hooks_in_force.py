@@ -292,6 +292,7 @@ ELSEWHERE = {
     "evaluation.jobs.jobs_of": "the same",
     "evaluation.jobs.jobs_for": "the same",
     "evaluation.scored.document_sums": "one pass of held_out",
+    "evaluation.scored.at_once": "reads the size of the vocabulary",
     "interventions.intervening.intervention_hooks": "the same",
     "collection.planning.plan_run": "sizes, also of models without weights",
     "collection.planning.plan_of": "reads the tokenizer and the context",
@@ -299,7 +300,7 @@ ELSEWHERE = {
 }
 INNER = (
     "model.structure", "model.forward", "model.hooks", "model.weights", "model.mlps", "model.probing",
-    "model.acceptance", "collection.passes", "collection.recorders", "neurons.identity",
+    "model.acceptance", "model.resuming", "collection.passes", "collection.recorders", "neurons.identity",
 )  # fmt: skip
 # what the public functions are made of
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from lsn_lens.model import forward, resuming, structure, unembedding
 from lsn_lens.model.structure import Model
-from lsn_lens.text.plan import Batch, Plan
+from lsn_lens.text.plan import Batch, Layout, Plan
 from lsn_lens.text.token_bytes import UNKNOWN
+
+AT_ONCE = 512  # tokens of a batch on a CPU, whose cache is small
 
 Hooks = list[tuple[str, Any]]
 PerDocument = Float[np.ndarray, "_"]  # one value for each document of a language, each language with its own number
@@ -36,6 +38,13 @@ class Scored:
     tokens: PerDocument
     n_bytes: PerDocument
     widest: int
+
+
+def at_once(model: Model, layout: Layout, copies: int = 1) -> int:
+    """Tokens of a forward pass; on a CPU those of so many copies of a small batch."""
+    on_cpu = structure.device_of(model).type == "cpu"
+    most = min(copies * AT_ONCE, layout.batch_tokens) if on_cpu else layout.batch_tokens
+    return min(most, unembedding.tokens_at_once(model) or most)
 
 
 def scored_tokens(batch: Batch, separator: int | None) -> Bool[Tensor, "batch target"]:
@@ -76,7 +85,12 @@ def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterato
 
 @torch.no_grad()
 def document_sums(
-    model: Model, plan: Plan, separator: int | None, labels: Collection[str], groups: Sequence[Sequence[Hooks]], bar: Any
+    model: Model,
+    plan: Plan,
+    separator: int | None,
+    labels: Collection[str],
+    groups: Sequence[Sequence[Hooks]],
+    bar: Any,
 ) -> list[Losses]:
     """Summed loss of every document under each of several hooks, in groups that share a forward pass.
 

@@ -169,6 +169,11 @@ def alike(model: Model, one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * one.std())
 
 
+def lean_where_exact(model: Model, hook_names: Collection[str]) -> contextlib.AbstractContextManager[Any]:
+    """`lean`, or nothing where it is not exact."""
+    return lean(model, hook_names) if lean_is_exact(model, hook_names) else contextlib.nullcontext()
+
+
 def _probed(model: Model, points: Collection[Any]) -> tuple[Tensor, Counter[Any]]:
     """Hidden states of a few tokens, and the number of times each hook point fired."""
     fired: Counter[Any] = Counter()

@@ -79,7 +79,7 @@ def _replaced(model: Model, forwards: Mapping[int, Callable[..., Any]]) -> Itera
     finally:
         for layer, each in own.items():
             each.pop("forward", None)
-            each |= {"forward": before[layer]} if layer in before else {}
+            each.update({"forward": before[layer]} if layer in before else {})
 
 
 def _repeated(output: Any, copies: int) -> Any:
@@ -105,19 +105,21 @@ def _is_exact(model: Model) -> bool:
 
     ids = torch.stack(probe_ids(vocabulary_size(model), 8, 8)).to(device_of(model))
     with hooks.set_aside(model):
-        with _replaced(model, {layer: look(model.blocks[layer].forward) for layer in range(last + 1)}):
+        with recorded(model, [last]) as outputs:
             full = forward.hidden_states(model, ids, None)
+        with _replaced(model, {layer: look(model.blocks[layer].forward) for layer in range(last + 1)}):
+            forward.hidden_states(model, ids.flip(0), None)  # other tokens: nothing of the first pass stays
         if len(plain) != last + 1 or not all(plain):
             return False
-        with recorded(model, [last]) as outputs:
-            forward.hidden_states(model, ids, None)
         with resumed(model, last, outputs):
             return forward.alike(model, full, forward.hidden_states(model, ids, None))
 
 
 def _is_plain(value: Any) -> bool:
     """Whether a layer cannot leave anything in this argument for later layers, as in a cache."""
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else value is None or isinstance(value, Tensor | int | float | str)
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, Tensor | int | float | str)
 
 
 def _is_stream(output: Any, rows: int) -> bool:
