@@ -25,7 +25,7 @@ from lsn_lens.evaluation.scored import Hooks, Losses, PerDocument, Scored, docum
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.words import Choice
-from lsn_lens.model import forward, structure
+from lsn_lens.model import forward, resuming, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model

@@ -115,7 +115,8 @@ def _head(model: Model) -> _Head | None:
     moved = type(plain) is not Linear or "forward" in vars(plain)  # accelerate loads such weights in its forward
     if plain is None or moved or id(body) not in names or id(unembedding) not in names:
         return None
-    return _Head(owner, names[id(body)], names[id(unembedding)], plain.weight, plain.bias)
+    bias = plain.bias if plain.bias is not None and bool(plain.bias.any()) else None  # TransformerLens adds zeros
+    return _Head(owner, names[id(body)], names[id(unembedding)], plain.weight, bias)
 
 
 def has_parts(model: Model) -> bool:
