@@ -37,8 +37,8 @@ class Config(Settings):
         kind: Packed blocks, or one row per document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
-        max_tokens: Cap per language when  finding neurons.
-        evaluation_tokens: Cap per language when  measuring each method on all languages.
+        max_tokens: Cap per language when finding neurons.
+        evaluation_tokens: Cap per language when measuring each method on all languages.
         control_tokens: The same for random sets, measured on their own language only, and for sets of equal size.
         sizes: Units per language at which methods are compared: shares of all units of a kind, or whole numbers; [] for
             none.

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from zipfile import ZipFile
 
-from lsn_lens.studies.experiment import main, run_cli
+from lsn_lens.studies.experiment import one_line, run_cli
 
 CHUNK = 1 << 20  # bytes
 
@@ -125,4 +125,5 @@ def _check(file: Path, found: str, model: Model, what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(lambda: run_cli(Config), lambda config: (fetch(config.folder),), lambda config, file: file)
+    with one_line():
+        fetch(run_cli(Config).folder)

@@ -1,4 +1,5 @@
 from . import analysis as analysis
+from . import applications as applications
 from . import collection as collection
 from . import comparison as comparison
 from . import controls as controls

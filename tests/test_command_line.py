@@ -5,7 +5,9 @@ from conftest import experiment
 
 from lsn_lens.studies.experiment import run_cli
 
-SCRIPTS = ("compare_methods", "ground_truth", "real_model", "steer", "workflow", "working_language")
+SCRIPTS = (
+    "compare_methods", "ground_truth", "prune", "real_model", "steer", "text_dependence", "workflow", "working_language"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("script", [each for each in SCRIPTS if each != "ground_truth"])

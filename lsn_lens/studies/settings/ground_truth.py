@@ -17,7 +17,7 @@ class GroundTruthSettings:
         each: Units for each role and language.
         effect: Requested loss increase of a language when one unit that it needs is off, nats per token.
         tokens: Tokens per language for writing the weights.
-        max_tokens: Cap per language when  running the methods.
+        max_tokens: Cap per language when running the methods.
         less_text: Smaller caps to try on the first planting of each part.
         fewer_languages: Smaller numbers of languages to try on the first planting of each part.
         seed: Seed of the first planting.

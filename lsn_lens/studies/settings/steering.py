@@ -25,8 +25,8 @@ class SteeringSettings:
         identifier: Language identifier: "py3langid" or "lingua".
         ruled_out: Languages that no text can be in, as [ms] for a model that never read Malay: else many Indonesian
             texts are identified as Malay, which is no language of the run.
-        evaluation_tokens: Cap per language when  measuring losses.
-        max_tokens: Cap per language when  finding units.
+        evaluation_tokens: Cap per language when measuring losses.
+        max_tokens: Cap per language when finding units.
 
     Raises:
         ValueError: No seed, dose, sample or token to steer with, or a rate that is no share.

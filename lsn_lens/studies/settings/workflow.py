@@ -20,9 +20,9 @@ class WorkflowSettings:
         ablation: Value to set units to: "zero", "other languages' mean" or "dataset mean".
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
-        max_tokens: Cap per language when  finding units.
-        evaluation_tokens: Cap per language when  measuring.
-        search_tokens: Cap per language when  searching the stages.
+        max_tokens: Cap per language when finding units.
+        evaluation_tokens: Cap per language when measuring.
+        search_tokens: Cap per language when searching the stages.
 
     Raises:
         ValueError: An unknown method, one of the stages without the other or without layers, or fewer than two seeds.
