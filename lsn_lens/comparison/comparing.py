@@ -140,7 +140,6 @@ def compare(
         draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
         tables |= effect_tables(text, short, sets, actions, draws, run.statistics, progress)
         if at:
-            step("equal size")
             ranked = rankings(used, scores, found or {})
             tables |= size_tables(measure_curves(short, ranked, at, action, size_seeds, run.statistics, progress))
     step("how far to trust")
