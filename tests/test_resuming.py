@@ -101,7 +101,9 @@ def test_losses_are_those_of_whole_passes(demo, monkeypatch):
     text = baseline.held_out(demo, corpora, lsn.Layout(max_tokens=200), **QUIET)
     shape = (demo.cfg.n_layers, 768)
     sets = {
-        f"from {layer}": lsn.NeuronSet.from_dict({"en": [(layer, unit) for unit in range(40)], "fr": [(5, 3)]}, shape)
+        f"from {layer}": lsn.NeuronSet.from_dict(
+            {"en": [(layer, u) for u in range(40)] + [(5, 99)], "fr": [(5, 3)]}, shape
+        )
         for layer in (5, 0, 3)
     }
     found = text.measure(sets, **QUIET)
