@@ -45,7 +45,8 @@ def given(load):
         "model": model, "run": run, "found": DEEP, "scores": lsn.score(run), "tokenizer": model.tokenizer,
         "units": pd.DataFrame({"basis": ["mlp"], "layer": [0], "unit": [1]}), "source": "demo",
         "stages": evaluation.Stages(1, 1), "steerings": [steering], "targets": ["en", "de"], "plantings": [object()],
-        "sets": FOUND, "interventions": [], "layout": lsn.Layout(),
+        "sets": FOUND, "interventions": [], "layout": lsn.Layout(), "share": 0.5,
+        "experts": lsn.statistics.ExpertAssignment(torch.arange(D_MLP).expand(LAYERS, -1) // 4),
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from conftest import ARCHITECTURES, BACKENDS, D_MLP, SENTENCES, VOCABULARY, tiny
 from tiny import redraw
 
 import lsn_lens as lsn
-from lsn_lens import analysis, generation
+from lsn_lens import analysis, applications, generation
 from lsn_lens.analysis import contributions, experts, representations  # fmt: skip
 from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
@@ -153,14 +153,19 @@ def lensed(model, given):
 
 
 def only(model, given):
-    assignment = torch.arange(D_MLP).expand(LAYERS, -1) // 12
-    with experts.only_experts(model, assignment, 1.0):  # all: units off and without weights are chosen differently
-        return by_document.document_losses(model, given.corpora, **QUIET)
+    frames = []
+    for selection in ("per_layer", "cross_layer"):
+        with experts.only_experts(model, EXPERTS, 1.0, selection=selection):
+            frames.append(by_document.document_losses(model, given.corpora, **QUIET))
+    return frames  # of all experts: units off and without weights are chosen differently
 
 
 def inside(model, given):
     with lsn.intervene(model, FOUND["en"]):
         return forward.logits(model, IDS)
+
+
+EXPERTS = experts.ExpertAssignment(torch.arange(D_MLP).expand(LAYERS, -1) // 12)
 
 
 def trial():
@@ -190,6 +195,12 @@ ROWS = {
     ),
     "evaluation.by_document.document_losses": lambda m, g: by_document.document_losses(m, g.corpora, **QUIET),
     "analysis.experts.only_experts": only,
+    "applications.prune_measuring.prune_losses": lambda m, g: applications.prune_losses(
+        m, g.corpora, {"plan": FOUND}, **CUT
+    ).table.drop(columns="kept_parameters"),
+    "applications.prune_measuring.sparse_losses": lambda m, g: applications.sparse_losses(
+        m, g.corpora, {"plan": PLAN}, EXPERTS, 0.75, **CUT
+    ).table.query("plan == 'plan'"),
     "generation.sampling.generate": lambda m, g: lsn.generate(m, PROMPTS["en"], tokens=4, **QUIET),
     "generation.sampling.generate_each": lambda m, g: lsn.generate_each(
         m, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], PROMPTS["en"], tokens=4, **QUIET
@@ -249,8 +260,12 @@ ROWS = {
     ),
 }  # fmt: skip
 TEXTS_OF_ONE = {language: texts[0] for language, texts in PROMPTS.items()}
+ROWS_OF = {"mlp": chosen(*((i, range(12)) for i in range(LAYERS))).expand(2, -1, -1)}
+PLAN = lsn.NeuronSet(("en", "fr"), ROWS_OF)
 BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes alone
     "generation.steering.trials.prompts_from": lambda m, g: prompts_from(m, g.corpora, count=1, tokens=2),
+    "applications.prune.prune_scores": lambda m, g: applications.prune_scores(m, g.run.statistics),
+    "applications.prune.prune_plan": lambda m, g: applications.prune_plan(m, g.run.statistics, 0.5),
     "analysis.contributions.down_norms": lambda m, g: contributions.down_norms(m),
     "analysis.contributions.effective_values": lambda m, g: contributions.effective_values(
         m, 1, torch.rand(2, D_MLP), torch.tensor([1, 2])
@@ -264,6 +279,8 @@ ELSEWHERE = {
         (
             "studies.workflow.workflow_run",
             "studies.workflow.workflow_study",
+            "studies.prune.prune_run",
+            "studies.prune.prune_study",
             "studies.steering.steering_run",
             "studies.steering.steering_study",
             "studies.text_dependence.text_dependence_run",
@@ -310,6 +327,7 @@ ELSEWHERE = {
     "evaluation.jobs.jobs_of": "the same",
     "evaluation.jobs.jobs_for": "the same",
     "evaluation.scored.document_sums": "one pass of held_out",
+    "evaluation.scored.at_once": "reads the size of the vocabulary",
     "interventions.intervening.intervention_hooks": "the same",
     "collection.planning.plan_run": "sizes, also of models without weights",
     "collection.planning.plan_of": "reads the tokenizer and the context",
@@ -317,7 +335,7 @@ ELSEWHERE = {
 }
 INNER = (
     "model.structure", "model.forward", "model.hooks", "model.weights", "model.mlps", "model.probing",
-    "model.acceptance", "collection.passes", "collection.recorders", "neurons.identity",
+    "model.acceptance", "model.resuming", "collection.passes", "collection.recorders", "neurons.identity",
 )  # fmt: skip
 # what the public functions are made of
 

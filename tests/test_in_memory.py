@@ -103,7 +103,7 @@ def test_what_cannot_be_taken_is_said_in_short(hugging_face, tiny_model_folder, 
             lsn.load_model(*arguments, **options)
         assert len(str(caught.value)) < 320
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked before
-    with pytest.raises(ValueError, match=r"export takes the name or folder.*LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=r"the name or folder that load_model got.*LlamaForCausalLM"):
         lsn.export(model, lsn.NeuronSet(("en",), {"mlp": torch.zeros(1, 2, 48, dtype=torch.bool)}), tiny_model_folder)
 
 

@@ -15,6 +15,12 @@ def diagonal(rise=0.05, elsewhere=0.002):
     return pd.DataFrame(values, index=LANGUAGES, columns=LANGUAGES)
 
 
+PRUNED = pd.DataFrame(
+    {"rate": [0.1, 0.1, 0.2, 0.2], "plan": ["frequency", "inverted"] * 2, "rise": [0.1, 0.5, 0.2, 0.9],
+     "others_rise": [0.3, 0.3, 0.6, 0.6]}
+)  # fmt: skip
+
+
 def all_charts():
     summary = pd.DataFrame({"language": LANGUAGES, "own_rise": [0.1, 0.2, -0.1, 0.0, 0.3]})
     points = pd.DataFrame({"language": LANGUAGES * 3, "own_rise": np.linspace(-0.1, 0.1, 15)})
@@ -40,6 +46,7 @@ def all_charts():
         "agreement": plots.agreement(
             pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
         ),
+        "prune": plots.prune_curves(PRUNED, {"frequency": "rarest", "inverted": "most frequent", "random": "random"}),
     }
 
 
@@ -104,7 +111,13 @@ def test_bars_and_dots_stand_on_the_same_places():
     assert np.allclose(points.y, dots[:, 1])
 
 
-@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement"])
+def test_curves_of_pruning_have_their_own_values_and_those_of_the_random_plans():
+    rarest, frequent, random = all_charts()["prune"].marks
+    assert list(rarest.values) == [0.1, 0.2] and list(frequent.values) == [0.5, 0.9]
+    assert list(random.values) == [0.3, 0.6] and random.dashed and list(random.values.index) == ["10%", "20%"]
+
+
+@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement", "prune"])
 def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     chart = all_charts()[name]
     assert isinstance(chart.matplotlib(), Figure)

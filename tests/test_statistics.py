@@ -127,6 +127,7 @@ def test_keys_and_types():
         "positive": torch.int64,
         "sum": torch.float64,
         "squares": torch.float64,
+        "absolute": torch.float64,
         "act_grad": torch.float64,
     }
 

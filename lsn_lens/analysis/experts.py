@@ -2,22 +2,25 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from lsn_lens.methods.expert_frequency import ExpertFrequency
-from lsn_lens.model import structure
+from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
-from lsn_lens.statistics.experts import expert_scores, select_experts
+from lsn_lens.neurons.sites import SITES
+from lsn_lens.statistics.experts import ExpertAssignment, expert_scores, select_experts
 from lsn_lens.statistics.sums import Statistics
 
 
@@ -129,38 +132,114 @@ def family_test(
 
 @contextlib.contextmanager
 def only_experts(
-    model: Model, assignment: Int[Tensor, "layer unit"], share: float | int, score: str = "l1"
+    model: Model,
+    assignment: Int[Tensor, "layer unit"] | ExpertAssignment,
+    share: float | int,
+    score: str = "l1",
+    *,
+    among: Bool[Tensor, "layer expert"] | None = None,
+    selection: Literal["per_layer", "cross_layer"] = "per_layer",
+    relative: bool = False,
 ) -> Iterator[Model]:
     """Run the model with only each token's best experts; the neurons of other experts are 0.
 
-    Selection is per layer, from the masked model's activations: masking earlier layers changes later ones. Frequencies,
-    in contrast, come from the dense model.
+    With `selection="per_layer"`, experts are chosen from the masked model's activations: masking earlier layers changes
+    later ones. Frequencies, in contrast, come from the dense model. `"cross_layer"` needs the scores of all layers
+    before it can mask the first: each text is read twice, first by the dense model, whose scores choose.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        assignment: The expert of every neuron, `run.constants["<key>.assignment"]`.
-        share: Share of each layer's experts that a token keeps, in (0, 1].
+        assignment: The expert of every neuron, `method.experts_of(run.statistics)`.
+        share: Share of each layer's experts ("cross_layer": of all layers' experts) that a token keeps, in (0, 1].
         score: "l1" or "l2".
+        among: The experts that a token may choose from, as a language's frequent ones; by default all.
+        selection: Whether a token's experts are ranked within each layer, or over all layers at once.
+        relative: For "cross_layer": divide scores by the layer's mean at the token.
 
     Yields:
         The model; its hooks are gone when the block ends.
+
+    Raises:
+        ValueError: A share, score, selection or pool of experts that cannot be; "cross_layer" while tokens are
+            generated from a cache, which the first reading would fill.
+        DoesNotApply: Experts of a model of another shape.
+
+    Source: sparse activation as in Liu et al. 2024 (arXiv 2402.16367), of which only the abstract and the names of the
+    parts could be read.
     """
     check_model(model)
-    if not 0 < share <= 1 or score not in ("l1", "l2"):
-        raise ValueError(f"share={share}, score={score!r}: expected a share in (0, 1] and 'l1' or 'l2'.")
-    device = structure.device_of(model)
-    size = int((assignment[0] == 0).sum())
-
-    def hook(layer: int) -> Any:
-        expert, order = assignment[layer].to(device), assignment[layer].argsort(stable=True).to(device)
-
-        def mask(acts: Tensor, hook: Any) -> Tensor:
-            scores = expert_scores(acts.flatten(0, 1), order, size, score)
-            chosen = select_experts(scores[None], "per_layer", float(share))[0]
-            return acts * chosen[:, expert].view(acts.shape)
-
-        return mask
-
-    hooks = [(f"blocks.{layer}.mlp.hook_post", hook(layer)) for layer in range(len(assignment))]
-    with model.hooks(fwd_hooks=hooks):
+    kept = assignment if isinstance(assignment, ExpertAssignment) else ExpertAssignment(assignment)
+    kept.check(model.cfg.n_layers, structure.site_width(model, "mlp_post"))
+    _check_choice(kept, share, score, among, selection)
+    with contextlib.ExitStack() as stack:
+        masks = _Masks(kept, float(share), score, among, selection, relative)
+        if selection == "cross_layer":
+            body = forward.body_of(model.original_model) if structure.is_bridge(model) else model
+            handle = body.register_forward_pre_hook(masks.read_first, with_kwargs=True)
+            stack.callback(handle.remove)
+        names = [SITES["mlp_post"].hook_name(layer) for layer in range(model.cfg.n_layers)]
+        hooks = [(name, partial(masks.mask, layer)) for layer, name in enumerate(names)]
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
         yield model
+
+
+def _check_choice(
+    experts: ExpertAssignment, share: float | int, score: str, among: Tensor | None, selection: str
+) -> None:
+    if not 0 < share <= 1 or score not in ("l1", "l2") or selection not in ("per_layer", "cross_layer"):
+        raise ValueError(
+            f"share={share}, score={score!r}, selection={selection!r}: expected a share in (0, 1], 'l1' or 'l2', and "
+            "'per_layer' or 'cross_layer'."
+        )
+    shape = (len(experts.units), experts.experts)
+    if among is not None and (among.dtype != torch.bool or tuple(among.shape) != shape or not among.any(1).all()):
+        raise ValueError(
+            f"among is {among.dtype} {list(among.shape)}: expected a bool mask {list(shape)} [layer, expert] with an "
+            "expert in every layer."
+        )
+
+
+@dataclass
+class _Masks:
+    """The hooks of `only_experts`; `reading` while the dense model reads the text."""
+
+    experts: ExpertAssignment
+    share: float
+    score: str
+    among: Tensor | None
+    selection: str
+    relative: bool
+    reading: bool = False
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    chosen: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def read_first(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Before the masked model reads a text, let the dense model read it, and choose."""
+        if self.reading:
+            return
+        if kwargs.get("past_key_values") is not None or kwargs.get("past_kv_cache") is not None:
+            raise ValueError(
+                "experts across layers are chosen by a first reading of the text, which would fill the cache of keys "
+                "and values: give cache=False, or selection='per_layer'."
+            )
+        self.reading = True
+        try:
+            module(*args, **kwargs)
+        finally:
+            self.reading = False
+        scores = torch.stack([self.scores.pop(layer) for layer in range(len(self.experts.units))])
+        self.chosen = select_experts(scores, "cross_layer", self.share, self.relative, self.among)
+
+    def mask(self, layer: int, acts: Tensor, hook: Any) -> Tensor:
+        """Set the neurons of all experts that the token did not choose to 0."""
+        expert = self.experts.units[layer].to(acts.device)
+        if self.selection == "cross_layer" and not self.reading:
+            chosen = self.chosen[layer]
+        else:
+            scores = expert_scores(acts.flatten(0, 1), expert.argsort(stable=True), self.experts.size, self.score)
+            if self.reading:
+                self.scores[layer] = scores
+                return acts
+            among = None if self.among is None else self.among[layer : layer + 1]
+            chosen = select_experts(scores[None], "per_layer", self.share, among=among)[0]
+        return acts * chosen[:, expert].view(acts.shape)

@@ -1,4 +1,4 @@
-"""Applications: what units of languages are good for."""
+"""Uses of language-specific units: training them alone, smaller models."""
 
 import lazy_loader
 

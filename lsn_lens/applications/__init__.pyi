@@ -7,3 +7,14 @@ from .finetuning.settings import Training as Training
 from .finetuning.training import Diverged as Diverged
 from .finetuning.tuning import Finetuned as Finetuned
 from .finetuning.tuning import finetune as finetune
+from .prune import CRITERIA as CRITERIA
+from .prune import kept_experts as kept_experts
+from .prune import prune_needs as prune_needs
+from .prune import prune_plan as prune_plan
+from .prune import prune_scores as prune_scores
+from .prune import random_experts as random_experts
+from .prune_measuring import PruneLosses as PruneLosses
+from .prune_measuring import prune_losses as prune_losses
+from .prune_measuring import sparse_losses as sparse_losses
+from .slice_timing import slice_ratios as slice_ratios
+from .slicing import slice_checkpoint as slice_checkpoint

@@ -3,11 +3,11 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lsn_lens.model.weights import anatomy_of, by_output, place
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.neurons.sites import SITES, WRITE_SITE
 
+Edits = TypeVar("Edits")
 PROVENANCE = "lsn_lens.json"
 INSTEAD = "Leave these units out, or use lsn.intervene, which changes no weights."
 
@@ -62,22 +63,16 @@ def export(
     Warns:
         UserWarning: The set is empty, so the checkpoint is the unchanged model.
     """
-    if not isinstance(source, str | Path):
-        raise ValueError(
-            f"export takes the name or folder that load_model got, not a {type(source).__name__}: it reads the files. "
-            "Save a model in memory first: model.save_pretrained(folder), and its tokenizer to the same folder."
-        )
-    folder = Path(folder)
-    check_new(folder)
+    folder = check_places(source, folder)
     if not len(neurons):
         warnings.warn("the set has no units: the checkpoint is the unchanged model.", stacklevel=2)
     name, options = located(source_of(source), given({**options, "revision": revision}))
-    cuts, ids, expected, provenance = _under_hooks(name, neurons, dtype, options)
+    cuts, ids, expected, provenance = under_hooks(name, neurons, dtype, options, _cuts)
     hf_model = read_weights(name, expected.dtype, options, attention=None)
     hf_model = hf_model.to(ids.device).eval()
     for cut in cuts:
         cut.apply(hf_model)
-    difference = _distance(hf_model(ids).logits, expected)
+    difference = distance(hf_model(ids).logits, expected)
     allowed = structure.TOLERANCE.get(expected.dtype, structure.HALF_TOLERANCE)
     if not difference <= allowed:
         raise ValueError(
@@ -85,8 +80,35 @@ def export(
             f"standard deviations; at most {allowed:g} is allowed. Nothing was written. {INSTEAD}"
         )
     tokenizer = read_tokenizer(name, options)
-    provenance = {**provenance, "logits_difference": difference}
-    return write_checkpoint(folder, hf_model, tokenizer, provenance, _card(provenance))
+    provenance["logits_difference"] = difference
+    return write_checkpoint(folder, hf_model, tokenizer, provenance)
+
+
+def check_places(source: object, folder: str | Path) -> Path:
+    """The folder to write to; refuses a source that is no name or folder, and a folder with something in it.
+
+    Raises:
+        ValueError: A model in memory as the source.
+        FileExistsError: The folder is not empty.
+    """
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"expected the name or folder that load_model got, not a {type(source).__name__}: its files are read. "
+            "Save a model in memory first: model.save_pretrained(folder), and its tokenizer to the same folder."
+        )
+    return check_new(folder)
+
+
+def check_new(folder: str | Path) -> Path:
+    """The folder to write to; refuses a folder with something in it.
+
+    Raises:
+        FileExistsError: The folder is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -106,15 +128,19 @@ class _Cut:
             module.bias.index_fill_(0, index, 0)
 
 
-def _distance(logits: Tensor, reference: Tensor) -> float:
+def distance(logits: Tensor, reference: Tensor) -> float:
     """Largest absolute difference, in standard deviations of the reference."""
     return float((logits - reference).float().abs().max() / reference.float().std())
 
 
-def _under_hooks(
-    source: str | Path, neurons: NeuronSet, dtype: torch.dtype | str | None, options: Mapping[str, Any]
-) -> tuple[list[_Cut], Tensor, Tensor, dict[str, Any]]:
-    """The edits, tokens, their logits under the intervention, and the provenance; the model is freed."""
+def under_hooks(
+    source: str | Path,
+    neurons: NeuronSet,
+    dtype: torch.dtype | str | None,
+    options: Mapping[str, Any],
+    plan: Callable[[Model, NeuronSet], Edits],
+) -> tuple[Edits, Tensor, Tensor, dict[str, Any]]:
+    """The edits planned, tokens, their logits with the units at zero, and the provenance; the model is freed."""
     kind = "auto" if dtype is None and "torch_dtype" not in options else dtype
     bridge = loading.load_model(source, backend="bridge", dtype=kind, **options)
     hooks = intervention_hooks(bridge, neurons, zero)
@@ -126,8 +152,8 @@ def _under_hooks(
     clean = bridge(ids, return_type="logits")
     with bridge.hooks(fwd_hooks=hooks):
         expected = bridge(ids, return_type="logits")
-    provenance = {**_provenance(bridge, neurons), "logits_change": _distance(expected, clean)}
-    return _cuts(bridge, neurons), ids, expected, provenance
+    provenance = {**_provenance(bridge, neurons), "logits_change": distance(expected, clean)}
+    return plan(bridge, neurons), ids, expected, provenance
 
 
 def _cuts(bridge: Model, neurons: NeuronSet) -> list[_Cut]:
@@ -173,26 +199,29 @@ def _provenance(bridge: Model, neurons: NeuronSet) -> dict[str, Any]:
 # the folder
 
 
-def check_new(folder: Path) -> None:
-    """Refuse a folder that has something in it.
+def write_checkpoint(
+    folder: Path,
+    hf_model: Any,
+    tokenizer: Any,
+    provenance: dict[str, Any],
+    finish: Callable[[Path], None] = lambda folder: None,
+    done: str = "permanently set to zero",
+    card: str = "",
+    **saving: Any,
+) -> Path:
+    """Write a complete checkpoint or nothing; `finish` adds to the folder and to the provenance, and may refuse it.
 
-    Raises:
-        FileExistsError: The folder is not empty.
+    The README is `card`, or for a set of units says what was `done` to them.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
-
-
-def write_checkpoint(folder: Path, hf_model: Any, tokenizer: Any, provenance: Mapping[str, Any], card: str) -> Path:
-    """Write a complete checkpoint, with `lsn_lens.json` and a README, or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
     try:
-        hf_model.save_pretrained(partial)
+        hf_model.save_pretrained(partial, **saving)
         tokenizer.save_pretrained(partial)
+        finish(partial)
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(card or _card(provenance, done), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         return partial.rename(folder)
@@ -201,7 +230,7 @@ def write_checkpoint(folder: Path, hf_model: Any, tokenizer: Any, provenance: Ma
         raise
 
 
-def _card(provenance: Mapping[str, Any]) -> str:
+def _card(provenance: Mapping[str, Any], done: str) -> str:
     """The text of the folder's README."""
     source = provenance["source"]
     revision = f", revision {source['revision']}" if source["revision"] else ""
@@ -213,9 +242,9 @@ def _card(provenance: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"# {source['name']}, with units set to zero",
+            f"# {source['name']}, with units {done}",
             "",
-            f"The weights of `{source['name']}`{revision}, in which these units were permanently set to zero:",
+            f"The weights of `{source['name']}`{revision}, in which these units were {done}:",
             "",
             *lines,
             "",

@@ -11,7 +11,7 @@ from lsn_lens.methods.base import check_languages, check_shares
 from lsn_lens.methods.selection import highest_each
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.statistics.experts import ExpertCounts
+from lsn_lens.statistics.experts import ExpertAssignment, ExpertCounts
 from lsn_lens.statistics.needs import Need, Statistic
 from lsn_lens.statistics.sums import Statistics
 
@@ -27,7 +27,7 @@ class ExpertFrequency:
     gets the neurons of the experts that are frequent in this language only.
 
     Attributes:
-        size: Neurons per expert.
+        size: Neurons per expert; with 1, each neuron is an expert.
         features: Clustered weights: rows of the "gate" projection, of "up", or both ("concat"), each at length 1.
         score_of: An expert's score at a token: sum of "l1" |h|, "pos" relu(act(gate)), "l2" h squared, or
             "contribution" |h| times the norm of the neuron's output weights; h is the down projection's input.
@@ -40,6 +40,7 @@ class ExpertFrequency:
         high: Share of a layer's experts that count as frequent in a language: those with the highest frequency.
         threshold: Frequency from which experts count as frequent, in place of `high`.
         rate: Share of all neurons, divided evenly among the languages and rounded up to whole experts.
+        assignment: Experts found on a sibling, see `experts_of`, in place of clusters of this model's weights.
 
     Source: Liu et al. 2024, "Unraveling Babel" (EMNLP, arXiv 2402.16367), of which only the abstract and the names of
     its parts (expert construction after MoEfication, cross-layer expert selection) could be read. Balanced clusters of
@@ -58,17 +59,25 @@ class ExpertFrequency:
     high: float = 0.1
     threshold: float | None = None
     rate: float = 0.01
+    assignment: ExpertAssignment | None = None
 
     def __post_init__(self) -> None:
         check_shares(share=self.share, high=self.high, rate=self.rate)
+        if self.assignment is not None and self.assignment.size != self.size:
+            raise ValueError(f"size={self.size}, but the assignment has experts of {self.assignment.size}: give that.")
         if self.threshold is not None:
             check_shares(threshold=self.threshold)
 
     def counts(self) -> ExpertCounts:
         """The need: the experts that each token selects, counted."""
         return ExpertCounts(
-            self.size, self.features, self.score_of, self.selection, self.share, self.relative, self.skip_bos, self.seed
-        )
+            self.size, self.features, self.score_of, self.selection, self.share, self.relative, self.skip_bos,
+            self.seed, self.assignment,
+        )  # fmt: skip
+
+    def experts_of(self, statistics: Statistics) -> ExpertAssignment:
+        """The experts of a run, to be saved, and used on a sibling: `ExpertFrequency(assignment=...)`."""
+        return ExpertAssignment(statistics.constants[f"{self.counts().key}.assignment"], statistics.origin)
 
     def statistics(self) -> tuple[Need, ...]:
         """Counts of selections, and sums of squares, which identify neurons that never fire."""
@@ -96,7 +105,7 @@ class ExpertFrequency:
         every = range(len(frequency))
         others = [frequency[[i for i in every if i != place]].amax(0) for place in every]
         experts = (frequency - torch.stack(others)).where(exclusive, -torch.inf)
-        assignment = statistics.constants[f"{self.counts().key}.assignment"]
+        assignment = self.experts_of(statistics).units
         units = experts.gather(2, assignment.expand(len(frequency), -1, -1))
         silent = (statistics.get("mlp_post.squares") == 0).all(0)
         return NeuronScores(statistics.languages, {"mlp": units.where(~silent, -torch.inf)}, repr(self))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsn_lens.model.hooks import set_aside
-from lsn_lens.model.probing import TOKENS, device_of, probe_ids, vocabulary_size
+from lsn_lens.model.probing import TOKENS, device_of, is_bridge, probe_ids, vocabulary_size
 from lsn_lens.model.structure import HALF_TOLERANCE, TOLERANCE, Model
 
 # what TransformerLens cuts a fused projection into, by the method of the bridge's component that does it
@@ -52,6 +52,20 @@ def anatomy_of(bridge: Model) -> Anatomy:
             if hasattr(component, side):
                 owners[id(getattr(component, side))] = (component, outputs)
     return Anatomy(bridge, bare, {id(module): name for name, module in wrapped if name in known}, owners)
+
+
+@torch.no_grad()
+def n_parameters(model: Model) -> int:
+    """Parameters of the Hugging Face model, a shared one counted once.
+
+    A HookedTransformer has biases of zeros that Hugging Face's model lacks, and a copy of a tied embedding: neither is
+    counted.
+    """
+    if is_bridge(model):
+        return sum(weight.numel() for weight in anatomy_of(model).bare.parameters())
+    tied = torch.equal(model.unembed.W_U, model.embed.W_E.T)
+    every = {name: weight for name, weight in model.named_parameters() if weight.any()}
+    return sum(weight.numel() for name, weight in every.items() if not (tied and name == "unembed.W_U"))
 
 
 def place(anatomy: Anatomy, hook: str, basis: str) -> tuple[str, bool, Tensor]:

@@ -20,7 +20,7 @@ SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 
 __all__ = [
     "Chart", "agreement", "change_matrix", "control", "digits", "dose_curve", "expert_heatmap", "language_curves",
-    "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "robust_limit", "save",
+    "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves", "robust_limit", "save",
     "share_map", "similarity_curves", "switch_rises", "training_changes",
 ]  # fmt: skip
 
@@ -229,3 +229,22 @@ def dose_curve(doses: pd.DataFrame, name: str) -> Chart:
     return Chart(
         f"{name}: strength and response", "strength or count", "share of texts in the target language", marks, caption
     )
+
+
+def prune_curves(summary: pd.DataFrame, plans: Mapping[str, str], title: str = "Loss by share removed") -> Chart:
+    """Curves of the mean loss increase over the rates, one per plan, and their random controls dashed.
+
+    Args:
+        summary: The table "summary" of `prune_study`.
+        plans: Plan -> its label; a plan called "random" shows the control of the first.
+        title: Title of the figure.
+    """
+    marks = []
+    for place, (plan, label) in enumerate(plans.items()):
+        is_control = plan == "random"
+        rows = summary.loc[summary["plan"].eq(next(iter(plans)) if is_control else plan)]
+        rows = rows.assign(rate=[f"{each:.0%}" for each in rows["rate"]]).set_index("rate")
+        values = rows.loc[:, "others_rise" if is_control else "rise"]
+        marks.append(Line(values, label, RANDOM if is_control else CURVES[place % len(CURVES)], dashed=is_control))
+    caption = "Mean over languages of the loss increase on the language whose plan it is. Dashed: random plans."
+    return Chart(title, "share removed", "mean loss increase, nats per token", tuple(marks), caption)

@@ -1,7 +1,10 @@
 """Fine-grained experts: groups of MLP neurons of equal size, by their weights, and the experts each token selects."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,12 +12,77 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lsn_lens import files
+from lsn_lens.neurons.identity import Origin, whose
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.needs import Need, Tensors, Widths
 
 REFINEMENTS = 5  # rounds of new centres and new balanced assignment after k-means
 
 Scores = Float[Tensor, "token expert"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertAssignment:
+    """The expert of every neuron, found on one model and kept, so that a sibling gets the same experts.
+
+    Clusters of another model's weights are other experts, whose frequencies cannot be compared.
+
+    Attributes:
+        units: The expert of each neuron; each layer has experts 0, 1, ... of equal size.
+        origin: The model whose weights were clustered.
+    """
+
+    units: Int[Tensor, "layer unit"]
+    origin: Origin = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = [layer.bincount() for layer in self.units] if self.units.ndim == 2 and self.units.numel() else []
+        if len({tuple(each.tolist()) for each in counts}) != 1 or len(counts[0].unique()) != 1:
+            raise ValueError(
+                f"units {list(self.units.shape)}: expected a number per layer and neuron, experts 0, 1, ... of equal "
+                "size in every layer."
+            )
+
+    @property
+    def size(self) -> int:
+        """Neurons per expert."""
+        return int((self.units[0] == 0).sum())
+
+    @property
+    def experts(self) -> int:
+        """Experts per layer."""
+        return self.units.shape[1] // self.size
+
+    @cached_property
+    def digest(self) -> str:
+        """The first digits of a hash of all numbers."""
+        return hashlib.sha256(self.units.long().contiguous().numpy().tobytes()).hexdigest()[:8]
+
+    def __repr__(self) -> str:
+        return f"ExpertAssignment({len(self.units)} layers, experts of {self.size}, {self.digest})"
+
+    def check(self, layers: int, d_mlp: int) -> None:
+        """Refuse a model of another shape.
+
+        Raises:
+            DoesNotApply: The message gives both shapes.
+        """
+        if tuple(self.units.shape) != (layers, d_mlp):
+            raise DoesNotApply(
+                f"the experts are those of {whose(self.origin)}, {list(self.units.shape)} [layer, neuron]; this model "
+                f"has {[layers, d_mlp]}. Give the assignment of a model of the same shape, or none."
+            )
+
+    def save(self, path: Path | str) -> Path:
+        """Write one safetensors file; returns its path."""
+        return files.save_tensors(path, {"units": self.units}, {"kind": "experts", "origin": dict(self.origin)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> "ExpertAssignment":
+        """Read a file that `save` wrote; the path may omit `.safetensors`."""
+        tensors, header = files.load_tensors(path, "experts")
+        return cls(tensors["units"], header["origin"])
 
 
 @dataclass(frozen=True)
@@ -33,12 +101,14 @@ class ExpertCounts(Need):
     relative: bool = False
     skip_bos: bool = True
     seed: int = 0
+    assignment: ExpertAssignment | None = None
 
     @property
     def key(self) -> str:
         """Names all settings."""
         flags = ("r" if self.relative else "") + ("" if self.skip_bos else "b")
-        return f"experts{self.size}-{self.features}-{self.seed}-{self.score}-{self.select}{self.share:g}{flags}"
+        made = f"{self.features}-{self.seed}" if self.assignment is None else self.assignment.digest
+        return f"experts{self.size}-{made}-{self.score}-{self.select}{self.share:g}{flags}"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -75,6 +145,8 @@ def balanced_clusters(features: Float[Tensor, "unit feature"], size: int, seed: 
     Source: balanced clustering of weights as in MoEfication, which Unraveling Babel builds on. That code solves the
     balanced assignment exactly; the greedy one here takes seconds at 14,336 neurons.
     """
+    if size == 1:
+        return torch.arange(len(features))
     rows = torch.nn.functional.normalize(features.double(), dim=1).numpy()
     clusters = n_experts(len(rows), size)
     from sklearn.cluster import KMeans  # slow to import, and needed here only
@@ -143,14 +215,24 @@ def select_mass(scores: Scores, share: float) -> Bool[Tensor, "token expert"]:
 
 
 def select_experts(
-    scores: Float[Tensor, "layer token expert"], select: str, share: float, relative: bool = False
+    scores: Float[Tensor, "layer token expert"],
+    select: str,
+    share: float,
+    relative: bool = False,
+    among: Bool[Tensor, "layer expert"] | None = None,
 ) -> Bool[Tensor, "layer token expert"]:
-    """Mask of the experts that each token selects, in every layer."""
+    """Mask of the experts that each token selects, in every layer; `among` names those that it may select."""
     layers, tokens, experts = scores.shape
+    if relative and select == "cross_layer":
+        scores = scores / scores.mean(2, keepdim=True).clamp_min(1e-30)
+    allowed = torch.ones(layers, 1, experts, dtype=torch.bool) if among is None else among[:, None]
+    allowed = allowed.to(scores.device)
+    scores = scores.where(allowed, -1)  # scores are never negative
     if select == "cross_layer":
-        scores = scores / scores.mean(2, keepdim=True).clamp_min(1e-30) if relative else scores
         pool = scores.transpose(0, 1).flatten(1)
-        return select_top(pool, round(share * layers * experts)).view(tokens, layers, experts).transpose(0, 1)
-    if select == "threshold":
-        return select_mass(scores.flatten(0, 1), share).view(scores.shape)
-    return select_top(scores.flatten(0, 1), max(1, round(share * experts))).view(scores.shape)
+        chosen = select_top(pool, round(share * layers * experts)).view(tokens, layers, experts).transpose(0, 1)
+    elif select == "threshold":
+        chosen = select_mass(scores.clamp_min(0).flatten(0, 1), share).view(scores.shape)
+    else:
+        chosen = select_top(scores.flatten(0, 1), max(1, round(share * experts))).view(scores.shape)
+    return chosen & allowed

@@ -63,6 +63,7 @@ REDUCTIONS: dict[str, Reduction] = {
     "positive": Reduction(count_positive, torch.int64),
     "sum": Reduction(sum_values, torch.float64),
     "squares": Reduction(sum_squares, torch.float64),
+    "absolute": Reduction(sum_absolute, torch.float64),
     "act_grad": Reduction(sum_absolute, torch.float64, gradient=True),
 }
 

@@ -201,8 +201,7 @@ def save_checkpoint(model: Model, delta: Delta, folder: Path | str) -> Path:
         FileExistsError: The folder is not empty.
         ValueError: As `apply_delta`.
     """
-    folder = Path(folder)
-    check_new(folder)
+    folder = check_new(folder)
     hf_model = unwrapped(apply_delta(model, delta))
     told = {
         "lsn_lens": version("lsn-lens"), "source": dict(delta.origin), "trained": delta.trained,
@@ -214,4 +213,4 @@ def save_checkpoint(model: Model, delta: Delta, folder: Path | str) -> Path:
         f"{json.dumps(dict(delta.settings), indent=1)}\n```\n\nWritten by lsn_lens {told['lsn_lens']}; details are in "
         "`lsn_lens.json`. The original's licence applies.\n"
     )
-    return write_checkpoint(folder, hf_model, model.tokenizer, told, card)
+    return write_checkpoint(folder, hf_model, model.tokenizer, told, card=card)

@@ -17,7 +17,9 @@ from lsn_lens.text.plan import Plan
 
 
 def cluster_experts(model: Model, need: ExpertCounts) -> Tensor:
-    """The expert of every neuron, `[layer unit]`, from the weights alone."""
+    """The expert of every neuron, `[layer unit]`, from the weights alone, or as given."""
+    if need.assignment is not None:
+        return need.assignment.units
     layers = []
     for layer in tqdm(range(model.cfg.n_layers), desc="experts", leave=False, disable=None):
         mlp = model.blocks[layer].mlp
@@ -26,6 +28,13 @@ def cluster_experts(model: Model, need: ExpertCounts) -> Tensor:
         features = {"gate": gate, "up": up, "concat": torch.cat([normal(gate, dim=0), normal(up, dim=0)])}
         layers.append(balanced_clusters(features[need.features].T.cpu(), need.size, need.seed))
     return torch.stack(layers)
+
+
+def _check(model: Model, need: ExpertCounts, d_mlp: int) -> None:
+    """Refuse a model whose layers cannot be divided into these experts."""
+    n_experts(d_mlp, need.size)
+    if need.assignment is not None:
+        need.assignment.check(model.cfg.n_layers, d_mlp)
 
 
 class Experts(Recorder):
@@ -39,7 +48,7 @@ class Experts(Recorder):
         fitted, reasons = Recorder.fit(model, need, width)
         if fitted is not None:
             try:
-                n_experts(width("mlp_post"), need.size)
+                _check(model, need, width("mlp_post"))
             except DoesNotApply as error:
                 return None, {"mlp": str(error)}
         return fitted, reasons
@@ -47,7 +56,7 @@ class Experts(Recorder):
     @staticmethod
     def prepare(model: Model, need: ExpertCounts, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
         """The experts, and the norms of the neurons' output weights."""
-        n_experts(widths["mlp_post"], need.size)
+        _check(model, need, widths["mlp_post"])
         norms = [model.blocks[i].mlp.W_out.detach().float().norm(dim=1).cpu() for i in range(model.cfg.n_layers)]
         return {f"{need.key}.assignment": cluster_experts(model, need), f"{need.key}.norms": torch.stack(norms)}
 
