@@ -50,6 +50,9 @@ def all_charts():
         "overlap": plots.overlap(diagonal().abs()),
         "control": plots.control(summary, points),
         "methods": plots.method_rises(overall),
+        "training": plots.training_changes(
+            pd.DataFrame({"kind": ["lape", "random"], "own": [-0.1, 0.0], "others": [0.1, 0.0], "neutral": [0.0, 0.2]})
+        ),
         "agreement": plots.agreement(
             pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
         ),

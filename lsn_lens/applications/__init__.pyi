@@ -1,3 +1,12 @@
+from .finetuning.delta import Delta as Delta
+from .finetuning.delta import apply_delta as apply_delta
+from .finetuning.delta import save_checkpoint as save_checkpoint
+from .finetuning.lora import Lora as Lora
+from .finetuning.places import all_units as all_units
+from .finetuning.settings import Training as Training
+from .finetuning.training import Diverged as Diverged
+from .finetuning.tuning import Finetuned as Finetuned
+from .finetuning.tuning import finetune as finetune
 from .growth_checkpoints import Checkpoint as Checkpoint
 from .growth_checkpoints import checkpoints_in as checkpoints_in
 from .growth_checkpoints import revisions_of as revisions_of

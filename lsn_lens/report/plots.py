@@ -21,7 +21,7 @@ SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 __all__ = [
     "Chart", "agreement", "change_matrix", "checkpoint_curves", "control", "digits", "dose_curve", "expert_heatmap",
     "language_curves", "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves",
-    "robust_limit", "save", "share_map", "similarity_curves", "switch_rises",
+    "robust_limit", "save", "share_map", "similarity_curves", "switch_rises", "training_changes",
 ]  # fmt: skip
 
 
@@ -135,6 +135,21 @@ def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stage
     marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
     caption = f"Means over the languages but {english}. Switches have different numbers of units."
     return Chart(title, "units turned off", "mean loss increase, nats per token", marks, caption)
+
+
+def training_changes(summary: pd.DataFrame, title: str = "Fine-tuning") -> Chart:
+    """Bars from the table "summary" of `finetuning_study`, for one language and number of documents."""
+    rows = summary.set_index("kind")
+    series = (
+        ("own language", "own", HURT),
+        ("other languages", "others", OTHER),
+        ("neutral text", "neutral", RANDOM),
+    )
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    return Chart(
+        title, "trained", "change of the loss, nats per token", marks,
+        "Mean change of the loss on hold-out text over seeds; below zero is better.",
+    )  # fmt: skip
 
 
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:

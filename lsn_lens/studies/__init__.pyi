@@ -1,3 +1,6 @@
+from .finetuning import FinetuningStudy as FinetuningStudy
+from .finetuning import finetuning_run as finetuning_run
+from .finetuning import finetuning_study as finetuning_study
 from .ground_truth import GroundTruthStudy as GroundTruthStudy
 from .ground_truth import ground_truth_study as ground_truth_study
 from .ground_truth import plant_parts as plant_parts
@@ -7,6 +10,7 @@ from .growth import growth_study as growth_study
 from .prune import PruneStudy as PruneStudy
 from .prune import prune_run as prune_run
 from .prune import prune_study as prune_study
+from .settings.finetuning import FinetuningSettings as FinetuningSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.growth import GrowthSettings as GrowthSettings
 from .settings.prune import PruneSettings as PruneSettings
