@@ -6,10 +6,13 @@ from .prune import prune_run as prune_run
 from .prune import prune_study as prune_study
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.prune import PruneSettings as PruneSettings
+from .settings.sharing import SharingSettings as SharingSettings
 from .settings.steering import SteeringSettings as SteeringSettings
 from .settings.text_dependence import TextDependenceSettings as TextDependenceSettings
 from .settings.workflow import WorkflowSettings as WorkflowSettings
 from .settings.working_language import WorkingLanguageSettings as WorkingLanguageSettings
+from .sharing import SharingStudy as SharingStudy
+from .sharing import sharing_study as sharing_study
 from .steering import SteeringStudy as SteeringStudy
 from .steering import steering_run as steering_run
 from .steering import steering_study as steering_study
