@@ -34,8 +34,8 @@ COLUMNS = {
 }
 HOW_TO_READ = (
     "A neuron's type belongs to one item (a text in all languages): all-shared, if it is active in all languages at "
-    "the last token, partial-shared, if in several, specific, if in one, non-activated, if in none. In each item its own "
-    "neurons of a type are set to zero, or multiplied, at all tokens of all languages.",
+    "the last token, partial-shared, if in several, specific, if in one, non-activated, if in none. In each item its "
+    "own neurons of a type are set to zero, or multiplied, at all tokens of all languages.",
     "Controls, for the same item: 'number', as many random neurons of other types in each layer; 'contribution', each "
     "neuron replaced by one of another type with a similar contribution |m| times the norm of its row, as far as there "
     "are any (compare the two shares of contribution); 'other item', the neurons that have the type in the next item. "
