@@ -155,7 +155,8 @@ def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     assert isinstance(chart.matplotlib(), Figure)
     assert chart.caption
     assert plots.save(chart, tmp_path / f"{name}.svg").read_text().count("<svg") == 1
-    assert len(chart.plotly().data) == len(chart.marks)
+    bands = sum(getattr(mark, "band", None) is not None for mark in chart.marks)  # drawn by themselves
+    assert len(chart.plotly().data) == len(chart.marks) + bands
 
 
 @pytest.mark.parametrize("kind", ["bars", "line", "heatmap"])

@@ -254,7 +254,9 @@ def type_map(table: pd.DataFrame, name: str, value: str = "sum_share", title: st
     """Heat map of `analysis.contribution` for one type: rows = languages, columns = layers."""
     rows = table.loc[table["type"].eq(name)]
     matrix = rows.pivot(index="language", columns="layer", values=value).loc[list(rows["language"].unique())]
-    return share_map(matrix, title or f"{name}: {value.replace('_', ' ')}", "layer", "language", "share")
+    title = title or f"{name}: {value.replace('_', ' ')}"
+    cells = Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "share", ".2f")
+    return Chart(title, "layer", "language", (cells,), "Means over items, for the neurons of this type in each.")
 
 
 def type_effects(table: pd.DataFrame, title: str = "Neurons off, by type", y: str = "loss increase, nats") -> Chart:
