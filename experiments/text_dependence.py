@@ -22,7 +22,7 @@ class Config(TextDependenceSettings, Settings):
     """Find units on more and less text, on changed spelling, and on other domains.
 
     Attributes:
-        domains: Corpora by the name of their domain; they are read as `corpus` is.
+        domains: Folders or presets by the name of their domain, with all of their files.
     """
 
     out: Path = Path("runs/text-dependence")
@@ -34,7 +34,7 @@ def prepare(config: Config) -> tuple[Any, ...]:
     corpora = load_text(config)
     domains = None
     if config.domains:
-        read = {"languages": list(corpora), "files": config.files, "column": config.column}
+        read = {"languages": list(corpora), "column": config.column}
         domains = {name: lsn.load_corpora(source, **read) for name, source in config.domains.items()}
     model = load_model(config)
     return model, corpora, lsn.studies.text_dependence_run(model, corpora, config, config.out / "run"), domains

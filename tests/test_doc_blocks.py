@@ -69,7 +69,11 @@ def elsewhere(request, given, text_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "DEMO_TEXT", text_folder)
     load = lsn.load_model
-    monkeypatch.setattr(lsn, "load_model", lambda *what: given["model"] if what == ("demo",) else load(*what))
+
+    def load_model(*what, **options):
+        return given["model"] if what == ("demo",) and not options else load(*what, **options)
+
+    monkeypatch.setattr(lsn, "load_model", load_model)
     monkeypatch.setattr(lsn.planted, "make_world", lambda folder: request.getfixturevalue("world"))
     monkeypatch.setattr(datasets, "load_dataset", lambda hub, *_, **__: datasets.Dataset.from_list(HUB[hub]))
     return tmp_path

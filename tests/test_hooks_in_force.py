@@ -308,6 +308,22 @@ ELSEWHERE = {
         ),
         STUDY,
     ),
+    **dict.fromkeys(
+        (
+            "applications.finetuning.delta.apply_delta",
+            "applications.finetuning.delta.changed",
+            "applications.finetuning.delta.check_plain",
+            "applications.finetuning.delta.save_checkpoint",
+            "applications.finetuning.tuning.finetune",
+            "studies.finetuning.finetuning_run",
+            "studies.finetuning.finetuning_study",
+        ),
+        "refuses hooks: its tests are in test_finetuning.py",
+    ),
+    "applications.finetuning.places.all_units": "sizes, by a probe without hooks",
+    "applications.finetuning.places.entries_of": "the same",
+    "applications.finetuning.places.modules_of": "names of modules",
+    "applications.finetuning.rows.rows_of": "reads the tokenizer and the context",
     "controls.causal.short_layout": "reads the context",
     "generation.stopping.endings": "reads the tokenizer",
     "model.loading.labelled": "sets a name",
@@ -326,6 +342,7 @@ ELSEWHERE = {
     "evaluation.jobs.jobs_of": "the same",
     "evaluation.jobs.jobs_for": "the same",
     "evaluation.scored.document_sums": "one pass of held_out",
+    "evaluation.scored.at_once": "reads the size of the vocabulary",
     "interventions.intervening.intervention_hooks": "the same",
     "collection.planning.plan_run": "sizes, also of models without weights",
     "collection.planning.plan_of": "reads the tokenizer and the context",
@@ -333,7 +350,7 @@ ELSEWHERE = {
 }
 INNER = (
     "model.structure", "model.forward", "model.hooks", "model.weights", "model.mlps", "model.probing",
-    "model.acceptance", "collection.passes", "collection.recorders", "neurons.identity",
+    "model.acceptance", "model.resuming", "collection.passes", "collection.recorders", "neurons.identity",
 )  # fmt: skip
 # what the public functions are made of
 

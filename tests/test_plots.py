@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lsn_lens.report import charts, plots
+from lsn_lens.report import charts, plots, type_plots
 
 LANGUAGES = ["en", "fr", "zh", "ja", "vi"]
 
@@ -49,15 +49,18 @@ def all_charts():
     shares = pd.DataFrame({"layer": [0, 1] * 2, "language": ["zh", "zh", "en", "en"], "type": "all-shared",
                            "sum_share": [0.1, 0.2, 0.3, 0.4]})  # fmt: skip
     return {
-        "types": plots.type_curves(profile),
-        "type map": plots.type_map(shares, "all-shared"),
-        "type effects": plots.type_effects(TYPED),
-        "type strengths": plots.type_strengths(TYPED.query("type == 'specific'")),
+        "types": type_plots.type_curves(profile),
+        "type map": type_plots.type_map(shares, "all-shared"),
+        "type effects": type_plots.type_effects(TYPED),
+        "type strengths": type_plots.type_strengths(TYPED.query("type == 'specific'")),
         "layers": plots.layer_counts(counts),
         "change": plots.change_matrix(diagonal()),
         "overlap": plots.overlap(diagonal().abs()),
         "control": plots.control(summary, points),
         "methods": plots.method_rises(overall),
+        "training": plots.training_changes(
+            pd.DataFrame({"kind": ["lape", "random"], "own": [-0.1, 0.0], "others": [0.1, 0.0], "neutral": [0.0, 0.2]})
+        ),
         "agreement": plots.agreement(
             pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
         ),

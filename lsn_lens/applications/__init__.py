@@ -1,4 +1,4 @@
-"""Uses of language-specific units: smaller models."""
+"""Uses of language-specific units: training them alone, smaller models."""
 
 import lazy_loader
 

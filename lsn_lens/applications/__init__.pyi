@@ -1,3 +1,12 @@
+from .finetuning.delta import Delta as Delta
+from .finetuning.delta import apply_delta as apply_delta
+from .finetuning.delta import save_checkpoint as save_checkpoint
+from .finetuning.lora import Lora as Lora
+from .finetuning.places import all_units as all_units
+from .finetuning.settings import Training as Training
+from .finetuning.training import Diverged as Diverged
+from .finetuning.tuning import Finetuned as Finetuned
+from .finetuning.tuning import finetune as finetune
 from .item_types import TypeSets as TypeSets
 from .item_types import type_sets as type_sets
 from .prune import CRITERIA as CRITERIA

@@ -21,7 +21,7 @@ SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 __all__ = [
     "Chart", "agreement", "change_matrix", "control", "digits", "dose_curve", "expert_heatmap", "language_curves",
     "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves", "robust_limit", "save",
-    "share_map", "similarity_curves", "switch_rises", "type_curves", "type_effects", "type_map", "type_strengths",
+    "share_map", "similarity_curves", "switch_rises", "training_changes",
 ]  # fmt: skip
 
 
@@ -137,6 +137,21 @@ def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stage
     return Chart(title, "units turned off", "mean loss increase, nats per token", marks, caption)
 
 
+def training_changes(summary: pd.DataFrame, title: str = "Fine-tuning") -> Chart:
+    """Bars from the table "summary" of `finetuning_study`, for one language and number of documents."""
+    rows = summary.set_index("kind")
+    series = (
+        ("own language", "own", HURT),
+        ("other languages", "others", OTHER),
+        ("neutral text", "neutral", RANDOM),
+    )
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    return Chart(
+        title, "trained", "change of the loss, nats per token", marks,
+        "Mean change of the loss on hold-out text over seeds; below zero is better.",
+    )  # fmt: skip
+
+
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
     """Heat map of `Comparison.agreement`: 1 for equal sets, 0 for chance; empty without a common kind of unit."""
     matrix = pd.DataFrame(np.nan, index=methods, columns=methods)
@@ -233,62 +248,3 @@ def prune_curves(summary: pd.DataFrame, plans: Mapping[str, str], title: str = "
         marks.append(Line(values, label, RANDOM if is_control else CURVES[place % len(CURVES)], dashed=is_control))
     caption = "Mean over languages of the loss increase on the language whose plan it is. Dashed: random plans."
     return Chart(title, "share removed", "mean loss increase, nats per token", tuple(marks), caption)
-
-
-def type_curves(profile: pd.DataFrame, title: str = "Types of neurons by layer") -> Chart:
-    """Curves of `analysis.profile`: the share of each type over the layers, unrelated items dashed."""
-    marks = []
-    for place, name in enumerate(profile["type"].unique()):
-        rows, colour = profile.loc[profile["type"].eq(name)].set_index("layer"), CURVES[place % len(CURVES)]
-        band = rows[["minimum", "maximum"]].set_axis(["low", "high"], axis=1)
-        marks.append(Line(rows.loc[:, "mean"], str(name), colour, band=band))
-        marks.append(Line(rows.loc[:, "chance_unrelated"], f"{name}: unrelated items", colour, dashed=True))
-    caption = (
-        "Mean share of a layer's neurons that have the type in an item; the band goes from the lowest to the highest "
-        "item. Dashed: if the items of the languages had nothing to do with each other."
-    )
-    return Chart(title, "layer", "share of neurons", tuple(marks), caption)
-
-
-def type_map(table: pd.DataFrame, name: str, value: str = "sum_share", title: str = "") -> Chart:
-    """Heat map of `analysis.contribution` for one type: rows = languages, columns = layers."""
-    rows = table.loc[table["type"].eq(name)]
-    matrix = rows.pivot(index="language", columns="layer", values=value).loc[list(rows["language"].unique())]
-    title = title or f"{name}: {value.replace('_', ' ')}"
-    cells = Heatmap(matrix, (0.0, 1.0), SEQUENTIAL, "share", ".2f")
-    return Chart(title, "layer", "language", (cells,), "Means over items, for the neurons of this type in each.")
-
-
-def type_effects(table: pd.DataFrame, title: str = "Neurons off, by type", y: str = "loss increase, nats") -> Chart:
-    """Bars: what each type of neurons does; dots: its controls.
-
-    Args:
-        table: Rows of `TypeEffects.table` of one action and one language.
-        title: Title of the figure.
-        y: Label of the change.
-    """
-    own = table.drop_duplicates("type").set_index("type").loc[:, "change"]
-    marks: list[Bars | Dots] = [Bars(own, "the type", HURT)]
-    for place, (control_name, rows) in enumerate(table.groupby("control", sort=False)):
-        label, colour = f"control: {control_name}", CURVES[place % len(CURVES)]
-        marks.append(Dots(rows.set_index("type").loc[:, "control_change"], label, colour))
-    caption = (
-        "A bar that is not apart from its dots says nothing about the type. Types have different numbers of units."
-    )
-    return Chart(title, "type", y, tuple(marks), caption)
-
-
-def type_strengths(table: pd.DataFrame, title: str = "Neurons raised", y: str = "loss increase, nats") -> Chart:
-    """Curves over actions: the change under the type, with its interval, and under each control dashed.
-
-    Args:
-        table: Rows of `TypeEffects.table` of one type and one language.
-        title: Title of the figure.
-        y: Label of the change.
-    """
-    own = table.drop_duplicates("action").set_index("action")
-    marks = [Line(own.loc[:, "change"], "the type", HURT, band=own.loc[:, ["low", "high"]])]
-    for place, (control_name, rows) in enumerate(table.groupby("control", sort=False)):
-        values = rows.set_index("action").loc[:, "control_change"]
-        marks.append(Line(values, f"control: {control_name}", CURVES[place % len(CURVES)], dashed=True))
-    return Chart(title, "action", y, tuple(marks), "The band is the 95 % interval over items.")

@@ -1,9 +1,13 @@
+from .finetuning import FinetuningStudy as FinetuningStudy
+from .finetuning import finetuning_run as finetuning_run
+from .finetuning import finetuning_study as finetuning_study
 from .ground_truth import GroundTruthStudy as GroundTruthStudy
 from .ground_truth import ground_truth_study as ground_truth_study
 from .ground_truth import plant_parts as plant_parts
 from .prune import PruneStudy as PruneStudy
 from .prune import prune_run as prune_run
 from .prune import prune_study as prune_study
+from .settings.finetuning import FinetuningSettings as FinetuningSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.prune import PruneSettings as PruneSettings
 from .settings.sharing import SharingSettings as SharingSettings
