@@ -5,10 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from lsn_lens.report import plots, type_plots
+from lsn_lens.report import plots
 from lsn_lens.report.columns import Column
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section, text_section
+from lsn_lens.report.type_plots import type_curves, type_effects, type_map, type_strengths
 
 Tables = Mapping[str, pd.DataFrame]
 ALL, SHARED = "(all)", "all-shared"
@@ -91,9 +92,9 @@ def profile_section(tables: Tables) -> Section:
     """Profiles by type, language and layer."""
     active = tables["activity"].pivot(index="language", columns="layer", values="mean")
     names = list(tables["contribution"]["type"].unique())
-    figures = {"types": type_plots.type_curves(tables["profile"])}
+    figures = {"types": type_curves(tables["profile"])}
     figures["activity"] = plots.share_map(active, "Active neurons", "layer", "language", "share of neurons")
-    figures |= {f"contribution-{name}": type_plots.type_map(tables["contribution"], name, title=f"{name}: share of the "
+    figures |= {f"contribution-{name}": type_map(tables["contribution"], name, title=f"{name}: share of the "
                 "contribution") for name in names}  # fmt: skip
     return Section("Profiles", (), {"Types by layer": tables["profile"]}, figures, columns=COLUMNS)
 
@@ -110,16 +111,16 @@ def effect_sections(tables: Tables) -> tuple[Section, ...]:
             {f"{name}, all languages": rows.drop(columns=[*drop, "neurons"]) for name, rows in off.groupby(
                 "neurons", sort=False)} | {"By language, against contribution": of(tables["off"].drop(
                     columns="action"), control="contribution")},
-            {f"off-{place}": type_plots.type_effects(rows, f"Off, by type: {name}") for place, (name, rows) in enumerate(
+            {f"off-{place}": type_effects(rows, f"Off, by type: {name}") for place, (name, rows) in enumerate(
                 off.groupby("neurons", sort=False))},
             columns=COLUMNS,
         ),
         Section("All-shared neurons raised: losses", (), {"All languages": raised.drop(columns="language")},
-                {"raised": type_plots.type_strengths(raised)}, columns=COLUMNS),
+                {"raised": type_strengths(raised)}, columns=COLUMNS),
         Section("Neurons off: the task", ("Choose the ending of a document.",), {"All languages": task.drop(
-            columns=drop)}, {"task-off": type_plots.type_effects(task, "Off, by type: the task", right)}, columns=COLUMNS),
+            columns=drop)}, {"task-off": type_effects(task, "Off, by type: the task", right)}, columns=COLUMNS),
         Section("All-shared neurons raised: the task", (), {"All languages": lifted.drop(columns="language")},
-                {"task-raised": type_plots.type_strengths(lifted, "Raised: the task", right)}, columns=COLUMNS),
+                {"task-raised": type_strengths(lifted, "Raised: the task", right)}, columns=COLUMNS),
     )  # fmt: skip
 
 
