@@ -6,7 +6,7 @@ from conftest import experiment
 from lsn_lens.studies.experiment import run_cli
 
 SCRIPTS = (
-    "compare_methods", "finetune_neurons", "ground_truth", "growth", "prune", "real_model", "steer",
+    "compare_methods", "finetune_neurons", "ground_truth", "growth", "prune", "real_model", "sharing", "steer",
     "text_dependence", "workflow", "working_language",
 )  # fmt: skip
 

@@ -23,6 +23,8 @@ from .growth_result import frozen_units as frozen_units
 from .growth_stages import StageRule as StageRule
 from .growth_stages import false_stages as false_stages
 from .growth_stages import find_stages as find_stages
+from .item_types import TypeSets as TypeSets
+from .item_types import type_sets as type_sets
 from .prune import CRITERIA as CRITERIA
 from .prune import kept_experts as kept_experts
 from .prune import prune_needs as prune_needs
@@ -34,3 +36,8 @@ from .prune_measuring import prune_losses as prune_losses
 from .prune_measuring import sparse_losses as sparse_losses
 from .slice_timing import slice_ratios as slice_ratios
 from .slicing import slice_checkpoint as slice_checkpoint
+from .type_effects import parallel_items as parallel_items
+from .type_effects import strengths as strengths
+from .type_effects import type_accuracy as type_accuracy
+from .type_effects import type_losses as type_losses
+from .type_log import TypeEffects as TypeEffects

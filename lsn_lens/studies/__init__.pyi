@@ -14,10 +14,13 @@ from .settings.finetuning import FinetuningSettings as FinetuningSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.growth import GrowthSettings as GrowthSettings
 from .settings.prune import PruneSettings as PruneSettings
+from .settings.sharing import SharingSettings as SharingSettings
 from .settings.steering import SteeringSettings as SteeringSettings
 from .settings.text_dependence import TextDependenceSettings as TextDependenceSettings
 from .settings.workflow import WorkflowSettings as WorkflowSettings
 from .settings.working_language import WorkingLanguageSettings as WorkingLanguageSettings
+from .sharing import SharingStudy as SharingStudy
+from .sharing import sharing_study as sharing_study
 from .steering import SteeringStudy as SteeringStudy
 from .steering import steering_run as steering_run
 from .steering import steering_study as steering_study
