@@ -142,10 +142,15 @@ def calibration(shares: pd.Series, working: pd.Series) -> dict[str, Any]:
     apart = np.abs(one - two)
     return {
         "checkpoints": len(one),
-        "pearson": float(pearsonr(one, two)[0]) if can else math.nan,
-        "spearman": float(spearmanr(one, two)[0]) if can else math.nan,
-        "changes_pearson": float(pearsonr(*moved)[0]) if can and all(np.ptp(each) > 0 for each in moved) else math.nan,
+        "pearson": _first(pearsonr(one, two)) if can else math.nan,
+        "spearman": _first(spearmanr(one, two)) if can else math.nan,
+        "changes_pearson": _first(pearsonr(*moved)) if can and all(np.ptp(each) > 0 for each in moved) else math.nan,
         "slope": float(np.polyfit(one, two, 1)[0]) if can else math.nan,
         "mean_difference": float(apart.mean()) if len(apart) else math.nan,
         "largest_difference": float(apart.max()) if len(apart) else math.nan,
     }
+
+
+def _first(result: Any) -> float:
+    """The correlation of a result of SciPy."""
+    return float(result[0])

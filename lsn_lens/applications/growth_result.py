@@ -156,7 +156,7 @@ def frozen_units(
     for name, run in tqdm(runs.items(), desc="intervals", disable=not progress):
         drawn = stability_table(bootstrap(load_shards(run, [method]), method, replicates=replicates, progress=False))
         drawn = drawn.rename(columns={"units_low": "frozen_low", "units_high": "frozen_high"})
-        frames.append(_named(name, drawn[["language", "frozen_low", "frozen_high"]]))
+        frames.append(_named(name, drawn.loc[:, ["language", "frozen_low", "frozen_high"]]))
     return table.merge(pd.concat(frames), on=["checkpoint", "language"])
 
 

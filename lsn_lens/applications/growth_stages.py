@@ -94,7 +94,7 @@ def _found(score: Curve, own: Curve | None, rule: StageRule) -> tuple[dict[str, 
     """The span of each observed stage, the reason of each stage, and the tolerances."""
     if len(score) < FEWEST:
         few = f"not observed: {len(score)} checkpoints, fewer than the {FEWEST} that the rule needs"
-        return {}, dict.fromkeys(STAGES, few), {}
+        return {}, {str(stage): few for stage in STAGES}, {}
     smooth, tolerance = _smoothed(score, rule.window), _tolerance(score, rule)
     tolerances = {"tolerance": tolerance}
     end = _flat_from(smooth, tolerance, rule)
@@ -102,7 +102,7 @@ def _found(score: Curve, own: Curve | None, rule: StageRule) -> tuple[dict[str, 
     peak = int(smooth[: last + 1].argmax())
     rise, decline = smooth[peak] - smooth[0], smooth[peak] - smooth[last]
     spans: dict[str, Span] = {}
-    whys = dict.fromkeys(STAGES, "")
+    whys = {str(stage): "" for stage in STAGES}
     if rise > tolerance:
         spans["translation"] = (0, peak)
     whys["translation"] = _said("a rise", rise, tolerance)

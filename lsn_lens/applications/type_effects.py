@@ -165,7 +165,7 @@ def type_accuracy(
                         now = table["correct"].to_numpy(dtype=float)
                     moved = zip(languages, now - right[place], strict=True)
                     log.add({(trial_key(name, trial), label, on): np.array([each]) for on, each in moved})
-    means = {**dict(zip(languages, right.mean(0), strict=True)), ALL: right.mean()}
+    means: Any = {**dict(zip(languages, right.mean(0), strict=True)), ALL: right.mean()}
     effects = log.effects(actions, seed)
     return TypeEffects(effects.table.assign(accuracy=effects.table["language"].map(means)), effects.measured)
 

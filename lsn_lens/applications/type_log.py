@@ -85,7 +85,7 @@ class TypeLog:
         return TypeEffects(pd.DataFrame(rows), measured)
 
     def _described(self, control: str, name: str) -> dict[str, float]:
-        own, other = (pd.DataFrame(self.sets[each, name]).mean() for each in (OWN, control))
+        own, other = (pd.DataFrame(self.sets[each, name]).mean().to_dict() for each in (OWN, control))
         return {"units": float(own["units"]), "contribution": float(own["contribution"]),
                 "control_contribution": float(other["contribution"]),
                 "control_of_type": float(other["of_type"])}  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -267,7 +268,8 @@ def checkpoint_curves(
     """
     marks = []
     for place, (name, group) in enumerate(table.groupby(by, sort=False)):
-        rows, colour = group.set_index("checkpoint"), CURVES[place % len(CURVES)]
+        rows: Any = group.set_index("checkpoint")
+        colour = CURVES[place % len(CURVES)]
         ends = None if band is None else rows.loc[:, list(band)].set_axis(["low", "high"], axis=1)
         marks.append(Line(rows[value], str(name), colour, band=ends))
         if reference is not None:
