@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lsn_lens.studies.experiment import run_cli  # before torch, whose idle threads it lets sleep
+
+# isort: split
 import torch
 from torch import Tensor
 
@@ -91,6 +94,4 @@ def benchmark(neurons: int = 16, tokens: int = 128, rounds: int = 7, threads: in
 
 
 if __name__ == "__main__":
-    from lsn_lens.studies.experiment import run_cli
-
     run_cli(benchmark)

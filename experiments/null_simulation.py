@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lsn_lens.studies.experiment import run_cli  # before torch, whose idle threads it lets sleep
+
+# isort: split
 import numpy as np
 import pandas as pd
 import torch
@@ -199,6 +202,4 @@ def null_simulation(
 
 
 if __name__ == "__main__":
-    from lsn_lens.studies.experiment import run_cli
-
     run_cli(null_simulation)

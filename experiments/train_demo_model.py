@@ -16,6 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lsn_lens.studies.experiment import run_cli  # before torch, whose idle threads it lets sleep
+
+# isort: split
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -224,6 +227,4 @@ def train(
 
 
 if __name__ == "__main__":
-    from lsn_lens.studies.experiment import run_cli
-
     run_cli(train)

@@ -456,7 +456,8 @@ def test_effects_and_specificity_are_those_of_the_losses(planted, compared):
 
 def test_the_mean_of_other_languages_where_the_run_has_it(planted):
     model, corpora, run = planted
-    options = {"model": model, "corpora": corpora, "seeds": 2, "control_tokens": 64, "progress": False}
+    few = {"seeds": 2, "control_tokens": 64, "sizes": None}
+    options = {"model": model, "corpora": corpora, "progress": False, **few}
     assert set(lsn.compare(run, ["lape"], **options).effects["action"]) == {"other languages' mean"}
     sums = {label: [{key: each[key] for key in each if key != "mlp_post.sum"} for each in parts]
             for label, parts in run.shards.items()}  # fmt: skip

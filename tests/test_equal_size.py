@@ -320,6 +320,9 @@ def test_figures_and_report(compared, tmp_path):
     assert [mark.label for mark in chart.marks] == list(compared.equal_size["method"])
     rows = compared.curves.loc[compared.curves["method"].eq("truth")]
     assert chart.marks[0].values[4] == pytest.approx(rows.loc[rows["units"].eq(4), "difference"].mean())
+    axis, (axes,) = chart.plotly().layout.xaxis, chart.matplotlib().axes
+    assert axis.type == "log" and list(axis.tickvals) == axes.lines[0].get_xdata().tolist() == [1, 2, 4]
+    assert axes.get_xscale() == "log" and [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4"]
     mine = curve_charts(rows)["curve-truth-mlp"].marks
     assert mine[0].values[4] == pytest.approx(rows.loc[rows["units"].eq(4), "own_rise"].mean())
     assert (mine[3].band["low"] <= mine[3].values).all()
@@ -328,7 +331,8 @@ def test_figures_and_report(compared, tmp_path):
     assert (tmp_path / "figures" / "equal-size-mlp.png").exists() and (tmp_path / "tables" / "curves.csv").exists()
 
 
-def test_no_sizes_no_curves(compared):
+def test_no_sizes_no_curves(compared, monkeypatch):
+    monkeypatch.setattr("lsn_lens.comparison.comparing.measure_curves", None)
     found = lsn.compare(compared.run, ["lap"], model=compared.model, corpora=compared.corpora, seeds=2, more_seeds=0,
                         control_tokens=64, sizes=None, progress=False)  # fmt: skip
     assert "curves" not in found and "not ranked, as no sizes were given" in repr(found)

@@ -117,7 +117,8 @@ def test_a_whole_comparison_measures_each_of_its_three_texts_once(ready, counted
     tokenised.clear()
     unchanged.clear()
     lsn.compare(
-        run, ["lape", "lap", "diffmean"], model=model, corpora=corpora, seeds=2, control_tokens=64, layout=LAYOUT,
+        run, ["lape", "lap", "diffmean"], model=model, corpora=corpora, seeds=2, more_seeds=0, control_tokens=64,
+        layout=LAYOUT, sizes=(2,), size_seeds=1,
         found={"lape": FOUND, "lap": OTHER}, trust=Checks(0, 0, ablations=True, off_target=True, seeds=1), **QUIET,
     )  # fmt: skip
     assert tokenised == {**dict.fromkeys(LANGUAGES, 2), "numbers": 1}  # all of it, its first tokens, and neutral text

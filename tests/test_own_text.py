@@ -68,7 +68,8 @@ def test_losses_and_comparisons_take_what_load_corpora_takes(load):
     layout = {"layout": lsn.Layout(kind="documents"), "progress": False}
     for measured in (lsn.perplexity_table, lsn.perplexity_matrix):
         assert measured(model, TEXTS, found, **layout).equals(measured(model, made, found, **layout))
-    both = [lsn.compare(run, ["lape"], model=model, corpora=each, seeds=2, **layout).losses for each in (TEXTS, made)]
+    few = {"seeds": 2, "sizes": None, **layout}
+    both = [lsn.compare(run, ["lape"], model=model, corpora=each, **few).losses for each in (TEXTS, made)]
     assert both[0].equals(both[1])
 
 

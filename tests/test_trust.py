@@ -521,7 +521,7 @@ def test_equal_sets_are_measured_once(load, monkeypatch):
     def compare(names):
         return lsn.compare(
             run, {name: methods[name] for name in names}, model=model, corpora=corpora, seeds=2, control_tokens=64,
-            layout=lsn.Layout(max_tokens=64), trust=Checks(0, 0, ablations=True), progress=False,
+            layout=lsn.Layout(max_tokens=64), trust=Checks(0, 0, ablations=True), sizes=None, progress=False,
         )  # fmt: skip
 
     three = compare("abc")

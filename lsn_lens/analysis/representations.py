@@ -1,6 +1,5 @@
 """Similarity of sentences across languages by layer, and dominance, by our definitions."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -88,7 +87,7 @@ def sentence_embeddings(
     shape = (len(ids), len(kept), model.cfg.n_layers + 1, model.cfg.d_model)
     values = torch.empty(shape)
     needed = [_hook_name(layer) for layer in range(shape[2])]
-    lean = forward.lean(model, needed) if forward.lean_is_exact(model, needed) else contextlib.nullcontext()
+    lean = forward.lean_where_exact(model, needed)
     with lean, tqdm(total=len(ids) * len(kept), desc="embeddings", unit="sentence", disable=not progress) as bar:
         for place, rows in enumerate(ids.values()):
             for chosen in _batches([len(rows[number]) for number in kept], structure.position_border(model)):

@@ -194,7 +194,7 @@ class Pass:
         with self.model.hooks(fwd_hooks=[(f"blocks.{i}.hook_resid_post", look(i)) for i in range(self.layers)]):
             self.model(batch.ids.to(self.device), attention_mask=mask)
         layer, row = found[0] if found else (self.layers - 1, 0)
-        name = structure.describe(self.model)["name"]
+        name = structure.named(self.model)
         raise FloatingPointError(
             f"NaN or infinity in {name}, layer {layer}, language {batch.language}, "
             f"{plan.place(batch.language, batch.rows[row])}. Finished shards are kept. "

@@ -139,9 +139,9 @@ def compare(
         subject = replace(subject, model=model, corpora=corpora, text=text, actions=actions)
         draws = (seeds, 2 * (seeds + 1) if more_seeds is None else more_seeds)
         tables |= effect_tables(text, short, sets, actions, draws, run.statistics, progress)
-        step("equal size")
-        ranked = rankings(used, scores, found or {}) if at else {}
-        tables |= size_tables(measure_curves(short, ranked, at, action, size_seeds, run.statistics, progress))
+        if at:
+            ranked = rankings(used, scores, found or {})
+            tables |= size_tables(measure_curves(short, ranked, at, action, size_seeds, run.statistics, progress))
     step("how far to trust")
     tables, rows = _judged(tables, subject, options, found or {}), (*CHECKS, *subject.options.extra)
     return Comparison(tables, sets, scores, run, model, corpora, rows, started)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from lsn_lens.bars import step
 from lsn_lens.comparison.ranked import Curve, Size, available, first_units, numbers_of
 from lsn_lens.comparison.trust import twins
 from lsn_lens.controls.causal import choose_actions, effects_by_language, measure_effects
@@ -71,6 +72,7 @@ def measure_curves(
         statistics: Of the run.
         progress: Show progress bars.
     """
+    step("equal size")
     sets: dict[str, NeuronSet] = {}
     whose: dict[str, tuple[str, str, int]] = {}
     for (method, bases), ranking in ranked.items():

@@ -43,8 +43,8 @@ def weights_of(points: Iterable[Point]) -> dict[Point, float]:
 
 
 def size_tables(curves: Curves) -> dict[str, pd.DataFrame]:
-    """The tables "curves" and "equal_size" of a `Comparison`; none without sizes."""
-    return {"curves": curves.table, "equal_size": equal_size_table(curves)} if curves.sizes else {}
+    """The tables "curves" and "equal_size" of a `Comparison`."""
+    return {"curves": curves.table, "equal_size": equal_size_table(curves)}
 
 
 def equal_size_table(curves: Curves) -> pd.DataFrame:

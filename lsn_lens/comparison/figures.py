@@ -81,7 +81,7 @@ def _size_chart(curves: pd.DataFrame, bases: str, methods: list[str]) -> Chart:
     rows = _complete(curves.loc[curves["method"].isin(methods)])
     means: Any = rows.groupby(["method", "units"])["difference"].mean()
     marks = tuple(
-        Line(means[name], name, plots.CURVES[place % len(plots.CURVES)], dashed=place >= len(plots.CURVES))
+        Line(means[name], name, plots.CURVES[place % len(plots.CURVES)], dashed=place >= len(plots.CURVES), log=True)
         for place, name in enumerate(methods)
     )
     return Chart(
@@ -96,10 +96,12 @@ def curve_charts(curves: pd.DataFrame) -> dict[str, Chart]:
     for bases in dict.fromkeys(curves["bases"]):
         rows = _complete(of(curves, bases=bases))
         means: Any = rows.groupby("units")[[*CURVE_COLUMNS, "random_mean", "random_low", "random_high"]].mean()
-        marks = [Line(means[name], label, colour) for name, (label, colour) in CURVE_COLUMNS.items()]
+        marks = [Line(means[name], label, colour, log=True) for name, (label, colour) in CURVE_COLUMNS.items()]
         if means["random_mean"].notna().any():
             band = means[["random_low", "random_high"]].set_axis(["low", "high"], axis=1)
-            marks.append(Line(means["random_mean"], "own language, random units", RANDOM, dashed=True, band=band))
+            marks.append(
+                Line(means["random_mean"], "own language, random units", RANDOM, dashed=True, band=band, log=True)
+            )
         name = dict.fromkeys(curves["method"])
         charts[f"curve-{slug(' '.join(name))}-{slug(bases)}"] = Chart(
             f"{', '.join(name)}: {kind_of(bases)}", "units per language", "loss increase, nats per token",
@@ -118,4 +120,4 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _means_over(rows: pd.DataFrame) -> str:
-    return f"Means over {', '.join(dict.fromkeys(rows['language']))}. Steps between numbers of units are drawn equal."
+    return f"Means over {', '.join(dict.fromkeys(rows['language']))}. The axis of units is logarithmic."

@@ -4,15 +4,14 @@ Every function that measures hold-out text builds a `HeldOut` from `model`, `cor
 takes a `HeldOut` as `text=`: then nothing is tokenised, and the unchanged model is not measured again.
 """
 
-import contextlib
 import math
 import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lsn_lens.evaluation.scored import Hooks, Losses, PerDocument, Scored, docum
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.words import Choice
-from lsn_lens.model import forward, structure, unembedding
+from lsn_lens.model import forward, resuming, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.hooks import describe_hooks
 from lsn_lens.model.structure import Model
@@ -95,6 +94,10 @@ class HeldOut:
         return {label: float(count / n / math.log(2)) if n else math.nan for label, (count, n) in sums.items()}
 
     @cached_property
+    def _width(self) -> Callable[[str], int]:  # the weights stay, or nothing is measured
+        return cache(partial(structure.site_width, self.model))
+
+    @cached_property
     def unchanged(self) -> pd.DataFrame:
         """The rows of `perplexity_table` without intervention."""
         nothing = Job("", NONE, NONE, 0, [], tuple(self.clean))
@@ -119,7 +122,8 @@ class HeldOut:
         Raises:
             ValueError: The model has other hooks than when the unchanged model was measured.
         """
-        return self.measure_jobs(jobs_of(self.model, self.clean, sets, action, evaluate), progress=progress)
+        jobs = jobs_of(self.model, self.clean, sets, action, evaluate, self._width)
+        return self.measure_jobs(jobs, progress=progress)
 
     def measure_jobs(self, jobs: Sequence[Job], *, progress: bool = True) -> Measured:
         """The losses under each job of `jobs_of` or `jobs_for`."""
@@ -164,16 +168,16 @@ class HeldOut:
                 groups.setdefault(job.labels, []).append(place)
         names = tuple(dict.fromkeys(name for job in jobs for name, _ in job.hooks))
         total = sum(len(places) * _size(self.plan, labels) for labels, places in groups.items())
-        with _lean(self.model, names), _bar(total, progress) as bar:
+        with forward.lean_where_exact(self.model, names), _bar(total, progress) as bar:
             for labels, places in groups.items():
-                most = self.plan.layout.batch_tokens
-                most = min(most, unembedding.tokens_at_once(self.model) or most)
-                together = max(1, most // max(self.scored[label].widest for label in labels))
-                for part in (places[first : first + together] for first in range(0, len(places), together)):
-                    hooks = [jobs[place].hooks for place in part]
-                    found = _losses(self.model, self.plan, self.scored, labels, hooks, bar)
-                    for place, each in zip(part, found, strict=True):
-                        losses[place] = each
+                widest = max(self.scored[label].widest for label in labels)
+                together = max(1, scored.at_once(self.model, self.plan.layout, copies=2) // widest)
+                places.sort(key=lambda place: resuming.first_layer(name for name, _ in jobs[place].hooks))
+                parts = [places[first : first + together] for first in range(0, len(places), together)]
+                hooks = [[jobs[place].hooks for place in part] for part in parts]
+                found = _losses(self.model, self.plan, self.scored, labels, hooks, bar)
+                for place, each in zip(places, found, strict=True):
+                    losses[place] = each
         return losses
 
     def _rows(self, job: Job, losses: Losses) -> list[dict[str, Any]]:
@@ -234,8 +238,8 @@ def held_out(
     unknown = [label for label, each in known.items() if np.isnan(each.n_bytes).any()]
     if unknown:
         warnings.warn(scored.unknown_bytes(model.tokenizer, unknown), stacklevel=3)
-    with _lean(model, ()), _bar(_size(plan, corpora), progress) as bar:
-        (clean,) = _losses(model, plan, known, tuple(corpora), [[]], bar)
+    with forward.lean_where_exact(model, ()), _bar(_size(plan, corpora), progress) as bar:
+        (clean,) = _losses(model, plan, known, tuple(corpora), [[[]]], bar)
     return HeldOut(model, plan, known, clean, describe_hooks(model), fingerprint(model), corpora)
 
 
@@ -267,8 +271,7 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
             )
             for label, corpus in corpora.items()
         }  # fmt: skip
-        most = 512 if structure.device_of(model).type == "cpu" else layout.batch_tokens  # a CPU's cache is small
-        at_once = min(most, unembedding.tokens_at_once(model) or most)
+        at_once = scored.at_once(model, layout)
         border = structure.position_border(model)
         plan = Plan(tokens, replace(layout, shards=1), context=model.cfg.n_ctx, at_once=at_once, border=border)
     except BaseException:
@@ -276,10 +279,6 @@ def _plan(model: Model, corpora: Mapping[str, LanguageCorpus], layout: Layout, p
         raise
     weakref.finalize(plan, shutil.rmtree, folder, ignore_errors=True)
     return plan
-
-
-def _lean(model: Model, names: tuple[str, ...]) -> Any:
-    return forward.lean(model, names) if forward.lean_is_exact(model, names) else contextlib.nullcontext()
 
 
 def _size(plan: Plan, labels: Collection[str]) -> int:
@@ -292,9 +291,10 @@ def _bar(total: int, progress: bool) -> Any:
 
 
 def _losses(
-    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str], hooks: Sequence[Hooks], bar: Any
-) -> list[Losses]:
+    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str],
+    groups: Sequence[Sequence[Hooks]], bar: Any,
+) -> list[Losses]:  # fmt: skip
     """Loss of each document with a scored token, under each of several hooks."""
     start = separator_id(model.tokenizer, plan.layout.separator)
-    every = document_sums(model, plan, start, labels, hooks, bar)
+    every = document_sums(model, plan, start, labels, groups, bar)
     return [{label: sums[known[label].documents] for label, sums in each.items()} for each in every]

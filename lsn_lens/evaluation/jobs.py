@@ -45,10 +45,12 @@ def jobs_of(
     sets: NeuronSet | Mapping[str, NeuronSet],
     action: Choice = zero,
     evaluate: Evaluate = "all",
+    width: Callable[[str], int] | None = None,
 ) -> list[Job]:
     """One job per set and language; impossible jobs are refused here, before anything is measured.
 
-    Takes the arguments of `perplexity_table`; `languages` are those with text.
+    Takes the arguments of `perplexity_table`; `languages` are those with text, and `width` is as in
+    `intervention_hooks`.
 
     Raises: as `perplexity_table`.
     """
@@ -58,7 +60,7 @@ def jobs_of(
     choices: dict[str, Callable[[str], Iterable[str]]] = {"all": lambda _: languages, "own": lambda own: [own]}
     choose = choices[evaluate] if isinstance(evaluate, str) else evaluate
     change = cache(partial(action_for, action))
-    width = cache(partial(structure.site_width, model))
+    width = width or cache(partial(structure.site_width, model))
     named, jobs = {"": sets} if isinstance(sets, NeuronSet) else dict(sets), []
     check_steps(model, [(each, change(language)) for each in named.values() for language in each.languages])
     for name, each in named.items():

@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lsn_lens.model import structure, unembedding
+from lsn_lens.model import forward, resuming, structure, unembedding
 from lsn_lens.model.structure import Model
-from lsn_lens.text.plan import Batch, Plan
+from lsn_lens.text.plan import Batch, Layout, Plan
 from lsn_lens.text.token_bytes import UNKNOWN
+
+AT_ONCE = 512  # tokens of a batch on a CPU, whose cache is small
 
 Hooks = list[tuple[str, Any]]
 PerDocument = Float[np.ndarray, "_"]  # one value for each document of a language, each language with its own number
@@ -36,6 +38,13 @@ class Scored:
     tokens: PerDocument
     n_bytes: PerDocument
     widest: int
+
+
+def at_once(model: Model, layout: Layout, copies: int = 1) -> int:
+    """Tokens of a forward pass; on a CPU those of so many copies of a small batch."""
+    on_cpu = structure.device_of(model).type == "cpu"
+    most = min(copies * AT_ONCE, layout.batch_tokens) if on_cpu else layout.batch_tokens
+    return min(most, unembedding.tokens_at_once(model) or most)
 
 
 def scored_tokens(batch: Batch, separator: int | None) -> Bool[Tensor, "batch target"]:
@@ -76,20 +85,40 @@ def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterato
 
 @torch.no_grad()
 def document_sums(
-    model: Model, plan: Plan, separator: int | None, labels: Collection[str], hooks: Sequence[Hooks], bar: Any
+    model: Model,
+    plan: Plan,
+    separator: int | None,
+    labels: Collection[str],
+    groups: Sequence[Sequence[Hooks]],
+    bar: Any,
 ) -> list[Losses]:
-    """Summed loss of every document under each of several hooks, each on its own copy of a batch."""
-    device, copies = structure.device_of(model), len(hooks)
+    """Summed loss of every document under each of several hooks, in groups that share a forward pass.
+
+    Each of a group's hooks acts on its own copy of a batch. Layers before a group's first hook run once per batch, for
+    all groups, where that is less work.
+    """
+    device, copies, first = structure.device_of(model), sum(map(len, groups)), list(map(_first_layer, groups))
     sums = {label: torch.zeros(copies, len(plan.tokens[label].ends), dtype=torch.float64) for label in labels}
-    with model.hooks(fwd_hooks=_side_by_side(hooks)):
-        for batch, documents in _read(plan, separator, labels):
-            ids = batch.ids.repeat(copies, 1).to(device)
-            mask = batch.keep.repeat(copies, 1).to(device, torch.long) if batch.padded else None
-            scored = documents >= 0
-            losses = unembedding.next_token_losses(model, ids, mask, scored.repeat(copies, 1).to(device)).cpu()
-            sums[batch.language].index_add_(1, documents[scored], losses.view(copies, -1))
-            bar.update(copies * int(batch.keep.sum()))
+    skipped = sum(layer * len(each) for layer, each in zip(first, groups, strict=True))
+    starts = set(first) if skipped > model.cfg.n_layers and resuming.can_resume(model) else set[int]()
+    for batch, documents in _read(plan, separator, labels):
+        ids, keep, scored = batch.ids.to(device), batch.keep.to(device), documents >= 0
+        with resuming.recorded(model, starts) as outputs:
+            if starts:
+                forward.hidden_states(model, ids, keep.long() if batch.padded else None)
+        found = []
+        for layer, each in zip(first, groups, strict=True):
+            rows = [many.repeat(len(each), 1) for many in (ids, keep.long(), scored.to(device))]
+            with model.hooks(fwd_hooks=_side_by_side(each)), resuming.resumed(model, layer, outputs, len(each)):
+                losses = unembedding.next_token_losses(model, rows[0], rows[1] if batch.padded else None, rows[2])
+            found.append(losses.cpu().view(len(each), -1))
+            bar.update(len(each) * int(batch.keep.sum()))
+        sums[batch.language].index_add_(1, documents[scored], torch.cat(found))
     return [{label: each[place].numpy() for label, each in sums.items()} for place in range(copies)]
+
+
+def _first_layer(group: Sequence[Hooks]) -> int:
+    return min(resuming.first_layer(name for name, _ in hooks) for hooks in group)
 
 
 def _side_by_side(hooks: Sequence[Hooks]) -> Hooks:

@@ -195,7 +195,7 @@ def intervention_hooks(
 
 def step_hooks(model: Model, neurons: NeuronSet, action: Action, width: Callable[[str], int]) -> list[Hook]:
     """`intervention_hooks` of a step that `check_steps` has seen, which reads all weights."""
-    hooks: list[Hook] = []
+    hooks, device = list[Hook](), structure.device_of(model)
     for basis in neurons.masks:
         if basis not in WRITE_SITE:
             raise KeyError(f"cannot intervene on basis {basis!r}; the bases are {list(WRITE_SITE)}.")
@@ -211,7 +211,7 @@ def step_hooks(model: Model, neurons: NeuronSet, action: Action, width: Callable
             value = values[layer][..., units[layer]] if isinstance(values, Tensor) else values
             if not torch.as_tensor(value).isfinite().all():
                 raise ValueError(f"action {action.name!r}: values for {basis!r} in layer {layer} are not all finite.")
-            index = units[layer].nonzero()[:, 0].to(structure.device_of(model))
+            index = units[layer].nonzero()[:, 0].to(device)
             hooks += make(model, basis, layer, index, value, action)
     return hooks
 

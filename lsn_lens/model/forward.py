@@ -159,9 +159,19 @@ def lean_is_exact(model: Model, hook_names: Collection[str] = ()) -> bool:
             swap.undo()
     if fired != fired_lean:
         return False
+    return alike(model, full, short)
+
+
+def alike(model: Model, one: Tensor, other: Tensor) -> bool:
+    """Whether two hidden states of a model are equal, in float32 up to rounding."""
     if is_half(model):
-        return torch.equal(full, short)
-    return bool((full - short).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * full.std())
+        return torch.equal(one, other)
+    return bool((one - other).abs().max() <= TOLERANCE[next(model.parameters()).dtype] * one.std())
+
+
+def lean_where_exact(model: Model, hook_names: Collection[str]) -> contextlib.AbstractContextManager[Any]:
+    """`lean`, or nothing where it is not exact."""
+    return lean(model, hook_names) if lean_is_exact(model, hook_names) else contextlib.nullcontext()
 
 
 def _probed(model: Model, points: Collection[Any]) -> tuple[Tensor, Counter[Any]]:

@@ -16,7 +16,7 @@ from lsn_lens.model.probing import device_of, is_bridge, probe_ids, vocabulary_s
 from lsn_lens.model.structure import Model
 
 # tokens, and bytes of their logits in float32: on a CPU they stay in the cache; a GPU wants large products
-PART = {"cpu": (512, 8 << 20)}
+PART = {"cpu": (512, 4 << 20)}
 PART_ELSEWHERE = (4096, 256 << 20)
 FULL = 512 << 20  # bytes of the logits of one forward pass, for a model whose logits cannot be made in parts
 ULPS, HALF_ULPS = 64, 2  # by which losses from parts may differ, in units of the largest logit's precision
@@ -115,7 +115,8 @@ def _head(model: Model) -> _Head | None:
     moved = type(plain) is not Linear or "forward" in vars(plain)  # accelerate loads such weights in its forward
     if plain is None or moved or id(body) not in names or id(unembedding) not in names:
         return None
-    return _Head(owner, names[id(body)], names[id(unembedding)], plain.weight, plain.bias)
+    bias = plain.bias if plain.bias is not None and bool(plain.bias.any()) else None  # TransformerLens adds zeros
+    return _Head(owner, names[id(body)], names[id(unembedding)], plain.weight, bias)
 
 
 def has_parts(model: Model) -> bool:
@@ -183,7 +184,7 @@ def token_losses(
         at: The positions.
         targets: The token after each of them.
         look: Called with each part of the logits: a slice of the positions, the part's first token of the vocabulary,
-            and the logits `[position token]`.
+            and the logits `[position token]`, which it must not keep.
     """
     if (head := _usable_head(model)) is not None:
         tokens, size = PART.get(ids.device.type, PART_ELSEWHERE)
@@ -221,12 +222,12 @@ def _nats(parts: Iterable[Part], targets: Tensor, look: Look | None = None) -> T
     own = total.clone()
     for tokens, first, logits in parts:
         if look is not None:
-            look(tokens, first, logits)
+            look(tokens, first, logits)  # before they are changed in place
         values, place = logits.float(), (targets[tokens] - first)[:, None]
         here = (place >= 0) & (place < values.shape[1])
         own[tokens] = torch.where(here, values.gather(1, place * here).double(), own[tokens, None])[:, 0]
         top = values.amax(1, keepdim=True)
         top = top.masked_fill(top == -torch.inf, 0.0)  # none of these tokens can come
-        added = (values - top).exp_().sum(1, keepdim=True).double().log() + top.double()
+        added = values.sub_(top).exp_().sum(1, keepdim=True).double().log() + top.double()
         total[tokens] = torch.logaddexp(total[tokens], added[:, 0])
     return total - own

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import NullLocator
 
 from lsn_lens.report.fonts import lettering
 from lsn_lens.report.marks import MOST_WRITTEN_CELLS, Bars, Dots, Heatmap, Line, Mark, labels_of, relabelled
@@ -101,7 +102,7 @@ class Chart:
             paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=not is_map, legend=legend,
         )  # fmt: skip
         axis = {"automargin": True, "showgrid": False, "zeroline": False, "ticks": ""}
-        figure.update_xaxes(**axis, type="category", title={"text": _plain(self.x), "standoff": 12})
+        figure.update_xaxes(**axis, **_scale(self.marks[0]), title={"text": _plain(self.x), "standoff": 12})
         lines = {"showgrid": True, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": True}
         lines["zerolinecolor"] = "rgba(128,128,128,0.8)"
         axis |= {"type": "category", "autorange": "reversed"} if is_map else lines
@@ -157,10 +158,17 @@ def _plain(label: object) -> str:
     return html.escape(str(label), quote=False)
 
 
-def _columns(axes: Axes, labels: pd.Index) -> None:
+def _scale(mark: Mark) -> dict[str, Any]:
+    """Plotly's horizontal axis."""
+    if not isinstance(mark, Line) or not mark.log:
+        return {"type": "category"}
+    return {"type": "log", "tickvals": mark.places, "ticktext": [*map(_plain, mark.values.index)]}
+
+
+def _columns(axes: Axes, labels: pd.Index, places: Any = None) -> None:
     """Names below an axis, slanted where neighbours would touch."""
     names = [*map(str, labels)]
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)) if places is None else places, names)
     width = 0.8 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
     if any(LETTER * (len(one) + len(other)) / 2 > width / len(names) for one, other in pairwise(names)):
         for tick in axes.get_xticklabels():
@@ -203,12 +211,15 @@ def _dots_axes(axes: Axes, mark: Dots, bars: list[Bars]) -> Any:
 
 
 def _line_axes(axes: Axes, mark: Line, bars: list[Bars]) -> Any:
-    places = np.arange(len(mark.values))
+    places = mark.places
+    if mark.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
     style = "--" if mark.dashed else "o-"
     (drawn,) = axes.plot(places, mark.values, style, color=mark.colour, linewidth=1.6, markersize=3.5, label=mark.label)
     if mark.band is not None:
         axes.fill_between(places, mark.band["low"], mark.band["high"], color=mark.colour, alpha=0.2, linewidth=0)
-    _columns(axes, mark.values.index)
+    _columns(axes, mark.values.index, places)
     _lines(axes)
     return drawn
 
@@ -262,20 +273,21 @@ def _dots_trace(mark: Dots) -> go.Scatter:
 def _line_trace(mark: Line) -> go.Scatter:
     mode, dash = ("lines", "dash") if mark.dashed else ("lines+markers", "solid")
     style = {"color": mark.colour, "width": 2, "dash": dash}
-    return go.Scatter(**_series(mark), mode=mode, line=style, marker={"size": 5})
+    series = _series(mark) | ({"x": mark.places} if mark.log else {})
+    return go.Scatter(**series, mode=mode, line=style, marker={"size": 5})
 
 
 def _traces(mark: Mark) -> list[Any]:
-    band = mark.band if isinstance(mark, Line) else None
-    return [PLOTLY[type(mark)](mark)] if band is None else [_band_trace(mark, band), PLOTLY[type(mark)](mark)]
+    around = [_band_trace(mark, mark.band)] if isinstance(mark, Line) and mark.band is not None else []
+    return [*around, PLOTLY[type(mark)](mark)]
 
 
-def _band_trace(mark: Mark, band: pd.DataFrame) -> go.Scatter:
+def _band_trace(mark: Line, band: pd.DataFrame) -> go.Scatter:
     """The outline of a band: the upper edge forwards, the lower edge backwards."""
-    names = [*map(_plain, mark.values.index)]
+    names = [*mark.places] if mark.log else [*map(_plain, mark.values.index)]
     return go.Scatter(
         x=[*names, *reversed(names)], y=[*band["high"], *reversed(list(band["low"]))], fill="toself", mode="none",
-        fillcolor=getattr(mark, "colour", None), opacity=0.2, showlegend=False, hoverinfo="skip",
+        fillcolor=mark.colour, opacity=0.2, showlegend=False, hoverinfo="skip",
     )  # fmt: skip
 
 

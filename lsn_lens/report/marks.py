@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 MOST_WRITTEN_CELLS = 24  # columns; with more, numbers do not fit into the cells
@@ -50,7 +51,8 @@ class Dots:
 class Line:
     """A curve over categories, in their order; NaN leaves a gap. A dashed curve is a reference.
 
-    `band` has the columns `low` and `high`, drawn around it.
+    `band` has the columns `low` and `high`, drawn around it. With `log`, the categories are numbers above 0 on a
+    logarithmic axis, for all curves of a chart.
     """
 
     values: pd.Series
@@ -58,6 +60,13 @@ class Line:
     colour: str
     dashed: bool = False
     band: pd.DataFrame | None = None
+    log: bool = False
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where the categories lie on the axis."""
+        count = len(self.values)
+        return np.array([float(each) for each in self.values.index]) if self.log else np.arange(count)
 
 
 Mark = Heatmap | Bars | Dots | Line
