@@ -39,6 +39,12 @@ class Scored:
     methods: Mapping[str, tuple[NeuronScores, Mapping[str, Tensor], NeuronSet]]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    def without(self, basis: str) -> dict[str, str]:
+        """The methods that have no scores of a basis, and why."""
+        others = {name: list(scores.values) for name, (scores, _, _) in self.methods.items()}
+        said = {name: f"scores {', '.join(bases)}" for name, bases in others.items() if basis not in bases}
+        return said | dict(self.left_out)
+
     def of(self, basis: str, layer: int, unit: int) -> pd.DataFrame:
         """One row per method and language: `method`, `language`, `score`, `rank`, `of`, `rank_overall`, `found`.
 
@@ -92,7 +98,7 @@ def _one(method: Method, run: Run) -> tuple[NeuronScores, Mapping[str, Tensor], 
 def _rank(values: Float[Tensor, "layer unit"], layer: int, unit: int) -> tuple[float, int]:
     """A unit's rank from the highest value, NaN without a finite value; and the number of units that have one."""
     own, ranked = values[layer, unit], values[values.isfinite()]
-    return (1 + int((ranked > own).sum()) if bool(own.isfinite()) else math.nan), len(ranked)
+    return (1.0 + int((ranked > own).sum()) if bool(own.isfinite()) else math.nan), len(ranked)
 
 
 class Activity:

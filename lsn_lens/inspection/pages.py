@@ -68,9 +68,9 @@ class Content:
     @property
     def lead(self) -> list[str]:
         """The main numbers in sentences."""
-        said = [_active(self.activity), _effect(self.tables["effects"], self.notes["effects"])]
+        said = [_active(self.activity), _effect(self.tables["effects"])]
         sets = "; ".join(f"{name} ({', '.join(languages)})" for name, languages in self.found.items())
-        return [*filter(None, said), f"Found by: {sets or 'no method of this run'}."]
+        return [*filter(None, said), f"In the sets of: {sets or 'no method shown here'}."]
 
     @property
     def activity(self) -> pd.DataFrame:
@@ -110,15 +110,15 @@ def _active(rows: pd.DataFrame) -> str:
     return f"{measure.capitalize()}: {told(top)}{rest}."
 
 
-def _effect(table: pd.DataFrame, note: str) -> str:
+def _effect(table: pd.DataFrame) -> str:
     """The language whose loss rises most, beside the random units."""
     worst = table.iloc[int(table["rise"].fillna(-math.inf).argmax())]
-    interval = "" if math.isnan(worst["low"]) else f" [{worst['low']:+.4f}, {worst['high']:+.4f}]"
+    interval = "" if math.isnan(worst["low"]) else f" [{worst['low']:+z.4f}, {worst['high']:+z.4f}]"
     others = table.loc[table["language"].ne(worst["language"]), "rise"]
-    next_one = f"; in the other languages by {others.max():+.4f} at most" if len(others) else ""
+    next_one = f"; in the other languages by {others.max():+z.4f} at most" if len(others) else ""
     return (
-        f"Changing the unit raises the loss of {worst['language']} by {worst['rise']:+.4f}{interval} nats per "
-        f"token{next_one}. The largest of the random units' there: {worst['random_high']:+.4f} (p = {worst['p']:.3f}, "
+        f"Changing the unit raises the loss of {worst['language']} by {worst['rise']:+z.4f}{interval} nats per "
+        f"token{next_one}. The largest of the random units' there: {worst['random_high']:+z.4f} (p = {worst['p']:.3f}, "
         f"corrected for the languages {worst['q']:.3f})."
     )
 

@@ -1,5 +1,6 @@
 """Pages and galleries as html: one folder that opens offline and asks nothing of any other place."""
 
+import html
 import importlib.util
 import json
 import math
@@ -27,7 +28,7 @@ TITLES = {
 }  # fmt: skip
 KINDS = {
     "top": ("Texts on which it is strongest", "Rows of the text that units are found with, strongest first. Colour: "
-            "blue above 0, red below, one scale for all texts of the page; hover over a token for its value."),
+            "blue above 0, orange below, one scale for all texts of the page; hover over a token for its value."),
     "random": ("Random texts", "Rows and places drawn at random, the same for every unit, on the same scale."),
 }  # fmt: skip
 COLUMNS: Mapping[str, Column] = {
@@ -184,11 +185,7 @@ def _marks(rows: pd.DataFrame, value: str) -> list[dict[str, Any]]:
 
     marks = []
     for row in rows.to_dict("records"):
-        band = (
-            [at(row["random_low"]), round(at(row["random_high"]) - at(row["random_low"]), 1)]
-            if "random_low" in row
-            else []
-        )
+        band = [at(row["random_low"]), at(row["random_high"])] if "random_low" in row else []
         line = [at(row["low"]), at(row["high"])] if math.isfinite(row["low"]) else []
         marks.append({"zero": at(0.0), "dot": at(row[value]), "line": line, "band": band})
     return marks
@@ -212,7 +209,7 @@ def _strongest(page: Content, kind: str, language: str) -> float:
 
 def _data(text: Shown, limit: float) -> str:
     """What CircuitsVis draws: tokens, values, and one colour scale."""
-    tokens = [each.replace("\n", " ") for each in text.pieces]
+    tokens = [html.escape(each.replace("\n", " ")) for each in text.pieces]  # CircuitsVis reads html in tokens
     values = [float(f"{each:.4g}") for each in text.values]
     colours = {"positiveColor": "#0072b2", "negativeColor": "#d55e00"}  # told apart by the colour-blind too
     return json.dumps({"tokens": tokens, "values": values, "minValue": -limit, "maxValue": limit, **colours})

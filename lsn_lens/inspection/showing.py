@@ -180,7 +180,7 @@ def neuron_gallery(
     check_same_model(model, [("the set", found.origin)])
     every = units_in_turn(found, scores)
     shown = every[: whole_number(units, "units", least=1)]
-    pages = _pages(model, corpora, run, check_units(model, shown), **options)
+    pages = _pages(model, corpora, run, check_units(model, shown), found=found, **options)
     left = f" {len(every) - len(shown)} are left out: raise units=." if len(every) > len(shown) else ""
     gallery = Gallery(
         tuple(pages), found.method or "Units", f"{len(shown)} of the {len(every)} units of the set.{left}"
@@ -206,7 +206,7 @@ def units_in_turn(found: NeuronSet, scores: NeuronScores | None = None) -> list[
 def _pages(
     model: Model, corpora: Any, run: Run, units: Sequence[Unit], *, methods: Any = None, action: Choice = zero,
     random: int = 19, top: int = 4, random_texts: int = 2, layout: Layout | None = None,
-    evaluation: Layout | None = None, progress: bool = True,
+    evaluation: Layout | None = None, progress: bool = True, found: NeuronSet | None = None,
 ) -> list[NeuronPage]:  # fmt: skip
     """The pages of some units: everything that they share is made once."""
     check_run(run)
@@ -221,7 +221,7 @@ def _pages(
         tables = {"activity": activity.of(*unit), "effects": effect.table, "scores": scored.of(*unit)}
         notes = {**ABOUT, "effects": effect_note(effect, getattr(chosen, "name", str(action)))}
         notes["activity"] = _about_activity(tables["activity"], activity.few_shards)
-        left_out = "; ".join(f"{name}: {why}" for name, why in scored.left_out.items())
+        left_out = "; ".join(f"{name}: {why}" for name, why in scored.without(unit[0]).items())
         notes["scores"] += f" Methods without scores: {left_out}." if left_out else ""
         for name, read in WEIGHTS.items():
             try:
@@ -229,7 +229,7 @@ def _pages(
             except DoesNotApply as error:
                 notes[name] = str(error)
         content = Content(
-            unit, named(model), tuple(held.clean), _found(tables["scores"]), tables, notes,
+            unit, named(model), tuple(held.clean), _found(tables["scores"], unit, found), tables, notes,
             shown_texts(texts, unit, model.tokenizer),
         )  # fmt: skip
         pages.append(NeuronPage(content, texts))
@@ -242,7 +242,11 @@ def _about_activity(table: pd.DataFrame, few_shards: str) -> str:
     return ABOUT["activity"] + (f" No intervals: {few_shards}" if few_shards else "")
 
 
-def _found(scores: pd.DataFrame) -> dict[str, list[str]]:
-    """Name of each method whose set has the unit -> languages."""
+def _found(scores: pd.DataFrame, unit: Unit, given: NeuronSet | None) -> dict[str, list[str]]:
+    """Name of each set that has the unit -> languages: the methods' sets, and the one that the gallery shows."""
     inside: Iterable[Any] = scores.loc[scores["found"].astype(bool)].groupby("method", sort=False)
-    return {name: list(rows["language"]) for name, rows in inside}
+    found = {name: list(rows["language"]) for name, rows in inside}
+    if given is not None:
+        own = [label for label, each in given if bool(each.units(unit[0])[unit[1], unit[2]])]
+        found = {"this set": own, **found}
+    return found

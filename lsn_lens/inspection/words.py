@@ -1,4 +1,4 @@
-"""What a neuron's weights say: tokens that it promotes and suppresses, tokens that it reads, neurons that write alike."""
+"""What a neuron's weights say: the tokens that it promotes and reads, and the neurons that write alike."""
 
 import pandas as pd
 import torch
@@ -92,9 +92,7 @@ def similar_neurons(model: Model, layer: int, unit: int, *, count: int = 10, bas
 
 def _check_basis(basis: str, side: str) -> None:
     if basis != "mlp":
-        raise DoesNotApply(
-            f"units of basis {basis!r} have no {side} weights of their own here: only those of 'mlp' do."
-        )
+        raise DoesNotApply(f"{side} weights are read for units of basis 'mlp' alone: this one is of basis {basis!r}.")
 
 
 def _past_final_norm(model: Model, direction: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
