@@ -6,7 +6,8 @@ from conftest import experiment
 from lsn_lens.studies.experiment import run_cli
 
 SCRIPTS = (
-    "compare_methods", "ground_truth", "prune", "real_model", "steer", "text_dependence", "workflow", "working_language"
+    "compare_methods", "finetune_neurons", "ground_truth", "growth", "prune", "real_model", "sharing", "steer",
+    "text_dependence", "workflow", "working_language",
 )  # fmt: skip
 
 

@@ -23,6 +23,14 @@ SMALLER = {
     "docs/generation.md": {"tokens=32": "tokens=4", "generate(model)": "generate(model, samples=2, tokens=4)",
                            "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
                            "    ],\n)\nidentify": "    ], samples=2, tokens=8,\n)\nidentify"},
+    "docs/growth.md": {
+        'checkpoints_in("runs/growth-model")': "{'checkpoint-800': 'demo', 'checkpoint-816': DEMO_MODEL}",
+        'out="runs/growth/checkpoints"': (
+            "layout=lsn.Layout(length=32, max_tokens=100), evaluation=lsn.Layout(length=32, max_tokens=64), seeds=2, "
+            "replicates=0"
+        ),
+        "corpora = lsn": "from lsn_lens.model.checkpoints import DEMO_MODEL\n\ncorpora = lsn",
+    },
     "docs/methods/language_dimensions.md": {"layer=18": "layer=3", "count=400": "count=40"},
     "docs/methods/transfer.md": {"more_seeds=0": "seeds=2, more_seeds=0, control_tokens=64", "count=100": "count=20"},
     "docs/neuron_pages.md": {"unit=12)": "unit=12, random=2)", 'out="gallery"': 'out="gallery", random=2',
@@ -71,7 +79,11 @@ def elsewhere(request, given, text_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "DEMO_TEXT", text_folder)
     load = lsn.load_model
-    monkeypatch.setattr(lsn, "load_model", lambda *what: given["model"] if what == ("demo",) else load(*what))
+
+    def load_model(*what, **options):
+        return given["model"] if what == ("demo",) and not options else load(*what, **options)
+
+    monkeypatch.setattr(lsn, "load_model", load_model)
     monkeypatch.setattr(lsn.planted, "make_world", lambda folder: request.getfixturevalue("world"))
     monkeypatch.setattr(datasets, "load_dataset", lambda hub, *_, **__: datasets.Dataset.from_list(HUB[hub]))
     return tmp_path

@@ -39,6 +39,10 @@ TEXTS = {
 }
 IDS = torch.arange(40).view(2, 20) * 7 % VOCABULARY
 NEUTRAL = lsn.load_corpora({"n": [f"{i} 2 3 4 5 6 7 8 9 1 2 3" for i in range(20)]})
+PARALLEL = {
+    label: [f"{number} {SENTENCES[place][: 20 + 5 * number]}" for number in range(5)]
+    for label, place in (("en", 0), ("fr", 2))
+}
 PROMPTS = {"en": ["The river is high", "The bridge"], "fr": ["La rivière est", "Le pont"]}
 HALF = list(range(0, D_MLP, 2))
 
@@ -201,6 +205,16 @@ ROWS = {
     "applications.prune_measuring.sparse_losses": lambda m, g: applications.sparse_losses(
         m, g.corpora, {"plan": PLAN}, EXPERTS, 0.75, **CUT
     ).table.query("plan == 'plan'"),
+    "applications.type_effects.type_losses": lambda m, g: applications.type_losses(
+        m, PARALLEL, types=["all-shared"], seeds=1, **QUIET
+    ).table,
+    "applications.type_effects.type_accuracy": lambda m, g: applications.type_accuracy(
+        m, generation.ending_items(PARALLEL, choices=2), types=["all-shared"], seeds=1, **QUIET
+    ).table,
+    "applications.item_types.type_sets": lambda m, g: applications.type_sets(m, PARALLEL, **QUIET).contributions[:, 1:],
+    "analysis.siblings.compare_sharing": lambda m, g: analysis.compare_sharing(
+        m, m, PARALLEL, halvings=1, **QUIET
+    ).profiles.query("layer > 0"),
     "generation.sampling.generate": lambda m, g: lsn.generate(m, PROMPTS["en"], tokens=4, **QUIET),
     "generation.sampling.generate_each": lambda m, g: lsn.generate_each(
         m, [lsn.Intervention("off", ((FOUND["en"], lsn.zero),))], PROMPTS["en"], tokens=4, **QUIET
@@ -287,6 +301,7 @@ ELSEWHERE = {
             "studies.workflow.workflow_study",
             "studies.prune.prune_run",
             "studies.prune.prune_study",
+            "studies.sharing.sharing_study",
             "studies.steering.steering_run",
             "studies.steering.steering_study",
             "studies.text_dependence.text_dependence_run",
@@ -301,6 +316,22 @@ ELSEWHERE = {
         ),
         STUDY,
     ),
+    **dict.fromkeys(
+        (
+            "applications.finetuning.delta.apply_delta",
+            "applications.finetuning.delta.changed",
+            "applications.finetuning.delta.check_plain",
+            "applications.finetuning.delta.save_checkpoint",
+            "applications.finetuning.tuning.finetune",
+            "studies.finetuning.finetuning_run",
+            "studies.finetuning.finetuning_study",
+        ),
+        "refuses hooks: its tests are in test_finetuning.py",
+    ),
+    "applications.finetuning.places.all_units": "sizes, by a probe without hooks",
+    "applications.finetuning.places.entries_of": "the same",
+    "applications.finetuning.places.modules_of": "names of modules",
+    "applications.finetuning.rows.rows_of": "reads the tokenizer and the context",
     "controls.causal.short_layout": "reads the context",
     "generation.stopping.endings": "reads the tokenizer",
     "model.loading.labelled": "sets a name",

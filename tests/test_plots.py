@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lsn_lens.report import charts, plots
+from lsn_lens.report import charts, plots, type_plots
 
 LANGUAGES = ["en", "fr", "zh", "ja", "vi"]
 
@@ -18,6 +18,26 @@ def diagonal(rise=0.05, elsewhere=0.002):
 PRUNED = pd.DataFrame(
     {"rate": [0.1, 0.1, 0.2, 0.2], "plan": ["frequency", "inverted"] * 2, "rise": [0.1, 0.5, 0.2, 0.9],
      "others_rise": [0.3, 0.3, 0.6, 0.6]}
+)  # fmt: skip
+
+TYPED = pd.DataFrame(
+    [
+        {"action": action, "type": name, "control": control, "change": change, "low": 0.1, "high": 0.6,
+         "control_change": 0.2}
+        for action, change in (("scale 1.5", 0.3), ("scale 2", 0.5))
+        for name in ("all-shared", "specific")
+        for control in ("number", "contribution")
+    ]
+)  # fmt: skip
+
+
+GROWN = pd.DataFrame(
+    [
+        {"checkpoint": step, "language": language, "units": 10 * k + place, "units_low": 10 * k - 1,
+         "units_high": 10 * k + 5, "chance": 1.0 + place}
+        for place, language in enumerate(("en", "c++"))
+        for k, step in enumerate(("step-9", "step-10", "step-200"))
+    ]
 )  # fmt: skip
 
 
@@ -34,15 +54,27 @@ def all_charts():
         }
     )
     counts = pd.DataFrame(np.arange(10).reshape(2, 5), columns=LANGUAGES).rename_axis("layer")
+    profile = pd.DataFrame({"layer": [0, 1] * 2, "type": ["all-shared"] * 2 + ["specific"] * 2, "mean": [0.1, 0.2] * 2,
+                            "minimum": 0.05, "maximum": 0.3, "chance_unrelated": 0.15})  # fmt: skip
+    shares = pd.DataFrame({"layer": [0, 1] * 2, "language": ["zh", "zh", "en", "en"], "type": "all-shared",
+                           "sum_share": [0.1, 0.2, 0.3, 0.4]})  # fmt: skip
     return {
+        "types": type_plots.type_curves(profile),
+        "type map": type_plots.type_map(shares, "all-shared"),
+        "type effects": type_plots.type_effects(TYPED),
+        "type strengths": type_plots.type_strengths(TYPED.query("type == 'specific'")),
         "layers": plots.layer_counts(counts),
         "change": plots.change_matrix(diagonal()),
         "overlap": plots.overlap(diagonal().abs()),
         "control": plots.control(summary, points),
         "methods": plots.method_rises(overall),
+        "training": plots.training_changes(
+            pd.DataFrame({"kind": ["lape", "random"], "own": [-0.1, 0.0], "others": [0.1, 0.0], "neutral": [0.0, 0.2]})
+        ),
         "agreement": plots.agreement(
             pd.DataFrame({"method": ["lape"], "other": ["lap"], "chance_corrected": [0.25]}), ["lap", "lape", "lave"]
         ),
+        "growth": plots.checkpoint_curves(GROWN, "units", "Units", "neurons", reference="chance"),
         "prune": plots.prune_curves(PRUNED, {"frequency": "rarest", "inverted": "most frequent", "random": "random"}),
     }
 
@@ -114,13 +146,41 @@ def test_curves_of_pruning_have_their_own_values_and_those_of_the_random_plans()
     assert list(random.values) == [0.3, 0.6] and random.dashed and list(random.values.index) == ["10%", "20%"]
 
 
-@pytest.mark.parametrize("name", ["layers", "change", "overlap", "control", "methods", "agreement", "prune"])
+def test_curves_over_checkpoints_keep_their_order_values_and_bands():
+    chart = plots.checkpoint_curves(
+        GROWN, "units", "Units", "neurons", reference="chance", band=("units_low", "units_high")
+    )
+    first, chance, second, _ = chart.marks
+    assert (first.label, second.label, chance.label) == ("en", "c++", "en: chance") and chance.dashed
+    assert list(second.values.index) == ["step-9", "step-10", "step-200"] and list(second.values) == [1, 11, 21]
+    assert list(second.band["low"]) == [-1, 9, 19] and list(second.band["high"]) == [5, 15, 25]
+
+
+def test_types_of_neurons_as_curves_cells_bars_and_dots():
+    charts_of = all_charts()
+    shared, unrelated, *_ = charts_of["types"].marks
+    assert shared.values.tolist() == [0.1, 0.2] and unrelated.dashed and len(charts_of["types"].marks) == 4
+    assert list(shared.band["low"]) == [0.05] * 2 and list(shared.band["high"]) == [0.3] * 2
+    (cells,) = charts_of["type map"].marks
+    assert cells.values.to_dict() == {0: {"zh": 0.1, "en": 0.3}, 1: {"zh": 0.2, "en": 0.4}}
+    bars, *dots = charts_of["type effects"].marks
+    assert list(bars.values.index) == ["all-shared", "specific"]
+    assert [each.label for each in dots] == ["control: number", "control: contribution"]
+    own, *controls = charts_of["type strengths"].marks
+    assert own.values.to_dict() == {"scale 1.5": 0.3, "scale 2": 0.5} and len(controls) == 2
+
+
+@pytest.mark.parametrize("name", [
+    "layers", "change", "overlap", "control", "methods", "agreement", "prune", "types", "type map", "type effects",
+    "type strengths", "growth",
+])  # fmt: skip
 def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     chart = all_charts()[name]
     assert isinstance(chart.matplotlib(), Figure)
     assert chart.caption
     assert plots.save(chart, tmp_path / f"{name}.svg").read_text().count("<svg") == 1
-    assert len(chart.plotly().data) == len(chart.marks)
+    bands = sum(getattr(mark, "band", None) is not None for mark in chart.marks)  # drawn by themselves
+    assert len(chart.plotly().data) == len(chart.marks) + bands
 
 
 @pytest.mark.parametrize("kind", ["bars", "line", "heatmap"])

@@ -32,3 +32,6 @@ from .sharing import chance_of_types as chance_of_types
 from .sharing import profile as profile
 from .sharing import repeatability as repeatability
 from .sharing import threshold_sweep as threshold_sweep
+from .siblings import SharingChange as SharingChange
+from .siblings import compare_sharing as compare_sharing
+from .siblings import sharing_change as sharing_change

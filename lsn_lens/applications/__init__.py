@@ -1,4 +1,4 @@
-"""Uses of language-specific units: smaller models."""
+"""Uses of language-specific units: training them alone, smaller models, growth over training."""
 
 import lazy_loader
 

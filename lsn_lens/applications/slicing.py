@@ -90,7 +90,8 @@ def slice_checkpoint(
             )
 
     tokenizer = read_tokenizer(name, options)
-    own_names = {} if kind is type(hf_model) else {"save_original_format": False}  # transformers renames none for code
+    # transformers renames no weights of code
+    own_names: dict[str, Any] = {} if kind is type(hf_model) else {"save_original_format": False}
     return write_checkpoint(folder, hf_model, tokenizer, provenance, finish, "cut out", **own_names)
 
 

@@ -90,7 +90,16 @@ class Draws:
     active: dict[str, tuple[float, float]]
 
 
-def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = None, *, first: int = 0) -> Draws:
+def matched_draws(
+    found: NeuronSet,
+    seeds: int,
+    statistics: Statistics | None = None,
+    *,
+    first: int = 0,
+    values: Mapping[str, Float[Tensor, "*language layer unit"]] | None = None,
+    words: str = "the given values",
+    avoid: NeuronSet | None = None,
+) -> Draws:
     """Random sets with as many units in each layer and, where the run has activities, as active in the own language.
 
     Each unit is replaced by a unit of its layer with similar activity in the set's language, see `draws.draw_alike`.
@@ -101,27 +110,37 @@ def matched_draws(found: NeuronSet, seeds: int, statistics: Statistics | None = 
         seeds: Number of random sets.
         statistics: Of a run that has the `activity` of all bases of the set in all its languages.
         first: The first seed.
+        values: Basis -> what to match in place of the activity, for example the units' contributions; per language of
+            the set, or one for all. `active` then has the means of these values.
+        words: The name of the values, for `matched`.
+        avoid: A set of the same shape, whose units are not drawn either.
+
+    Raises:
+        ValueError: Both statistics and values, or values of another shape.
     """
-    numbers = range(first, first + seeds)
-    measures = {activity_measure(statistics, basis) for basis in found.masks} if statistics is not None else {None}
-    if statistics is None or None in measures:
-        sets = {seed: found.random_like(seed) for seed in numbers}
+    if statistics is not None and values is not None:
+        raise ValueError("got statistics and values: give one of them, since one measure is matched.")
+    numbers, alike = range(first, first + seeds), True
+    if statistics is not None:
+        measures = {activity_measure(statistics, basis) for basis in found.masks}
+        words, alike = ", ".join(sorted(name for name in measures if name)), len(measures) == 1
+        words = f"{words} in the own language"
+        values = None if None in measures else activity(statistics, found.masks, found.languages)
+    if values is None:
+        sets = {seed: found.random_like(seed, avoid=avoid) for seed in numbers}
         return Draws(sets, "count, layer", dict.fromkeys(found.languages, (math.nan, math.nan)))
-    values = activity(statistics, found.masks, found.languages)
-    sets = {seed: found.random_like(seed, values) for seed in numbers}
+    sets = {seed: found.random_like(seed, values, avoid) for seed in numbers}
     own = _mean_activity(found, values)
     drawn = torch.stack([_mean_activity(each, values) for each in sets.values()]).mean(0)
-    alike = len(measures) == 1
     pairs = zip(own.tolist(), drawn.tolist(), strict=True)
     active = {
         label: pair if alike else (math.nan, math.nan) for label, pair in zip(found.languages, pairs, strict=True)
     }
-    words = ", ".join(sorted(name for name in measures if name))
-    return Draws(sets, f"count, layer, {words} in the own language", active)
+    return Draws(sets, f"count, layer, {words}", active)
 
 
 def _mean_activity(
-    found: NeuronSet, values: Mapping[str, Float[Tensor, "language layer unit"]]
+    found: NeuronSet, values: Mapping[str, Float[Tensor, "*language layer unit"]]
 ) -> Float[Tensor, "language"]:
     """Mean activity of a language's units in this language; NaN without units."""
     totals = sum((values[basis] * mask).sum((1, 2)) for basis, mask in found.masks.items())

@@ -79,8 +79,8 @@ def survival(
         after = _sets(collect(model, text, chosen.values(), layout=layout, progress=progress), chosen)
         changed = {label: _share_changed(corpora[label].find, text[label].find) for label in corpora}
         for name in chosen:
-            table = _survivors(before[name], after[name])
-            table["ceiling"] = list(_survivors(first[name], second[name])["survival"])
+            table = survivors(before[name], after[name])
+            table["ceiling"] = list(survivors(first[name], second[name])["survival"])
             table["changed"] = [changed[label] for label in table["language"]]
             table["note"] = [_note(changed[label]) for label in table["language"]]
             table.insert(0, "method", name)
@@ -146,8 +146,13 @@ def _note(changed: float) -> str:
     return "" if changed >= FEW_CHANGED else f"letters change in {changed:.1%} of its documents only"
 
 
-def _survivors(before: NeuronSet, after: NeuronSet) -> pd.DataFrame:
-    """Survival of each language of `before`; `after` has the same languages."""
+def survivors(before: NeuronSet, after: NeuronSet) -> pd.DataFrame:
+    """How many of each language's units are found again; `after` has the same languages.
+
+    Returns:
+        One row per language: `before`, `after` and `both` (units), `survival` (`both` over `before`; NaN without
+        units), and `chance` (the expected survival if `after` had as many random units in each layer).
+    """
     rows = []
     for label in before.languages:
         one, two = before[label].masks, after[label].masks
@@ -172,17 +177,17 @@ def _of_script(run: Run, method: Method, before: NeuronSet, group: tuple[str, ..
     """Survival of one script's languages without the languages of other scripts."""
     if len(group) < 2:
         unknown = dict.fromkeys(("after", "both", "survival", "chance", "ceiling", "changed"), np.nan)
-        return _survivors(before[group], before[group]).assign(**unknown, note="the only language in its script")
+        return survivors(before[group], before[group]).assign(**unknown, note="the only language in its script")
     away = len(run.languages) - len(group)
     stayed: dict[str, list[float]] = {label: [] for label in group}
     for start in range(len(group)) if away < len(group) else ():
         gone = {group[(start + step) % len(group)] for step in range(away)}
         found = _detect(subset(run, [label for label in run.languages if label not in gone]), method)
         rest = [label for label in group if label not in gone]
-        for row in _survivors(before[rest], found).to_dict("records"):
+        for row in survivors(before[rest], found).to_dict("records"):
             stayed[row["language"]].append(row["survival"])
     note = "" if away < len(group) else "no ceiling: too few languages of its script to take as many of them away"
-    return _survivors(before[group], _detect(subset(run, group), method)).assign(
+    return survivors(before[group], _detect(subset(run, group), method)).assign(
         ceiling=[float(np.mean(each)) if each else np.nan for each in stayed.values()],
         changed=away / (len(run.languages) - 1),
         note=note,

@@ -36,3 +36,12 @@ def percentile_interval(
     low = np.quantile(replicates, tail, axis=0, method="lower")
     high = np.quantile(replicates, 1 - tail, axis=0, method="higher")
     return np.asarray(low), np.asarray(high)
+
+
+def mean_interval(values: Float[np.ndarray, "value"], level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of a few independent values, and Student's t interval around it (NaN for a single value)."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    reach = float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - reach, mean + reach

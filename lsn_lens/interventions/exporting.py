@@ -96,6 +96,15 @@ def check_places(source: object, folder: str | Path) -> Path:
             f"expected the name or folder that load_model got, not a {type(source).__name__}: its files are read. "
             "Save a model in memory first: model.save_pretrained(folder), and its tokenizer to the same folder."
         )
+    return check_new(folder)
+
+
+def check_new(folder: str | Path) -> Path:
+    """The folder to write to; refuses a folder with something in it.
+
+    Raises:
+        FileExistsError: The folder is not empty.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty. Give a new folder.")
@@ -197,9 +206,13 @@ def write_checkpoint(
     provenance: dict[str, Any],
     finish: Callable[[Path], None] = lambda folder: None,
     done: str = "permanently set to zero",
+    card: str = "",
     **saving: Any,
 ) -> Path:
-    """Write a complete checkpoint or nothing; `finish` adds to the folder and to the provenance, and may refuse it."""
+    """Write a complete checkpoint or nothing; `finish` adds to the folder and to the provenance, and may refuse it.
+
+    The README is `card`, or for a set of units says what was `done` to them.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
@@ -208,7 +221,7 @@ def write_checkpoint(
         tokenizer.save_pretrained(partial)
         finish(partial)
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(_card(provenance, done), encoding="utf-8")
+        (partial / "README.md").write_text(card or _card(provenance, done), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         return partial.rename(folder)

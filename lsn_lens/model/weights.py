@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lsn_lens.model.probing import is_bridge
-from lsn_lens.model.structure import Model
+from lsn_lens.model.hooks import set_aside
+from lsn_lens.model.probing import TOKENS, device_of, is_bridge, probe_ids, vocabulary_size
+from lsn_lens.model.structure import HALF_TOLERANCE, TOLERANCE, Model
 
 # what TransformerLens cuts a fused projection into, by the method of the bridge's component that does it
 SPLITS = {"split_qkv_matrix": ("q", "k", "v"), "split_gate_up_matrix": ("gate", "in")}
@@ -109,3 +110,43 @@ def _fused(anatomy: Anatomy, part: Any, basis: str) -> tuple[str, bool, Tensor]:
     name = places[0][0]
     order = torch.tensor([row for each, row in places if each == name])
     return f"{path}.{name}", True, order
+
+
+@torch.no_grad()
+def unwrapped(bridge: Model) -> Any:
+    """A plain Hugging Face model with the same weights in the same memory; the bridge stays as it is.
+
+    Modules are shallow copies: to put another tensor into one changes nothing in the bridge.
+
+    Raises:
+        ValueError: Without the bridge's components the model computes something else.
+    """
+    plain = _plain(bridge.original_model, anatomy_of(bridge).bare, {})
+    ids = probe_ids(vocabulary_size(bridge), TOKENS)[0][None].to(device_of(bridge))
+    with set_aside(bridge):
+        given = bridge(ids, return_type="logits")
+    difference = float((plain(ids).logits - given).float().abs().max() / given.float().std())
+    allowed = TOLERANCE.get(given.dtype, HALF_TOLERANCE)
+    if not difference <= allowed:
+        raise ValueError(
+            f"{type(plain).__name__}: outside the bridge, its logits differ by {difference:.2g} standard deviations; "
+            f"at most {allowed:g} is allowed. Load the model anew."
+        )
+    return plain
+
+
+def _plain(module: Any, bare: Any, made: dict[int, Any]) -> Any:
+    """A copy of a module with the modules and tensors that the bare model has, without those that a bridge adds."""
+    while "_original_component" in module._modules:
+        module = module._modules["_original_component"]
+    if id(module) not in made:
+        copied = made[id(module)] = copy.copy(module)
+        vars(copied).update({key: copy.copy(each) for key, each in vars(module).items() if isinstance(each, dict)})
+        copied._modules = {
+            key: child and _plain(module._modules[key], child, made) for key, child in bare._modules.items()
+        }
+        copied._parameters = {
+            key: None if each is None else module._parameters[key] for key, each in bare._parameters.items()
+        }
+        copied._buffers = {key: each for key, each in module._buffers.items() if key in bare._buffers}
+    return made[id(module)]

@@ -18,26 +18,34 @@ def generator_of(*words: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
-def draw(own: Bool[Tensor, "layer unit"], generator: torch.Generator) -> Bool[Tensor, "layer unit"]:
-    """Draw the same number of other units in each layer; where other units are too few, some of the given ones too."""
-    chances = torch.rand(own.shape, generator=generator) + own
-    order = chances.argsort(-1).argsort(-1)  # the given units, all above 1, come last
+def draw(
+    own: Bool[Tensor, "layer unit"], generator: torch.Generator, avoid: Bool[Tensor, "layer unit"] | None = None
+) -> Bool[Tensor, "layer unit"]:
+    """Draw the same number of other units in each layer; where other units are too few, some of the given ones too.
+
+    Units of `avoid` are drawn where no others remain, before the given ones.
+    """
+    chances = torch.rand(own.shape, generator=generator) + (own if avoid is None else avoid.int() + own)
+    order = chances.argsort(-1).argsort(-1)  # the units to avoid, all above 1, come last
     return order < own.sum(-1, keepdim=True)
 
 
 def draw_alike(
-    own: Bool[Tensor, "layer unit"], generator: torch.Generator, activity: Float[Tensor, "layer unit"]
+    own: Bool[Tensor, "layer unit"],
+    generator: torch.Generator,
+    activity: Float[Tensor, "layer unit"],
+    avoid: Bool[Tensor, "layer unit"] | None = None,
 ) -> Bool[Tensor, "layer unit"]:
     """Draw the same number of other units in each layer, each among the 20 nearest in activity to the unit it replaces.
 
     A single unit has 40 candidates instead of 20. Units are drawn in random order and without repetition; where all
     candidates are taken, the nearest remaining unit is drawn. A layer with too few other units gives all of them, and
-    some of the given units.
+    some of the given units; units of `avoid` are not drawn.
     """
     near = max(NEAREST, -(-ALTERNATIVES // max(1, int(own.sum()))))
-    drawn = torch.zeros_like(own)
+    drawn, taken = torch.zeros_like(own), own if avoid is None else own | avoid
     for layer in own.any(-1).nonzero()[:, 0].tolist():
-        members, others = (each.nonzero()[:, 0] for each in (own[layer], ~own[layer]))
+        members, others = (each.nonzero()[:, 0] for each in (own[layer], ~taken[layer]))
         others = others[activity[layer, others].argsort(stable=True)]
         members = members[torch.randperm(len(members), generator=generator)]
         rest = members[len(others) :]  # no other units remain for these
@@ -76,6 +84,7 @@ def draw_sets(
     masks: Mapping[str, Bool[Tensor, "language layer unit"]],
     seed: int,
     activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None,
+    avoid: Mapping[str, Bool[Tensor, "language layer unit"]] | None = None,
 ) -> tuple[dict[str, Bool[Tensor, "language layer unit"]], dict[str, int]]:
     """Random units of every language and basis (`NeuronSet.random_like`), and how many of them were given units."""
     if activity is not None:
@@ -85,12 +94,13 @@ def draw_sets(
     for basis, mask in masks.items():
         for place, language in enumerate(languages):
             generator = generator_of(seed, language, basis)
+            besides = avoid[basis][place] if avoid is not None else None
             if activity is None:
-                drawn[basis][place] = draw(mask[place], generator)
+                drawn[basis][place] = draw(mask[place], generator, besides)
             else:
                 active = activity[basis]
                 active = active[place] if active.ndim == 3 else active
-                drawn[basis][place] = draw_alike(mask[place], generator, active)
+                drawn[basis][place] = draw_alike(mask[place], generator, active, besides)
             kept[language] += int((drawn[basis][place] & mask[place]).sum())
     return drawn, kept
 

@@ -155,17 +155,17 @@ class NeuronSet:
         return pd.DataFrame(values, index=list(self.languages), columns=list(self.languages))
 
     def random_like(
-        self, seed: int = 0, activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None = None
-    ) -> "NeuronSet":
+        self, seed: int = 0, activity: Mapping[str, Float[Tensor, "*language layer unit"]] | None = None,
+        avoid: "NeuronSet | None" = None,
+    ) -> "NeuronSet":  # fmt: skip
         """A random set with as many units in each language and layer as this set, but none of this set's units.
 
-        The draw for a language depends on its label and the seed, not on the other languages of the set.
-
         Args:
-            seed: Seed of the draw.
+            seed: Seed of the draw, which for a language depends on its label, not on the other languages of the set.
             activity: Basis -> activity of each unit, per language or one for all languages, see
                 `controls.matched.activity`: each unit is then replaced by one of the units of its layer that are
                 nearest in activity, see `draws.draw_alike`.
+            avoid: A set of the same shape, whose units are not drawn either.
 
         Returns:
             The set. A layer with too few other units draws some of the language's own units too. With `activity`,
@@ -175,7 +175,7 @@ class NeuronSet:
             KeyError: A basis without activity.
             ValueError: Activity of another shape, or not finite.
         """
-        masks, kept = draws.draw_sets(self.languages, self.masks, seed, activity)
+        masks, kept = draws.draw_sets(self.languages, self.masks, seed, activity, avoid.masks if avoid else None)
         matched = {"matched": "count, layer, nearest in activity", "own": kept}
         notes = self._carried() | ({} if activity is None else matched)
         return replace(self, masks=masks, method=f"random like {self.method}, seed {seed}", notes=notes)

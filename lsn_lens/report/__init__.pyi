@@ -1,4 +1,5 @@
 from . import plots as plots
+from . import type_plots as type_plots
 from .charts import Chart as Chart
 from .charts import save as save
 from .columns import Column as Column

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,9 @@ CURVES = (
 SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
 
 __all__ = [
-    "Chart", "agreement", "change_matrix", "control", "digits", "dose_curve", "expert_heatmap", "language_curves",
-    "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves", "robust_limit", "save",
-    "share_map", "similarity_curves", "switch_rises",
+    "Chart", "agreement", "change_matrix", "checkpoint_curves", "control", "digits", "dose_curve", "expert_heatmap",
+    "language_curves", "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves",
+    "robust_limit", "save", "share_map", "similarity_curves", "switch_rises", "training_changes",
 ]  # fmt: skip
 
 
@@ -137,6 +138,21 @@ def switch_rises(summary: pd.DataFrame, english: str = "en", title: str = "Stage
     return Chart(title, "units turned off", "mean loss increase, nats per token", marks, caption)
 
 
+def training_changes(summary: pd.DataFrame, title: str = "Fine-tuning") -> Chart:
+    """Bars from the table "summary" of `finetuning_study`, for one language and number of documents."""
+    rows = summary.set_index("kind")
+    series = (
+        ("own language", "own", HURT),
+        ("other languages", "others", OTHER),
+        ("neutral text", "neutral", RANDOM),
+    )
+    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    return Chart(
+        title, "trained", "change of the loss, nats per token", marks,
+        "Mean change of the loss on hold-out text over seeds; below zero is better.",
+    )  # fmt: skip
+
+
 def agreement(table: pd.DataFrame, methods: list[str], title: str = "Agreement beyond chance") -> Chart:
     """Heat map of `Comparison.agreement`: 1 for equal sets, 0 for chance; empty without a common kind of unit."""
     matrix = pd.DataFrame(np.nan, index=methods, columns=methods)
@@ -233,3 +249,30 @@ def prune_curves(summary: pd.DataFrame, plans: Mapping[str, str], title: str = "
         marks.append(Line(values, label, RANDOM if is_control else CURVES[place % len(CURVES)], dashed=is_control))
     caption = "Mean over languages of the loss increase on the language whose plan it is. Dashed: random plans."
     return Chart(title, "share removed", "mean loss increase, nats per token", tuple(marks), caption)
+
+
+def checkpoint_curves(
+    table: pd.DataFrame, value: str, title: str, y: str, *, by: str = "language", reference: str | None = None,
+    band: tuple[str, str] | None = None,
+) -> Chart:  # fmt: skip
+    """Curves over checkpoints, one per language: from the tables of `growth`.
+
+    Args:
+        table: One row per `checkpoint`, in order, and value of `by`.
+        value: Column to draw.
+        title: Title of the figure.
+        y: Label of the vertical axis.
+        by: Column that names the curves.
+        reference: Column drawn dashed beside each curve, in its colour.
+        band: Columns with the low and the high end of an interval.
+    """
+    marks = []
+    for place, (name, group) in enumerate(table.groupby(by, sort=False)):
+        rows: Any = group.set_index("checkpoint")
+        colour = CURVES[place % len(CURVES)]
+        ends = None if band is None else rows.loc[:, list(band)].set_axis(["low", "high"], axis=1)
+        marks.append(Line(rows[value], str(name), colour, band=ends))
+        if reference is not None:
+            marks.append(Line(rows[reference], f"{name}: {reference.replace('_', ' ')}", colour, dashed=True))
+    words = "Bands are 95 % intervals over draws of the text." if band else ""
+    return Chart(title, "checkpoint", y, tuple(marks), f"Checkpoints in their order, not to scale. {words}".strip())
