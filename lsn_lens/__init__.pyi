@@ -5,6 +5,7 @@ from . import comparison as comparison
 from . import controls as controls
 from . import evaluation as evaluation
 from . import generation as generation
+from . import inspection as inspection
 from . import interventions as interventions
 from . import methods as methods
 from . import model as model
@@ -25,6 +26,8 @@ from .evaluation.perplexity import perplexity_matrix as perplexity_matrix
 from .evaluation.perplexity import perplexity_table as perplexity_table
 from .generation.sampling import generate as generate
 from .generation.sampling import generate_each as generate_each
+from .inspection.showing import neuron_gallery as neuron_gallery
+from .inspection.showing import show_neuron as show_neuron
 from .interventions.actions import Action as Action
 from .interventions.actions import add as add
 from .interventions.actions import remove_direction as remove_direction

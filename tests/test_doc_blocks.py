@@ -35,6 +35,8 @@ SMALLER = {
     },
     "docs/methods/language_dimensions.md": {"layer=18": "layer=3", "count=400": "count=40"},
     "docs/methods/transfer.md": {"more_seeds=0": "seeds=2, more_seeds=0, control_tokens=64", "count=100": "count=20"},
+    "docs/neuron_pages.md": {"unit=12)": "unit=12, random=2)", 'out="gallery"': 'out="gallery", random=2',
+                             "units=30": "units=2", 'out="truth"': 'out="truth", random=2'},
     "docs/pruning.md": {"max_tokens=4096": "length=32, max_tokens=100", "max_tokens=1024": "length=32, max_tokens=100"},
     "docs/significance.md": {"replicates=1000": "replicates=5", "permutations=99": "permutations=3"},
     "docs/tasks.md": {"tokens=512": "tokens=4"},

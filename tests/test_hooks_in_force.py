@@ -16,7 +16,7 @@ from conftest import ARCHITECTURES, BACKENDS, D_MLP, SENTENCES, VOCABULARY, tiny
 from tiny import redraw
 
 import lsn_lens as lsn
-from lsn_lens import analysis, applications, generation
+from lsn_lens import analysis, applications, generation, inspection
 from lsn_lens.analysis import contributions, experts, representations  # fmt: skip
 from lsn_lens.controls import ablations, matched, neutral, redetection  # fmt: skip
 from lsn_lens.evaluation import baseline, by_document, perplexity, stages, workflow  # fmt: skip
@@ -269,6 +269,9 @@ ROWS = {
     "planted.measuring.measure_roles": lambda m, g: measure_roles(
         m, g.text, g.units, **QUIET
     ).query("layer > 0"),
+    "inspection.reading.top_texts": lambda m, g: inspection.top_texts(
+        m, g.corpora, [("mlp", 2, 3), ("resid", 3, 1)], **CUT
+    ).to_frame(),
     "report.text_view.activations_on_text": lambda m, g: activations_on_text(
         m, TEXTS_OF_ONE, pd.DataFrame({"layer": [1, 2], "unit": [1, 3], "language": ["en", "fr"]})
     ),
@@ -286,6 +289,9 @@ BLIND = {  # they take a model, and read its weights, its tokenizer or its sizes
     ),
     "analysis.contributions.effective_score": lambda m, g: contributions.effective_score(g.run.statistics, m, 1),
     "analysis.lens.layers.check_lens": lambda m, g: analysis.check_lens(m),
+    "inspection.words.written_tokens": lambda m, g: inspection.written_tokens(m, 1, 3),
+    "inspection.words.read_tokens": lambda m, g: inspection.read_tokens(m, 1, 3),
+    "inspection.words.similar_neurons": lambda m, g: inspection.similar_neurons(m, 1, 3),
 }
 STUDY = "calls functions that are tried by themselves, one after the other"
 ELSEWHERE = {
@@ -307,6 +313,8 @@ ELSEWHERE = {
             "studies.steering.ways",
             "report.text_view.highest_on_text",
             "generation.sampling.under",
+            "inspection.showing.show_neuron",
+            "inspection.showing.neuron_gallery",
         ),
         STUDY,
     ),
@@ -330,6 +338,7 @@ ELSEWHERE = {
     "generation.stopping.endings": "reads the tokenizer",
     "model.loading.labelled": "sets a name",
     "collection.wanted.Fits": "sizes, by a probe without hooks",
+    "inspection.reading.check_units": "sizes, by a probe without hooks",
     "interventions.intervening.check_steps": "compares fingerprints",
     "interventions.intervening.step_hooks": "makes the hooks of intervene",
     "model.unembedding.has_parts": "asks whether the head can be run in parts",

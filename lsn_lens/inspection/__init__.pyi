@@ -1,0 +1,11 @@
+from .excerpts import Excerpt as Excerpt
+from .excerpts import TopTexts as TopTexts
+from .excerpts import merge_texts as merge_texts
+from .reading import top_texts as top_texts
+from .showing import Gallery as Gallery
+from .showing import NeuronPage as NeuronPage
+from .showing import neuron_gallery as neuron_gallery
+from .showing import show_neuron as show_neuron
+from .words import read_tokens as read_tokens
+from .words import similar_neurons as similar_neurons
+from .words import written_tokens as written_tokens
