@@ -74,6 +74,7 @@ def test_hostile_names_stay_text(folder):
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert '"&lt;script&gt;alert(1)&lt;/script&gt;"' in text  # CircuitsVis would read html in its tokens
 
 
 def test_everything_is_there(folder):

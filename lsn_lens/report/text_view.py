@@ -1,5 +1,6 @@
 """Activations of a few neurons on a few sentences, as a table and as coloured text."""
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,7 +91,8 @@ def neuron_on_text(activations: pd.DataFrame) -> str:
     for label, rows in activations.groupby("text", sort=False):
         wide = rows.pivot(index="place", columns="neuron", values="activation")[neurons].clip(lower=0)
         pieces = rows.drop_duplicates("place").sort_values("place")["piece"]
-        tokens += [f"{label}:  ", *pieces.str.replace("\n", " "), "\n"]
+        shown = map(html.escape, pieces.str.replace("\n", " "))  # CircuitsVis reads html in tokens
+        tokens += [f"{html.escape(str(label))}:  ", *shown, "\n"]
         values += [np.zeros((1, len(neurons))), wide.to_numpy(), np.zeros((1, len(neurons)))]
     return _escaped(colored_tokens_multi(tokens, torch.from_numpy(np.concatenate(values)), neurons).local_src)
 
