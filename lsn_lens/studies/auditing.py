@@ -207,7 +207,7 @@ def _effects(subject: _Subject) -> dict[str, pd.DataFrame]:
     """Losses under each set, their intervals, and the matched random sets."""
     text, named = subject.text, subject.named
     action: Any = subject.action
-    actions = dict.fromkeys(named, action)
+    actions: dict[str, Any] = dict.fromkeys(named, action)
     step("effects")
     measured = measure_effects(text, named, actions, subject.progress)
     sure = certainty(text, measured)
