@@ -47,6 +47,7 @@ def given(load):
         "stages": evaluation.Stages(1, 1), "steerings": [steering], "targets": ["en", "de"], "plantings": [object()],
         "sets": FOUND, "interventions": [], "layout": lsn.Layout(), "share": 0.5,
         "checkpoints": {"a": "demo", "b": "demo"}, "dominant": "en", "sibling": model,
+        "basis": "mlp", "layer": 0, "unit": 1,
         "experts": lsn.statistics.ExpertAssignment(torch.arange(D_MLP).expand(LAYERS, -1) // 4),
     }  # fmt: skip
 
