@@ -29,7 +29,7 @@ class SteeringSettings:
         max_tokens: Cap per language when finding units.
 
     Raises:
-        ValueError: No seed, dose, sample or token to steer with, or a rate that is no share.
+        ValueError: No seed, count, strength, sample or token to steer with, or a rate that is no share.
     """
 
     counts: tuple[int, ...] = (30, 100, 300, 1000)
