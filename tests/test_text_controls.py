@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lsn_lens as lsn
 from lsn_lens.controls.changed_text import pieces, romanised, same_script, shuffled_words
-from lsn_lens.controls.redetection import _survivors, same_script_survival, survival
+from lsn_lens.controls.redetection import same_script_survival, survival, survivors
 from lsn_lens.controls.resampling import rearranged
 from lsn_lens.methods.lape import Lape
 from lsn_lens.neurons.sets import NeuronSet
@@ -177,8 +177,8 @@ def test_chance_is_what_random_sets_share():
     orders = [torch.rand(1, 2, 50, generator=generator).argsort(-1).argsort(-1) for _ in range(500)]
     drawn = [order < after.masks["mlp"].sum(-1, keepdim=True) for order in orders]
     shared = sum(int((before.masks["mlp"] & each).sum()) for each in drawn) / 500 / len(before)
-    assert _survivors(before, after)["chance"][0] == pytest.approx(shared, abs=0.02)
-    empty = _survivors(nobody, after)
+    assert survivors(before, after)["chance"][0] == pytest.approx(shared, abs=0.02)
+    empty = survivors(nobody, after)
     assert empty[["survival", "chance"]].isna().all(axis=None)
 
 

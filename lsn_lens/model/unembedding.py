@@ -217,7 +217,7 @@ def _rows(logits: Tensor, at: Tensor) -> Iterator[Part]:
 
 
 def _nats(parts: Iterable[Part], targets: Tensor, look: Look | None = None) -> Tensor:
-    """Negative log-probabilities of the targets, from the log-sum-exp of all parts."""
+    """Negative log-probabilities of the targets, from the log-sum-exp of all parts, which are changed in place."""
     total = torch.full(targets.shape, -torch.inf, dtype=torch.float64, device=targets.device)
     own = total.clone()
     for tokens, first, logits in parts:
