@@ -1,0 +1,77 @@
+# %% [markdown]
+# # Compare methods fairly
+#
+# Methods return sets of different sizes, so the size of an effect says little about the method. This page compares six
+# methods on one pass, at their own size against random units, and at equal size against each other.
+
+# %%
+import lsn_lens as lsn
+
+model, corpora = lsn.load_model("demo"), lsn.load_corpora("demo", ["en", "fr", "vi", "ja"])
+run = lsn.collect(model, corpora, ["lape", "lave", "dln", "entropy_lambda", "diffmean", "language_dimensions"])
+
+# %% [markdown]
+# One call measures everything. The settings are smaller than the defaults, to be quick: 19 random sets per method and
+# language in place of 39, and one size.
+
+# %%
+comparison = lsn.compare(
+    run, model=model, corpora=corpora, seeds=19, more_seeds=0, sizes=[0.01], size_seeds=1,
+    layout=lsn.Layout(max_tokens=500),
+)  # fmt: skip
+comparison.ranking[["units", "shown", "own_hurt_most", "compared_on", "place", "area"]]
+
+# %% [markdown]
+# * `shown`: the number of languages that pass. A language passes if its own loss rises (1) more than with random units
+#   of the same layers that are as active, and (2) surely more than that of every other language.
+# * `own_hurt_most`: the number of languages that are hurt most by their own units, whatever random units do.
+# * `place` and `area`: the comparison at equal size, within each kind of unit (`compared_on`).
+#
+# **Larger sets pass more easily**, so `shown` does not rank methods.
+#
+# ## At equal size
+#
+# Each method orders the units of a language. The first 1 % of each method's order are set to the other languages' mean.
+# `area` is the own loss increase minus that of the worst other language, with its interval over documents.
+
+# %%
+size = comparison.equal_size
+size[["bases", "method", "area", "low", "high", "own_area", "random_area", "place"]]
+
+# %% [markdown]
+# What a ranking may say: a method *leads* only if its distance from all other methods of its kind excludes 0. MLP
+# neurons are compared with MLP neurons and residual dimensions with residual dimensions: one residual dimension does
+# more than one neuron, whichever method chooses it.
+#
+# ## Against random units
+#
+# One row per method and language. `p` counts the random sets that do as much; with 19 sets it is 0.05 at least. `q` is
+# corrected for all methods and languages of the table.
+
+# %%
+control = comparison.control_by_language
+control[control["method"] == "lave"][["language", "units", "own_rise", "random_mean", "p", "q"]].round(4)
+
+# %%
+lave = control["method"] == "lave"
+points = comparison.control_points
+lsn.plots.control(control[lave], points[points["method"] == "lave"], "LAVE: own language against random units")
+
+# %% [markdown]
+# ## Do they find the same units?
+#
+# At equal size and beyond chance (1: the same units, 0: as random sets would):
+
+# %%
+comparison.agreement[["method", "other", "jaccard"]] if "jaccard" in comparison.agreement else comparison.agreement
+
+# %% [markdown]
+# ## Doubts, in words
+
+# %%
+comparison.warnings
+
+# %% [markdown]
+# `comparison.report(folder)` writes all tables and figures as one page: [how to read it](../read_report.html). `lsn.compare(...,
+# trust=lsn.Checks())` also draws other samples of the text and shuffled labels. The full comparison of all methods on
+# this model: [Comparison](../comparison.html). Which method fits which question: [which method](../which_method.html).
