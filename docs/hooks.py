@@ -40,7 +40,7 @@ def on_config(config: Any) -> Any:
 
 
 def _plain(cell: str) -> str:
-    return re.sub(r"[*`]", "", cell).replace("−", "-").strip()
+    return re.sub(r"[*`]", "", cell).replace("\N{MINUS SIGN}", "-").strip()
 
 
 def cells_of(table: str) -> pd.DataFrame:
@@ -116,7 +116,9 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Called by mkdocs with each finished page; a tutorial gets a link to its notebook."""
     if page.file.src_uri.startswith("tutorials/"):
         name = Path(page.file.src_uri).with_suffix(".ipynb").name
-        output = output.replace("</h1>", f'</h1><p><a href="{name}" download>Download this page as a notebook</a></p>', 1)
+        output = output.replace(
+            "</h1>", f'</h1><p><a href="{name}" download>Download this page as a notebook</a></p>', 1
+        )
     return MERMAID.sub("", output)
 
 

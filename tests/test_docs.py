@@ -247,11 +247,12 @@ def test_results_pages_have_figures_of_their_own_tables(page):
 
 
 def test_a_figure_has_the_numbers_of_its_table():
-    table = "| method | own (95 %) |\n|---|---|\n| `lape` | **+1,0.5 (−0.2 to +3.25)** |\n| `lap` | |\n| `dln` | 98 % |\n"
-    cells = hooks().cells_of(table.replace("1,0", "1,00"))
+    low = "\N{MINUS SIGN}0.2"
+    table = f"| method | own (95 %) |\n|---|---|\n| `lape` | **+1,000.5 ({low} to +3.25)** |\n| `lap` | |\n| `dln` | 98 % |\n"
+    cells = hooks().cells_of(table)
     assert list(cells["method"]) == ["lape", "lap", "dln"]
     values = hooks().values_of(cells["own (95 %)"])
-    assert values.iloc[0].tolist() == [100.5, -0.2, 3.25] and values["value"].isna().tolist() == [False, True, False]
+    assert values.iloc[0].tolist() == [1000.5, -0.2, 3.25] and values["value"].isna().tolist() == [False, True, False]
     wrong = f"{table}\n<!-- dots | a figure | nats | method | other -->"
     with pytest.raises(KeyError, match="other"):
         hooks().on_page_markdown(wrong)

@@ -3,6 +3,7 @@
 import doctest
 import re
 
+import jaxtyping
 import pandas as pd
 from pages import ROOT
 
@@ -13,9 +14,10 @@ PAGE = ROOT / "docs/errors.md"
 
 def test_symptoms_are_raised_as_quoted(demo, load, hugging_face, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked for a user
     texts = {label: list(each.find)[:8] for label, each in lsn.load_corpora("demo", ["en", "fr"]).items()}
-    corpora, out = lsn.load_corpora(texts), tmp_path / "run"
-    run = lsn.collect(demo, corpora, "lape", out=out, layout=lsn.Layout(kind="blocks", length=128), progress=False)
+    corpora = lsn.load_corpora(texts)
+    run = lsn.collect(demo, corpora, "lape", out="run", layout=lsn.Layout(kind="blocks", length=128), progress=False)
     known = {
         "lsn": lsn, "model": demo, "corpora": corpora, "run": run, "found": lsn.detect(run, "lape"),
         "hf_model": hugging_face("llama"), "other_model": load("llama"), "table": pd.DataFrame({"review": ["Good."]}),

@@ -43,18 +43,18 @@ ways = [
     lsn.Intervention("random units", ((units.random_like(seed=0), median),)),
     lsn.diffmean_steering(run.statistics, "fr", layer=3),
 ]
-texts = lsn.generate_each(model, ways, ["The fish", "The city"], tokens=20)
-shown = texts.pivot(index="intervention", columns="prompt", values="text")
-shown.loc[texts["intervention"].unique()].rename(columns={0: "The fish ...", 1: "The city ..."})
+written = lsn.generate_each(model, ways, samples=40, tokens=24)
+written.groupby("intervention", sort=False).head(4)[["intervention", "text"]].style.hide().set_properties(
+    **{"text-align": "left"}
+)
 
 # %% [markdown]
-# The model is small, so do not look for meaning. Two texts prove nothing either. So 40 texts are written from nothing
-# under each intervention, and an identifier names their language:
+# The first four of 40 texts that the model writes from nothing, with the same random numbers under each intervention.
+# The model is small, so look at the language, not at the meaning. An identifier names the language of all 40:
 
 # %%
 from lsn_lens.generation import identifier, language_shares, measure_texts
 
-written = lsn.generate_each(model, ways, samples=40, tokens=24)
 identify = identifier(list(corpora), ruled_out=["ms"])  # the model never read Malay, which resembles Indonesian
 shares = language_shares(measure_texts(written, identify), by=["intervention"])
 french = shares[shares["language"] == "fr"].set_index("intervention")[["count", "n", "low", "high"]]
@@ -83,7 +83,9 @@ found.plot()
 probability = run.statistics.probability("mlp_pre")  # [language, layer, unit]
 best = lsn.score(run, "lape").to_frame().sort_values("score", ascending=False)
 best = best.drop_duplicates(["layer", "unit"]).head(5)
-rows = {(layer, unit): probability[:, layer, unit].tolist() for layer, unit in zip(best["layer"], best["unit"])}
+rows = {
+    (layer, unit): probability[:, layer, unit].tolist() for layer, unit in zip(best["layer"], best["unit"], strict=True)
+}
 table = pd.DataFrame(rows, index=run.languages).T.rename_axis(["layer", "unit"])
 table.style.format("{:.2f}").background_gradient("Blues", axis=None, vmin=0, vmax=1)
 
@@ -107,8 +109,9 @@ float(difference)
 
 # %%
 four = ["en", "fr", "vi", "zh"]
-text = lsn.evaluation.held_out(model, {label: corpora[label] for label in four}, lsn.Layout(max_tokens=1000))
-matrix = lsn.perplexity_matrix(model, corpora, found[four], text=text)
+some = {label: corpora[label] for label in four}
+text = lsn.evaluation.held_out(model, some, lsn.Layout(max_tokens=1000))  # prepared once for all measurements
+matrix = lsn.perplexity_matrix(model, some, found[four], text=text)
 lsn.plots.change_matrix(matrix)
 
 # %% [markdown]
@@ -121,7 +124,7 @@ lsn.plots.change_matrix(matrix)
 from lsn_lens.controls import matched_draws
 
 draws = {f"random {seed}": each for seed, each in matched_draws(found[four], 5, run.statistics).sets.items()}
-table = lsn.perplexity_table(model, corpora, draws, evaluate="own", text=text)
+table = lsn.perplexity_table(model, some, draws, evaluate="own", text=text)
 random = table[table["intervened"] != "none"].groupby("intervened")["nll_change"]
 summary = pd.DataFrame(
     {

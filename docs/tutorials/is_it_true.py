@@ -14,27 +14,28 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import lsn_lens as lsn
-from lsn_lens.planted import make_world, plant, score_detectors
+from lsn_lens.planted import ROLES, make_world, plant, score_detectors
 
 folder = Path(mkdtemp())
 world = make_world(folder / "world", progress=False)
-roles = ["specific", "negative", "loud", "unread", "silent"]
-planted = plant(world.folder, world.corpora, folder / "planted", roles=roles, tokens=1500, effect=0.03, progress=False)
-planted.units.groupby("role")["truth"].agg(["size", "first"]).rename(columns={"first": "needed"})
+planted = plant(world.folder, world.corpora, folder / "planted", tokens=1500, effect=0.03, progress=False)
+roles = [role for role in ROLES if role in set(planted.units["role"])]
+units = planted.units.groupby("role")["truth"].agg(["size", "first"]).loc[roles]
+units.rename(columns={"size": "units", "first": "needed by a language"})
 
 # %% [markdown]
 # Each role was *measured* on hold-out text before the model was returned. Nats per token that the own languages lose
 # without the neuron, means per role:
 
 # %%
-planted.measured.groupby("role")[["own_effect", "other_effect"]].mean().round(4) if "own_effect" in planted.measured else planted.measured
+planted.measured.groupby("role")[["own_rise", "other_rise"]].mean().loc[roles].round(4)
 
 # %% [markdown]
-# Which share of each role does a method choose? It should take `specific` and `negative` neurons and no others.
+# Which share of each role does a method choose? It should take the needed ones and no others.
 
 # %%
 scores = score_detectors([planted], world.corpora, ["lape", "lave", "lap", "dln", "average_precision"], progress=False)
-scores.roles.pivot(index="method", columns="role", values="chosen")[roles] if "chosen" in scores.roles else scores.roles
+scores.roles.pivot(index="method", columns="role", values="any")[roles].round(2)
 
 # %% [markdown]
 # *Loud* neurons fire on one language and write nothing; *unread* ones write where no later layer reads. A method that
@@ -65,13 +66,13 @@ null_counts(run, ["lape", "entropy_lambda", "dln"], permutations=19)
 # %%
 from lsn_lens.controls import matched_draws
 
-found = lsn.detect(run, "lape")["fr", "vi"] if isinstance(lsn.detect(run, "lape"), tuple) else lsn.detect(run, "lape")[["fr", "vi"]]
+found = lsn.detect(run, "lape")[["en", "fr", "vi"]]
 text = lsn.evaluation.held_out(model, corpora, lsn.Layout(max_tokens=500))
 draws = matched_draws(found, 9, run.statistics)
 sets = {"found": found, **{f"random {seed}": each for seed, each in draws.sets.items()}}
 table = lsn.perplexity_table(model, corpora, sets, evaluate="own", text=text)
 table = table[table["intervened"] != "none"]
-table.pivot(index="set" if "set" in table else "neurons", columns="intervened", values="nll_change").round(4)
+table.pivot(index="set", columns="intervened", values="nll_change").round(4)
 
 # %% [markdown]
 # ## Another spelling
@@ -80,10 +81,10 @@ table.pivot(index="set" if "set" in table else "neurons", columns="intervened", 
 # ceiling that other text of the same kind gives:
 
 # %%
-from lsn_lens.controls import survival
+from lsn_lens.controls import romanised, survival
 
-again = survival(model, corpora, ["lape"], run=run, progress=False)
-again[again["control"] == "romanised"] if "control" in again else again
+again = survival(model, corpora, ["lape"], {"romanised": romanised}, run=run, progress=False)
+again[["language", "before", "both", "survival", "ceiling", "chance"]].round(2)
 
 # %% [markdown]
 # Units of Japanese and Chinese that are not found again are bound to the script. They cannot be called units of the

@@ -44,7 +44,10 @@ lsn.plan_run(config, ["lape", "average_precision"], languages=7, documents=1000)
 for path in sorted((folder / "one" / "shards").iterdir())[:2]:
     path.unlink()
 again = lsn.collect(model, corpora, "lape", out=folder / "one", layout=layout)
-pd.Series({key: bool((again.statistics.sums[key] == value).all()) for key, value in whole.statistics.sums.items()}, name="same bits")
+pd.Series(
+    {key: bool((again.statistics.sums[key] == value).all()) for key, value in whole.statistics.sums.items()},
+    name="same bits",
+)
 
 # %% [markdown]
 # Where a run stands can be seen from its folder, also while others write to it: `run.json` lists the shards, and each
@@ -52,7 +55,7 @@ pd.Series({key: bool((again.statistics.sums[key] == value).all()) for key, value
 
 # %%
 listed = json.loads((folder / "one" / "run.json").read_text())["shards"]
-len(listed), len(list((folder / "one" / "shards").iterdir()))
+sum(map(len, listed.values())), len(list((folder / "one" / "shards").iterdir()))
 
 # %% [markdown]
 # ## Several processes
@@ -73,7 +76,10 @@ lsn.collect(model, corpora, "lape", out={str(folder / "two")!r}, layout=lsn.Layo
 torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 subprocess.run([*torchrun, str(script)], check=True, capture_output=True)
 shared = lsn.load_run(folder / "two")
-pd.Series({key: bool((shared.statistics.sums[key] == value).all()) for key, value in whole.statistics.sums.items()}, name="same bits")
+pd.Series(
+    {key: bool((shared.statistics.sums[key] == value).all()) for key, value in whole.statistics.sums.items()},
+    name="same bits",
+)
 
 # %% [markdown]
 # Nothing has to be merged by hand: `load_run` adds the shards up in their order, one in memory at a time.
@@ -84,7 +90,7 @@ pd.Series({key: bool((shared.statistics.sums[key] == value).all()) for key, valu
 
 # %%
 try:
-    lsn.load_model("demo", device_map="auto")
+    lsn.load_model("demo", device_map={"model": 0, "lm_head": 1})
 except ValueError as error:
     print(error)
 

@@ -33,7 +33,9 @@ corpora
 # A long DataFrame, or a `datasets.Dataset`, needs the names of two columns:
 
 # %%
-table = pd.DataFrame([(label, text) for label, each in embedded.items() for text in each.find], columns=["lang", "review"])
+table = pd.DataFrame(
+    [(label, text) for label, each in embedded.items() for text in each.find], columns=["lang", "review"]
+)
 from_table = lsn.load_corpora(table, language_column="lang", column="review")
 {label: len(each.find) for label, each in from_table.items()}
 
@@ -98,10 +100,10 @@ run.to_frame()
 
 # %%
 counts = {
-    bos: lsn.collect(model, corpora, "lape", layout=lsn.Layout(kind="blocks", length=64, bos=bos)).to_frame()["tokens"]
+    bos: lsn.collect(model, corpora, "lape", layout=lsn.Layout(kind="blocks", length=64, bos=bos)).to_frame()
     for bos in (False, True)
 }
-pd.DataFrame(counts).rename_axis(columns="bos")
+pd.DataFrame({f"bos={bos}": frame["tokens_used"] for bos, frame in counts.items()})
 
 # %% [markdown]
 # ## Neurons

@@ -34,7 +34,9 @@ left
 
 # %%
 fallback = fallback_matrix(off[off["method"].eq("average_precision") & off["seed"].isna()])
-lsn.plots.share_map(fallback, "Without their units of average precision", "language of the text", "language of the prompt")
+lsn.plots.share_map(
+    fallback, "Without their units of average precision", "language of the text", "language of the prompt"
+)
 
 # %% [markdown]
 # A share alone cannot tell a change of language from a broken model. So look at texts:

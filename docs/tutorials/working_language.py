@@ -58,7 +58,10 @@ layers.groupby("layer")["coverage"].mean().round(2).to_frame().T
 
 # %%
 words = word_probes(model, read_probes("demo"))
-words.head()
+own_word = words[words["language"].eq(words["text"]) & words["other"].eq("en")]
+lsn.plots.log_odds_map(
+    own_word.pivot(index="text", columns="layer", values="log_odds"), "Own word against the English word"
+)
 
 # %% [markdown]
 # The embedded model is far too small for these prompts, so this is an example of the call. [On a real
