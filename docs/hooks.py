@@ -18,8 +18,8 @@ os.environ["TQDM_DISABLE"] = "1"  # no progress bars in the tutorials
 
 # nbconvert's template brings a script that would fetch mermaid; there are no such diagrams here
 MERMAID = re.compile(r'<script type="module">(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>', re.DOTALL)
-# a table, and behind it <!-- dots | title | axis | column of labels | column; column -->, or cells in place of dots
-TABLE = re.compile(r"((?:^\|.*\n)+)\n<!-- (dots|cells) \|(.*?)-->", re.M | re.S)
+# a table, and behind it <!-- dots | title | axis | column of labels | column & column -->, or cells in place of dots
+TABLE = re.compile(r"((?:^\|.*\n)+)\n<!-- (dots|cells) \|(.*)-->", re.M)
 NUMBER = r"([+-]?\d[\d,]*(?:\.\d+)?)"
 VALUE = re.compile(rf"{NUMBER}(?: ?%)?(?: \({NUMBER} to {NUMBER})?")
 COLOURS = ("#3b4cc0", "#e07b39", "#7a7a7a")
@@ -73,7 +73,7 @@ def _dots(axes: Axes, table: pd.DataFrame, by: str, columns: list[str]) -> None:
 def _cells(axes: Axes, table: pd.DataFrame, by: str, columns: list[str]) -> None:
     """A matrix of shares, darker for more."""
     values = pd.DataFrame({column: values_of(table[column])["value"] for column in columns})
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=float(values.max(axis=None)) * 1.1, aspect="auto")
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=float(values.max(axis=None)) * 1.8, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(table)), table[by])
     for row, column in ((row, column) for row in range(len(table)) for column in range(len(columns))):
@@ -84,7 +84,7 @@ def figure_of(match: re.Match[str]) -> str:
     """A table, and its figure as an image inside the page. A column that the table lacks is a KeyError."""
     table = cells_of(match[1])
     title, axis, by, chosen = (part.strip() for part in match[3].split("|"))
-    columns = [each.strip() for each in chosen.split(";")]
+    columns = [each.strip() for each in chosen.split(" & ")]
     if by == "first two":  # a label of two columns, the first written once
         by = "label"
         table[by] = table.iloc[:, 0].replace("", None).ffill() + ": " + table.iloc[:, 1]

@@ -7,7 +7,7 @@
 # %%
 import lsn_lens as lsn
 
-model, corpora = lsn.load_model("demo"), lsn.load_corpora("demo", ["en", "fr", "vi", "ja"])
+model, corpora = lsn.load_model("demo"), lsn.load_corpora("demo", ["en", "fr", "vi"])
 methods = ["lape", "lave", "diffmean", "language_dimensions"]
 run = lsn.collect(model, corpora, methods)
 
@@ -60,10 +60,11 @@ lsn.plots.control(control[lave], points[points["method"] == "lave"], "LAVE: own 
 # %% [markdown]
 # ## Do they find the same units?
 #
-# At equal size and beyond chance (1: the same units, 0: as random sets would):
+# At equal size. `chance_corrected` is 1 for the same units and 0 for the overlap of random sets. Only methods on one
+# kind of unit can agree.
 
 # %%
-comparison.agreement[["method", "other", "jaccard", "chance_corrected"]].round(2)
+comparison.agreement[["method", "other", "jaccard", "chance_corrected"]].dropna().round(2)
 
 # %% [markdown]
 # ## Doubts, in words
