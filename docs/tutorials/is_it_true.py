@@ -31,8 +31,8 @@ units.rename(columns={"size": "units", "first": "needed by a language"})
 planted.measured.groupby("role")[["own_rise", "other_rise"]].mean().loc[roles].round(4)
 
 # %% [markdown]
-# Which share of each role does a method choose? It should take the needed ones and no others. The settings fit layers of
-# 17 units, in which 1 % would be nothing.
+# Which share of each role does a method choose? It should take the needed ones and no others. The settings fit layers
+# of 17 units, in which 1 % would be nothing.
 
 # %%
 from lsn_lens.methods import Lap, Lape, Plnd
