@@ -5,6 +5,7 @@ idle threads sleep: threads that spin take the cores from other processes, and f
 """
 
 import html
+import importlib
 import os
 import re
 import sys
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads OpenMP
 STARTED = datetime.now(UTC)
 MODE = "yaml_with_languages"
-WORDS = re.compile(r"[\w-]+(,[\w-]+)+")  # en,no: a list without brackets
+WORDS = re.compile(r"[\w./~-]+(,[\w./~-]+)+")  # en,no or runs/a,runs/b: a list without brackets
 BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError)  # their messages say what to do
+SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError, FloatingPointError)  # their messages say what to do
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,24 @@ def read_value(text: str) -> Any:
     return value.split(",") if isinstance(value, str) and WORDS.fullmatch(value) else value
 
 
+def set_languages_loader() -> None:
+    """Let parsers of `MODE` read values and files of settings by `read_value`."""
+    set_loader(MODE, read_value, exceptions=(yaml.YAMLError,))
+
+
 def run_cli(what: Callable[..., Any], **options: Any) -> Any:
     """`jsonargparse.auto_cli` of a function or a dataclass of settings."""
-    set_loader(MODE, read_value, exceptions=(yaml.YAMLError,))
+    set_languages_loader()
     return auto_cli(what, as_positional=False, parser_mode=MODE, **options)
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported when the function is called."""
+
+    def call(*given: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*given)
+
+    return call
 
 
 def load_model(settings: Settings) -> "Model":
@@ -144,7 +159,8 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except SAID as error:
-        sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
+        words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        sys.exit(f"{type(error).__name__}: {' '.join(words.split())}")
 
 
 def found_in(path: Path) -> str:
