@@ -52,15 +52,10 @@ def check_set(settings: GivenSet) -> None:
         FileNotFoundError: A missing file.
         ValueError: An unknown format.
     """
-    if missing := [str(each) for each in files_of(settings) if not each.is_file()]:
+    if missing := [str(each) for each in settings.sets if not each.is_file()]:
         raise FileNotFoundError(f"--sets {', '.join(missing)}: no such file.")
     if settings.format is not None and settings.format not in IMPORTERS:
         raise ValueError(f"--format {settings.format}: expected one of {list(IMPORTERS)}.")
-
-
-def files_of(settings: GivenSet) -> tuple[Path, ...]:
-    """The files of the set."""
-    return (settings.sets,) if isinstance(settings.sets, Path) else settings.sets
 
 
 def load_set(settings: GivenSet, model: Model) -> NeuronSet:
@@ -69,11 +64,10 @@ def load_set(settings: GivenSet, model: Model) -> NeuronSet:
     Raises:
         ValueError: No file was named, or errors of `import_set`.
     """
-    files = files_of(settings)
-    if not files:
+    if not settings.sets:
         raise ValueError("no set was given: name its file, as --sets lape.safetensors.")
     return import_set(
-        files, model, format=settings.format, languages=settings.labels, count=settings.count
+        settings.sets, model, format=settings.format, languages=settings.labels, count=settings.count
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """`lsn-lens inspect`: pages of one unit, or of the units of a set."""
 
+from dataclasses import replace
+
 import pandas as pd
 
 from lsn_lens.collection.collecting import collect
@@ -12,7 +14,6 @@ from lsn_lens.inspection.showing import neuron_gallery, show_neuron
 from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.studies.experiment import load_model
-from lsn_lens.text.plan import Layout
 
 PAGES = "pages"
 
@@ -27,7 +28,8 @@ def run(settings: InspectConfig) -> Outcome:
     collected = collect(
         model, corpora, settings.methods, settings.out / "run", layout=layout(settings), extra=extra
     )  # fmt: skip
-    options = {"random": settings.random, "evaluation": Layout(max_tokens=settings.evaluation_tokens)}
+    most = settings.evaluation_tokens
+    options = {"random": settings.random, "evaluation": replace(layout(settings), kind="blocks", max_tokens=most)}
     if given is None:
         page = show_neuron(model, corpora, collected, *settings.place, **options)
         said = [*page.content.lead]

@@ -7,8 +7,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from lsn_lens.command.settings import StatusConfig
 from lsn_lens.command.table import COMMANDS
-from lsn_lens.studies.experiment import MODE, one_line, set_languages_loader
+from lsn_lens.studies.experiment import MODE, bracketed, one_line, set_languages_loader
 
 ABOUT = "Find, compare and test language-specific neurons in language models."
 AFTER = "lsn-lens SUBCOMMAND --help: its options. Exit codes: 0 done, 1 refused (one line says why), 2 wrong usage."
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: Code 1, with a message of one line: what was given cannot be used. Code 2: wrong usage.
     """
     with one_line():
-        given = parser().parse_args(arguments)
+        line = list(sys.argv[1:] if arguments is None else arguments)
+        if line and line[0] in COMMANDS:
+            line = bracketed(COMMANDS[line[0]].settings, line)
+        given = parser().parse_args(line)
         name, command = given.subcommand, COMMANDS[given.subcommand]
         options = given[name].as_dict()
         as_json = options.pop("json")
@@ -53,6 +57,6 @@ def parser() -> ArgumentParser:
         one = ArgumentParser(description=command.help, parser_mode=MODE)
         one.add_argument("--config", action="config", help="A file of settings.")
         one.add_argument("--json", action="store_true", help="Write one JSON object instead of text.")
-        one.add_class_arguments(command.settings)
+        one.add_class_arguments(command.settings, as_positional=command.settings is StatusConfig)
         every.add_subcommand(name, one, help=command.help)
     return whole

@@ -31,13 +31,13 @@ class GivenSet:
     """The file of a set.
 
     Attributes:
-        sets: The file with the units, whoever found them; for tables of expertise, [en.csv,fr.csv], one per language.
+        sets: The file with the units, whoever found them; for tables of expertise, en.csv,fr.csv, one per language.
         format: A key of `lsn_lens.neurons.IMPORTERS`; by default told by the file.
         labels: Languages in the file's order, for formats that name none.
         count: For tables of all units: units per language.
     """
 
-    sets: Path | tuple[Path, ...] = ()
+    sets: tuple[Path, ...] = ()
     format: str | None = None
     labels: tuple[str, ...] | None = None
     count: int | None = None
@@ -221,7 +221,7 @@ class PlanConfig(Cut, Settings):
         check_methods(self.methods)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StatusConfig:
     """How far a run is.
 
@@ -232,7 +232,7 @@ class StatusConfig:
     run: Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MergeConfig:
     """One run from several on the same model and text.
 

@@ -9,10 +9,11 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads OpenMP
 STARTED = datetime.now(UTC)
 MODE = "yaml_with_languages"
-WORDS = re.compile(r"[\w./~-]+(,[\w./~-]+)+")  # en,no or runs/a,runs/b: a list without brackets
 BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError, FloatingPointError)  # their messages say what to do
 
@@ -85,8 +85,21 @@ Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"),
 
 def read_value(text: str) -> Any:
     """A value of the command line, or a file of settings; `no` and `on` are languages."""
-    value = yaml.load(text, Loader=Loader)
-    return value.split(",") if isinstance(value, str) and WORDS.fullmatch(value) else value
+    return yaml.load(text, Loader=Loader)
+
+
+def bracketed(what: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """The command line with brackets around lists: `--languages en,fr` as `--languages [en,fr]`."""
+    lists = {f"--{key}" for key, each in signature(what).parameters.items() if "tuple[" in str(each.annotation)}
+    made: list[str] = []
+    for each in arguments:
+        option, equal, value = each.partition("=") if each.startswith("--") else ("", "", each)
+        if option not in lists and not (made and made[-1] in lists and not option):
+            made.append(each)
+        else:
+            bare = value and not value.startswith("[") and value != "null"
+            made.append(f"{option}{equal}{f'[{value}]' if bare else value}")
+    return made
 
 
 def set_languages_loader() -> None:
@@ -94,10 +107,11 @@ def set_languages_loader() -> None:
     set_loader(MODE, read_value, exceptions=(yaml.YAMLError,))
 
 
-def run_cli(what: Callable[..., Any], **options: Any) -> Any:
+def run_cli(what: Callable[..., Any], args: Sequence[str] | None = None, **options: Any) -> Any:
     """`jsonargparse.auto_cli` of a function or a dataclass of settings."""
     set_languages_loader()
-    return auto_cli(what, as_positional=False, parser_mode=MODE, **options)
+    given = bracketed(what, sys.argv[1:] if args is None else args)
+    return auto_cli(what, given, as_positional=False, parser_mode=MODE, **options)
 
 
 def later(module: str, name: str) -> Callable[..., Any]:
