@@ -17,6 +17,7 @@ from lsn_lens.command import COMMANDS, main
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import CompareConfig, DemoConfig
 from lsn_lens.model import loading
+from lsn_lens.studies import auditing
 from lsn_lens.studies.experiment import run_cli
 
 SCRIPTS = (
@@ -134,12 +135,12 @@ def test_deactivate_measures_the_set(french, tmp_path, capsys):
 
 
 def test_inspect_writes_pages(folder, tmp_path, capsys):
-    few = ("--random", "2", "--evaluation_tokens", "64", "--out", str(tmp_path))
+    few = ("--random", "1", "--evaluation_tokens", "64", "--out", str(tmp_path))
     told = said(capsys, "inspect", *SMALL, "--unit", "mlp.5.12", *few)
     assert [row["language"] for row in told["effects"]] == LABELS
     assert "Unit 12 of layer 5" in Path(told["paths"]["page"]).read_text()
-    told = said(capsys, "inspect", *SMALL, "--sets", str(folder / "neurons/lape.json"), "--units", "2", *few)
-    assert len(told["units"]) == 2 and Path(told["paths"]["pages"]).is_file()
+    told = said(capsys, "inspect", *SMALL, "--sets", str(folder / "neurons/lape.json"), "--units", "1", *few)
+    assert len(told["units"]) == 1 and Path(told["paths"]["pages"]).is_file()
 
 
 def test_steer_continues_a_prompt(folder, tmp_path, capsys):
@@ -150,7 +151,8 @@ def test_steer_continues_a_prompt(folder, tmp_path, capsys):
         assert told["texts"][1]["text"] != told["texts"][0]["text"]
 
 
-def test_audit_and_compare_write_their_reports(french, tmp_path, capsys):
+def test_audit_and_compare_write_their_reports(french, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(auditing, "CHECKS", {"activity": auditing.CHECKS["activity"]})  # tests/test_audit.py has all
     few = ("--evaluation_tokens", "64", "--out", str(tmp_path / "audit"))
     told = said(
         capsys, "audit", *SMALL, "--sets", french, *few, "--seeds", "19", "--side_seeds",
@@ -158,7 +160,7 @@ def test_audit_and_compare_write_their_reports(french, tmp_path, capsys):
     )  # fmt: skip
     assert Path(told["paths"]["report"]).is_file() and len(told["effects"]) == 1 and told["found"]
     told = said(
-        capsys, "compare", *SMALL, "--methods", "[lape,lap]", "--at_least", "1", "--control_seeds", "2",
+        capsys, "compare", *SMALL, "--methods", "lape,lap", "--at_least", "1", "--control_seeds", "2",
         *few[:3], str(tmp_path / "compare"), "--control_tokens", "64", "--replicates", "0", "--permutations", "0",
         "--sizes", "[]",
     )  # fmt: skip
@@ -228,7 +230,7 @@ def test_export_writes_every_format(folder, tmp_path, capsys):
         (["inspect"], "give either --unit mlp.5.12 or --sets FILE"),
         (["inspect", "--unit", "mlp.5"], "expected basis, layer and unit, as mlp.5.12"),
         (["steer", "--prompt", "The fish"], "give a text to continue and the language"),
-        (["steer", "--prompt", "The fish", "--to", "xx"], "the corpus has ['en'"),
+        (["steer", "--prompt", "The fish", "--to", "xx"], "--to xx: the corpus has ['de', 'en'"),
         (["status", "."], "is not the folder of a run"),
         (["merge", "--runs", "a,b"], "a is not the folder of a run"),
         (["export", "--sets", "file.txt", "--out", "new.xyz"], "expected a file that ends in one of"),

@@ -22,11 +22,11 @@ def plan(settings: PlanConfig) -> Outcome:
         settings.model, settings.methods, languages=len(load_text(settings)), documents=settings.documents,
         layout=layout(settings), dtype=getattr(torch, settings.dtype), revision=settings.revision,
     )  # fmt: skip
-    everything: Any = table.loc["all"]
+    megabytes: Any = (table / 1e6).round(1)
+    whole, measuring = megabytes.loc["all"], megabytes.loc["perplexity"]
     said = (
-        f"Collecting takes up to {everything['memory'] / 1e9:.2f} GB of memory and {everything['disk'] / 1e9:.2f} GB "
-        f"of disk, the merged sums {everything['merged'] / 1e9:.2f} GB; measuring loss takes up to "
-        f"{table['memory']['perplexity'] / 1e9:.2f} GB. Nothing was loaded or run."
+        f"Collecting takes up to {whole['memory']:,} MB of memory and {whole['disk']:,} MB of disk; the merged sums take "
+        f"{whole['merged']:,} MB; measuring loss takes up to {measuring['memory']:,} MB. Nothing was loaded or run."
     )
     return Outcome(said, {"bytes": table.rename_axis("part").reset_index()})
 
@@ -36,7 +36,7 @@ def status(settings: StatusConfig) -> Outcome:
     inside = settings.run / "run"
     folder = inside if not (settings.run / DESCRIPTION).is_file() and inside.is_dir() else settings.run
     table, described = run_state(folder)
-    usable = [name for name, each in METHODS.items() if not Run({}, described).lacks(each())]
+    usable = [name for name, each in METHODS.items() if name != "random" and not Run({}, described).lacks(each())]
     missing = int(table["missing"].sum())
     said = (
         f"Complete: {int(table['done'].sum())} shards." if not missing
