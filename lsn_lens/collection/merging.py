@@ -72,8 +72,8 @@ def _parts(places: list[Path], stored: list[dict[str, Any]]) -> list[Part]:
 def _copy(name: str, sources: list[Path], to: Path, rows: bool) -> None:
     """Copy a shard from the first folder that has it whole."""
     source = next((each for each in sources if has_shard(each, name, rows)), None)
-    for path in (documents_path, shard_path) if source is not None else ():
-        if path is shard_path or rows:
+    if source is not None:
+        for path in (documents_path, shard_path) if rows else (shard_path,):
             _copy_file(path(source, name), path(to, name))
 
 

@@ -25,8 +25,8 @@ def plan(settings: PlanConfig) -> Outcome:
     megabytes: Any = (table / 1e6).round(1)
     whole, measuring = megabytes.loc["all"], megabytes.loc["perplexity"]
     said = (
-        f"Collecting takes up to {whole['memory']:,} MB of memory and {whole['disk']:,} MB of disk; the merged sums take "
-        f"{whole['merged']:,} MB; measuring loss takes up to {measuring['memory']:,} MB. Nothing was loaded or run."
+        f"Collecting takes up to {whole['memory']:,} MB of memory and {whole['disk']:,} MB of disk; the merged sums "
+        f"take {whole['merged']:,} MB; measuring loss takes up to {measuring['memory']:,} MB. Nothing was run."
     )
     return Outcome(said, {"bytes": table.rename_axis("part").reset_index()})
 
@@ -36,11 +36,11 @@ def status(settings: StatusConfig) -> Outcome:
     inside = settings.run / "run"
     folder = inside if not (settings.run / DESCRIPTION).is_file() and inside.is_dir() else settings.run
     table, described = run_state(folder)
+    every, missing = (sum(map(int, table[key])) for key in ("shards", "missing"))
     usable = [name for name, each in METHODS.items() if name != "random" and not Run({}, described).lacks(each())]
-    missing = int(table["missing"].sum())
     said = (
-        f"Complete: {int(table['done'].sum())} shards." if not missing
-        else f"{missing} of {int(table['shards'].sum())} shards are missing: the command that began the run goes on."
+        f"Complete: {every} shards." if not missing
+        else f"{missing} of {every} shards are missing: the command that began the run goes on."
     )  # fmt: skip
     tables = {"languages": table, "methods": pd.DataFrame({"method": usable})}
     return Outcome(f"{said} Model: {described['model']['name']}.", tables, {"run": folder})

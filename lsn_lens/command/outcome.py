@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -38,9 +39,9 @@ class Outcome:
 
     def json(self, command: str) -> str:
         """One JSON object: `command`, `found` (the words), each table as a list of rows, and `paths`."""
-        rows = {
-            name: json.loads(each.to_json(orient="records", double_precision=15)) for name, each in self.tables.items()
-        }
+        rows: dict[str, Any] = {}
+        for name, each in self.tables.items():
+            rows[name] = json.loads(each.to_json(orient="records", double_precision=15) or "[]")
         paths = {name: str(path.resolve()) for name, path in self.paths.items()}
         return json.dumps({"command": command, "found": self.words, **rows, "paths": paths}, ensure_ascii=False) + "\n"
 

@@ -60,7 +60,7 @@ def continued(settings: SteerConfig, corpora: Any) -> Outcome:
         made = way.make(None, str(settings.to))
         steps.append(made if seed is None else type(made)(f"{made.name}, random", made.steps))
     made = generate_each(model, steps, [str(settings.prompt)], tokens=settings.tokens)
-    table = made[["intervention", "units", "text"]]
+    table: Any = made[["intervention", "units", "text"]]
     path = settings.out / "texts.csv"
     write_bytes(path, table.to_csv(index=False).encode())
     return Outcome(f"{settings.prompt}{made['text'][1]}", {"texts": table}, {"texts": path})
