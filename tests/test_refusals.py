@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, experiment, tiny_model, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens.analysis.lens.layers import logit_lens
+from lsn_lens.command.comparing import names
+from lsn_lens.command.settings import CompareConfig
 from lsn_lens.comparison.page import facts
 from lsn_lens.comparison.sections import ranking_section
 from lsn_lens.evaluation.stages import Stages
@@ -229,8 +231,7 @@ def test_a_mistake_is_no_refusal(tiny, corpora):
 
 
 def test_the_experiment_and_its_report_leave_out_what_does_not_apply(mixture, compared):
-    script = experiment("compare_methods")
-    parameters, words = lsn.methods.common_rate(mixture[1], script.names(script.Config()))
+    parameters, words = lsn.methods.common_rate(mixture[1], names(CompareConfig()))
     assert set(parameters) == RESIDUAL and parameters["diffmean"] == {"rate": 0.01} and "1.00%" in words
     assert facts(compared)["methods left out"] == "10"
     table = ranking_section(compared, "").tables["What was left out"]
