@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 MOST_WRITTEN_CELLS = 24  # columns; with more, numbers do not fit into the cells
+FAR = 4.0  # times the upper quartile of all sizes, from which on a bar is cut off so that it does not hide the others
+ROOM = 2.0  # times the upper quartile, where the axis then ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +54,8 @@ class Dots:
 class Line:
     """A curve over categories, in their order; NaN leaves a gap. A dashed curve is a reference.
 
-    `band` has the columns `low` and `high`, drawn around it. With `log`, the categories are numbers above 0 on a
-    logarithmic axis, for all curves of a chart.
+    `band` has the columns `low` and `high`, drawn around it. With the scale "log", the categories are numbers above 0
+    on a logarithmic axis, with "numbers" any numbers on a linear one, for all curves of a chart.
     """
 
     values: pd.Series
@@ -60,13 +63,14 @@ class Line:
     colour: str
     dashed: bool = False
     band: pd.DataFrame | None = None
-    log: bool = False
+    scale: Literal["names", "log", "numbers"] = "names"
 
     @property
     def places(self) -> np.ndarray:
         """Where the categories lie on the axis."""
         count = len(self.values)
-        return np.array([float(each) for each in self.values.index]) if self.log else np.arange(count)
+        names = self.scale == "names"
+        return np.arange(count) if names else np.array([float(each) for each in self.values.index])
 
 
 Mark = Heatmap | Bars | Dots | Line
@@ -85,3 +89,26 @@ def relabelled(mark: Mark, name: Callable[[object], str]) -> Mark:
     if isinstance(mark, Heatmap):
         values = values.set_axis([*map(name, mark.values.columns)], axis=1)
     return replace(mark, values=values, label=name(mark.label))
+
+
+def reach_of(marks: tuple[Mark, ...]) -> tuple[float, float] | None:
+    """Where the vertical axis of bars and dots ends, if single ones are so large that they would hide the others."""
+    if not isinstance(marks[0], Bars):
+        return None
+    values = pd.concat([mark.values for mark in marks]).to_numpy(dtype=float)
+    values = values[np.isfinite(values)]
+    quartile = float(np.quantile(np.abs(values), 0.75)) if len(values) else 0.0
+    if quartile <= 0 or np.abs(values).max() <= FAR * quartile:
+        return None
+    low, high = np.clip([min(0.0, values.min()), max(0.0, values.max())], -ROOM * quartile, ROOM * quartile)
+    return float(low) * 1.05, float(high) * 1.05
+
+
+def beyond(marks: tuple[Mark, ...], ends: tuple[float, float]) -> Iterator[tuple[str, str, float]]:
+    """The values that an axis cuts off: category, the values in words, and the end at which they are written."""
+    for name in dict.fromkeys(marks[0].values.index):
+        for end, arrow in zip(ends, "↓↑", strict=True):
+            own = [value for mark in marks for value in mark.values.loc[[name] if name in mark.values.index else []]]
+            cut = [value for value in own if abs(value) > abs(end) and value * end > 0]
+            if cut:
+                yield name, "\n".join(f"{arrow} {value:.3g}" for value in dict.fromkeys(cut)), end
