@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -11,15 +12,17 @@ LETTER, LINE, WIDTH = 6.5, 16, 320  # pixels: a letter, a row, and the longest b
 LEAST, MOST = 5, 22  # width of a cell
 
 
-def bars(values: Mapping[str, float | None], words: str) -> str:
-    """Horizontal bars, blue above and orange below 0; "n/a" for NaN and None.
+def bars(values: Mapping[str, Any], words: str) -> str:
+    """Horizontal bars, blue above and orange below 0; "n/a" for NaN and None, no figure without any number.
 
     Args:
         values: Name -> number.
         words: What the numbers are, read aloud and shown below.
     """
-    numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
+    numbers = {name: math.nan if pd.isna(value) else float(value) for name, value in values.items()}
     sizes = [value for value in numbers.values() if math.isfinite(value)]
+    if not sizes:
+        return ""
     low, high = min([0.0, *sizes]), max([0.0, *sizes])
     scale, left = WIDTH / ((high - low) or 1.0), _left(numbers)
     zero = left - low * scale
@@ -37,7 +40,7 @@ def bars(values: Mapping[str, float | None], words: str) -> str:
 
 
 def cells(table: pd.DataFrame, words: str) -> str:
-    """Cells, the darker the larger; rows and columns are those of the table, numbers from 0."""
+    """Cells, the stronger in colour the larger; rows and columns are those of the table, numbers from 0."""
     highest = float(table.to_numpy(dtype=float).max(initial=0.0)) or 1.0
     size = min(MOST, max(LEAST, WIDTH // max(1, table.shape[1])))
     left, parts = _left(table.index), []

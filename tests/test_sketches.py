@@ -25,6 +25,10 @@ def test_bars_begin_at_zero_and_are_as_long_as_their_numbers():
     assert drawn.get("aria-label") == "effect"
 
 
+def test_what_was_not_counted_has_no_figure():
+    assert sketches.bars({"fr": None, "de": math.nan}, "documents") == sketches.bars({}, "documents") == ""
+
+
 def test_cells_are_darker_the_larger_their_number():
     table = pd.DataFrame([[0, 1, 4], [2, 0, 0]], index=["fr", "<b>"], columns=pd.Index([0, 1, 2], name="layer"))
     drawn = parsed(sketches.cells(table, "a & b"))

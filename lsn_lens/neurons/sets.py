@@ -292,7 +292,7 @@ class NeuronSet:
         table = self.layer_counts().T
         table["all"] = self.counts()
         told = html.escape(self.method + self._whose())
-        figure = sketches.cells(self.layer_counts().T, "units of each language by layer; the darker, the more")
+        figure = sketches.cells(self.layer_counts().T, "units of each language by layer")
         return f"<p><b>NeuronSet</b>: {len(self)} units, {told}</p>{figure}{table.to_html()}"
 
     def _whose(self) -> str:

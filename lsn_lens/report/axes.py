@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import NullLocator
 
-from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, Mark, beyond, reach_of
+from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, Mark, reach_of
 
 LETTER = 0.08  # inches that a letter of a tick label takes, at 9 points
 
@@ -23,9 +23,6 @@ def draw(axes: Axes, marks: tuple[Mark, ...]) -> None:
         _legend(axes, [(handle, mark.label) for handle, mark in zip(handles, marks, strict=True) if mark.label], marks)
     if (ends := reach_of(marks)) is not None:
         axes.set_ylim(*ends)
-        places = {name: place for place, name in enumerate(dict.fromkeys(marks[0].values.index))}
-        for name, text, at in beyond(marks, ends):
-            axes.text(places[name], at, text, ha="center", va="top" if at > 0 else "bottom", fontsize=8)
 
 
 def _columns(axes: Axes, labels: pd.Index, places: Any = None) -> None:
@@ -33,7 +30,8 @@ def _columns(axes: Axes, labels: pd.Index, places: Any = None) -> None:
     names = [*map(str, labels)]
     axes.set_xticks(range(len(names)) if places is None else places, names)
     width = 0.8 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
-    if any(LETTER * (len(one) + len(other)) / 2 > width / len(names) for one, other in pairwise(names)):
+    letters = [max(map(len, name.split("\n"))) for name in names]
+    if any(LETTER * (one + other) / 2 > width / len(names) for one, other in pairwise(letters)):
         for tick in axes.get_xticklabels():
             tick.set(rotation=30, ha="right", rotation_mode="anchor")
 

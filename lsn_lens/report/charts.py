@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
@@ -15,8 +15,19 @@ from matplotlib.text import Text
 
 from lsn_lens.report.axes import draw
 from lsn_lens.report.fonts import lettering
-from lsn_lens.report.marks import MOST_WRITTEN_CELLS, Bars, Dots, Heatmap, Line, Mark, labels_of, relabelled
-from lsn_lens.report.traces import horizontal, limited, plain, traces
+from lsn_lens.report.marks import (
+    MOST_WRITTEN_CELLS,
+    Bars,
+    Dots,
+    Heatmap,
+    Line,
+    Mark,
+    labels_of,
+    reach_of,
+    relabelled,
+    with_values_cut_off,
+)
+from lsn_lens.report.traces import horizontal, plain, traces
 
 __all__ = ["MOST_WRITTEN_CELLS", "Bars", "Chart", "Dots", "Heatmap", "Line", "Mark", "fragment", "save"]
 
@@ -84,7 +95,7 @@ class Chart:
     def _drawn(self) -> Figure:
         figure = Figure(figsize=self._inches(), layout="constrained", dpi=150)
         axes = figure.add_subplot()
-        draw(axes, self.marks)
+        draw(axes, self._named_marks())
         if self.x_ticks:
             axes.set_xticks([*self.x_ticks], [*self.x_ticks.values()], rotation=0, ha="center")
         if self.y_ticks:
@@ -101,7 +112,7 @@ class Chart:
 
     def plotly(self) -> go.Figure:
         """A plotly figure with transparent background."""
-        figure = go.Figure([trace for mark in self.marks for trace in traces(mark)])
+        figure = go.Figure([trace for mark in self._named_marks() for trace in traces(mark)])
         is_map, has_curves = (isinstance(self.marks[0], kind) for kind in (Heatmap, Line))
         legend = {} if has_curves else {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
         figure.update_layout(
@@ -119,11 +130,24 @@ class Chart:
         axis |= {"type": "category", "autorange": "reversed"} if is_map else lines
         words = "<br>".join(map(plain, textwrap.wrap(self.y, TALLEST_LABEL)))
         figure.update_yaxes(**axis, title={"text": words, "standoff": 12})
-        limited(figure, self.marks)
-        for update, ticks in ((figure.update_xaxes, self.x_ticks), (figure.update_yaxes, self.y_ticks)):
-            if ticks:
-                update(tickmode="array", tickvals=[*ticks], ticktext=[*map(plain, ticks.values())])
+        if (ends := reach_of(self.marks)) is not None:
+            figure.update_yaxes(range=list(ends))
+        if self.x_ticks:
+            figure.update_xaxes(**_ticks(self.x_ticks), range=[min(self.x_ticks) - 0.5, max(self.x_ticks) + 0.5])
+        if self.y_ticks:
+            figure.update_yaxes(**_ticks(self.y_ticks))
         return figure
+
+    def _named_marks(self) -> tuple[Mark, ...]:
+        """The marks, with the values of bars that are cut off in the names of their categories."""
+        ends = reach_of(self.marks)
+        return self.marks if ends is None else with_values_cut_off(self.marks, ends)
+
+    @property
+    def told(self) -> str:
+        """The caption, with a word on bars that are cut off."""
+        cut = "Bars beyond the axis are cut off; their values are below the names, after the arrow."
+        return self.caption if reach_of(self.marks) is None else f"{self.caption} {cut}".strip()
 
     def _inches(self) -> tuple[float, float]:
         first = self.marks[0].values
@@ -131,8 +155,10 @@ class Chart:
             rows, columns = first.shape
             return min(14.0, 3.2 + 0.62 * columns), min(14.0, 1.8 + 0.4 * rows)
         if isinstance(self.marks[0], Line):
-            return min(14.0, 5.0 + 0.3 * len(first)), 4.4
-        return min(14.0, 4.0 + 0.55 * first.index.nunique() * len(self.marks) ** 0.5), 4.0
+            places = 6 if self.marks[0].scale == "numbers" else len(first)
+            return min(14.0, 5.0 + 0.3 * max(places, len(self.x_ticks))), 4.4
+        width = 4.0 + 0.55 * first.index.nunique() * len(self.marks) ** 0.5
+        return min(14.0, width), 4.0 + 0.25 * len(self.y_ticks)
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -170,3 +196,7 @@ def fragment(chart: Chart, name: str) -> str:
     return figure.to_html(
         full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=PLOTLY_OPTIONS
     )
+
+
+def _ticks(given: Mapping[float | int, str]) -> dict[str, Any]:
+    return {"tickmode": "array", "tickvals": [*given], "ticktext": [*map(plain, given.values())]}

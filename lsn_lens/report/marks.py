@@ -24,12 +24,18 @@ class Heatmap:
     form: str
 
     def texts(self) -> list[list[str]]:
-        """The texts of the cells."""
+        """The texts of the cells: zero only where the value is zero."""
         fits = self.values.shape[1] <= MOST_WRITTEN_CELLS
         return [
-            [format(value, self.form) if fits and math.isfinite(value) else "" for value in row]
+            [self._text(value) if fits and math.isfinite(value) else "" for value in row]
             for row in self.values.to_numpy(dtype=float)
         ]
+
+    def _text(self, value: float) -> str:
+        text, sign = format(value, self.form), "+" if self.form.startswith("+") else ""
+        if text.strip("+-0.%"):
+            return text
+        return f"{value:{sign}.1g}" if value else "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +110,11 @@ def reach_of(marks: tuple[Mark, ...]) -> tuple[float, float] | None:
     return float(low) * 1.05, float(high) * 1.05
 
 
-def beyond(marks: tuple[Mark, ...], ends: tuple[float, float]) -> Iterator[tuple[str, str, float]]:
-    """The values that an axis cuts off: category, the values in words, and the end at which they are written."""
-    for name in dict.fromkeys(marks[0].values.index):
-        for end, arrow in zip(ends, "↓↑", strict=True):
-            own = [value for mark in marks for value in mark.values.loc[[name] if name in mark.values.index else []]]
-            cut = [value for value in own if abs(value) > abs(end) and value * end > 0]
-            if cut:
-                yield name, "\n".join(f"{arrow} {value:.3g}" for value in dict.fromkeys(cut)), end
+def with_values_cut_off(marks: tuple[Mark, ...], ends: tuple[float, float]) -> tuple[Mark, ...]:
+    """The marks with what an axis cuts off written below the name of the category."""
+    names = {}
+    for name in dict.fromkeys(map(str, marks[0].values.index)):
+        own = [x for mark in marks for label, x in mark.values.items() if str(label) == name]
+        cut = [f"{x:.3g}" for x in dict.fromkeys(own) if not ends[0] <= x <= ends[1] and math.isfinite(x)]
+        names[name] = f"{name}\n\N{UPWARDS ARROW} {', '.join(cut)}" if cut else name
+    return tuple(relabelled(mark, lambda label: names.get(str(label), str(label))) for mark in marks)

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, Mark, beyond, reach_of
+from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, Mark
 
 
 def plain(label: object) -> str:
     """A label escaped for plotly, which reads some html in texts."""
-    return html.escape(str(label), quote=False)
+    return html.escape(str(label), quote=False).replace("\n", "<br>")
 
 
 def traces(mark: Mark) -> list[Any]:
@@ -28,16 +28,6 @@ def horizontal(mark: Mark) -> dict[str, Any]:
     if mark.scale == "numbers":
         return {"type": "linear"}
     return {"type": "log", "tickvals": mark.places, "ticktext": [*map(plain, mark.values.index)]}
-
-
-def limited(figure: go.Figure, marks: tuple[Mark, ...]) -> None:
-    """End the vertical axis where the other marks do, and write what goes beyond, see `marks.reach_of`."""
-    if (ends := reach_of(marks)) is None:
-        return
-    figure.update_yaxes(range=list(ends))
-    for name, text, at in beyond(marks, ends):
-        where = {"yanchor": "top" if at > 0 else "bottom", "showarrow": False, "bgcolor": "rgba(128,128,128,0.25)"}
-        figure.add_annotation(x=plain(name), y=at, text=plain(text).replace("\n", "<br>"), font={"size": 11}, **where)
 
 
 def _heatmap(mark: Heatmap) -> go.Heatmap:
