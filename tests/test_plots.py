@@ -253,8 +253,8 @@ def test_one_huge_bar_does_not_hide_the_others():
     low, high = chart.matplotlib().axes[0].get_ylim()
     assert 0.2 < high < 1 and low < -0.1
     assert chart.plotly().layout.yaxis.range == (low, high)
-    assert chart.plotly().data[1].x == ("a", "b", "c", "d", "e", "f<br>↑ 9, 4.5")
-    assert chart.matplotlib().axes[0].get_xticklabels()[5].get_text() == "f\n↑ 9, 4.5" and "cut off" in chart.told
+    assert chart.plotly().data[1].x == ("a", "b", "c", "d", "e", "f<br>↑9 ↑4.5")
+    assert chart.matplotlib().axes[0].get_xticklabels()[5].get_text() == "f\n↑9 ↑4.5" and "cut off" in chart.told
     even = charts.Chart("", "", "", (charts.Bars(usual.values.head(5), "own", "#b5402a"),))
     assert even.plotly().layout.yaxis.range is None and even.told == even.caption
 

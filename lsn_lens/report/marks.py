@@ -112,9 +112,11 @@ def reach_of(marks: tuple[Mark, ...]) -> tuple[float, float] | None:
 
 def with_values_cut_off(marks: tuple[Mark, ...], ends: tuple[float, float]) -> tuple[Mark, ...]:
     """The marks with what an axis cuts off written below the name of the category."""
-    names = {}
-    for name in dict.fromkeys(map(str, marks[0].values.index)):
-        own = [x for mark in marks for label, x in mark.values.items() if str(label) == name]
-        cut = [f"{x:.3g}" for x in dict.fromkeys(own) if not ends[0] <= x <= ends[1] and math.isfinite(x)]
-        names[name] = f"{name}\n\N{UPWARDS ARROW} {', '.join(cut)}" if cut else name
+    cut: dict[str, list[str]] = {}
+    for mark in marks:
+        for label, value in zip(mark.values.index, mark.values.to_numpy(dtype=float), strict=True):
+            if math.isfinite(value) and not ends[0] <= value <= ends[1]:
+                arrow = "\N{UPWARDS ARROW}" if value > 0 else "\N{DOWNWARDS ARROW}"
+                cut.setdefault(str(label), []).append(arrow if isinstance(mark, Dots) else f"{arrow}{value:.3g}")
+    names = {label: f"{label}\n{' '.join(dict.fromkeys(texts))}" for label, texts in cut.items()}
     return tuple(relabelled(mark, lambda label: names.get(str(label), str(label))) for mark in marks)

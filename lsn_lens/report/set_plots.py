@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ def upset(found: NeuronSet | Mapping[str, NeuronSet], most: int = 20, title: str
     """UpSet plot: how many units are in exactly these sets and in no other.
 
     Args:
-        found: One set, whose languages are compared; or sets by name, as `comparison.found`, of which a unit is in one
-            if it belongs to any language there.
+        found: One set, whose languages are compared; or sets by name, as `found` of a `Comparison`: a unit is in
+            a set if it belongs to any language there.
         most: Number of combinations shown, the largest first; the caption says how many are left out.
         title: Title of the figure.
 
@@ -155,15 +156,15 @@ def size_curves(curves: pd.DataFrame, title: str = "Effect by number of units") 
     Raises:
         ValueError: Several kinds of unit, which no axis can compare.
     """
-    if curves["bases"].nunique() != 1:
+    if len(set(curves["bases"])) != 1:
         raise ValueError(f"curves of {list(curves['bases'].unique())}: choose the rows of one kind of unit (bases).")
     rows = complete(curves)
-    means = rows.groupby(["method", "units"])["own_rise"].mean()
+    means: Any = rows.groupby(["method", "units"])["own_rise"].mean()
     marks = [
-        Line(means[name], str(name), CURVES[place % len(CURVES)], scale="log")
+        Line(means[name], str(name), CURVES[place % len(CURVES)], dashed=place >= len(CURVES), scale="log")
         for place, name in enumerate(dict.fromkeys(rows["method"]))
     ]
-    random = rows.groupby("units")[["random_mean", "random_low", "random_high"]].mean()
+    random: Any = rows.groupby("units")[["random_mean", "random_low", "random_high"]].mean()
     if random["random_mean"].notna().any():
         band = random[["random_low", "random_high"]].set_axis(["low", "high"], axis=1)
         marks.append(Line(random["random_mean"], "random units", RANDOM, dashed=True, band=band, scale="log"))

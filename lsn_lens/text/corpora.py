@@ -44,9 +44,10 @@ class Corpora(dict[str, LanguageCorpus]):
     """A dictionary from language to corpus, shown as a figure and a table in a notebook."""
 
     def _repr_html_(self) -> str:
-        table = pd.DataFrame.from_dict({label: each.summary() for label, each in self.items()}, orient="index")
-        figure = sketches.bars(dict(table.get("find", {})), "documents to find units with")
-        return figure + table.fillna("not counted").to_html()
+        rows = {label: each.summary() for label, each in self.items()}
+        counted = {label: row["find"] for label, row in rows.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index").fillna("not counted").to_html()
+        return sketches.bars(counted, "documents to find units with") + table
 
 
 def load_corpora(
