@@ -23,6 +23,7 @@ def test_bars_begin_at_zero_and_are_as_long_as_their_numbers():
     assert end == pytest.approx(float(long.get("x")), abs=0.11) and long.get("fill") != short.get("fill")
     assert texts == ["fr", "0.2", "de", "-0.1", "zh", "n/a", "ja", "n/a"]
     assert drawn.get("aria-label") == "effect"
+    assert float(short.get("x")) > float(drawn.find(f"{SVG}text").get("x"))  # right of the names
 
 
 def test_what_was_not_counted_has_no_figure():
