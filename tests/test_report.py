@@ -161,7 +161,7 @@ def test_the_grid_has_the_evidence_of_each_language():
     states = [(True, True, True), (False, True, True), (False, True, False), (False, False, True), (False,) * 3]
     rows = [{"units": 3, "own_rise": 0.1, "passes": a, "own_hurt_most": b, "above_random": c} for a, b, c in states]
     assert [grid.cell(row)[0] for row in rows] == [*"●◕◑◔○"] == [*tables.VERDICTS]
-    assert grid.cell({**rows[0], "units": 0}) == "○ no units" and grid.cell(rows[0]) == "● +0.100"
+    assert grid.cell({**rows[0], "units": 0}) == "○ no units" and grid.cell(rows[0]) == "● +0.1"
     numbers = {**rows[0], "method": "lape", "language": "fr", "own_rise_low": 0.05, "own_rise_high": 0.2,
                "worst_other": "de", "worst_other_rise": -0.01, "random_mean": 0.0, "q": 0.02}  # fmt: skip
     assert grid.hover(numbers) == (

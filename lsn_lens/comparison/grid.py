@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.comparison.tables import Tables
-from lsn_lens.report.columns import in_words, written
+from lsn_lens.report.columns import Column, in_words, written
 from lsn_lens.report.page import Section
 
 # (hurt most, above random) of a language that does not pass -> its mark
@@ -35,7 +35,10 @@ def grid_section(comparison: Tables) -> Section:
         .reset_index()
         for value in ("cell", "hover")
     }
-    return Section("Language by language", (READ,), {CAPTION: tables["cell"]}, hovers={CAPTION: tables["hover"]})
+    return Section(
+        "Language by language", (READ,), {CAPTION: tables["cell"]}, hovers={CAPTION: tables["hover"]},
+        columns={name: Column(name) for name in names},
+    )  # fmt: skip
 
 
 def cell(row: Mapping[Any, Any]) -> str:
@@ -43,7 +46,7 @@ def cell(row: Mapping[Any, Any]) -> str:
     if not row["units"]:
         return "○ no units"
     mark = "●" if row["passes"] else MARKS[bool(row["own_hurt_most"]), bool(row["above_random"])]
-    return f"{mark} {written(row['own_rise'], 'nats')}"
+    return f"{mark} {row['own_rise']:+z.2g}"
 
 
 def hover(row: Mapping[Any, Any]) -> str:

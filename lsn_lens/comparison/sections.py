@@ -28,10 +28,10 @@ PASSES = (
 def ranking_section(comparison: Tables, note: str) -> Section:
     """All methods at a glance."""
     left_out = {"What was left out": comparison.skipped} if len(comparison.skipped) else {}
-    every = doubts.in_words(comparison.warnings, doubts.EVERY)
+    every, numbers = doubts.in_words(comparison.warnings, doubts.EVERY), comparison.ranking.drop(columns="bases")
     remarks = [*([f"For all methods: {every}."] if every else []), UNITS_ARE, *([note] if note else [])]
     if "effects" not in comparison:
-        return Section("Methods side by side", tuple(remarks), {"Main numbers": comparison.ranking, **left_out})
+        return Section("Methods side by side", tuple(remarks), {"Main numbers": numbers, **left_out})
     sized = effect_charts(comparison.curves, comparison.equal_size) if "equal_size" in comparison else {}
     return Section(
         "Methods side by side",
@@ -42,7 +42,7 @@ def ranking_section(comparison: Tables, note: str) -> Section:
             ORDER,
             *remarks,
         ),
-        {"Main numbers; loss increases in nats per token, means over languages": comparison.ranking, **left_out},
+        {"Main numbers; loss increases in nats per token, means over languages": numbers, **left_out},
         {"methods": next(iter(sized.values()), None) or first_figure(comparison)},
     )
 
