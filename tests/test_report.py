@@ -1,5 +1,8 @@
 import json
 import math
+import re
+import shutil
+import subprocess
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -155,6 +158,26 @@ def test_constant_columns_are_in_the_caption_and_remarks_below_their_row(tmp_pat
     one = tables.shown_table("One row", frame.head(1))
     assert one.caption == "One row" and "languages" in one.headings  # nothing to compare with
     assert "| few &lt;b&gt; |" in (tmp_path / "report.md").read_text()
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_sorts_rows_with_their_remarks_and_follows_a_language(tmp_path):
+    frame = pd.DataFrame({"method": ["b", "a", "c"], "own_rise": [0.5, np.nan, 10.0], "units": [1, 2, 3],
+                          "language": ["fr", "de", "fr"], "warnings": ["of b", "of a", "of c"]})  # fmt: skip
+    path = page.write_report(Report("", "", "", {}, (Section("s", tables={"Numbers": frame}),)), tmp_path)
+    acts = 'document.querySelectorAll("th button")[1].click(); const all = document.querySelector("#language");'
+    acts += 'all.value = "fr"; all.dispatchEvent(new Event("change"));'
+    path.write_text(path.read_text().replace("</body>", f"<script>{acts}</script></body>"))
+    options = ["--headless", "--no-sandbox", "--dump-dom", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run([BROWSER, *options, path.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+    bodies = shown.stdout.split("<tbody")[1:]
+    assert [re.findall("<div>(of .)</div>", each) for each in bodies] == [["of c"], ["of b"], ["of a"]]  # largest first
+    assert [re.findall(r'word">(.)<', each)[0] for each in bodies] == ["c", "b", "a"]  # missing numbers last
+    assert ["hidden" in each.split(">")[0] for each in bodies] == [False, False, True]
+    assert 'aria-sort="descending"' in shown.stdout
 
 
 def test_the_grid_has_the_evidence_of_each_language():
