@@ -62,5 +62,6 @@ from .studies.auditing import audit as audit
 from .text.corpora import load_corpora as load_corpora
 from .text.documents import LanguageCorpus as LanguageCorpus
 from .text.plan import Layout as Layout
+from .workers import processes as processes
 
 __version__: str

@@ -404,7 +404,7 @@ def never(*_, **__):
 
 @pytest.mark.parametrize(("call", "kind", "said"), FIRST_STEPS.values(), ids=list(FIRST_STEPS))
 def test_a_wrong_first_step_is_refused_in_words_before_anything_runs(call, kind, said, asked, as_a_user, monkeypatch):
-    for module in ("collection.collecting._run_shards", "evaluation.baseline._losses", "generation.sampling._write"):
+    for module in ("collection.collecting._run_shards", "evaluation.baseline.document_losses", "generation.sampling._write"):
         monkeypatch.setattr(f"lsn_lens.{module}", never)
     with pytest.raises(kind, match=said):
         call(*asked)

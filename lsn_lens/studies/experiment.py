@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ class Text:
         files: Glob that picks files of a corpus folder.
         column: The field with the text.
         png: Also draw every figure of the report into figures/, a quarter of a second each.
+        processes: Processes that share the work, on a CPU.
     """
 
     model: str = "demo"
@@ -51,6 +52,7 @@ class Text:
     files: str = "*"
     column: str = "text"
     png: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,20 @@ def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], rep
     Returns:
         The report's main finding, and the path of the report.
     """
-    with one_line():
-        settings = read()
-        prepared = prepare(settings)
-    path = report(settings, *prepared).resolve()
+    with ExitStack() as stack:
+        with one_line():
+            settings = read()
+            stack.enter_context(sharing(settings.processes))
+            prepared = prepare(settings)
+        path = report(settings, *prepared).resolve()
     return f"{found_in(path)}\nreport: {path}"
+
+
+def sharing(count: int) -> AbstractContextManager[None]:
+    """`lsn_lens.processes`, which loads torch."""
+    from lsn_lens.workers import processes
+
+    return processes(count)
 
 
 @contextmanager
