@@ -5,7 +5,10 @@ TL3 ?= 3.9.0
 # idle threads sleep: threads that spin take the cores from other work
 export OMP_WAIT_POLICY ?= passive
 
-COMPARE = .venv/bin/python experiments/compare_methods.py --model demo --corpus demo
+# processes that share the work
+PROCESSES ?= 2
+
+COMPARE = .venv/bin/python experiments/compare_methods.py --model demo --corpus demo --processes $(PROCESSES)
 
 .PHONY: demo demo-all real test test-tl3 check docs clean
 

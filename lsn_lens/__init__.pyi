@@ -1,6 +1,7 @@
 from . import analysis as analysis
 from . import applications as applications
 from . import collection as collection
+from . import command as command
 from . import comparison as comparison
 from . import controls as controls
 from . import evaluation as evaluation
@@ -62,5 +63,6 @@ from .studies.auditing import audit as audit
 from .text.corpora import load_corpora as load_corpora
 from .text.documents import LanguageCorpus as LanguageCorpus
 from .text.plan import Layout as Layout
+from .workers import processes as processes
 
 __version__: str

@@ -132,10 +132,5 @@ def test_layers_before_the_first_hook_run_once(demo):
     resuming.can_resume(demo)
     with resuming._replaced(demo, {layer: counted(layer) for layer in rows}), pytest.MonkeyPatch.context() as patch:
         patch.setattr(resuming, "can_resume", lambda model: True)
-        scored.document_sums(demo, text.plan, None, tuple(corpora), [hooks[:2], hooks[2:]], Bar())
+        scored.document_sums(demo, text.plan, None, tuple(corpora), [hooks[:2], hooks[2:]], lambda done: None)
     assert rows == {0: batches, 5: 5 * batches}  # once to see what reaches layer 5, then once for each hook
-
-
-class Bar:
-    def update(self, count):
-        pass

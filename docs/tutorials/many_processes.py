@@ -5,7 +5,6 @@
 # This page does all three on the embedded model.
 
 # %%
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,22 +43,34 @@ lsn.plan_run(config, ["lape", "average_precision"], languages=7, documents=1000)
 for path in sorted((folder / "one" / "shards").iterdir())[:2]:
     path.unlink()
 again = lsn.collect(model, corpora, "lape", out=folder / "one", layout=layout)
-pd.Series(
-    {key: bool((again.statistics.sums[key] == value).all()) for key, value in whole.statistics.sums.items()},
-    name="same bits",
-)
+
+
+def same_bits(run):
+    """Whether each sum is that of the first run, to the last bit."""
+    sums = run.statistics.sums
+    return pd.Series({key: bool((sums[key] == value).all()) for key, value in whole.statistics.sums.items()})
+
+
+same_bits(again)
 
 # %% [markdown]
-# Where a run stands can be seen from its folder, also while others write to it: `run.json` lists the shards, and each
-# finished one is a file.
+# Where a run stands, also while others write to it:
 
 # %%
-listed = json.loads((folder / "one" / "run.json").read_text())["shards"]
-sum(map(len, listed.values())), len(list((folder / "one" / "shards").iterdir()))
+table, _ = lsn.runs.run_state(folder / "one")
+table
 
 # %% [markdown]
 # ## Several processes
 #
+# On one machine without a GPU, `lsn.processes` shares the work of everything inside the block (Linux only):
+
+# %%
+with lsn.processes(2):
+    shared = lsn.collect(model, corpora, "lape", layout=layout)
+same_bits(shared)
+
+# %% [markdown]
 # Under `torchrun` the processes share one `out`. On a machine with GPUs each takes the one of its `LOCAL_RANK`, and
 # each holds the whole model. Nothing else changes in the script:
 
@@ -75,14 +86,18 @@ lsn.collect(model, corpora, "lape", out={str(folder / "two")!r}, layout=lsn.Layo
 )
 torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 subprocess.run([*torchrun, str(script)], check=True, capture_output=True)
-shared = lsn.load_run(folder / "two")
-pd.Series(
-    {key: bool((shared.statistics.sums[key] == value).all()) for key, value in whole.statistics.sums.items()},
-    name="same bits",
-)
+same_bits(lsn.load_run(folder / "two"))
 
 # %% [markdown]
-# Nothing has to be merged by hand: `load_run` adds the shards up in their order, one in memory at a time.
+# Nothing has to be merged by hand: `load_run` adds the shards up in their order, one in memory at a time. Where
+# processes cannot share a folder, each has its own, and `merge_runs` joins them; runs of different methods, too:
+
+# %%
+lsn.collect(model, corpora, "diffmean", out=folder / "three", layout=layout)
+merged = lsn.collection.merge_runs([folder / "one", folder / "three"], folder / "merged")
+len(lsn.detect(merged, "lape")), len(lsn.detect(merged, "diffmean"))
+
+# %% [markdown]
 #
 # ## What is not there
 #
@@ -96,6 +111,6 @@ except ValueError as error:
 
 # %% [markdown]
 # So each process needs one device that holds the whole model: `dtype=torch.bfloat16` halves the memory.
-# [Performance](../performance.html#large-models-on-paper) has an estimate for 7B and 70B. Losses, generation and
-# comparisons run in one process; only `collect` and [`top_texts`](../neuron_pages.html#strongest-texts-by-themselves)
-# can be shared.
+# [Performance](../performance.html#large-models-on-paper) has an estimate for 7B and 70B. Under
+# `torchrun`, `collect` alone is shared; parts of
+# [`top_texts`](../neuron_pages.html#strongest-texts-by-themselves) can be read by several processes, too.

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ from lsn_lens.runs.run import Run, layers_of, load_run, read_description
 from lsn_lens.runs.shards import CONSTANTS, documents_path, is_finished, read_shard, shard_path, write_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.plan import Layout, Plan, layout_of
+from lsn_lens.text.plan import Layout, Plan, Shard, layout_of
+from lsn_lens.workers import Report, mapped, shares
 
 
 @listing_parameters
@@ -252,22 +254,36 @@ def _run_shards(
     mine = plan.shards[job.rank :: job.world]
     todo = [each for each in mine if folder is None or not is_finished(*_files(folder, each.name, rows))]
     total, left = (sum(map(plan.tokens_of, each)) for each in (mine, todo))
-    sums: dict[str, list[Tensors]] = {label: [] for label in plan.tokens}
-    documents: dict[str, list[Tensors]] = {label: [] for label in plan.tokens}
-    passing = Pass(job.model, job.needs, job.widths, constants, job.read)
     how: dict[str, Any] = {"unit": "tok", "unit_scale": True, "disable": not job.progress or job.rank > 0}
-    with tqdm(total=total, initial=total - left, desc="collect", **how) as bar, passing.attached(plan) as run_batch:
+    with tqdm(total=total, initial=total - left, desc="collect", **how) as bar:
+        parts = mapped(partial(_run_some, job, folder, constants), shares(todo), bar.update)
+    kept = {name: both for found, _ in parts for name, both in found.items()}
+    sums, documents = (
+        {label: [kept[x.name][i] for x in todo if x.language == label and x.name in kept] for label in plan.tokens}
+        for i in range(2)
+    )
+    seconds: Counter[str] = Counter()
+    for _, each in parts:
+        seconds.update(each)
+    return sums, documents, dict(seconds)
+
+
+def _run_some(
+    job: _Job, folder: Path | None, constants: Mapping[str, Tensor], todo: Sequence[Shard], report: Report
+) -> tuple[dict[str, tuple[Tensors, Tensors]], dict[str, float]]:
+    """Process some shards: by name, sums and rows that stay in memory; and the seconds that each need took."""
+    passing, rows, kept = Pass(job.model, job.needs, job.widths, constants, job.read), bool(job.row_keys()), {}
+    with passing.attached(job.plan) as run_batch:
         for shard in todo:
             passing.reset()
-            for batch in plan.batches(shard):
+            for batch in job.plan.batches(shard):
                 run_batch(batch)
-                bar.update(int(batch.keep.sum()))
+                report(int(batch.keep.sum()))
             if folder is None:
-                sums[shard.language].append(passing.sums_on_cpu())
-                documents[shard.language].append(passing.rows_on_cpu())
+                kept[shard.name] = passing.sums_on_cpu(), passing.rows_on_cpu()
                 continue
             sums_file, rows_file = _files(folder, shard.name, rows)
             if rows_file is not None:
                 write_shard(rows_file, passing.rows_on_cpu())
             write_shard(sums_file, passing.sums_on_cpu(), rows_file)
-    return sums, documents, dict(passing.seconds)
+    return kept, dict(passing.seconds)

@@ -1,8 +1,9 @@
 """Permutation tests of a method: units found on permuted labels, and units where a language stands out."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -19,6 +20,7 @@ from lsn_lens.methods.catalogue import get_method
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.runs.run import Run
+from lsn_lens.workers import Report, mapped
 
 LEVEL = 0.05  # default level of both tests
 
@@ -178,17 +180,13 @@ def permutation_test(
     small, declared = load_shards(run, [chosen]), contrast_of(chosen)
     scores = scores_of(chosen, small.statistics)
     side: Side = declared[0].chosen(declared[1]) if declared else "high"
-    counts, totals, means = [], [], []
-    for null in tqdm(_null_scores(small, chosen, permutations, seed, paired), total=permutations, desc="permute",
-                     disable=not progress):  # fmt: skip
-        found = chosen.select(null)
-        counts.append(torch.stack([mask.sum((1, 2)) for mask in found.masks.values()]).sum(0))
-        totals.append(len(found))
-        means.append(_mean_score(null, found, side))
+    with tqdm(total=permutations, desc="permute", disable=not progress) as bar:
+        measure = partial(_null, small, chosen, side, paired)
+        counts, totals, means = zip(*mapped(measure, seeds(seed, permutations), bar.update), strict=True)
     tests = contrast_test(small, chosen, scores, Permutations(permutations, seed, paired, pool), alike)
     return PermutationTest(
         units_of(chosen, scores), scores, tests.p_values, tests.family_wise, tests.unit_p_values,
-        tests.unit_family_wise, torch.stack(counts), torch.tensor(totals), torch.tensor(means, dtype=torch.float64),
+        tests.unit_family_wise, torch.tensor(counts), torch.tensor(totals), torch.tensor(means, dtype=torch.float64),
         pool, side, alike,
     )  # fmt: skip
 
@@ -210,9 +208,14 @@ def contrast_test(run: Run, method: Method, scores: NeuronScores, draws: Permuta
     )  # fmt: skip
 
 
-def _null_scores(run: Run, method: Method, permutations: int, seed: int, paired: bool) -> Iterator[NeuronScores]:
-    for each in seeds(seed, permutations):
-        yield method.score(permuted(run, each, paired=paired).statistics)
+def _null(
+    run: Run, method: Method, side: Side, paired: bool, seed: int, report: Report
+) -> tuple[list[int], int, float]:
+    """What the method finds on labels permuted once: units per language, different units, and their mean score."""
+    scores = method.score(permuted(run, seed, paired=paired).statistics)
+    found = method.select(scores)
+    report(1)
+    return found.counts().to_list(), len(found), _mean_score(scores, found, side)
 
 
 def _mean_score(scores: NeuronScores, found: NeuronSet, side: Side) -> float:

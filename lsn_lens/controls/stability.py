@@ -1,9 +1,10 @@
 """Stability of a result under other draws of the text or without one language: from a run's shards, no model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.runs.run import Run
+from lsn_lens.workers import Report, mapped, shares
 
 STABLE = 0.95  # share of replicates from which on a unit is stable
 OVERLAPS = ["jaccard", "expected_jaccard", "corrected_jaccard"]
@@ -87,15 +89,14 @@ def bootstrap(
     small = load_shards(run, [chosen])
     scores = scores_of(chosen, small.statistics)
     found = units_of(chosen, scores)
-    frequency = {basis: torch.zeros(mask.shape, dtype=torch.float64) for basis, mask in found.masks.items()}
-    values, overlaps = np.empty((replicates, int(_values(scores, found).numel()))), []
-    for replicate, each in enumerate(tqdm(seeds(seed, replicates), desc="bootstrap", disable=not progress)):
-        again = chosen.score(resampled(small, each, paired=paired).statistics)
-        drawn = chosen.select(again)
-        for basis, mask in drawn.masks.items():
-            frequency[basis] += mask
-        values[replicate] = _values(again, found).numpy()
-        overlaps += [{"replicate": replicate, **row} for row in _overlap_rows(drawn, found)]
+    mine = shares(list(enumerate(seeds(seed, replicates))))
+    with tqdm(total=replicates, desc="bootstrap", disable=not progress) as bar:
+        parts = mapped(partial(_replicates, small, chosen, found, paired), mine, bar.update)
+    frequency = {basis: torch.stack([part[0][basis] for part in parts]).sum(0) for basis in found.masks}
+    values = np.empty((replicates, int(_values(scores, found).numel())))
+    for some, part in zip(mine, parts, strict=True):
+        values[[replicate for replicate, _ in some]] = part[1]
+    overlaps = sorted((row for part in parts for row in part[2]), key=itemgetter("replicate"))
     shards = min(len(each) for each in run.shards.values())
     frequency = {basis: total / replicates for basis, total in frequency.items()}
     intervals = found.to_frame().assign(score=_values(scores, found).numpy())
@@ -103,6 +104,23 @@ def bootstrap(
     intervals["frequency"] = torch.cat([each[found.masks[basis]] for basis, each in frequency.items()]).numpy()
     table = pd.DataFrame(overlaps).drop(columns=["other_units"])
     return Stability(found, frequency, intervals, table, shards, level)
+
+
+def _replicates(
+    run: Run, method: Method, found: NeuronSet, paired: bool, draws: Sequence[tuple[int, int]], report: Report
+) -> tuple[dict[str, Tensor], list[np.ndarray], list[dict[str, Any]]]:
+    """Of some replicates: how many chose each unit, the scores of the set's units, and overlaps with the set."""
+    frequency = {basis: torch.zeros(mask.shape, dtype=torch.float64) for basis, mask in found.masks.items()}
+    values, overlaps = [], []
+    for replicate, seed in draws:
+        again = method.score(resampled(run, seed, paired=paired).statistics)
+        drawn = method.select(again)
+        for basis, mask in drawn.masks.items():
+            frequency[basis] += mask
+        values.append(_values(again, found).numpy())
+        overlaps += [{"replicate": replicate, **row} for row in _overlap_rows(drawn, found)]
+        report(1)
+    return frequency, values, overlaps
 
 
 def _values(scores: NeuronScores, found: NeuronSet) -> Float[Tensor, "member"]:

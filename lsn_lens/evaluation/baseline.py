@@ -9,9 +9,10 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pandas as pd
 from lsn_lens.bars import tqdm
 from lsn_lens.evaluation import scored
 from lsn_lens.evaluation.jobs import NONE, Evaluate, Job, jobs_for, jobs_of
-from lsn_lens.evaluation.scored import Hooks, Losses, PerDocument, Scored, document_sums, measures
+from lsn_lens.evaluation.scored import Losses, PerDocument, Scored, document_losses, measures
 from lsn_lens.interventions.actions import zero
 from lsn_lens.interventions.intervening import Intervention
 from lsn_lens.interventions.words import Choice
@@ -36,6 +37,7 @@ from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import Documents, LanguageCorpus
 from lsn_lens.text.plan import Layout, Plan, layout_of
 from lsn_lens.text.tokens import separator_id, tokenize
+from lsn_lens.workers import Report, mapped, shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,17 +170,25 @@ class HeldOut:
                 groups.setdefault(job.labels, []).append(place)
         names = tuple(dict.fromkeys(name for job in jobs for name, _ in job.hooks))
         total = sum(len(places) * _size(self.plan, labels) for labels, places in groups.items())
+        work = [(labels, some) for labels, places in groups.items() for some in self._shares(jobs, labels, places)]
+
+        def under(some: tuple[Any, Any], report: Report) -> list[Losses]:
+            every = [[jobs[place].hooks for place in part] for part in some[1]]
+            return document_losses(self.model, self.plan, self.scored, some[0], every, report)
+
         with forward.lean_where_exact(self.model, names), _bar(total, progress) as bar:
-            for labels, places in groups.items():
-                widest = max(self.scored[label].widest for label in labels)
-                together = max(1, scored.at_once(self.model, self.plan.layout, copies=2) // widest)
-                places.sort(key=lambda place: resuming.first_layer(name for name, _ in jobs[place].hooks))
-                parts = [places[first : first + together] for first in range(0, len(places), together)]
-                hooks = [[jobs[place].hooks for place in part] for part in parts]
-                found = _losses(self.model, self.plan, self.scored, labels, hooks, bar)
-                for place, each in zip(places, found, strict=True):
-                    losses[place] = each
+            measured = mapped(under, work, bar.update)
+        for (_, some), found in zip(work, measured, strict=True):
+            for place, each in zip(chain(*some), found, strict=True):
+                losses[place] = each
         return losses
+
+    def _shares(self, jobs: Sequence[Job], labels: Sequence[str], places: Iterable[int]) -> list[Any]:
+        """Each process's jobs, by place: those that share a forward pass, which begin at about the same layer."""
+        widest = max(self.scored[label].widest for label in labels)
+        together = max(1, scored.at_once(self.model, self.plan.layout, copies=2) // widest)
+        order = sorted(places, key=lambda place: resuming.first_layer(name for name, _ in jobs[place].hooks))
+        return shares([order[first : first + together] for first in range(0, len(order), together)])
 
     def _rows(self, job: Job, losses: Losses) -> list[dict[str, Any]]:
         """The rows of one job; all changes come from the change in nats, which keeps most digits."""
@@ -239,7 +249,7 @@ def held_out(
     if unknown:
         warnings.warn(scored.unknown_bytes(model.tokenizer, unknown), stacklevel=3)
     with forward.lean_where_exact(model, ()), _bar(_size(plan, corpora), progress) as bar:
-        (clean,) = _losses(model, plan, known, tuple(corpora), [[[]]], bar)
+        (clean,) = document_losses(model, plan, known, tuple(corpora), [[[]]], bar.update)
     return HeldOut(model, plan, known, clean, describe_hooks(model), fingerprint(model), corpora)
 
 
@@ -288,13 +298,3 @@ def _size(plan: Plan, labels: Collection[str]) -> int:
 
 def _bar(total: int, progress: bool) -> Any:
     return tqdm(total=total, desc="losses", unit="tok", unit_scale=True, disable=not progress)
-
-
-def _losses(
-    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str],
-    groups: Sequence[Sequence[Hooks]], bar: Any,
-) -> list[Losses]:  # fmt: skip
-    """Loss of each document with a scored token, under each of several hooks."""
-    start = separator_id(model.tokenizer, plan.layout.separator)
-    every = document_sums(model, plan, start, labels, groups, bar)
-    return [{label: sums[known[label].documents] for label, sums in each.items()} for each in every]

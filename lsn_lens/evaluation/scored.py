@@ -1,7 +1,7 @@
 """The scored tokens of a text, their bytes, and their loss by document."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from lsn_lens.model import forward, resuming, structure, unembedding
 from lsn_lens.model.structure import Model
 from lsn_lens.text.plan import Batch, Layout, Plan
 from lsn_lens.text.token_bytes import UNKNOWN
+from lsn_lens.text.tokens import separator_id
+from lsn_lens.workers import Report
 
 AT_ONCE = 512  # tokens of a batch on a CPU, whose cache is small
 
@@ -83,6 +85,16 @@ def _read(plan: Plan, separator: int | None, labels: Collection[str]) -> Iterato
             yield batch, documents[:, 1:].where(scored_tokens(batch, separator), -1)
 
 
+def document_losses(
+    model: Model, plan: Plan, known: Mapping[str, Scored], labels: Sequence[str],
+    groups: Sequence[Sequence[Hooks]], report: Report,
+) -> list[Losses]:  # fmt: skip
+    """Loss of each document with a scored token, under each of several hooks."""
+    start = separator_id(model.tokenizer, plan.layout.separator)
+    every = document_sums(model, plan, start, labels, groups, report)
+    return [{label: sums[known[label].documents] for label, sums in each.items()} for each in every]
+
+
 @torch.no_grad()
 def document_sums(
     model: Model,
@@ -90,7 +102,7 @@ def document_sums(
     separator: int | None,
     labels: Collection[str],
     groups: Sequence[Sequence[Hooks]],
-    bar: Any,
+    report: Report,
 ) -> list[Losses]:
     """Summed loss of every document under each of several hooks, in groups that share a forward pass.
 
@@ -112,7 +124,7 @@ def document_sums(
             with model.hooks(fwd_hooks=_side_by_side(each)), resuming.resumed(model, layer, outputs, len(each)):
                 losses = unembedding.next_token_losses(model, rows[0], rows[1] if batch.padded else None, rows[2])
             found.append(losses.cpu().view(len(each), -1))
-            bar.update(len(each) * int(batch.keep.sum()))
+            report(len(each) * int(batch.keep.sum()))
         sums[batch.language].index_add_(1, documents[scored], torch.cat(found))
     return [{label: each[place].numpy() for label, each in sums.items()} for place in range(copies)]
 
