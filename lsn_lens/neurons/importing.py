@@ -19,12 +19,14 @@ from lsn_lens.neurons.sets import NeuronSet
 
 # the order of its lape_identify.py
 CLAS_BENCH = "en ar bo da de es fr hi it ja ko mt nl no pl pt ru sv tr zh sk el kk sw ka uk fa th id vi cs ro"
-EXPERTISE = ("ap", "layer", "unit", "concept")  # columns
+EXPERTISE, UNIT = ("ap", "layer", "unit", "concept"), ("language", "layer", "unit")  # columns
 MODULES = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "attn_out", "out_proj": "attn_out", "gate_proj": "mlp_pre",
     "up_proj": "mlp_up", "down_proj": "mlp_out", "fc1": "mlp_pre", "fc2": "mlp_out", "dense": "attn_out",
     "dense_h_to_4h": "mlp_pre", "dense_4h_to_h": "mlp_out",
 }  # fmt: skip  # last part of a Linear's name -> basis of its outputs
+WITHOUT_LABELS = ("lape", "entropy_lambda")
+NAMELESS = "name them in the file's order (languages=, --labels)."
 KINIT = {"mlp": "mlp", "attn_q_proj": "q", "attn_k_proj": "k", "attn_v_proj": "v"}  # begin of a result's name -> basis
 
 
@@ -106,7 +108,8 @@ def format_of(path: Path) -> str:
     if path.suffix == ".safetensors":
         return "lsn_lens"
     if path.suffix == ".csv":
-        return "expertise"
+        columns = set(pd.read_csv(path, nrows=0))
+        return "table" if "language" in columns and not set(EXPERTISE) <= columns else "expertise"
     if path.suffix == ".json":
         return "dln" if {"neurons", "languages", "tau"} <= set(_json(path)) else "lsn_lens"
     content = files.load_torch(path)
@@ -114,7 +117,8 @@ def format_of(path: Path) -> str:
         return "kinit"
     raise ValueError(
         f"{path} may be of the formats 'lape', 'clas_bench' or 'entropy_lambda', which look the same and differ in the "
-        "order of their languages: give format= and, but for 'clas_bench', languages=."
+        "order of their languages: name the format (format=, --format) and, but for 'clas_bench', the languages in the "
+        "file's order (languages=, --labels)."
     )
 
 
@@ -133,7 +137,7 @@ def _lists(method: str, known: tuple[str, ...] | None = None) -> Callable[[Sourc
     def read(source: Source) -> NeuronSet:
         labels = source.languages or known
         if labels is None:
-            raise ValueError(f"{source.file} names no languages: give languages=[...], in the file's order.")
+            raise ValueError(f"{source.file} names no languages: {NAMELESS}")
         layers, width = units.shapes_of(source.shapes, ["mlp"])["mlp"]
         found = NeuronSet.from_lape_file(source.file, labels, width)
         if found.masks["mlp"].shape[1] != layers:
@@ -155,6 +159,22 @@ def _dln(source: Source) -> NeuronSet:
     shapes = {"mlp": units.shapes_of(source.shapes, ["mlp"])["mlp"]}
     found = NeuronSet.from_frame(frame, shapes, _same_labels(source, given["languages"]), "DLN, populations.json")
     return replace(found, notes={"pct": given["pct"], "tau": given["tau"]}, origin={"model": given["model"]})
+
+
+def _units(source: Source) -> NeuronSet:
+    """One row per language and unit, as `lsn-lens find` and `export` write it, or anybody's spreadsheet."""
+    frame = pd.read_csv(source.file, keep_default_na=False)  # NA is a label
+    if lacking := [each for each in UNIT if each not in frame]:
+        raise ValueError(f"{source.file} has no columns {lacking}: expected {list(UNIT)}, and basis where not mlp.")
+    methods = list(dict.fromkeys(frame.get("method", [])))
+    if len(methods) > 1:
+        raise ValueError(f"{source.file} has the units of {methods}: keep the rows of one method.")
+    frame = frame.assign(basis=frame.get("basis", "mlp"))
+    bases = list(dict.fromkeys(frame["basis"])) or ["mlp"]
+    shapes = {each: size for each, size in units.shapes_of(source.shapes, bases).items() if each in bases}
+    labels = _same_labels(source, list(dict.fromkeys(frame["language"].astype(str))))
+    found = "".join(f"{each}, " for each in methods) + f"table, {source.file.name}"
+    return NeuronSet.from_frame(frame, shapes, labels, found)
 
 
 def _expertise(source: Source) -> NeuronSet:
@@ -283,6 +303,7 @@ IMPORTERS: dict[str, Callable[[Source], NeuronSet]] = {
     "clas_bench": _lists("LAPE of CLaS-Bench", tuple(CLAS_BENCH.split())),
     "entropy_lambda": _lists("entropy-lambda"),
     "dln": _dln,
+    "table": _units,
     "expertise": _expertise,
     "kinit": _kinit,
 }
