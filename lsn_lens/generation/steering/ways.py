@@ -162,7 +162,7 @@ def steer(
 
     Returns:
         One row per text: `steering` ("none" without), `dose`, `seed`, `source`, `target` ("" without steering),
-        `units`, `text`, and the columns of `run_trials`.
+        `prompt` (without the words in front), `units`, `text`, and the columns of `run_trials`.
 
     Raises:
         ValueError: A string instead of a list of prompts; or no text to generate.
@@ -205,9 +205,10 @@ def _trials(
         for group in filter(None, groups):
             what = steering.make(group[0][0] if steering.uses_source else None, target)
             texts = [steering.prefix.get(target, "") + text for _, text in group]
-            trials.append(Trial(what, texts, [{**head, "source": source, "target": target} for source, _ in group], {}))
+            labels = [{**head, "source": source, "target": target, "prompt": text} for source, text in group]
+            trials.append(Trial(what, texts, labels, {}))
         if samples:
-            label = {**head, "source": NOTHING, "target": target}
+            label = {**head, "source": NOTHING, "target": target, "prompt": ""}
             front = [steering.prefix[target]] if target in steering.prefix else None
             trials.append(Trial(steering.make(None, target), front, [label], {"samples": samples}))
     return trials
