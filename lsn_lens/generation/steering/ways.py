@@ -143,6 +143,7 @@ def steer(
     samples: int = 40,
     tokens: int = 32,
     temperature: float | int = 0.8,
+    chat: bool | str = False,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -157,6 +158,7 @@ def steer(
         samples: Texts without a prompt (source "nothing"); 0 skips them.
         tokens: New tokens per text.
         temperature: See `generate`.
+        chat: See `generate`; not for texts without a prompt.
         seed: Seed of the samples, the same for all.
         progress: Show a progress bar.
 
@@ -178,7 +180,7 @@ def steer(
     trials = [*_trials(plain, prompts, [""], samples)]
     for each in steerings:
         trials += _trials(each, prompts, targets, samples)
-    settings = {"tokens": tokens, "temperature": temperature}
+    settings = {"tokens": tokens, "temperature": temperature, "chat": chat}
     texts = run_trials(model, trials, identify, seed=seed, progress=progress, **settings)
     return texts.astype({"seed": "Int64"})
 
@@ -210,7 +212,7 @@ def _trials(
         if samples:
             label = {**head, "source": NOTHING, "target": target, "prompt": ""}
             front = [steering.prefix[target]] if target in steering.prefix else None
-            trials.append(Trial(steering.make(None, target), front, [label], {"samples": samples}))
+            trials.append(Trial(steering.make(None, target), front, [label], {"samples": samples, "chat": False}))
     return trials
 
 
