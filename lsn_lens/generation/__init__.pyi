@@ -21,6 +21,7 @@ from .tasks.endings import ending_items as ending_items
 from .tasks.generated import evaluate_generated as evaluate_generated
 from .tasks.items import Item as Item
 from .tasks.items import load_items as load_items
+from .tasks.parallel import load_parallel as load_parallel
 from .tasks.presets import load_task as load_task
 from .tasks.scoring import accuracy as accuracy
 from .tasks.scoring import accuracy_change as accuracy_change
