@@ -1,6 +1,6 @@
 """Ways to steer a model to another language, and their cost on real text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -144,6 +144,7 @@ def steer(
     tokens: int = 32,
     temperature: float | int = 0.8,
     chat: bool | str = False,
+    stop: Iterable[str] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -159,6 +160,7 @@ def steer(
         tokens: New tokens per text.
         temperature: See `generate`.
         chat: See `generate`; not for texts without a prompt.
+        stop: See `generate`.
         seed: Seed of the samples, the same for all.
         progress: Show a progress bar.
 
@@ -180,7 +182,7 @@ def steer(
     trials = [*_trials(plain, prompts, [""], samples)]
     for each in steerings:
         trials += _trials(each, prompts, targets, samples)
-    settings = {"tokens": tokens, "temperature": temperature, "chat": chat}
+    settings = {"tokens": tokens, "temperature": temperature, "chat": chat, "stop": list(stop)}
     texts = run_trials(model, trials, identify, seed=seed, progress=progress, **settings)
     return texts.astype({"seed": "Int64"})
 
