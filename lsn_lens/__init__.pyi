@@ -1,6 +1,7 @@
 from . import analysis as analysis
 from . import applications as applications
 from . import collection as collection
+from . import command as command
 from . import comparison as comparison
 from . import controls as controls
 from . import evaluation as evaluation

@@ -1,14 +1,34 @@
-"""Languages that YAML takes for truth values, on the command line and in a file of settings."""
+"""The command `lsn-lens` and the scripts: settings, refusals, exit codes, and what is written."""
 
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
 import pytest
 from conftest import experiment
 
+import lsn_lens as lsn
+from lsn_lens.command import COMMANDS, main
+from lsn_lens.command.outcome import Outcome
+from lsn_lens.command.settings import CompareConfig, DemoConfig
+from lsn_lens.model import loading
+from lsn_lens.studies import auditing
 from lsn_lens.studies.experiment import run_cli
 
 SCRIPTS = (
     "audit", "compare_methods", "finetune_neurons", "ground_truth", "growth", "prune", "real_model", "sharing", "steer",
     "text_dependence", "translate", "workflow", "working_language",
 )  # fmt: skip
+ROOT = Path(__file__).parents[1]
+SLOW = ("torch", "transformers", "transformer_lens", "matplotlib", "plotly", "pandas", "sklearn", "datasets")
+LABELS = ["en", "fr"]
+SMALL = ("--languages", ",".join(LABELS), "--device", "cpu", "--length", "32", "--max_tokens", "320")
+FIND = ("find", *SMALL, "--methods", "lape,lap", "--parameters.lape.rate", "0.02")
 
 
 @pytest.mark.parametrize("script", [each for each in SCRIPTS if each != "ground_truth"])
@@ -20,6 +40,7 @@ def test_no_and_on_are_languages(script, tmp_path):
         ["--languages", "[en,no,on]"],
         ["--languages=en,no,on"],
         ["--languages", "[en,'no',\"on\"]"],
+        ["--languages", "en,no,on"],
         ["--config", str(tmp_path / "settings.yaml")],
     ):
         assert run_cli(config, args=arguments) == config(languages=("en", "no", "on"))
@@ -29,3 +50,219 @@ def test_other_settings_are_read_as_before():
     config = experiment("compare_methods").Config
     made = run_cli(config, args=["--rate", "1e-3", "--model", "a,b", "--methods", "[lape,lave]", "--max_tokens", "100"])
     assert made == config(rate=1e-3, model="a,b", methods=("lape", "lave"), max_tokens=100)
+
+
+def test_files_are_one_or_several():
+    config = experiment("audit").Config
+    for given, read in (("a.pth", ["a.pth"]), ("a/en.csv,fr.csv", ["a/en.csv", "fr.csv"]), ("[]", [])):
+        for arguments in (["--sets", given], [f"--sets={given}"]):
+            assert run_cli(config, args=arguments) == config(sets=tuple(map(Path, read)))
+
+
+def test_the_demo_is_that_of_make():
+    (line,) = [each for each in (ROOT / "Makefile").read_text().splitlines() if each.endswith("--out runs/demo")]
+    made = run_cli(CompareConfig, args=line.split()[1:])
+    assert {each.name: getattr(made, each.name) for each in fields(made)} == vars(DemoConfig())
+
+
+def test_help_imports_nothing_slow():
+    for arguments in (["--help"], ["find", "--help"]):
+        code = (
+            "import sys\nfrom lsn_lens.command.program import main\n"
+            f"try:\n    main({arguments})\nexcept SystemExit as end:\n    code = end.code\n"
+            f"sys.exit(code or ', '.join(each for each in {SLOW} if each in sys.modules) or 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "") and "find" in done.stdout
+
+
+def said(capsys, *arguments):
+    """The JSON object that a subcommand writes, and what it says without --json."""
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_model():
+    """The embedded model is loaded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_model", cache(loading.load_model))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where `find` wrote."""
+    out = tmp_path_factory.mktemp("command") / "found"
+    assert main([*FIND, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def french(folder):
+    """The units of one language, as a file."""
+    lsn.NeuronSet.load(folder / "neurons/lape")["fr"].save(folder.parent / "fr.json")
+    return str(folder.parent / "fr.json")
+
+
+def test_find_writes_what_detect_finds(folder, capsys):
+    found = lsn.detect(lsn.load_run(folder / "run"), "lape", rate=0.02)
+    assert found == lsn.NeuronSet.load(folder / "neurons" / "lape") == lsn.NeuronSet.load(folder / "neurons/lape.json")
+    table = pd.read_csv(folder / "neurons.csv").query("method == 'lape'")
+    assert len(table) == found.counts().sum() and table["score"].notna().all()
+    arguments = [*FIND, "--out", str(folder)]
+    told = said(capsys, *arguments)
+    assert told["counts"][0] == {"method": "lape", "units": len(found), **found.counts().to_dict()}
+    assert told["command"] == "find" and Path(told["paths"]["table"]) == (folder / "neurons.csv").resolve()
+    assert main(arguments) == 0
+    assert f"lape finds {len(found):,} different units" in capsys.readouterr().out
+
+
+def test_deactivate_measures_the_set(french, tmp_path, capsys):
+    arguments = ["deactivate", *SMALL, "--sets", french, "--out", str(tmp_path), "--evaluation_tokens", "256"]
+    told = said(capsys, *arguments, "--seeds", "19")
+    model, corpora = loading.load_model("demo", device="cpu"), lsn.load_corpora("demo", LABELS)
+    found = lsn.NeuronSet.load(french)
+    matrix = lsn.perplexity_matrix(model, corpora, found, layout=lsn.Layout(length=32, max_tokens=256), progress=False)
+    for row in told["matrix"]:
+        expected = matrix.loc[row["units of"]].to_dict()
+        assert {label: row[label] for label in expected} == pytest.approx(expected, abs=1e-5)
+    for row in told["effects"]:
+        assert row["own_rise"] == pytest.approx(matrix.loc[row["language"], row["language"]], abs=1e-5)
+        assert row["own_rise_low"] <= row["own_rise_high"] and 1 / 20 <= row["p"] <= 1
+    assert (tmp_path / "figures/matrix.png").is_file()
+    assert len(pd.read_csv(tmp_path / "tables/random_points.csv")) == 19
+
+
+def test_inspect_writes_pages(folder, tmp_path, capsys):
+    few = ("--random", "1", "--evaluation_tokens", "64", "--out", str(tmp_path))
+    told = said(capsys, "inspect", *SMALL, "--unit", "mlp.5.12", *few)
+    assert [row["language"] for row in told["effects"]] == LABELS
+    assert "Unit 12 of layer 5" in Path(told["paths"]["page"]).read_text()
+    told = said(capsys, "inspect", *SMALL, "--sets", str(folder / "neurons/lape.json"), "--units", "1", *few)
+    assert len(told["units"]) == 1 and Path(told["paths"]["pages"]).is_file()
+
+
+def test_steer_continues_a_prompt(folder, tmp_path, capsys):
+    some = (*SMALL[:4], "--max_tokens", "320", "--tokens", "4", "--strength", "4", "--out", str(tmp_path))
+    for more in ((), ("--sets", str(folder / "neurons/lape.safetensors"))):
+        told = said(capsys, "steer", "--prompt", "The fish", "--to", "fr", *some, *more)
+        assert len(told["texts"]) == 3 and told["texts"][0]["intervention"] == "none"
+        assert told["texts"][1]["text"] != told["texts"][0]["text"]
+
+
+def test_audit_and_compare_write_their_reports(french, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(auditing, "CHECKS", {"activity": auditing.CHECKS["activity"]})  # tests/test_audit.py has all
+    few = ("--evaluation_tokens", "64", "--out", str(tmp_path / "audit"))
+    told = said(
+        capsys, "audit", *SMALL, "--sets", french, *few, "--seeds", "19", "--side_seeds",
+        "1", "--prompts", "1", "--tokens", "2",
+    )  # fmt: skip
+    assert Path(told["paths"]["report"]).is_file() and len(told["effects"]) == 1 and told["found"]
+    told = said(
+        capsys, "compare", *SMALL, "--methods", "lape,lap", "--at_least", "1", "--control_seeds", "2",
+        *few[:3], str(tmp_path / "compare"), "--control_tokens", "64", "--replicates", "0", "--permutations", "0",
+        "--sizes", "[]",
+    )  # fmt: skip
+    assert {row["method"] for row in told["ranking"]} == {"lape", "lap"} and "passes for" in told["found"]
+
+
+def test_plan_says_bytes(capsys):
+    told = said(capsys, "plan", "--languages", "[en,fr]")
+    planned = lsn.plan_run("demo", ["lape"], languages=2, layout=lsn.Layout("auto"))
+    assert {row["part"]: row["memory"] for row in told["bytes"]} == planned["memory"].to_dict()
+
+
+def test_status_and_merge_count_shards(folder, tmp_path, capsys):
+    whole = said(capsys, "status", str(folder))
+    assert {"lape", "lap", "lave"} - {row["method"] for row in whole["methods"]} == {"lave"}
+    halves, run = [tmp_path / "a", tmp_path / "b"], lsn.load_run(folder / "run")
+    for half, lost in zip(halves, ("fr-", "en-"), strict=True):
+        shutil.copytree(folder / "run", half)
+        for path in (half / "shards").glob(f"{lost}*"):
+            path.unlink()
+    shards = {row["language"]: row["shards"] for row in whole["languages"]}
+    told = said(capsys, "status", str(halves[0]))
+    assert {row["language"]: row["missing"] for row in told["languages"]} == {"en": 0, "fr": shards["fr"]}
+    told = said(capsys, "merge", "--runs", ",".join(map(str, halves)), "--out", str(tmp_path / "both"))
+    assert sum(row["missing"] for row in told["languages"]) == 0
+    merged = lsn.load_run(tmp_path / "both").statistics
+    assert all(merged.sums[key].equal(each) for key, each in run.statistics.sums.items())
+
+
+def test_runs_of_different_methods_merge_into_one(tmp_path):
+    model, corpora = loading.load_model("demo", device="cpu"), lsn.load_corpora("demo", ["en", "fr"])
+    how = {"layout": lsn.Layout("documents", max_tokens=200, shards=2), "progress": False}
+    for name in ("lape", "plnd"):
+        lsn.collect(model, corpora, [name], tmp_path / name, **how)
+    merged = lsn.collection.merge_runs([tmp_path / "lape", tmp_path / "plnd"], tmp_path / "both")
+    assert lsn.detect(merged, "plnd") == lsn.detect(lsn.load_run(tmp_path / "plnd"), "plnd")
+    assert lsn.detect(merged, "lape") == lsn.detect(lsn.load_run(tmp_path / "lape"), "lape")
+    again = lsn.collect(model, corpora, ["lape", "plnd"], tmp_path / "both", **how)
+    assert again.settings == merged.settings
+    other = lsn.collect(model, corpora, ["lape"], tmp_path / "other", **{**how, "layout": lsn.Layout(max_tokens=200)})
+    with pytest.raises(ValueError, match="no parts of one run: layout kind was 'documents', now 'blocks'"):
+        lsn.collection.merge_runs([tmp_path / "lape", other.path], tmp_path / "new")
+
+
+def test_export_writes_every_format(folder, tmp_path, capsys):
+    found = lsn.NeuronSet.load(folder / "neurons/lape")
+    for name in ("set.csv", "set.json", "set.safetensors", "set.pth", "checkpoint"):
+        arguments = ("export", "--device", "cpu", "--sets", str(folder / "neurons/lape.json"), "--languages", "[fr]")
+        told = said(capsys, *arguments, "--out", str(tmp_path / name))
+        assert told["counts"] == [{"language": "fr", "units": int(found.counts()["fr"])}] and (tmp_path / name).exists()
+    assert lsn.NeuronSet.load(tmp_path / "set") == found["fr"]
+    assert json.loads((tmp_path / "checkpoint/lsn_lens.json").read_text())["units"]["mlp"]["off"] == len(found["fr"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["find", "--methods", "lapse"], "unknown methods ['lapse']"),
+        (["find", "--parameters.lape.rat", "1"], "lape has no parameter 'rat'"),
+        (["find", "--languages", "[en,xx]"], "no text for ['xx']"),
+        (["find", "--corpus", "/nowhere"], "neither a folder nor one of"),
+        (["find", "--out", "."], "no subcommand wrote there: give a new folder"),
+        (["compare", "--controls", "[x]"], "unknown controls ['x']"),
+        (["audit", "--sets", "/nowhere.pth"], "/nowhere.pth: no such file"),
+        (["deactivate", "--seeds", "3"], "seeds=3: expected 19 or more"),
+        (["deactivate", "--sets", "file.txt", "--format", "x"], "--format x: expected one of"),
+        (["inspect"], "give either --unit mlp.5.12 or --sets FILE"),
+        (["inspect", "--unit", "mlp.5"], "expected basis, layer and unit, as mlp.5.12"),
+        (["steer", "--prompt", "The fish"], "give a text to continue and the language"),
+        (["steer", "--prompt", "The fish", "--to", "xx"], "--to xx: the corpus has ['de', 'en'"),
+        (["status", "."], "is not the folder of a run"),
+        (["merge", "--runs", "a,b"], "a is not the folder of a run"),
+        (["export", "--sets", "file.txt", "--out", "new.xyz"], "expected a file that ends in one of"),
+        (["export", "--sets", "file.txt", "--out", "file.txt"], "expected a file that ends in one of"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_before_the_model_is_loaded(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.chdir(tmp_path)
+    Path("file.txt").touch()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert words in end.value.code and "\n" not in end.value.code
+    assert [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("arguments", [["fnid"], [], ["find", "--metods", "[lape]"], ["find", "--length", "long"]])
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "lsn-lens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [each for each in COMMANDS if each not in ("status", "merge")])
+def test_settings_can_be_written_and_read_again(name, tmp_path, capsys, monkeypatch):
+    seen, command = [], COMMANDS[name]
+    stub = replace(command, run=lambda given: seen.append(given) or Outcome("fine"))
+    monkeypatch.setattr("lsn_lens.command.program.COMMANDS", {name: stub})
+    more = {"inspect": ["--unit", "mlp.5.12"]}.get(name, [])
+    with pytest.raises(SystemExit):
+        main([name, "--model", "other", *more, "--print_config"])
+    (tmp_path / "settings.yaml").write_text(capsys.readouterr().out)
+    for arguments in ([name, "--model", "other", *more], [name, "--config", str(tmp_path / "settings.yaml")]):
+        assert main(arguments) == 0
+    assert seen[0] == seen[1] and seen[0].model == "other"

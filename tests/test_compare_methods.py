@@ -10,6 +10,7 @@ import pytest
 from conftest import experiment, refused
 
 import lsn_lens as lsn
+from lsn_lens.command import comparing
 from lsn_lens.studies.experiment import found_in
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "compare_methods.py"
@@ -116,12 +117,14 @@ def test_the_page_of_trust(written):
 
 def test_checks_that_settings_ask_for(script):
     run = lsn.Run({}, {"text": {"layout": {"kind": "documents"}}})
-    assert script.checks(script.Config(replicates=0, permutations=0), run) is None
-    asked = script.checks(script.Config(controls=("changed_text",), replicates=0), run)
+    assert comparing.checks(script.Config(replicates=0, permutations=0), run) is None
+    asked = comparing.checks(script.Config(controls=("changed_text",), replicates=0), run)
     assert (asked.replicates, asked.permutations, asked.paired) == (0, 99, True)
     assert (asked.changed_text, asked.ablations, asked.off_target) == (True, False, False)
     blocks = replace(run, settings={"text": {"layout": {"kind": "blocks"}}})
-    assert not script.checks(script.Config(), blocks).paired  # a shard of blocks is not the same text in each language
+    assert not comparing.checks(
+        script.Config(), blocks
+    ).paired  # a shard of blocks is not the same text in each language
 
 
 def test_methods_have_comparable_sizes(written):
@@ -160,11 +163,11 @@ def test_what_cannot_work_is_refused_before_anything_slow(script, tmp_path):
 
 
 def test_all_methods_by_default(script):
-    every = script.names(script.Config())
+    every = comparing.names(script.Config())
     assert set(every) == set(lsn.METHODS) - {"random"}
-    assert script.layout(script.Config()).kind == "auto"
-    assert script.layout(script.Config(methods=("lape",))).kind == "auto"  # the same whatever the methods
-    assert script.layout(script.Config(kind="blocks")).kind == "blocks"  # collect leaves out what it cannot have
+    assert comparing.layout(script.Config()).kind == "auto"
+    assert comparing.layout(script.Config(methods=("lape",))).kind == "auto"  # the same whatever the methods
+    assert comparing.layout(script.Config(kind="blocks")).kind == "blocks"  # collect leaves out what it cannot have
 
 
 def test_settings_from_the_command_line(tmp_path):

@@ -1,10 +1,13 @@
+import math
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+import lsn_lens as lsn
 from lsn_lens.report import charts, plots, type_plots
 
 LANGUAGES = ["en", "fr", "zh", "ja", "vi"]
@@ -41,6 +44,26 @@ GROWN = pd.DataFrame(
 )  # fmt: skip
 
 
+METHODS = {
+    name: lsn.NeuronSet.from_dict({"fr": units}, (2, 6))
+    for name, units in {"lape": [(0, 1), (0, 2), (1, 3)], "lap": [(0, 2), (1, 3)], "lave": [(1, 5)]}.items()
+}
+SCORES = lsn.NeuronScores(("en", "fr"), {"mlp": torch.tensor([[[0.0] * 6] * 2, [[5, 4, 3, 1, 2, -math.inf]] * 2])},
+                          "Lape()")  # fmt: skip
+SIMILAR = pd.DataFrame([[1, 0.9, 0.2], [0.9, 1, 0.4], [0.2, 0.4, 1]], index=["fr", "es", "zh"],
+                       columns=["fr", "es", "zh"])  # fmt: skip
+CURVES = pd.DataFrame(
+    [
+        {"bases": "mlp", "method": name, "language": language, "units": units, "own_rise": rise * units,
+         "random_mean": 0.1, "random_low": 0.0, "random_high": 0.3}
+        for name, rise in (("lape", 0.1), ("lap", 0.2))
+        for language in ("fr", "zh")
+        for units in (1, 10)
+        if (name, language, units) != ("lap", "zh", 10)
+    ]
+)  # fmt: skip
+
+
 def all_charts():
     summary = pd.DataFrame({"language": LANGUAGES, "own_rise": [0.1, 0.2, -0.1, 0.0, 0.3]})
     points = pd.DataFrame({"language": LANGUAGES * 3, "own_rise": np.linspace(-0.1, 0.1, 15)})
@@ -59,6 +82,10 @@ def all_charts():
     shares = pd.DataFrame({"layer": [0, 1] * 2, "language": ["zh", "zh", "en", "en"], "type": "all-shared",
                            "sum_share": [0.1, 0.2, 0.3, 0.4]})  # fmt: skip
     return {
+        "upset": plots.upset(METHODS),
+        "precision": plots.precision_recall({"lape": SCORES}, METHODS["lape"], "fr"),
+        "clusters": plots.clusters(SIMILAR),
+        "sizes": plots.size_curves(CURVES),
         "types": type_plots.type_curves(profile),
         "type map": type_plots.type_map(shares, "all-shared"),
         "type effects": type_plots.type_effects(TYPED),
@@ -170,9 +197,71 @@ def test_types_of_neurons_as_curves_cells_bars_and_dots():
     assert own.values.to_dict() == {"scale 1.5": 0.3, "scale 2": 0.5} and len(controls) == 2
 
 
+def test_an_upset_plot_counts_each_unit_once():
+    chart = plots.upset(METHODS)
+    bars, members, others = chart.marks
+    assert bars.values.to_dict() == {"lape & lap": 2, "lape": 1, "lave": 1}
+    assert list(members.values.index) == ["lape & lap", "lape & lap", "lape", "lave"] and len(others.values) == 5
+    places = {name: place for place, name in chart.y_ticks.items()}
+    assert set(members.values["lape & lap"]) == {places["lape"], places["lap"]}
+    assert places["lave"] == others.values.min()
+    assert [*chart.x_ticks.values()] == ["2", "1", "1"] and "4 in all" in chart.caption
+    assert "1 smaller combinations are left out" in plots.upset(METHODS, most=2).caption
+    both = lsn.NeuronSet.from_dict({"fr": [(0, 1), (1, 1)], "en": [(1, 1)]}, (2, 6))
+    assert plots.upset(both).marks[0].values.to_dict() == {"fr": 1, "fr & en": 1}
+    with pytest.raises(ValueError, match="1 sets with 3 units"):
+        plots.upset({"lape": METHODS["lape"]})
+
+
+def test_precision_and_recall_are_those_of_the_ranking():
+    own, chance = all_charts()["precision"].marks
+    # ranks, two units each: 0 (5), 1 (4: one true), 2 (3: one true), 4, 3 (1: one true), 5 (cannot be chosen)
+    points = dict(zip(np.round(own.values.index, 6), own.values, strict=True))
+    assert points[round(1 / 3, 6)] == pytest.approx(1 / 4) and points[round(2 / 3, 6)] in (
+        pytest.approx(2 / 6), pytest.approx(2 / 8)
+    )  # fmt: skip
+    assert own.values.iloc[0] == pytest.approx(3 / 12) and list(chance.values) == [3 / 12] * 2
+    with pytest.raises(ValueError, match="no units of 'en'"):
+        plots.precision_recall(SCORES, lsn.NeuronSet.from_dict({"en": [], "fr": [(0, 1)]}, (2, 6)), "en")
+    with pytest.raises(KeyError, match=r"expected \['q'\] in 'fr'"):
+        plots.precision_recall(SCORES, lsn.NeuronSet.from_dict({"fr": [(0, 1)]}, (2, 6), "q"), "fr")
+
+
+def test_clusters_join_at_their_mean_distance():
+    chart = plots.clusters(SIMILAR)
+    heights = sorted(max(mark.values) for mark in chart.marks)
+    assert heights == pytest.approx([0.1, 0.7])  # fr with es; both with zh: 1 - (0.2 + 0.4) / 2
+    assert set(chart.x_ticks.values()) == {"fr", "es", "zh"} and sorted(chart.x_ticks) == [0, 1, 2]
+    ticks = chart.matplotlib().axes[0].get_xticklabels()
+    assert [each.get_text() for each in ticks] == [*chart.x_ticks.values()]
+    with pytest.raises(ValueError, match="expected numbers for two languages"):
+        plots.clusters(SIMILAR.head(1))
+
+
+def test_effect_by_size_is_a_mean_over_the_languages_that_all_have():
+    *methods, random = plots.size_curves(CURVES).marks
+    assert {each.label: [*each.values] for each in methods} == {"lape": [0.1, 1.0], "lap": [0.2, 2.0]}  # fr alone
+    assert random.dashed and list(random.band["high"]) == [0.3, 0.3]
+    with pytest.raises(ValueError, match="choose the rows of one kind"):
+        plots.size_curves(pd.concat([CURVES, CURVES.assign(bases="q")]))
+
+
+def test_one_huge_bar_does_not_hide_the_others():
+    names = [*"abcdef"]
+    usual = charts.Bars(pd.Series([0.1, 0.2, -0.1, 0.1, 0.2, 9.0], index=names), "own", "#b5402a")
+    chart = charts.Chart("", "", "", (usual, charts.Bars(usual.values / 2, "others", "#333")))
+    low, high = chart.matplotlib().axes[0].get_ylim()
+    assert 0.2 < high < 1 and low < -0.1
+    assert chart.plotly().layout.yaxis.range == (low, high)
+    assert chart.plotly().data[1].x == ("a", "b", "c", "d", "e", "f<br>↑9 ↑4.5")
+    assert chart.matplotlib().axes[0].get_xticklabels()[5].get_text() == "f\n↑9 ↑4.5" and "cut off" in chart.told
+    even = charts.Chart("", "", "", (charts.Bars(usual.values.head(5), "own", "#b5402a"),))
+    assert even.plotly().layout.yaxis.range is None and even.told == even.caption
+
+
 @pytest.mark.parametrize("name", [
     "layers", "change", "overlap", "control", "methods", "agreement", "prune", "types", "type map", "type effects",
-    "type strengths", "growth",
+    "type strengths", "growth", "upset", "precision", "clusters", "sizes",
 ])  # fmt: skip
 def test_every_figure_can_be_drawn_by_both(name, tmp_path):
     chart = all_charts()[name]

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, experiment, tiny_model, tiny_tokenizer
+from conftest import ARCHITECTURES, BACKENDS, GROUPED, LLAMA_LIKE, SENTENCES, tiny_model, tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens.analysis.lens.layers import logit_lens
+from lsn_lens.command.comparing import names
+from lsn_lens.command.settings import CompareConfig
 from lsn_lens.comparison.page import facts
 from lsn_lens.comparison.sections import ranking_section
 from lsn_lens.evaluation.stages import Stages
@@ -229,8 +231,7 @@ def test_a_mistake_is_no_refusal(tiny, corpora):
 
 
 def test_the_experiment_and_its_report_leave_out_what_does_not_apply(mixture, compared):
-    script = experiment("compare_methods")
-    parameters, words = lsn.methods.common_rate(mixture[1], script.names(script.Config()))
+    parameters, words = lsn.methods.common_rate(mixture[1], names(CompareConfig()))
     assert set(parameters) == RESIDUAL and parameters["diffmean"] == {"rate": 0.01} and "1.00%" in words
     assert facts(compared)["methods left out"] == "10"
     table = ranking_section(compared, "").tables["What was left out"]
@@ -404,7 +405,11 @@ def never(*_, **__):
 
 @pytest.mark.parametrize(("call", "kind", "said"), FIRST_STEPS.values(), ids=list(FIRST_STEPS))
 def test_a_wrong_first_step_is_refused_in_words_before_anything_runs(call, kind, said, asked, as_a_user, monkeypatch):
-    for module in ("collection.collecting._run_shards", "evaluation.baseline.document_losses", "generation.sampling._write"):
+    for module in (
+        "collection.collecting._run_shards",
+        "evaluation.baseline.document_losses",
+        "generation.sampling._write",
+    ):
         monkeypatch.setattr(f"lsn_lens.{module}", never)
     with pytest.raises(kind, match=said):
         call(*asked)

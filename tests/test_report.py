@@ -1,5 +1,8 @@
 import json
 import math
+import re
+import shutil
+import subprocess
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -9,10 +12,11 @@ import pytest
 import torch
 
 import lsn_lens as lsn
-from lsn_lens.comparison import draw_checks, model_checks
+from lsn_lens.comparison import draw_checks, grid, model_checks
 from lsn_lens.comparison import page as sections
+from lsn_lens.comparison import sections as comparison_sections
 from lsn_lens.comparison.equal_size import AHEAD, FIRST, LEADS, NO_POINTS
-from lsn_lens.report import page, plots, text_view
+from lsn_lens.report import columns, page, plots, tables, text_view
 from lsn_lens.report.page import Report, Section
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese
@@ -112,12 +116,81 @@ def test_digits_of_tables():
             "method": ["lape", "lap", "lave"],
         }
     )
-    headings, rows = page.table_cells(frame)
+    headings, rows = tables.table_cells(frame)
     assert headings == ["in-language loss increase", "units", "ratio", "above random", "rate", "method"]
     assert rows[0] == ["+0.0123", "12,345", "12.3", "100%", "1.87%", "lape"]
-    assert rows[1] == ["+0.0000", "1", "1.0", "80%", "1.00%", "lap"]
+    assert rows[1] == ["-4e-05", "1", "1.00", "80%", "1.00%", "lap"]  # no number but 0 is written as zero
     assert rows[2][0] == rows[2][2] == "n/a"
-    assert page.table_cells(frame.head(0))[1] == []
+    assert tables.table_cells(frame.head(0))[1] == []
+
+
+@pytest.mark.parametrize(("value", "kind", "text"), [
+    (0.0, "nats", "0"), (-0.0004, "change", "-0.0004"), (1234.5, "number", "1,234.5"), (0.003, "share", "<1%"),
+    (0.0, "share", "0%"), (0.00001, "p", "<0.001"), (math.inf, "nats", "inf"), (-1.2345, "nats", "-1.23"),
+])  # fmt: skip
+def test_a_number_is_written_as_zero_only_where_it_is(value, kind, text):
+    assert columns.written(value, kind) == text
+
+
+def test_values_are_words_and_not_pythons():
+    assert columns.in_words({"exact_q": [58, 192], "de": 0.5, "on": True, "none": None}) == (
+        "exact q 58 of 192, de 0.5, on yes, none "
+    )
+    assert comparison_sections._in_words("Lape(rate=0.0212673611, at_least=10, name='x', skip=True)") == (
+        "Lape: rate 0.02127, at least 10, name x, skip yes"
+    )
+
+
+def test_constant_columns_are_in_the_caption_and_remarks_below_their_row(tmp_path):
+    frame = pd.DataFrame({"method": ["b", "a", "c"], "languages": 8, "shown": 0, "high": 2.0, "own_rise": [0.1, 2, 3],
+                          "language": ["fr", "de", "fr"], "warnings": ["few <b>", "", "none"]})  # fmt: skip
+    shown = tables.shown_table("Numbers.", frame)
+    assert shown.caption == "Numbers. In every row: languages 8; high 2.00."
+    assert shown.all_headings == ["method", "shown", "in-language loss increase", "language", "warnings"]
+    assert [row.remark for row in shown.rows] == ["few <b>", "", "none"]
+    assert shown.rows[1].cells[2] == tables.Cell("+2.00", "2")
+    page.write_report(Report("", "", "", {}, (Section("s", tables={"Numbers": frame}),)), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    bodies = text.split("<tbody")[1:]
+    assert len(bodies) == 3 and all("</tbody>" in each for each in bodies)  # a row and its remark move together
+    assert "few &lt;b&gt;" in bodies[0] and "remark" not in bodies[1].split("</tbody>")[0]
+    assert 'data-language="fr"' in bodies[0] and 'data-value="0.1"' in bodies[0]
+    one = tables.shown_table("One row", frame.head(1))
+    assert one.caption == "One row" and "languages" in one.headings  # nothing to compare with
+    assert "| few &lt;b&gt; |" in (tmp_path / "report.md").read_text()
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_sorts_rows_with_their_remarks_and_follows_a_language(tmp_path):
+    frame = pd.DataFrame({"method": ["b", "a", "c"], "own_rise": [0.5, np.nan, 10.0], "units": [1, 2, 3],
+                          "language": ["fr", "de", "fr"], "warnings": ["of b", "of a", "of c"]})  # fmt: skip
+    path = page.write_report(Report("", "", "", {}, (Section("s", tables={"Numbers": frame}),)), tmp_path)
+    acts = 'document.querySelectorAll("th button")[1].click(); const all = document.querySelector("#language");'
+    acts += 'all.value = "fr"; all.dispatchEvent(new Event("change"));'
+    path.write_text(path.read_text().replace("</body>", f"<script>{acts}</script></body>"))
+    options = ["--headless", "--no-sandbox", "--dump-dom", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run([BROWSER, *options, path.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+    bodies = shown.stdout.split("<tbody")[1:]
+    assert [re.findall("<div>(of .)</div>", each) for each in bodies] == [["of c"], ["of b"], ["of a"]]  # largest first
+    assert [re.findall(r'word">(.)<', each)[0] for each in bodies] == ["c", "b", "a"]  # missing numbers last
+    assert ["hidden" in each.split(">")[0] for each in bodies] == [False, False, True]
+    assert 'aria-sort="descending"' in shown.stdout
+
+
+def test_the_grid_has_the_evidence_of_each_language():
+    states = [(True, True, True), (False, True, True), (False, True, False), (False, False, True), (False,) * 3]
+    rows = [{"units": 3, "own_rise": 0.1, "passes": a, "own_hurt_most": b, "above_random": c} for a, b, c in states]
+    assert [grid.cell(row)[0] for row in rows] == [*"●◕◑◔○"] == [*tables.VERDICTS]
+    assert grid.cell({**rows[0], "units": 0}) == "○ no units" and grid.cell(rows[0]) == "● +0.1"
+    numbers = {**rows[0], "method": "lape", "language": "fr", "own_rise_low": 0.05, "own_rise_high": 0.2,
+               "worst_other": "de", "worst_other_rise": -0.01, "random_mean": 0.0, "q": 0.02}  # fmt: skip
+    assert grid.hover(numbers) == (
+        "lape, fr: in-language +0.100 (+0.0500 to +0.200); other hurt most (de) -0.0100; random units, mean 0; "
+        "q 0.020; units 3; passes yes"
+    )
 
 
 def test_the_lead_is_what_the_numbers_say():
@@ -199,4 +272,4 @@ def test_shares_are_written_as_percent():
     frame = pd.DataFrame({"stable_share": [0.874], "romanised_survival": [0.5], "beyond_null": [None], "share": [0.5]})
     frame["beyond_null"] = frame["beyond_null"].astype(float)
     columns = {**draw_checks.STABILITY.columns, **draw_checks.NULLS.columns, **model_checks.SURVIVAL.columns}
-    assert page.table_cells(frame, columns)[1] == [["87%", "50%", "n/a", "0.500"]]
+    assert tables.table_cells(frame, columns)[1] == [["87%", "50%", "n/a", "0.500"]]

@@ -293,7 +293,7 @@ def test_the_fallback_figures_are_of_the_right_texts(tables):
 )
 def test_wrong_settings_end_in_one_line(wrong, message, script, prepared, tmp_path, monkeypatch):
     if "model" not in wrong:  # loading it is slow
-        monkeypatch.setattr(script, "load_model", lambda _: prepared[1][0])
+        monkeypatch.setattr("lsn_lens.command.steering.load_model", lambda _: prepared[1][0])
     assert message in refused(script, **asked(tmp_path, **wrong))
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from lsn_lens.statistics.experts import ExpertAssignment
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
 
+RISES = ("rise", "rise_low", "rise_high")
 LOSSES = ("nll", "perplexity", "bits_per_byte", "bits_per_byte_change", "tokens", "bytes")
 
 
@@ -139,21 +141,19 @@ def prune_losses(
     if empty:
         raise ValueError(f"the plans {empty} have a language without neurons to remove: give a higher rate.")
     choice: Any = evaluate if isinstance(evaluate, Mapping) else dict.fromkeys(named, evaluate)
-    jobs = [job for name, each in named.items() for job in jobs_of(model, corpora, {name: each}, zero, choice[name])]
+    width = cache(partial(structure.site_width, model))  # a probe of the model: once for all plans
+    jobs = [x for name, each in named.items() for x in jobs_of(model, corpora, {name: each}, zero, choice[name], width)]
     text = held_out(model, corpora, layout, text=text, progress=progress)
     measured = text.measure_jobs(jobs, progress=progress)
     shares = {(name, language): kept for name, each in named.items() for language, kept in _kept(model, each).items()}
-    draws = document_draws(measured.tokens, seed)
-    drawn, rows = drawn_rises(measured, draws), []
+    sure, rows = _rises(measured, seed), []
     for row in measured.table.to_dict("records"):
         key = (row["set"], row["intervened"], row["evaluated"])
-        rise = row["nll_change"]
-        low, high = spread(drawn[key], {key[2]: draws[key[2]]}).interval(rise) if key in drawn else (0.0, 0.0)
         kept = shares.get(key[:2], (1.0, 1.0))
         rows.append(
             {"plan": row["set"] or "none", "language": row["intervened"], "evaluated": row["evaluated"],
-             "neurons": row["units"], "kept_neurons": kept[0], "kept_parameters": kept[1], "rise": rise,
-             "rise_low": low, "rise_high": high, **{name: row[name] for name in LOSSES}}
+             "neurons": row["units"], "kept_neurons": kept[0], "kept_parameters": kept[1],
+             **sure.get(key, dict.fromkeys(RISES, 0.0)), **{name: row[name] for name in LOSSES}}
         )  # fmt: skip
     return PruneLosses(pd.DataFrame(rows), measured, text.bits_per_nat, seed)
 
@@ -208,13 +208,19 @@ def sparse_losses(
             rows.append({"plan": name, "language": language, "evaluated": language, "kept_neurons": pool,
                          "active_neurons": share, **_losses(masked)})  # fmt: skip
     measured = Measured(pd.DataFrame(rows), rises, tokens)
-    draws = document_draws(tokens, seed)
-    drawn = drawn_rises(measured, draws)
-    for row in rows:
-        key, on = (row["plan"], row["language"], row["language"]), row["language"]
-        row["rise"] = float(rises[key].sum() / tokens[on].sum())
-        row["rise_low"], row["rise_high"] = spread(drawn[key], {on: draws[on]}).interval(row["rise"])
-    return PruneLosses(pd.DataFrame(rows), measured, rates, seed)
+    sure = _rises(measured, seed)
+    frame = pd.DataFrame([row | sure[row["plan"], row["language"], row["evaluated"]] for row in rows])
+    return PruneLosses(frame, measured, rates, seed)
+
+
+def _rises(measured: Measured, seed: int) -> dict[tuple[str, str, str], dict[str, float]]:
+    """Of each plan, its language and an evaluated language: `RISES`, over documents."""
+    draws, found = document_draws(measured.tokens, seed), {}
+    for key, drawn in drawn_rises(measured, draws).items():
+        rise = float(measured.rises[key].sum() / measured.tokens[key[2]].sum())
+        low, high = spread(drawn, {key[2]: draws[key[2]]}).interval(rise)
+        found[key] = dict(zip(RISES, (rise, low, high), strict=True))
+    return found
 
 
 def _losses(text: HeldOut) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from .collecting import collect as collect
+from .merging import merge_runs as merge_runs
 from .passes import Pass as Pass
 from .passes import constants_of as constants_of
 from .planning import plan_of as plan_of

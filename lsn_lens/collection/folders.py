@@ -65,7 +65,7 @@ def joined(folder: Path, settings: Settings, row_keys: Collection[str]) -> Setti
     if stored is None:
         return settings
     old = stored["settings"]
-    reasons = _differences(old, settings)
+    reasons = differences(old, settings)
     if reasons:
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(reasons)}. "
@@ -118,7 +118,7 @@ def _names(plan: Plan) -> dict[str, list[str]]:
     return names
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The differences in model, layout, text and hooks, one sentence each."""
 
     def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,13 @@ from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.report import plots
 from lsn_lens.report.charts import Chart
 from lsn_lens.report.marks import Bars, Dots, Line
-from lsn_lens.report.plots import HURT, OTHER, RANDOM
+from lsn_lens.report.palette import CURVES, DIVERGING, HURT, OTHER, RANDOM
 from lsn_lens.report.sections.parts import of, slug
+from lsn_lens.report.set_plots import complete, means_over
 
 CURVE_COLUMNS = {
     "own_rise": ("own language", HURT),
-    "worst_other_rise": ("the other language that is hurt most", plots.DIVERGING[0]),
+    "worst_other_rise": ("the other language that is hurt most", DIVERGING[0]),
     "mean_other_rise": ("other languages, mean", OTHER),
 }
 
@@ -69,24 +70,38 @@ def _survival_chart(tested: pd.DataFrame, control: str) -> Chart:
 
 def size_charts(curves: pd.DataFrame, equal_size: pd.DataFrame) -> dict[str, Chart]:
     """By kind of unit, one curve per ranked method: the in-language minus the largest other-language loss increase."""
+    return {
+        f"equal-size-{slug(bases)}": _size_chart(of(curves, bases=bases), bases, methods)
+        for bases, methods in _ranked(equal_size).items()
+    }
+
+
+def effect_charts(curves: pd.DataFrame, equal_size: pd.DataFrame) -> dict[str, Chart]:
+    """By kind of unit, the in-language loss increase of each ranked method, beside random units."""
     charts = {}
-    for bases in dict.fromkeys(equal_size["bases"]):
-        methods = list(of(equal_size, bases=bases).dropna(subset=["area"])["method"])
-        if methods:
-            charts[f"equal-size-{slug(bases)}"] = _size_chart(of(curves, bases=bases), bases, methods)
+    for bases, methods in _ranked(equal_size).items():
+        rows = pd.concat([of(curves, bases=bases, method=name) for name in methods])
+        title = f"Effect by number of units: {kind_of(bases)}"
+        charts[f"effect-{slug(bases)}"] = plots.size_curves(rows, title)
     return charts
 
 
+def _ranked(equal_size: pd.DataFrame) -> dict[str, list[str]]:
+    """Kind of unit -> ranked methods, the largest effect first; kinds without any are left out."""
+    rows = equal_size.dropna(subset=["area"])
+    return {bases: list(of(rows, bases=bases)["method"]) for bases in dict.fromkeys(rows["bases"])}
+
+
 def _size_chart(curves: pd.DataFrame, bases: str, methods: list[str]) -> Chart:
-    rows = _complete(curves.loc[curves["method"].isin(methods)])
+    rows = complete(curves.loc[curves["method"].isin(methods)])
     means: Any = rows.groupby(["method", "units"])["difference"].mean()
     marks = tuple(
-        Line(means[name], name, plots.CURVES[place % len(plots.CURVES)], dashed=place >= len(plots.CURVES), log=True)
+        Line(means[name], name, CURVES[place % len(CURVES)], dashed=place >= len(CURVES), scale="log")
         for place, name in enumerate(methods)
     )
     return Chart(
         f"At equal size: {kind_of(bases)}", "units per language", "in-language minus worst other, nats per token",
-        marks, f"{_means_over(rows)} Above 0: the language whose units are ablated is hurt most.",
+        marks, f"{means_over(rows)} Above 0: the language whose units are ablated is hurt most.",
     )  # fmt: skip
 
 
@@ -94,30 +109,17 @@ def curve_charts(curves: pd.DataFrame) -> dict[str, Chart]:
     """The curves of one method by kind of unit: in-language, other-language, and under random units."""
     charts = {}
     for bases in dict.fromkeys(curves["bases"]):
-        rows = _complete(of(curves, bases=bases))
+        rows = complete(of(curves, bases=bases))
         means: Any = rows.groupby("units")[[*CURVE_COLUMNS, "random_mean", "random_low", "random_high"]].mean()
-        marks = [Line(means[name], label, colour, log=True) for name, (label, colour) in CURVE_COLUMNS.items()]
+        marks = [Line(means[name], label, colour, scale="log") for name, (label, colour) in CURVE_COLUMNS.items()]
         if means["random_mean"].notna().any():
             band = means[["random_low", "random_high"]].set_axis(["low", "high"], axis=1)
             marks.append(
-                Line(means["random_mean"], "own language, random units", RANDOM, dashed=True, band=band, log=True)
+                Line(means["random_mean"], "own language, random units", RANDOM, dashed=True, band=band, scale="log")
             )
         name = dict.fromkeys(curves["method"])
         charts[f"curve-{slug(' '.join(name))}-{slug(bases)}"] = Chart(
             f"{', '.join(name)}: {kind_of(bases)}", "units per language", "loss increase, nats per token",
-            tuple(marks), f"{_means_over(rows)} Band: from the least to the most of the random sets.",
+            tuple(marks), f"{means_over(rows)} Band: from the least to the most of the random sets.",
         )  # fmt: skip
     return charts
-
-
-def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """The languages that every method has at every size; with none, the sizes lose the largest number of units."""
-    counts, every = rows["language"].value_counts(), len(rows[["method", "units"]].drop_duplicates())
-    whole = [label for label, count in counts.items() if count == every]
-    if whole or len(set(rows["units"])) < 2:
-        return rows.loc[rows["language"].isin(whole)] if whole else rows
-    return _complete(rows.loc[rows["units"] < rows["units"].max()])
-
-
-def _means_over(rows: pd.DataFrame) -> str:
-    return f"Means over {', '.join(dict.fromkeys(rows['language']))}. The axis of units is logarithmic."

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.comparison.equal_size import AHEAD, ALONE, LEADS
+from lsn_lens.comparison.grid import grid_section
 from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.comparison.sections import (
     HOW_TO_READ,
@@ -104,6 +105,7 @@ def comparison_report(
     languages, has_effects = list(origin["corpus"]["languages"]), "effects" in comparison
     view = neurons_on_text(comparison)
     sections = (
+        *([grid_section(comparison)] if has_effects else []),
         ranking_section(comparison, note),
         HOW_TO_READ,
         *([size_section(comparison)] if "equal_size" in comparison else []),

@@ -7,8 +7,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lsn_lens import sketches
 from lsn_lens.comparison import doubts
 from lsn_lens.comparison.tables import OF_MODEL, OF_SIZES, Tables
+
+# the first of these that a ranking has -> what it is
+SKETCHED = {
+    "area": "effect at equal size: in-language minus worst other, nats per token",
+    "shown": "languages that pass, with each method's own set",
+    "units": "distinct units",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,4 +159,6 @@ class Comparison(Tables):
     def _repr_html_(self) -> str:
         about = "".join(f"<p>{html.escape(line)}</p>" for line in self._about())
         table = self.ranking.to_html(index=False, float_format="{:.3g}".format)
-        return f"<p><b>Comparison</b> of {self._head()}</p>{table}{about}"
+        name = next(each for each in SKETCHED if each in self.ranking)
+        figure = sketches.bars(self.ranking.set_index("method")[name].to_dict(), SKETCHED[name])
+        return f"<p><b>Comparison</b> of {self._head()}</p>{figure}{table}{about}"

@@ -7,12 +7,13 @@ import pandas as pd
 
 from lsn_lens.comparison import doubts
 from lsn_lens.comparison.equal_size import ENOUGH
-from lsn_lens.comparison.figures import curve_charts, first_figure, size_charts
+from lsn_lens.comparison.figures import curve_charts, effect_charts, first_figure, size_charts
 from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.comparison.tables import Tables
 from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.perplexity import as_matrix
 from lsn_lens.report import plots
+from lsn_lens.report.columns import Column
 from lsn_lens.report.page import Section
 from lsn_lens.report.sections.parts import of, slug
 
@@ -27,11 +28,11 @@ PASSES = (
 def ranking_section(comparison: Tables, note: str) -> Section:
     """All methods at a glance."""
     left_out = {"What was left out": comparison.skipped} if len(comparison.skipped) else {}
-    every = doubts.in_words(comparison.warnings, doubts.EVERY)
-    numbers, words = comparison.ranking.drop(columns="warnings"), comparison.ranking.loc[:, ["method", "warnings"]]
+    every, numbers = doubts.in_words(comparison.warnings, doubts.EVERY), comparison.ranking.drop(columns="bases")
     remarks = [*([f"For all methods: {every}."] if every else []), UNITS_ARE, *([note] if note else [])]
     if "effects" not in comparison:
-        return Section("Methods side by side", tuple(remarks), {"Main numbers": numbers, WORDS: words, **left_out})
+        return Section("Methods side by side", tuple(remarks), {"Main numbers": numbers, **left_out})
+    sized = effect_charts(comparison.curves, comparison.equal_size) if "equal_size" in comparison else {}
     return Section(
         "Methods side by side",
         (
@@ -41,18 +42,21 @@ def ranking_section(comparison: Tables, note: str) -> Section:
             ORDER,
             *remarks,
         ),
-        {"Main numbers; loss increases in nats per token, means over languages": numbers, WORDS: words, **left_out},
-        {"methods": first_figure(comparison)},
+        {"Main numbers; loss increases in nats per token, means over languages": numbers, **left_out},
+        {"methods": next(iter(sized.values()), None) or first_figure(comparison)},
     )
 
 
-WORDS = "Why not to trust them"
 ORDER = (
     "Methods come in the order of their effect at equal size on one kind of unit (compared on): the next section has "
     "all kinds. The other columns are of each method's own set: larger sets have larger effects and pass more easily, "
     "so these numbers do not rank methods."
 )
-UNITS_ARE = "Here a unit of several languages counts once; the tables of effects count memberships: once per language."
+UNITS_ARE = (
+    "units: distinct units; one of several languages counts once. memberships: one of several languages counts once "
+    "per language."
+)
+MEMBERSHIPS = {"units": Column("memberships")}
 HOW_TO_READ = Section(
     "How to read this",
     (
@@ -93,7 +97,7 @@ def size_section(comparison: Tables) -> Section:
         ),
         {f"{kind_of(bases)}, largest first": of(equal, bases=bases).drop(columns="bases")
          for bases in dict.fromkeys(equal["bases"])},
-        size_charts(curves, equal),
+        {**size_charts(curves, equal), **dict([*effect_charts(curves, equal).items()][1:])},  # the first is above
     )  # fmt: skip
 
 
@@ -104,9 +108,10 @@ def effects_section(comparison: Tables) -> Section:
         (
             "Loss increases on hold-out text, means over languages. Effect: in total and per unit; larger sets have "
             "less per unit, so this does not make sets comparable. Specificity: the in-language loss increase against "
-            "the largest other-language loss increase. units counts memberships.",
+            "the largest other-language loss increase.",
         ),
         {"Effect": comparison.effects, "Specificity": comparison.specificity},
+        columns=MEMBERSHIPS,
     )
 
 
@@ -128,6 +133,7 @@ def control_section(comparison: Tables) -> Section:
             "standard deviations.",
         ),
         {"Most languages above their random sets first": comparison.control},
+        columns=MEMBERSHIPS,
     )
 
 
@@ -204,14 +210,16 @@ def method_section(name: str, comparison: Tables) -> Section:
         figures |= curve_charts(rows)
     figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
     figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")
-    return Section(f"Method: {name}", tuple(text), tables, figures)
+    return Section(f"Method: {name}", tuple(text), tables, figures, folded=True)
 
 
 def _in_words(method: str) -> str:
-    """A method as it prints, without Python's marks: "Lape: rate 0.01, at_least 10"."""
+    """A method as it prints, without Python's marks: "Lape: rate 0.01, at least 10"."""
     name, _, settings = method.partition("(")
     settings = re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", settings.removesuffix(")"))
-    return f"{name}: {settings.replace('=', ' ')}".replace("'", "") if settings else name
+    for mark, words in (("=", " "), ("'", ""), ("_", " "), ("True", "yes"), ("False", "no"), ("None", "none")):
+        settings = settings.replace(mark, words)
+    return f"{name}: {settings}" if settings else name
 
 
 SAID = ["own_rise_perplexity", "own_rise_per_neuron", "own_rise_bits_per_byte_per_neuron", "ratio", "own_rank",

@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -14,6 +13,7 @@ from lsn_lens.comparison.overlaps import mean_jaccard
 from lsn_lens.evaluation.verdict import FEW_NEURONS
 from lsn_lens.methods.base import Method
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.report.columns import in_words
 from lsn_lens.runs.run import Run
 
 
@@ -27,22 +27,13 @@ def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
             "units": len(each),
             "rate": len(each) / sum(mask[0].numel() for mask in each.masks.values()),
             "mean_jaccard": mean_jaccard(each),
-            "notes": "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in each.notes.items()),
+            "notes": "; ".join(f"{key.replace('_', ' ')} {in_words(value)}" for key, value in each.notes.items()),
         }
         for name, each in found.items()
     ]
     few = [int((each.counts() < FEW_NEURONS).sum()) for each in found.values()]
     order = sorted(range(len(rows)), key=lambda place: few[place])
     return pd.DataFrame([rows[place] for place in order])
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        part_and_whole = len(value) == 2 and all(isinstance(each, int) for each in value)
-        return (" of " if part_and_whole else ", ").join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def layers_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:

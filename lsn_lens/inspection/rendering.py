@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lsn_lens.files import write_bytes
 from lsn_lens.inspection.pages import Content, Shown
 from lsn_lens.report.columns import Column
-from lsn_lens.report.page import table_cells
+from lsn_lens.report.tables import table_cells
 
 SCRIPT, MARKER, KIND = "circuitsvis.js", "neuron_pages.json", "lsn_lens neuron pages"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lsn_lens import files
+from lsn_lens import files, sketches
 from lsn_lens.neurons import units
 from lsn_lens.neurons.identity import Origin, check_origin
+
+SKETCHED = 50  # units of each language in the figure of a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,11 @@ class NeuronScores:
 
     def _repr_html_(self) -> str:
         best = pd.concat({each: self.top(each, 5) for each in self.languages}, names=["language"]).droplevel(1)
-        return f"<p><b>NeuronScores</b>: the best of each language, {html.escape(self.method)}</p>{best.to_html()}"
+        told = f"<p><b>NeuronScores</b>: the best of each language, {html.escape(self.method)}</p>"
+        layers = range(max(each.shape[1] for each in self.values.values()))
+        tops = {each: self.top(each, SKETCHED)["layer"].value_counts() for each in self.languages}
+        where = pd.DataFrame(tops).T.reindex(columns=layers).fillna(0).rename_axis(columns="layer")
+        return told + sketches.cells(where, f"layers of the best {SKETCHED} units of each language") + best.to_html()
 
     def save(self, path: Path | str) -> Path:
         """Write one safetensors file with a JSON header; returns its path."""

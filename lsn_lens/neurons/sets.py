@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lsn_lens import files
+from lsn_lens import files, sketches
 from lsn_lens.neurons import draws, exchange, figures, units
 from lsn_lens.neurons.identity import CARRIED, Origin, check_origin, check_same_model, joined, origin_of, whose
 from lsn_lens.neurons.units import Mask
@@ -292,7 +292,8 @@ class NeuronSet:
         table = self.layer_counts().T
         table["all"] = self.counts()
         told = html.escape(self.method + self._whose())
-        return f"<p><b>NeuronSet</b>: {len(self)} units, {told}</p>{table.to_html()}"
+        figure = sketches.cells(self.layer_counts().T, "units of each language by layer")
+        return f"<p><b>NeuronSet</b>: {len(self)} units, {told}</p>{figure}{table.to_html()}"
 
     def _whose(self) -> str:
         carried = f", carried over {'; '.join(self.notes[CARRIED])}" if CARRIED in self.notes else ""

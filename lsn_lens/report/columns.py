@@ -1,11 +1,15 @@
-"""How a report writes the columns of its tables: headings and number formats."""
+"""How a report writes the columns of its tables: headings, numbers, values in words."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["number", "change", "nats", "share", "rate", "p", "count"]
-FORMS: Mapping[str, str] = {"share": ".0%", "rate": ".2%", "p": ".3f", "count": ".0f"}  # others: by their size
+# kind -> format, and what is written for less than its last digit; other kinds follow the size of the number
+FORMS: Mapping[str, tuple[str, str]] = {
+    "share": (".0%", "<1%"), "rate": (".2%", "<0.01%"), "p": (".3f", "<0.001"), "count": (".0f", "<1")
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -14,9 +18,8 @@ class Column:
 
     Attributes:
         heading: Replaces the column's name.
-        kind: "number": three significant digits of the column's largest; "change": the same with a sign; "nats": a
-            change with as many decimals as all such columns of the table; "share" and "rate": per cent, without and
-            with decimals; "p": three decimals; "count": whole, also where some are missing.
+        kind: "number": three significant digits; "change" and "nats": the same with a sign; "share" and "rate": per
+            cent, without and with decimals; "p": three decimals; "count": whole, also where some are missing.
     """
 
     heading: str = ""
@@ -55,3 +58,30 @@ def column_of(name: str, columns: Mapping[str, Column]) -> Column:
         is_p = name in ("p", "q") or name.startswith(("p_", "q_"))
         known = Column(kind="p" if is_p else "change" if name.endswith(SIGNED) else "number")
     return Column(known.heading or name.replace("_", " "), known.kind)
+
+
+def written(value: Any, kind: Kind = "number") -> str:
+    """A number as text: never zero where the number is not, "0" where it is exactly zero."""
+    if kind in FORMS:
+        form, least = FORMS[kind]
+        text = format(value, form)
+        return least if value > 0 and not text.strip("0.%") else text
+    sign = "," if kind == "number" else "+"
+    size = abs(value)
+    if size == 0 or not math.isfinite(size):
+        return f"{value:g}" if size else "0"
+    if size < 1e-3:
+        return format(value, f"{sign.strip(',')}.2g")
+    return format(value, f"{sign}.{max(1, 2 - math.floor(math.log10(size)))}f")
+
+
+def in_words(value: Any) -> str:
+    """A value without Python's marks: "yes", "a 1, b 2", "58 of 192" for two whole numbers, "0.5"."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {in_words(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        part_and_whole = len(value) == 2 and all(isinstance(each, int) for each in value)
+        return (" of " if part_and_whole else ", ").join(map(in_words, value))
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 MOST_WRITTEN_CELLS = 24  # columns; with more, numbers do not fit into the cells
+FAR = 4.0  # times the upper quartile of all sizes, from which on a bar is cut off so that it does not hide the others
+ROOM = 2.0  # times the upper quartile, where the axis then ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +24,18 @@ class Heatmap:
     form: str
 
     def texts(self) -> list[list[str]]:
-        """The texts of the cells."""
+        """The texts of the cells: zero only where the value is zero."""
         fits = self.values.shape[1] <= MOST_WRITTEN_CELLS
         return [
-            [format(value, self.form) if fits and math.isfinite(value) else "" for value in row]
+            [self._text(value) if fits and math.isfinite(value) else "" for value in row]
             for row in self.values.to_numpy(dtype=float)
         ]
+
+    def _text(self, value: float) -> str:
+        text, sign = format(value, self.form), "+" if self.form.startswith("+") else ""
+        if text.strip("+-0.%"):
+            return text
+        return f"{value:{sign}.1g}" if value else "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +60,8 @@ class Dots:
 class Line:
     """A curve over categories, in their order; NaN leaves a gap. A dashed curve is a reference.
 
-    `band` has the columns `low` and `high`, drawn around it. With `log`, the categories are numbers above 0 on a
-    logarithmic axis, for all curves of a chart.
+    `band` has the columns `low` and `high`, drawn around it. With the scale "log", the categories are numbers above 0
+    on a logarithmic axis, with "numbers" any numbers on a linear one, for all curves of a chart.
     """
 
     values: pd.Series
@@ -60,13 +69,14 @@ class Line:
     colour: str
     dashed: bool = False
     band: pd.DataFrame | None = None
-    log: bool = False
+    scale: Literal["names", "log", "numbers"] = "names"
 
     @property
     def places(self) -> np.ndarray:
         """Where the categories lie on the axis."""
         count = len(self.values)
-        return np.array([float(each) for each in self.values.index]) if self.log else np.arange(count)
+        names = self.scale == "names"
+        return np.arange(count) if names else np.array([float(each) for each in self.values.index])
 
 
 Mark = Heatmap | Bars | Dots | Line
@@ -85,3 +95,28 @@ def relabelled(mark: Mark, name: Callable[[object], str]) -> Mark:
     if isinstance(mark, Heatmap):
         values = values.set_axis([*map(name, mark.values.columns)], axis=1)
     return replace(mark, values=values, label=name(mark.label))
+
+
+def reach_of(marks: tuple[Mark, ...]) -> tuple[float, float] | None:
+    """Where the vertical axis of bars and dots ends, if single ones are so large that they would hide the others."""
+    if not isinstance(marks[0], Bars):
+        return None
+    values = pd.concat([mark.values for mark in marks]).to_numpy(dtype=float)
+    values = values[np.isfinite(values)]
+    quartile = float(np.quantile(np.abs(values), 0.75)) if len(values) else 0.0
+    if quartile <= 0 or np.abs(values).max() <= FAR * quartile:
+        return None
+    low, high = np.clip([min(0.0, values.min()), max(0.0, values.max())], -ROOM * quartile, ROOM * quartile)
+    return float(low) * 1.05, float(high) * 1.05
+
+
+def with_values_cut_off(marks: tuple[Mark, ...], ends: tuple[float, float]) -> tuple[Mark, ...]:
+    """The marks with what an axis cuts off written below the name of the category."""
+    cut: dict[str, list[str]] = {}
+    for mark in marks:
+        for label, value in zip(mark.values.index, mark.values.to_numpy(dtype=float), strict=True):
+            if math.isfinite(value) and not ends[0] <= value <= ends[1]:
+                arrow = "\N{UPWARDS ARROW}" if value > 0 else "\N{DOWNWARDS ARROW}"
+                cut.setdefault(str(label), []).append(arrow if isinstance(mark, Dots) else f"{arrow}{value:.3g}")
+    names = {label: f"{label}\n{' '.join(dict.fromkeys(texts))}" for label, texts in cut.items()}
+    return tuple(relabelled(mark, lambda label: names.get(str(label), str(label))) for mark in marks)

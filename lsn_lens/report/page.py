@@ -5,14 +5,13 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
@@ -20,8 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from lsn_lens.files import write_bytes
 from lsn_lens.report.charts import Chart, fragment, save
-from lsn_lens.report.columns import FORMS, Column, column_of
-from lsn_lens.report.plots import digits
+from lsn_lens.report.columns import Column
+from lsn_lens.report.tables import shown_table
 from lsn_lens.text.plan import corpus_hash
 
 PLOTLY_FILE = "plotly.min.js"
@@ -40,6 +39,8 @@ class Section:
         code: Commands, shown verbatim.
         view: Ready html, for example from `neuron_on_text`; not in report.md.
         data: Plain data, shown as folded JSON.
+        hovers: Caption of a table -> a table of the same shape with what each cell says when pointed at.
+        folded: Show the heading alone until it is opened.
         columns: Formats of table columns by name; other columns follow `columns.COMMON`.
     """
 
@@ -50,6 +51,8 @@ class Section:
     code: str = ""
     view: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    hovers: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    folded: bool = False
     columns: Mapping[str, Column] = field(default_factory=dict)
 
 
@@ -83,8 +86,8 @@ def write_report(report: Report, folder: Path | str, *, png: bool = False) -> Pa
     )
     environment.globals |= {
         "fragment": lambda chart, name: Markup(fragment(chart, name)),
-        "table_cells": table_cells,
-        "kinds": lambda frame: [_kind(name, frame[name]) for name in frame.columns],
+        "shown": shown_table,
+        "script": Markup((Path(__file__).parent / "page.js").read_text(encoding="utf-8")),
         "raw": Markup,
         "json": lambda data: json.dumps(data, indent=1, ensure_ascii=False, default=str),
     }
@@ -146,52 +149,6 @@ def _git_commit() -> str | None:
         return None
 
 
-def table_cells(frame: pd.DataFrame, columns: Mapping[str, Column] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells as text: about three significant digits of a column's largest number, "n/a" for missing.
-
-    Columns in nats per token have the same number of digits, so that they can be compared.
-
-    Args:
-        frame: The table.
-        columns: Formats by column name; see `columns.column_of` for other columns.
-    """
-    said = [column_of(str(name), columns or {}) for name in frame.columns]
-    largest = _largest(frame.loc[:, [each.kind == "nats" for each in said]])
-    cells = [_column_cells(each, frame.iloc[:, place], largest) for place, each in enumerate(said)]
-    return [each.heading for each in said], [list(row) for row in zip(*cells, strict=True)]
-
-
-def _kind(name: Hashable, values: pd.Series) -> str:
-    """The style of a column: numbers are right-aligned, warnings coloured."""
-    if pd.api.types.is_numeric_dtype(values):
-        return "number"
-    return "warning" if name in ("warning", "warnings", "note") else "word"
-
-
-def _column_cells(column: Column, values: pd.Series, largest: float) -> list[str]:
-    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
-        return ["" if value is None else str(value) for value in values]
-    if pd.api.types.is_integer_dtype(values):
-        form = ",d"
-    elif column.kind in FORMS:
-        form = FORMS[column.kind]
-    else:
-        sign = "," if column.kind == "number" else "+z"
-        form = f"{sign}.{_decimals(largest if column.kind == 'nats' else _largest(values))}f"
-    return ["n/a" if pd.isna(value) else format(value, form) for value in values]
-
-
-def _largest(values: Any) -> float:
-    """The largest finite size in a column or table; 0 where there is none."""
-    sizes = np.abs(np.asarray(values, dtype=float)).ravel()
-    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
-
-
-def _decimals(largest: float) -> int:
-    """About three significant digits of the largest number, and one decimal at least."""
-    return max(1, digits(largest) + 1) if largest > 0 else 1
-
-
 def _markdown(report: Report, png: bool) -> str:
     lines = [f"# {_line(report.title)}", _line(report.subtitle), f"**{_line(report.lead)}**"]
     lines += ["\n".join(f"- {_line(name)}: {_line(value)}" for name, value in report.facts.items())]
@@ -201,9 +158,12 @@ def _markdown(report: Report, png: bool) -> str:
             title = _line(chart.title)
             lines += [f"![{title}](figures/{name}.png)" if png else f"Figure in report.html: {title}."]
         for caption, frame in section.tables.items():
-            headings, rows = table_cells(frame, section.columns)
-            cells = pd.DataFrame([[_cell(each) for each in row] for row in rows], columns=[_cell(h) for h in headings])
-            lines += [_line(caption), cells.to_markdown(index=False, disable_numparse=True)]
+            table = shown_table(caption, frame, section.columns)
+            rows = [[*(cell.text for cell in row.cells), *([row.remark] if table.remark else [])] for row in table.rows]
+            cells = pd.DataFrame(
+                [[_cell(each) for each in row] for row in rows], columns=[*map(_cell, table.all_headings)]
+            )
+            lines += [_line(table.caption), cells.to_markdown(index=False, disable_numparse=True)]
         lines += [f"```\n{section.code}\n```"] if section.code else []
         lines += [f"```json\n{json.dumps(section.data, indent=1, default=str)}\n```"] if section.data else []
     return "\n\n".join(lines) + "\n"

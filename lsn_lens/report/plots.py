@@ -11,18 +11,15 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import check_kind
 from lsn_lens.report.charts import Chart, save
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
-
-HURT, OTHER, RANDOM = "#b5402a", "#8a9bb0", "#4a4f57"
-DIVERGING = ("#2c5f91", "#86aed0", "#f7f7f5", "#e39c80", "#b5402a")  # helped, unchanged, hurt
-CURVES = (
-    "#2c5f91", "#c98a1b", "#3c8d5a", "#b5402a", "#7a5aa6", "#3aa0a8", "#a3477f", "#6f7d3a", "#8c6242", "#4a4f57",
-)  # fmt: skip
-SEQUENTIAL = ("#f7f7f5", "#a9c5dc", "#5d93bf", "#2c5f91", "#173a5e")
+from lsn_lens.report.palette import CURVES, DIVERGING, HURT, OTHER, RANDOM, SEQUENTIAL
+from lsn_lens.report.set_plots import clusters, precision_recall, size_curves, upset
+from lsn_lens.report.type_plots import type_curves, type_effects, type_map, type_strengths
 
 __all__ = [
-    "Chart", "agreement", "change_matrix", "checkpoint_curves", "control", "digits", "dose_curve", "expert_heatmap",
-    "language_curves", "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap", "prune_curves",
-    "robust_limit", "save", "share_map", "similarity_curves", "switch_rises", "training_changes",
+    "Chart", "agreement", "change_matrix", "checkpoint_curves", "clusters", "control", "digits", "dose_curve",
+    "expert_heatmap", "language_curves", "language_map", "layer_counts", "log_odds_map", "method_rises", "overlap",
+    "precision_recall", "prune_curves", "robust_limit", "save", "share_map", "similarity_curves", "size_curves",
+    "switch_rises", "training_changes", "type_curves", "type_effects", "type_map", "type_strengths", "upset",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from lsn_lens.report.charts import Chart
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
-from lsn_lens.report.plots import CURVES, HURT, SEQUENTIAL
+from lsn_lens.report.palette import CURVES, HURT, SEQUENTIAL
 
 __all__ = ["type_curves", "type_effects", "type_map", "type_strengths"]
 

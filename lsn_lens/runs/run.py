@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lsn_lens import sketches
 from lsn_lens.files import write_bytes
 from lsn_lens.refusal import check_kind
 from lsn_lens.runs.shards import (
@@ -179,10 +180,11 @@ class Run:
 
     def _repr_html_(self) -> str:
         model, layout = self.settings["model"], self.settings["text"]["layout"]
+        table = self.to_frame()
         return (
             f"<p><b>Run</b> of {model['name']} ({model['class']}, {model['layers']} layers): "
             f"{', '.join(self.statistics.sums)}; {layout['kind']} of {layout['length']} tokens</p>"
-            f"{self.to_frame().to_html()}"
+            f"{sketches.bars(table['tokens_used'].to_dict(), 'tokens of each language')}{table.to_html()}"
         )
 
 

@@ -14,6 +14,7 @@ from .prune import PruneStudy as PruneStudy
 from .prune import prune_run as prune_run
 from .prune import prune_study as prune_study
 from .settings.audit import AuditSettings as AuditSettings
+from .settings.audit import EffectSettings as EffectSettings
 from .settings.finetuning import FinetuningSettings as FinetuningSettings
 from .settings.ground_truth import GroundTruthSettings as GroundTruthSettings
 from .settings.growth import GrowthSettings as GrowthSettings

@@ -11,16 +11,14 @@ import pandas as pd
 
 from lsn_lens.bars import step
 from lsn_lens.collection.collecting import collect
-from lsn_lens.controls.causal import effects_by_language, measure_controls, measure_effects
+from lsn_lens.controls.causal import measure_effects
 from lsn_lens.controls.changed_text import CONTROLS
-from lsn_lens.controls.intervals import certainty
 from lsn_lens.controls.matched import outlier_effects, outliers
 from lsn_lens.controls.neutral import measured_neutral, off_target
 from lsn_lens.controls.redetection import survival
 from lsn_lens.evaluation import effects as summaries
 from lsn_lens.evaluation.baseline import HeldOut, held_out
 from lsn_lens.evaluation.jobs import jobs_of
-from lsn_lens.evaluation.verdict import doubts
 from lsn_lens.interventions.words import action_of
 from lsn_lens.methods.base import Method
 from lsn_lens.methods.catalogue import METHODS, get_method
@@ -36,7 +34,8 @@ from lsn_lens.runs.run import Run
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.studies.claims import claims, responses
 from lsn_lens.studies.pages.audit import page as audit_page
-from lsn_lens.studies.settings.audit import AuditSettings
+from lsn_lens.studies.set_effects import set_effects
+from lsn_lens.studies.settings.audit import AuditSettings, EffectSettings
 from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
@@ -65,7 +64,7 @@ def audit_run(
     model: Model,
     corpora: Any,
     sets: Sets,
-    settings: AuditSettings | None = None,
+    settings: EffectSettings | None = None,
     method: str | Method | None = None,
     out: Path | str | None = None,
     *,
@@ -76,7 +75,7 @@ def audit_run(
     Arguments and errors are those of `audit`; `out` is a folder for finished shards.
     """
     check_model(model)
-    corpora, settings = as_corpora(corpora), settings or AuditSettings()
+    corpora, settings = as_corpora(corpora), settings or EffectSettings()
     named = _named(model, corpora, sets)
     again = _method(named, method)
     bases = dict.fromkeys(basis for each in named.values() for basis in each.masks)
@@ -123,7 +122,8 @@ def audit(
     layout = Layout(length=settings.length, separator=settings.separator, max_tokens=settings.evaluation_tokens)
     text = held_out(model, corpora, layout, progress=progress)
     subject = _Subject(named, run, text, corpora, settings, layout, again, elsewhere, progress)
-    tables = _effects(subject)
+    step("effects")
+    tables = set_effects(text, named, subject.action, settings.seeds, run.statistics, progress=progress)
     for name, check in CHECKS.items():
         step(name)
         if parts := [part for each in named for part in subject.attempt(name, each, check)]:
@@ -201,32 +201,6 @@ def _method(named: Mapping[str, NeuronSet], method: str | Method | None) -> Meth
     told = {each.method for each in named.values()}
     name, parameters = method_parts(told.pop()) if len(told) == 1 else ("", None)
     return CLASSES[name](**parameters) if name in CLASSES and parameters is not None else None
-
-
-def _effects(subject: _Subject) -> dict[str, pd.DataFrame]:
-    """Losses under each set, their intervals, and the matched random sets."""
-    text, named = subject.text, subject.named
-    action: Any = subject.action
-    actions: dict[str, Any] = dict.fromkeys(named, action)
-    step("effects")
-    measured = measure_effects(text, named, actions, subject.progress)
-    sure = certainty(text, measured)
-    statistics = subject.run.statistics
-    control, points = measure_controls(
-        text, named, actions, subject.settings.seeds, statistics, progress=subject.progress
-    )
-    effects = effects_by_language(measured.table, sure.table, control)
-    below = {
-        key: float((each["own_rise"] < rise).mean())
-        for key, rise in effects.set_index(["method", "language"])["own_rise"].items()
-        for each in [points.loc[points["method"].eq(key[0]) & points["language"].eq(key[1])]]  # type: ignore[index]
-    }
-    effects["percentile"] = [below[key] for key in zip(effects["method"], effects["language"], strict=True)]
-    effects["seeds"] = subject.settings.seeds
-    effects["warnings"] = ["; ".join(doubts(row)) for row in effects.to_dict("records")]
-    tables = {"effects": effects, "random": control, "random_points": points}
-    renamed = {name: each.rename(columns={"method": "set"}) for name, each in tables.items()}
-    return {**renamed, "losses": measured.table}
 
 
 def _activity(subject: _Subject, name: str, found: NeuronSet) -> pd.DataFrame:

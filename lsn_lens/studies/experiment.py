@@ -5,13 +5,15 @@ idle threads sleep: threads that spin take the cores from other processes, and f
 """
 
 import html
+import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,9 +27,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads OpenMP
 STARTED = datetime.now(UTC)
 MODE = "yaml_with_languages"
-WORDS = re.compile(r"[\w-]+(,[\w-]+)+")  # en,no: a list without brackets
 BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError)  # their messages say what to do
+SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError, FloatingPointError)  # their messages say what to do
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,42 @@ Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"),
 
 def read_value(text: str) -> Any:
     """A value of the command line, or a file of settings; `no` and `on` are languages."""
-    value = yaml.load(text, Loader=Loader)
-    return value.split(",") if isinstance(value, str) and WORDS.fullmatch(value) else value
+    return yaml.load(text, Loader=Loader)
 
 
-def run_cli(what: Callable[..., Any], **options: Any) -> Any:
-    """`jsonargparse.auto_cli` of a function or a dataclass of settings."""
+def bracketed(what: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """The command line with brackets around lists: `--languages en,fr` as `--languages [en,fr]`."""
+    lists = {f"--{key}" for key, each in signature(what).parameters.items() if "tuple[" in str(each.annotation)}
+    made: list[str] = []
+    for each in arguments:
+        option, equal, value = each.partition("=") if each.startswith("--") else ("", "", each)
+        if option not in lists and not (made and made[-1] in lists and not option):
+            made.append(each)
+        else:
+            bare = value and not value.startswith("[") and value != "null"
+            made.append(f"{option}{equal}{f'[{value}]' if bare else value}")
+    return made
+
+
+def set_languages_loader() -> None:
+    """Let parsers of `MODE` read values and files of settings by `read_value`."""
     set_loader(MODE, read_value, exceptions=(yaml.YAMLError,))
-    return auto_cli(what, as_positional=False, parser_mode=MODE, **options)
+
+
+def run_cli(what: Callable[..., Any], args: Sequence[str] | None = None, **options: Any) -> Any:
+    """`jsonargparse.auto_cli` of a function or a dataclass of settings."""
+    set_languages_loader()
+    given = bracketed(what, sys.argv[1:] if args is None else args)
+    return auto_cli(what, given, as_positional=False, parser_mode=MODE, **options)
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported when the function is called."""
+
+    def call(*given: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*given)
+
+    return call
 
 
 def load_model(settings: Settings) -> "Model":
@@ -136,17 +165,19 @@ def main(read: Callable[[], Any], prepare: Callable[[Any], tuple[Any, ...]], rep
     with ExitStack() as stack:
         with one_line():
             settings = read()
-            stack.enter_context(sharing(settings.processes))
+            stack.enter_context(sharing(settings))
             prepared = prepare(settings)
         path = report(settings, *prepared).resolve()
     return f"{found_in(path)}\nreport: {path}"
 
 
-def sharing(count: int) -> AbstractContextManager[None]:
-    """`lsn_lens.processes`, which loads torch."""
+def sharing(settings: Any) -> AbstractContextManager[None]:
+    """`lsn_lens.processes`, which loads torch, where the settings ask for several."""
+    if getattr(settings, "processes", 1) == 1:
+        return nullcontext()
     from lsn_lens.workers import processes
 
-    return processes(count)
+    return processes(settings.processes)
 
 
 @contextmanager
@@ -155,7 +186,8 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except SAID as error:
-        sys.exit(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
+        words = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        sys.exit(f"{type(error).__name__}: {' '.join(words.split())}")
 
 
 def found_in(path: Path) -> str:

@@ -75,4 +75,8 @@ def now() -> datetime:
 
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as data that JSON can hold."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+
+    def told(value: Any) -> Any:
+        return tuple(map(told, value)) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+    return {name: told(value) for name, value in asdict(settings).items()}

@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from lsn_lens import sketches
 from lsn_lens.labels import check_label, label_list
-from lsn_lens.text.documents import Corpora, Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Documents, LanguageCorpus, Records
 from lsn_lens.text.readers import FORMS, PACKED, check_column, form_of, read_files
 
 DEMO_TEXT = Path(__file__).parents[1] / "demo" / "text"
@@ -35,6 +38,16 @@ PRESET_CODES: dict[str, dict[str, str]] = {
     },
     "c4": {"he": "iw", "zh-Hans": "zh"},
 }  # fmt: skip
+
+
+class Corpora(dict[str, LanguageCorpus]):
+    """A dictionary from language to corpus, shown as a figure and a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        rows = {label: each.summary() for label, each in self.items()}
+        counted = {label: row["find"] for label, row in rows.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index").fillna("not counted").to_html()
+        return sketches.bars(counted, "documents to find units with") + table
 
 
 def load_corpora(

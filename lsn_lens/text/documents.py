@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, overload
 
-import pandas as pd
-
 from lsn_lens.text.readers import BROKEN_TEXT, HAS_NUL, SAMPLE, Unreadable, refuse_broken
 
 SHOWN = 60  # characters shown of a text
@@ -290,11 +288,3 @@ class LanguageCorpus:
         count = "" if told["find"] is None else f": {told['find']} documents{held}"
         first = f", {told['first']!r}" if told["first"] else ""
         return f"LanguageCorpus({self.language!r} from {self.source}{count}{first})"
-
-
-class Corpora(dict[str, LanguageCorpus]):
-    """A dictionary from language to corpus, shown as a table in a notebook."""
-
-    def _repr_html_(self) -> str:
-        rows = {label: each.summary() for label, each in self.items()}
-        return pd.DataFrame.from_dict(rows, orient="index").fillna("not counted").to_html()

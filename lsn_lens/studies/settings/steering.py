@@ -33,7 +33,7 @@ class SteeringSettings:
     """
 
     counts: tuple[int, ...] = (30, 100, 300, 1000)
-    strengths: tuple[float, ...] = (1, 2, 4, 8)
+    strengths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     released_strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     rate: float = 0.05
     layer: int | None = None

@@ -1,0 +1,44 @@
+"""`lsn-lens export`: a set for other tools, or a checkpoint without its units."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from lsn_lens.command.given import check_set, load_set
+from lsn_lens.command.outcome import Outcome
+from lsn_lens.command.settings import ExportConfig
+from lsn_lens.files import write_bytes
+from lsn_lens.interventions.exporting import check_places, export
+from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.studies.experiment import load_model
+
+FORMATS: Mapping[str, Callable[[NeuronSet, Path], object]] = {
+    ".json": NeuronSet.save,
+    ".safetensors": NeuronSet.save,
+    ".pth": NeuronSet.to_lape_file,
+    ".csv": lambda found, path: write_bytes(path, found.to_frame().to_csv(index=False).encode()),
+}
+
+
+def run(settings: ExportConfig) -> Outcome:
+    """Write the set, or the checkpoint."""
+    check_set(settings)
+    out = settings.out
+    if out.suffix and out.suffix not in FORMATS:
+        raise ValueError(
+            f"--out {out}: expected a file that ends in one of {list(FORMATS)}, or a folder for a checkpoint."
+        )
+    if out.suffix and out.exists():
+        raise FileExistsError(f"--out {out} is there already: give another name.")
+    if not out.suffix:
+        check_places(settings.model, out)
+    found = load_set(settings, load_model(settings))
+    found = found if settings.languages is None else found[settings.languages]
+    if out.suffix:
+        FORMATS[out.suffix](found, out)
+    else:
+        export(settings.model, found, out, revision=settings.revision, dtype=getattr(torch, settings.dtype))
+    return Outcome(
+        f"{len(found):,} different units of {found.method}.", {"counts": found.counts().reset_index()}, {"export": out}
+    )

@@ -1,0 +1,52 @@
+"""`lsn-lens plan`, `status` and `merge`: what a run will need, how far it is, and several as one."""
+
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lsn_lens.collection.merging import merge_runs
+from lsn_lens.collection.planning import plan_run
+from lsn_lens.command.given import layout
+from lsn_lens.command.outcome import Outcome
+from lsn_lens.command.settings import MergeConfig, PlanConfig, StatusConfig
+from lsn_lens.methods.catalogue import METHODS
+from lsn_lens.runs.run import DESCRIPTION, Run
+from lsn_lens.runs.state import run_state
+from lsn_lens.studies.experiment import load_text
+
+
+def plan(settings: PlanConfig) -> Outcome:
+    """Predict memory and disk."""
+    table = plan_run(
+        settings.model, settings.methods, languages=len(load_text(settings)), documents=settings.documents,
+        layout=layout(settings), dtype=getattr(torch, settings.dtype), revision=settings.revision,
+    )  # fmt: skip
+    megabytes: Any = (table / 1e6).round(1)
+    whole, measuring = megabytes.loc["all"], megabytes.loc["perplexity"]
+    said = (
+        f"Collecting takes up to {whole['memory']:,} MB of memory and {whole['disk']:,} MB of disk; the merged sums "
+        f"take {whole['merged']:,} MB; measuring loss takes up to {measuring['memory']:,} MB. Nothing was run."
+    )
+    return Outcome(said, {"bytes": table.rename_axis("part").reset_index()})
+
+
+def status(settings: StatusConfig) -> Outcome:
+    """Shards done and missing, tokens, and the methods whose statistics the run has."""
+    inside = settings.run / "run"
+    folder = inside if not (settings.run / DESCRIPTION).is_file() and inside.is_dir() else settings.run
+    table, described = run_state(folder)
+    every, missing = (sum(map(int, table[key])) for key in ("shards", "missing"))
+    usable = [name for name, each in METHODS.items() if name != "random" and not Run({}, described).lacks(each())]
+    said = (
+        f"Complete: {every} shards." if not missing
+        else f"{missing} of {every} shards are missing: the command that began the run goes on."
+    )  # fmt: skip
+    tables = {"languages": table, "methods": pd.DataFrame({"method": usable})}
+    return Outcome(f"{said} Model: {described['model']['name']}.", tables, {"run": folder})
+
+
+def merge(settings: MergeConfig) -> Outcome:
+    """Merge runs into a new folder."""
+    merge_runs(settings.runs, settings.out)
+    return status(StatusConfig(run=settings.out))

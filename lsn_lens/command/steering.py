@@ -1,0 +1,66 @@
+"""`lsn-lens steer` and `experiments/steer.py`: the study, or one prompt."""
+
+from pathlib import Path
+from typing import Any
+
+from lsn_lens.collection.collecting import collect
+from lsn_lens.command.given import load_set, texts
+from lsn_lens.command.outcome import Outcome, of_report
+from lsn_lens.command.settings import SteerConfig
+from lsn_lens.files import write_bytes
+from lsn_lens.generation.sampling import generate_each
+from lsn_lens.generation.steering.ways import arithmetics, direction
+from lsn_lens.neurons.sites import WRITE_SITE
+from lsn_lens.statistics.needs import Statistic
+from lsn_lens.studies.experiment import asked, load_model, load_text
+from lsn_lens.studies.steering import steering_run, steering_study
+from lsn_lens.text.plan import Layout
+
+SUMMARY = ("steering", "dose", "n", "share", "low", "high", "none_share", "random_share", "warning")
+
+
+def run(settings: SteerConfig) -> Outcome:
+    """Steer one prompt, or from every language to every other, with a report."""
+    corpora = texts(settings)
+    if settings.prompt is not None:
+        return continued(settings, corpora)
+    return of_report(report(settings, *prepare(settings)), {"summary": SUMMARY})
+
+
+def prepare(config: SteerConfig) -> tuple[Any, ...]:
+    """Load corpora and model, and collect the run."""
+    corpora, model = load_text(config), load_model(config)
+    return model, corpora, steering_run(model, corpora, config, config.out / "run")
+
+
+def report(config: SteerConfig, model: Any, corpora: Any, run: Any) -> Path:
+    """Steer."""
+    study = steering_study(model, corpora, config, run)
+    return study.report(config.out, **asked(config))
+
+
+def continued(settings: SteerConfig, corpora: Any) -> Outcome:
+    """The prompt's most probable continuation without steering, steered, and with a random counterpart."""
+    if settings.to not in corpora:
+        raise KeyError(f"--to {settings.to}: the corpus has {list(corpora)}.")
+    model = load_model(settings)
+    found = load_set(settings, model) if settings.sets else None
+    sites = [] if found is None else [WRITE_SITE[basis] for basis in found.masks]
+    statistics = collect(
+        model, corpora, ["diffmean"], settings.out / "run", extra=[Statistic(site, "sum") for site in sites],
+        layout=Layout("documents", max_tokens=settings.max_tokens),
+    ).statistics  # fmt: skip
+    layer = model.cfg.n_layers // 2 if settings.layer is None else settings.layer
+    steps = []
+    for seed in (None, 0):
+        way = (
+            direction(statistics, layer, settings.strength, seed=seed) if found is None
+            else arithmetics(statistics, found, "replacement", settings.strength, name="set", seed=seed)
+        )  # fmt: skip
+        made = way.make(None, str(settings.to))
+        steps.append(made if seed is None else type(made)(f"{made.name}, random", made.steps))
+    made = generate_each(model, steps, [str(settings.prompt)], tokens=settings.tokens)
+    table: Any = made[["intervention", "units", "text"]]
+    path = settings.out / "texts.csv"
+    write_bytes(path, table.to_csv(index=False).encode())
+    return Outcome(f"{settings.prompt}{made['text'][1]}", {"texts": table}, {"texts": path})
