@@ -21,7 +21,8 @@ SMALLER = {
                       "tokens=2, max_tokens=200, evaluation_tokens=100, length=32), progress=False)"},
     "docs/comparison.md": {"run, model=model": "run, ['lape'], seeds=2, more_seeds=0, control_tokens=64, model=model",
                            "lsn.Checks()": "lsn.Checks(0, 0)", "lsn.Checks(extra": "lsn.Checks(0, 0, extra"},
-    "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4"},
+    "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4",
+                         '["lape", "plnd"]': '["lape"]', "max_tokens=1024": "max_tokens=64, length=32"},
     "docs/generation.md": {"tokens=32": "tokens=4", "generate(model)": "generate(model, samples=2, tokens=4)",
                            "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
                            "    ],\n)\nidentify": "    ], samples=2, tokens=8,\n)\nidentify"},
@@ -34,10 +35,13 @@ SMALLER = {
         "corpora = lsn": "from lsn_lens.model.checkpoints import DEMO_MODEL\n\ncorpora = lsn",
     },
     "docs/methods/language_dimensions.md": {"layer=18": "layer=3", "count=400": "count=40"},
-    "docs/methods/transfer.md": {"more_seeds=0": "seeds=2, more_seeds=0, control_tokens=64", "count=100": "count=20"},
+    "docs/methods/transfer.md": {"more_seeds=0": "seeds=2, more_seeds=0, control_tokens=64, sizes=()",
+                                 "count=100": "count=20"},
     "docs/neuron_pages.md": {"unit=12)": "unit=12, random=2)", 'out="gallery"': 'out="gallery", random=2',
                              "units=30": "units=2", 'out="truth"': 'out="truth", random=2'},
     "docs/pruning.md": {"max_tokens=4096": "length=32, max_tokens=100", "max_tokens=1024": "length=32, max_tokens=100"},
+    "docs/sharing_study.md": {"choices=4, items=5": "choices=2, items=2", "items=5": "items=2",
+                              "1.25, 1.5, 2.0": "1.5", "halvings=2": "halvings=1"},
     "docs/significance.md": {"replicates=1000": "replicates=5", "permutations=99": "permutations=3"},
     "docs/tasks.md": {"tokens=512": "tokens=4"},
     "docs/texts.md": {"samples=100": "samples=4, tokens=8"},
@@ -50,6 +54,7 @@ HUB = {  # data set -> its rows here
         {"flores_passage": "It rains.", "question": "Does it?", "correct_answer_num": "1"}
         | {f"mc_answer{number}": f"answer {number}" for number in (1, 2, 3, 4)}
     ],
+    "openlanguagedata/flores_plus": [{"id": 1, "text": "It rains."}],
     "juletxara/mgsm": [{"question": "One and one?", "answer_number": 2}],
 }
 
