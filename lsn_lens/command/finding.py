@@ -1,5 +1,7 @@
 """`lsn-lens find`: units by one or several methods, as files."""
 
+from typing import Any
+
 import pandas as pd
 
 from lsn_lens.collection.collecting import collect
@@ -46,7 +48,7 @@ def run(settings: FindConfig) -> Outcome:
 
 def _text(run: Run) -> str:
     """How much text the units were found on, and whether that is little."""
-    text = run.to_frame()
+    text: Any = run.to_frame()
     used, least = text["tokens_used"], text["tokens_used"].min()
     rest = int((text["tokens"] - used).sum())
     most = "" if used.max() == least else f" to {used.max():,}"

@@ -22,7 +22,7 @@ def unit_rows(path: Path) -> tuple[pd.DataFrame, str]:
     Raises:
         ValueError: Missing columns, or units of several methods.
     """
-    frame = pd.read_csv(path, keep_default_na=False)  # NA is a label
+    frame: Any = pd.read_csv(path, keep_default_na=False)  # NA is a label
     if lacking := [each for each in UNIT if each not in frame]:
         raise ValueError(f"{path} has no columns {lacking}: expected {list(UNIT)}, and basis where it is not mlp.")
     methods = list(dict.fromkeys(frame.get("method", [])))
