@@ -351,6 +351,7 @@ ELSEWHERE = {
     "analysis.lens.layers.unembedded": "the head, inside a hook of logit_lens",
     "generation.tasks.harness.HarnessModel": "needs lm_eval; its tests are in test_harness.py",
     "interventions.intervening.hooks_of": "makes hooks and runs nothing",
+    "interventions.other_tools.recipe": "refuses hooks: its tests are in test_other_tools.py",
     "evaluation.jobs.jobs_of": "the same",
     "evaluation.jobs.jobs_for": "the same",
     "evaluation.scored.document_sums": "one pass of held_out",
