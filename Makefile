@@ -36,6 +36,7 @@ check: .venv/dev.ok   ## lint, format, types
 
 docs: .venv/docs.ok   ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 TQDM_DISABLE=1 .venv/bin/mkdocs build --strict
+	@echo "open $(CURDIR)/site/index.html (from disk, with search)"
 
 # torch first: a constraint alone would not keep pip from looking at newer builds of several GB
 .venv/demo.ok: pyproject.toml constraints.txt

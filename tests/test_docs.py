@@ -104,8 +104,8 @@ def public(module):
 
 
 def test_the_reference_names_everything_public_once():
-    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
-    paths = set(re.findall(r"^::: (\S+)$", text, re.M)) - {HARNESS}
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs/reference").glob("*.md")]
+    paths = [path for page in pages for path in re.findall(r"^::: (\S+)$", page, re.M) if path != HARNESS]
     named = [id(resolved(path)) for path in paths]
     assert len(named) == len(set(named))
     assert not [path for path, value in public(lsn_lens) if id(value) not in named]
@@ -154,7 +154,7 @@ def test_names_in_docstrings_exist():
 
 
 def test_the_reference_names_every_room():
-    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/index.md").read_text(encoding="utf-8")
     rooms = {name for name in lsn_lens.__all__ if inspect.ismodule(getattr(lsn_lens, name))} - {"plots"}
     assert set(re.findall(r"^\| `lsn\.(\w+)` \|", text, re.M)) == rooms
 
@@ -193,10 +193,11 @@ Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix,
 def test_the_site_fetches_nothing_from_elsewhere():
     config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
     assert config["strict"] is True and config["theme"]["font"] is False
-    for each in config["extra_css"] + config["extra_javascript"]:
+    assert config["use_directory_urls"] is False and {"search", "offline"} <= set(map(str, config["plugins"]))
+    for each in config["extra_css"] + config["extra_javascript"] + config["extra"]["polyfills"]:
         assert (ROOT / "docs" / each).is_file(), each
     for path in (ROOT / "docs/assets").rglob("*"):
-        if path.suffix in {".css", ".svg", ".html"} or path.name == "math.js":
+        if path.suffix in {".css", ".svg", ".html"} or path.name in ("math.js", "iframe-worker.js"):
             assert not ELSEWHERE.search(path.read_text(encoding="utf-8")), path
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
@@ -219,17 +220,47 @@ def test_pictures_and_pages_that_documents_point_to_exist():
 
 
 def test_links_of_tutorials_lead_to_pages():
+    """A tutorial is executed as a notebook, so mkdocs does not look at its links: they name built pages."""
     for path in (ROOT / "docs/tutorials").glob("*.py"):
-        for target in re.findall(r"\]\(\.\./\.\./([^)#\s]+?)/?\)", path.read_text(encoding="utf-8")):
-            assert (ROOT / "docs" / f"{target}.md").is_file(), f"{path.name}: {target}"
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8").replace("\n# ", " ")):
+            source = (path.parent / target).with_suffix("")
+            assert target.endswith(".html"), f"{path.name}: {target}"
+            assert source.with_suffix(".md").is_file() or source.with_suffix(".py").is_file(), f"{path.name}: {target}"
+
+
+@functools.cache
+def hooks():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RESULTS = ["comparison", "real_model", "ground_truth", "controls", "significance", "text_dependence"]
+
+
+@pytest.mark.parametrize("page", RESULTS)
+def test_results_pages_have_figures_of_their_own_tables(page):
+    markdown = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    drawn = hooks().on_page_markdown(markdown)
+    assert drawn.count("<figure") == len(re.findall("<!-- (?:dots|cells) ", markdown)) > 0
+
+
+def test_a_figure_has_the_numbers_of_its_table():
+    low = "\N{MINUS SIGN}0.2"
+    table = f"| method | own (95 %) |\n|---|---|\n| `lape` | **+1,000.5 ({low} to +3.25)** |\n| `lap` | |\n"
+    cells = hooks().cells_of(f"{table}| `dln` | 98 % |\n")
+    assert list(cells["method"]) == ["lape", "lap", "dln"]
+    values = hooks().values_of(cells["own (95 %)"])
+    assert values.iloc[0].tolist() == [1000.5, -0.2, 3.25] and values["value"].isna().tolist() == [False, True, False]
+    wrong = f"{table}\n<!-- dots | a figure | nats | method | other -->"
+    with pytest.raises(KeyError, match="other"):
+        hooks().on_page_markdown(wrong)
 
 
 def test_mkdocs_serves_every_page():
     config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    listed = {*re.findall(r"[\w/]+\.(?:md|py)", str(config["nav"])), *hooks.method_pages(ROOT / "docs")}
+    listed = {*re.findall(r"[\w/]+\.(?:md|py)", str(config["nav"])), *hooks().method_pages(ROOT / "docs")}
     pages = {
         path.relative_to(ROOT / "docs").as_posix()
         for path in PAGES

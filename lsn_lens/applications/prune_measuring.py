@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,8 @@ def prune_losses(
     if empty:
         raise ValueError(f"the plans {empty} have a language without neurons to remove: give a higher rate.")
     choice: Any = evaluate if isinstance(evaluate, Mapping) else dict.fromkeys(named, evaluate)
-    jobs = [job for name, each in named.items() for job in jobs_of(model, corpora, {name: each}, zero, choice[name])]
+    width = cache(partial(structure.site_width, model))  # a probe of the model: once for all plans
+    jobs = [x for name, each in named.items() for x in jobs_of(model, corpora, {name: each}, zero, choice[name], width)]
     text = held_out(model, corpora, layout, text=text, progress=progress)
     measured = text.measure_jobs(jobs, progress=progress)
     shares = {(name, language): kept for name, each in named.items() for language, kept in _kept(model, each).items()}

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.report.columns import Column
-from lsn_lens.report.page import table_cells
+from lsn_lens.report.tables import table_cells
 from lsn_lens.studies.experiment import found_in
 
 WIDEST = 60  # characters of a cell in the terminal

@@ -71,14 +71,15 @@ def _of_kind(curves: Curves, bases: str) -> list[dict[str, Any]]:
     tail = tail_of_all_pairs(np.stack([each.drawn for each in areas.values()])) if areas else math.nan
     leader, rows = next(iter(order), None), []
     for name in [*order, *(name for name in had if name not in areas)]:
-        both = points[name] & points[leader] & (shared if name in areas else points[name]) if leader else set()
+        both = shared if name in areas else points[name] & points[leader] if leader else set()
         row: dict[str, Any] = {"bases": bases, "method": name, "area": math.nan}
         if name in areas:
             low, high = spread(areas[name].drawn, curves.draws).interval(areas[name].apart)
             row |= {"area": areas[name].apart, "area_low": low, "area_high": high}
             row |= {"own_area": areas[name].own, "random_area": areas[name].random}
         if leader and both and name != leader:
-            one, other = (area_of(curves, each, bases, both) for each in (name, leader))
+            pair = (name, leader)
+            one, other = (areas[each] if name in areas else area_of(curves, each, bases, both) for each in pair)
             row |= _beside(curves, one, other, tail)
         sizes = ", ".join(map(str, sorted({units for _, units in both})))
         counts = {"points_compared": len(both), "points": len(points[name]), "points_asked": len(asked)}
