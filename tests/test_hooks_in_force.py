@@ -340,6 +340,7 @@ ELSEWHERE = {
     "applications.finetuning.rows.rows_of": "reads the tokenizer and the context",
     "controls.causal.short_layout": "reads the context",
     "neurons.importing.plnd_set": "reads the numbers of heads",
+    "neurons.hub.from_hub": "compares fingerprints",
     "generation.stopping.endings": "reads the tokenizer",
     "model.loading.labelled": "sets a name",
     "collection.wanted.Fits": "sizes, by a probe without hooks",

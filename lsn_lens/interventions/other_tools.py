@@ -23,7 +23,8 @@ from lsn_lens.neurons.sites import SITES, WRITE_SITE
 from lsn_lens.refusal import DoesNotApply
 
 Tool = Literal["transformers", "nnsight", "pyvene", "steering_vectors"]
-Place, Affine = tuple[str, str], tuple[float, float]  # module and side; factor and shift
+Place = tuple[str, str]  # module and side
+Affine = tuple[float, float]  # factor and shift
 LAYER_TYPES = {"resid": "decoder_block", "attn_out": "self_attn", "mlp_out": "mlp"}  # basis -> of steering-vectors
 # within a layer, as they are computed: nnsight reads modules in this order alone
 ORDER = ("q", "k", "v", "z", "attn_out", "mlp_pre", "mlp_up", "mlp", "mlp_out", "resid")
