@@ -22,7 +22,7 @@ from lsn_lens.studies.experiment import run_cli
 
 SCRIPTS = (
     "audit", "compare_methods", "finetune_neurons", "ground_truth", "growth", "prune", "real_model", "sharing", "steer",
-    "text_dependence", "workflow", "working_language",
+    "text_dependence", "translate", "workflow", "working_language",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 SLOW = ("torch", "transformers", "transformer_lens", "matplotlib", "plotly", "pandas", "sklearn", "datasets")

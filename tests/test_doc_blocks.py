@@ -56,6 +56,7 @@ HUB = {  # data set -> its rows here
         {"flores_passage": "It rains.", "question": "Does it?", "correct_answer_num": "1"}
         | {f"mc_answer{number}": f"answer {number}" for number in (1, 2, 3, 4)}
     ],
+    "openlanguagedata/flores_plus": [{"id": 1, "text": "It rains."}],
     "juletxara/mgsm": [{"question": "One and one?", "answer_number": 2}],
 }
 

@@ -311,6 +311,7 @@ ELSEWHERE = {
             "studies.working_language.working_language_study",
             "studies.working_language.working_language_labels",
             "studies.steering.ways",
+            "studies.translation.translation_study",
             "report.text_view.highest_on_text",
             "generation.sampling.under",
             "inspection.showing.show_neuron",

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 import lsn_lens as lsn
 from lsn_lens.files import whole_number
 from lsn_lens.generation import continuations, sampling
+from lsn_lens.generation.steering.trials import Trial, run_trials
 from lsn_lens.generation.stopping import endings
 from lsn_lens.generation.tasks.items import Item
 from lsn_lens.generation.tasks.scoring import evaluate_items
@@ -114,6 +115,44 @@ def test_a_chat_prompt_begins_once(kind, with_tokenizer):
         scores = chances.gather(1, torch.tensor(table["ids"][0])[:, None])
         if not table["ended"][0]:
             assert table["log_probability"].tolist() == [pytest.approx(float(scores.mean()), abs=1e-4)] * 2
+
+
+def test_chat_is_the_template_by_hand(with_tokenizer, monkeypatch):
+    model, prompts = with_tokenizer("byte-level"), ["The river", "Der"]
+    templated = [f"<s><|im_start|>{prompt}<|im_start|>a:" for prompt in prompts]
+    expected = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in templated]
+    seen, rows = [], sampling._rows
+    monkeypatch.setattr(sampling, "_rows", lambda *given: seen.append(rows(*given)) or seen[-1])
+    chat = write(model, prompts, chat=True, samples=2, temperature=1.0)
+    assert [row.ids for row in seen[-1][::2]] == expected and all(ids.count(1) == 1 for ids in expected)
+    pd.testing.assert_frame_equal(chat, write(model, templated, samples=2, temperature=1.0))
+    write(model, prompts, chat="Be brief.")
+    assert model.tokenizer.decode(seen[-1][0].ids) == "<s><|im_start|>Be brief.<|im_start|>The river<|im_start|>a:"
+    monkeypatch.setattr(model.tokenizer, "chat_template", CHAT.replace("{{ bos_token }}", ""))
+    write(model, prompts, chat=True)
+    assert [row.ids for row in seen[-1]] == [ids[1:] for ids in expected]  # as the template has it
+    items = [Item(prompt, ("high",), ("high", "low")) for prompt in prompts]
+    scores = evaluate_items(model, items, chat=True, progress=False)["scores"].tolist()
+    bare = [Item(text.removeprefix("<s>"), ("high",), ("high", "low")) for text in templated]
+    assert scores == evaluate_items(model, bare, separator="none", progress=False)["scores"].tolist()
+    trial = Trial(Intervention("same"), prompts, [{}, {}], {"chat": True})
+    found = run_trials(model, [trial], lambda texts: [("und", 0.0)] * len(texts), tokens=3, progress=False)
+    np.testing.assert_allclose(found["clean_log_probability"], found["log_probability"], atol=1e-4)
+
+
+def test_a_chat_without_a_template_or_a_turn_is_refused(with_tokenizer, monkeypatch):
+    model = with_tokenizer("wordpiece")
+    with pytest.raises(ValueError, match="chat=True without prompts"):
+        write(model, None, chat=True)
+    with pytest.raises(ValueError, match="cut off the beginning of the chat template"):
+        evaluate_items(model, [Item("a", ("b",))], chat=True, truncate=True)
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}a"
+    monkeypatch.setattr(model.tokenizer, "chat_template", refusing)
+    with pytest.raises(ValueError, match=r"refuses it: no system role"):
+        write(model, ["a"], chat="Be brief.")
+    monkeypatch.setattr(model.tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match=r"the tokenizer of '.*' has no chat template"):
+        write(model, ["a"], chat=True)
 
 
 def test_what_stands_in_front():

@@ -18,7 +18,8 @@ WAYS = {
 }  # fmt: skip
 SOME = {"average_precision", "plnd", "diffmean"}  # what texts are written with here: each takes its time
 TABLES = {
-    "doses", "steering", "summary", "losses", "deactivation", "texts", "texts-doses", "texts-deactivation", "text"
+    "doses", "steering", "summary", "losses", "deactivation", "texts", "texts-doses", "texts-deactivation", "text",
+    "meaning",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import lsn_lens as lsn
 from lsn_lens.generation.continuations import encode
 from lsn_lens.generation.tasks.generated import evaluate_generated, last_number, rouge_l, token_f1, units
 from lsn_lens.generation.tasks.items import Item, load_items
+from lsn_lens.generation.tasks.parallel import load_parallel
 from lsn_lens.generation.tasks.presets import TASKS, load_task
 from lsn_lens.generation.tasks.scoring import accuracy, accuracy_change, evaluate_items
 from lsn_lens.model.checkpoints import DEMO_MODEL
@@ -454,6 +455,11 @@ XCSQA = {
 }
 EMPTY = {**XCSQA, "id": "a2", "question": {"stem": "何?", "choices": choices_of("い", " ", "は")}}
 XLSUM = {"id": "s1", "url": "u", "title": "t", "summary": "短", "text": "长文"}
+PAWS = {"id": 7, "sentence1": "Il pleut.", "sentence2": "Il tombe de la pluie.", "label": 1}
+FACT = {
+    "uuid": "u", "lineid": 0, "obj_uri": "Q90", "obj_label": "Paris", "sub_uri": "Q142", "sub_label": "la France",
+    "template": "La capitale de [X] est [Y] .", "language": "fr", "predicate_id": "P36",
+}  # fmt: skip
 ROWS = {
     # task -> configuration, split, rows
     "mgsm": ("fr", "test", [MGSM]),
@@ -462,8 +468,13 @@ ROWS = {
     "belebele": ("zho_Hans", "test", [BELEBELE]),
     "xcsqa": ("X-CSQA-jap", "validation", [XCSQA, EMPTY]),
     "xlsum": ("chinese_simplified", "test", [XLSUM]),
+    "paws_x": ("fr", "test", [PAWS, {**PAWS, "id": 8, "label": 0}]),
+    "m_lama": ("all", "test", [FACT]),
 }
-LANGUAGES = {"mgsm": "fr", "xquad": "de", "xnli": "fr", "belebele": "zh", "xcsqa": "ja", "xlsum": "zh"}
+LANGUAGES = {
+    "mgsm": "fr", "xquad": "de", "xnli": "fr", "belebele": "zh", "xcsqa": "ja", "xlsum": "zh", "paws_x": "fr",
+    "m_lama": "fr",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -498,6 +509,8 @@ def test_every_task_has_files_to_be_tested_with():
         ("xquad", ["Der Fluss ist hoch.\n\nFrage: Was?\nAntwort:\n", ("Der Fluss", "Fluss"), (), "q1"]),
         ("xnli", [None, (" false",), (" true", " inconclusive", " false"), "0"]),
         ("belebele", ["雨。\n\n什么\n", ("丙",), ("甲", "乙", "丙", "丁"), "0"]),
+        ("paws_x", [None, (" yes",), (" no", " yes"), "7"]),
+        ("m_lama", ["La capitale de la France est", (" Paris",), (), "P36 Q142 Q90"]),
         ("xlsum", ["长文\n\nTL;DR:", ("短",), (), "s1"]),
     ],
 )
@@ -519,6 +532,87 @@ def test_rows_with_empty_texts_are_counted(local):
     with pytest.warns(UserWarning, match="xcsqa, ja: 1 of 2 rows have an empty answer or choice"):
         items = load_task("xcsqa", ["ja"], source=local("xcsqa"))
     assert items == [Item("何?\n", ("ろ",), ("い", "ろ", "は"), "ja", "a1")]
+
+
+def test_rows_that_cannot_be_asked_are_counted(local):
+    pairs = [PAWS, {**PAWS, "label": -1}, {**PAWS, "sentence2": ""}]
+    with pytest.warns(UserWarning, match="paws_x, fr: 2 of 3 rows have an empty sentence or no label"):
+        assert [item.id for item in load_task("paws_x", ["fr"], source=local("paws_x", pairs))] == ["7"]
+    facts = [
+        {**FACT, "language": "en"}, FACT, {**FACT, "template": "[Y] est la capitale de [X]."},
+        {**FACT, "template": "[X] a [Y] comme capitale."}, {**FACT, "language": "ja", "template": "[X]の首都は[Y]"},
+    ]  # fmt: skip
+    folder = local("m_lama", facts)
+    with pytest.warns(UserWarning, match="m_lama, fr: 2 of 3 rows have a template whose gap is not at its end"):
+        items = load_task("m_lama", ["fr", "ja"], source=folder)
+    assert [(item.prompt, item.answers, item.language) for item in items] == [
+        ("La capitale de la France est", (" Paris",), "fr"), ("la Franceの首都は", ("Paris",), "ja")
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"no rows in 'de', only in \['en', 'fr', 'ja'\]"):
+        load_task("m_lama", ["de"], source=folder)
+
+
+@pytest.fixture
+def flores(tmp_path, monkeypatch):
+    """`flores({code: rows})`: a folder with a configuration per language and the split "dev"."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def build(rows):
+        import datasets
+
+        folder, configs = tmp_path / "flores", ""
+        for code, some in rows.items():
+            (folder / code).mkdir(parents=True)
+            datasets.Dataset.from_list(some).to_parquet(folder / code / "dev.parquet")
+            configs += f"- config_name: {code}\n  data_files:\n  - split: dev\n    path: {code}/dev.parquet\n"
+        (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+        return folder
+
+    return build
+
+
+def test_parallel_sentences_belong_together_by_id(flores):
+    english = [{"id": 3, "text": "Three. "}, {"id": 1, "text": "One."}, {"id": 2, "text": "Two."}]
+    chinese = [{"id": 1, "text": "一。"}, {"id": 2, "text": " "}, {"id": 3, "text": "三。"}]
+    folder = flores({"eng_Latn": english, "cmn_Hans": chinese})
+    found = load_parallel("flores_plus", ["en", "zh"], source=folder)
+    assert found == {"en": ["Three.", "One."], "zh": ["三。", "一。"]}
+    assert load_parallel("flores_plus", ["zh", "eng_Latn"], source=folder, limit=1) == {
+        "zh": ["一。"], "eng_Latn": ["One."]
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="split 'devtest'"):
+        load_parallel("flores_plus", ["en"], source=folder, split="devtest")
+    with pytest.raises(KeyError, match="no parallel texts 'ntrex'"):
+        load_parallel("ntrex", ["en"])
+    with pytest.raises(ConnectionError, match="openlanguagedata/flores_plus"):
+        load_parallel("flores_plus", ["en"])
+
+
+def test_parallel_sentences_of_another_shape_are_refused(flores):
+    one = {"id": 1, "text": "One."}
+    folder = flores({"eng_Latn": [one, one], "fra_Latn": [{"id": 1, "sentence": "Un."}]})
+    for languages, message in [
+        (["en"], "flores_plus, en, row 1: id 1 is there already"),
+        (["fr"], "flores_plus, fr, row 0: not of the expected shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_parallel("flores_plus", languages, source=folder)
+
+
+def test_questions_belong_together_by_their_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "en.txt").write_text("Why is the sky blue?\n\nWhat is rain?\n")
+    (folder / "de.txt").write_text("Warum ist der Himmel blau?\nWas ist Regen?\n")
+    (folder / "fr.txt").write_text("Pourquoi ?\n")
+    found = load_parallel("clas", ["de", "en"], source=folder)
+    assert found["de"] == ["Warum ist der Himmel blau?", "Was ist Regen?"]
+    assert found["en"] == ["Why is the sky blue?", "What is rain?"]
+    with pytest.raises(ValueError, match=r"\{'en': 2, 'fr': 1\} texts: lines belong together"):
+        load_parallel("clas", ["en", "fr"], source=folder)
+    with pytest.raises(ValueError, match="from a local folder only"):
+        load_parallel("clas", ["en"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from .steering.deactivation import deactivation_table as deactivation_table
 from .steering.deactivation import fallback_matrix as fallback_matrix
 from .steering.tables import choose_doses as choose_doses
 from .steering.tables import dose_response as dose_response
+from .steering.tables import steering_meaning as steering_meaning
 from .steering.tables import steering_summary as steering_summary
 from .steering.tables import steering_table as steering_table
 from .steering.trials import prompts_from as prompts_from
@@ -20,15 +21,19 @@ from .tasks.endings import ending_items as ending_items
 from .tasks.generated import evaluate_generated as evaluate_generated
 from .tasks.items import Item as Item
 from .tasks.items import load_items as load_items
+from .tasks.parallel import load_parallel as load_parallel
 from .tasks.presets import load_task as load_task
 from .tasks.scoring import accuracy as accuracy
 from .tasks.scoring import accuracy_change as accuracy_change
 from .tasks.scoring import evaluate_items as evaluate_items
+from .texts.encoders import sentence_encoder as sentence_encoder
 from .texts.identifiers import IDENTIFIERS as IDENTIFIERS
 from .texts.identifiers import UND as UND
 from .texts.identifiers import Identify as Identify
 from .texts.identifiers import identifier as identifier
 from .texts.identifiers import identifier_accuracy as identifier_accuracy
+from .texts.meaning import foreign_words as foreign_words
+from .texts.meaning import meaning_table as meaning_table
 from .texts.measures import fallbacks as fallbacks
 from .texts.measures import language_shares as language_shares
 from .texts.measures import measure_texts as measure_texts

@@ -24,7 +24,7 @@ from lsn_lens.model import forward, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.refusal import listing_parameters
-from lsn_lens.text.prompts import prompt_ids, texts_of
+from lsn_lens.text.prompts import as_chat, prompt_ids, texts_of
 
 KOJIMA = {"samples": 100, "temperature": 0.8}  # unconditional, 64 tokens
 
@@ -56,6 +56,7 @@ def generate(
     repetition_penalty: Number = 1.0,
     stop: Iterable[str] = (),
     separator: str = "bos",
+    chat: bool | str = False,
     batch: Whole = 64,
     cache: bool = True,
     progress: bool = True,
@@ -79,6 +80,7 @@ def generate(
         stop: Strings before which a text ends; `ids`, and all values from them, include the string's tokens. A string
             that is one special token is an end token.
         separator: First token of a prompt: "bos" ("eos" for tokenizers without BOS), "eos" or "none".
+        chat: True: each prompt is a user's turn in the tokenizer's chat template. A text: after this system prompt.
         batch: Texts at once.
         cache: Keep keys and values; False gives the same texts, slower. For models with other position codes for long
             texts ("longrope"), the cache is rebuilt at that length.
@@ -92,7 +94,7 @@ def generate(
     Raises:
         TypeError: An unknown parameter; the message lists the known ones.
         ValueError: No prompts, a prompt that is not text, has unknown tokens or, with the new tokens, exceeds the
-            context; or a setting out of range.
+            context; or a setting out of range; `chat` without a prompt or without a template.
         FloatingPointError: NaN or infinity in the logits.
 
     Source: unconditional defaults as in the released code of Kojima et al. 2024: temperature 0.8, 64 tokens, 100 seeds,
@@ -107,6 +109,9 @@ def generate(
     samples, tokens, batch = (whole_number(value, name, least=1) for name, value in given.items())
     if not prompts or "" in stop:
         raise ValueError("no prompts, or an empty stop string: give texts, and for nothing in front prompts=None.")
+    if unconditional and chat is not False:
+        raise ValueError(f"chat={chat!r} without prompts: a chat begins with a user's turn. Give prompts.")
+    prompts, separator = as_chat(model.tokenizer, prompts, chat, separator)
     if not (0 <= temperature < math.inf and 0 < repetition_penalty < math.inf):
         raise ValueError(
             f"temperature={temperature}, repetition_penalty={repetition_penalty}: expected finite numbers, the first "
@@ -138,7 +143,7 @@ def generate_each(
         prompts: Texts to continue; None starts from the separator alone.
         progress: Show a progress bar.
         settings: Further arguments of `generate`: `samples`, `tokens`, `temperature`, `seed`, `repetition_penalty`,
-            `stop`, `separator`, `batch`, `cache`.
+            `stop`, `separator`, `chat`, `batch`, `cache`.
 
     Raises:
         TypeError: A setting that `generate` lacks; the message lists its parameters.

@@ -22,6 +22,7 @@ from .settings.prune import PruneSettings as PruneSettings
 from .settings.sharing import SharingSettings as SharingSettings
 from .settings.steering import SteeringSettings as SteeringSettings
 from .settings.text_dependence import TextDependenceSettings as TextDependenceSettings
+from .settings.translation import TranslationSettings as TranslationSettings
 from .settings.workflow import WorkflowSettings as WorkflowSettings
 from .settings.working_language import WorkingLanguageSettings as WorkingLanguageSettings
 from .sharing import SharingStudy as SharingStudy
@@ -33,6 +34,8 @@ from .study import Study as Study
 from .text_dependence import TextDependenceStudy as TextDependenceStudy
 from .text_dependence import text_dependence_run as text_dependence_run
 from .text_dependence import text_dependence_study as text_dependence_study
+from .translation import TranslationStudy as TranslationStudy
+from .translation import translation_study as translation_study
 from .workflow import WorkflowStudy as WorkflowStudy
 from .workflow import workflow_run as workflow_run
 from .workflow import workflow_study as workflow_study

@@ -8,7 +8,13 @@ from typing import Any, ClassVar
 from lsn_lens.collection.collecting import collect
 from lsn_lens.evaluation.perplexity import loss_table
 from lsn_lens.generation.steering.deactivation import deactivate, deactivation_table
-from lsn_lens.generation.steering.tables import choose_doses, dose_response, steering_summary, steering_table
+from lsn_lens.generation.steering.tables import (
+    choose_doses,
+    dose_response,
+    steering_meaning,
+    steering_summary,
+    steering_table,
+)
 from lsn_lens.generation.steering.trials import prompts_from
 from lsn_lens.generation.steering.ways import (
     Steering,
@@ -47,9 +53,10 @@ Corpora = Mapping[str, LanguageCorpus]
 class SteeringStudy(Study):
     """The result of `steering_study`: the language of generated texts under each way to steer.
 
-    Its tables: "doses" (`dose_response`), "steering" (`steering_table`), "summary" (`steering_summary`), "losses"
-    (`steering_losses`), "deactivation" (`deactivation_table`), the texts behind them, "texts", "texts-doses" and
-    "texts-deactivation", and "text" (`Run.to_frame`).
+    Its tables: "doses" (`dose_response`), "steering" (`steering_table`), "summary" (`steering_summary`), "meaning"
+    (`steering_meaning`, against the unsteered texts), "losses" (`steering_losses`), "deactivation"
+    (`deactivation_table`), the texts behind them, "texts", "texts-doses" and "texts-deactivation", and "text"
+    (`Run.to_frame`).
     """
 
     page: ClassVar[Callable[..., Report]] = staticmethod(steering_page)
@@ -135,8 +142,8 @@ def steering_study(
     off = deactivate(model, neurons, prompts, identify, seeds=settings.seeds, samples=3, **made)
     tables = {
         "doses": doses, "steering": table, "summary": steering_summary(table), "losses": losses,
-        "deactivation": deactivation_table(off), "texts": texts, "texts-doses": first, "texts-deactivation": off,
-        "text": run.to_frame().reset_index(),
+        "meaning": steering_meaning(texts), "deactivation": deactivation_table(off), "texts": texts,
+        "texts-doses": first, "texts-deactivation": off, "text": run.to_frame().reset_index(),
     }  # fmt: skip
     return SteeringStudy(
         tables=tables, settings=plain(settings), used=run.settings, measured=losses.attrs["text"], found=sets,

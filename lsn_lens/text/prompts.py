@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jinja2 import TemplateError
+
 from lsn_lens.text.tokens import separator_id
 
 
@@ -40,6 +42,38 @@ def texts_of(name: str, texts: Any) -> list[str]:
                 'with text.encode("utf-8", "ignore").decode().'
             ) from error
     return [str(text) for text in found]
+
+
+def as_chat(tokenizer: Any, prompts: list[str], chat: bool | str, separator: str) -> tuple[list[str], str]:
+    """Prompts as a user's turns in the tokenizer's chat template, each followed by the beginning of an answer.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompts: What the user says.
+        chat: True, or a system prompt; False gives everything back unchanged.
+        separator: Of prompts that are no chat.
+
+    Returns:
+        The prompts, and their separator: "none" for a chat, whose template says what it begins with.
+
+    Raises:
+        ValueError: A tokenizer without a template, or a template that refuses these turns.
+    """
+    if chat is False:
+        return prompts, separator
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"chat={chat!r}: the tokenizer of {name!r} has no chat template. Take a model that was trained on chats, "
+            "set tokenizer.chat_template, or write the turns into the prompts."
+        )
+    first = [{"role": "system", "content": chat}] if isinstance(chat, str) else []
+    turns = [[*first, {"role": "user", "content": prompt}] for prompt in prompts]
+    try:
+        whole = [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in turns]
+    except TemplateError as error:
+        raise ValueError(f"chat={chat!r}: the chat template of {name!r} refuses it: {error}") from error
+    return whole, "none"
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

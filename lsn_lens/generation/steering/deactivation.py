@@ -28,6 +28,7 @@ def deactivate(
     samples: int = 1,
     tokens: int = 32,
     temperature: float | int = 0.8,
+    chat: bool | str = False,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -43,6 +44,7 @@ def deactivate(
         samples: Texts per prompt.
         tokens: New tokens per text.
         temperature: See `lsn.generate`.
+        chat: See `generate`.
         seed: Seed of the samples, the same for all.
         progress: Show a progress bar.
 
@@ -60,7 +62,7 @@ def deactivate(
                 what = action_for(action, source)
                 off = Intervention(f"{method} of {source}, {what.name}", ((chosen[source], what),))
                 trials.append(_trial(method, drawn, what.name, source, prompts[source], off))
-    settings = {"samples": samples, "tokens": tokens, "temperature": temperature}
+    settings = {"samples": samples, "tokens": tokens, "temperature": temperature, "chat": chat}
     texts = run_trials(model, trials, identify, seed=seed, progress=progress, **settings)
     return texts.astype({"seed": "Int64"})
 

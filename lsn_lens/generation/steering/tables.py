@@ -8,7 +8,8 @@ import pandas as pd
 
 from lsn_lens.generation.groups import share_difference
 from lsn_lens.generation.steering.trials import beside, groups_by
-from lsn_lens.generation.steering.ways import NONE
+from lsn_lens.generation.steering.ways import NONE, NOTHING
+from lsn_lens.generation.texts.meaning import meaning_table
 
 REPEATS, UNLIKELY = 0.1, 1.0  # allowed excess over no steering: a share; nats per token
 KEPT = ("n", "share", "low", "high", "random_share", "repetition", "text_nll", "none_text_nll")
@@ -59,6 +60,48 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
     frame.insert(6, "clear", groups["clear"].sum())
     frame = frame.reset_index().sort_values("share", ascending=False, kind="stable", ignore_index=True)
     return frame.assign(warning=[_warning(row) for row in frame.to_dict("records")])
+
+
+def steering_meaning(
+    texts: pd.DataFrame, references: Mapping[str, Mapping[str, str]] | None = None, **options: Any
+) -> pd.DataFrame:
+    """What steered texts say, from `meaning_table`: each way and its random counterpart, beside no steering.
+
+    Texts without a prompt are left out. Without references each text is compared with the unsteered text of the same
+    prompt and sample. Then chrf and bleu say how much of the text stayed as it was, in words: a text in another
+    language has little of it even where it says the same. Give references, `embed` or `judge` for its meaning.
+
+    Args:
+        texts: From `steer`.
+        references: Target -> prompt -> the text wanted in the target.
+        options: Further arguments of `meaning_table`: `embed`, `judge`, `tokenize`, `replicates`, `level`, `seed`.
+
+    Returns:
+        One row per way, dose and target: `steering` ("none": the unsteered texts of the same sources), `random`
+        (whether the units or the direction are), `dose`, `target` and the columns of `meaning_table`.
+
+    Raises:
+        KeyError: A target or prompt without a reference.
+        ValueError: No texts with a prompt, or the errors of `meaning_table`.
+    """
+    texts = texts.loc[texts["source"].ne(NOTHING)]
+    if texts.empty:
+        raise ValueError("no texts with a prompt: what a text says is compared with an answer to the same prompt.")
+    plain, steered = texts.loc[texts["steering"].eq(NONE)], texts.loc[texts["steering"].ne(NONE)]
+    whole = [plain.assign(target=target).loc[plain["source"].ne(target)] for target in steered["target"].unique()]
+    answers = pd.concat([*whole, steered], ignore_index=True).assign(random=lambda frame: frame["seed"].notna())
+    keys = ["source", "prompt", "sample"]
+    if references is None:
+        unsteered = dict(zip(plain[keys].itertuples(index=False, name=None), plain["text"], strict=True))
+        wanted = [unsteered[key] for key in answers[keys].itertuples(index=False, name=None)]
+    else:
+        pairs = list(zip(answers["target"], answers["prompt"], strict=True))
+        missing = [pair for pair in pairs if pair[1] not in references.get(pair[0], {})]
+        if missing:
+            raise KeyError(f"no reference in {missing[0][0]!r} for the prompt {missing[0][1]!r}: give all.")
+        wanted = [references[target][prompt] for target, prompt in pairs]
+    by = ["steering", "random", "dose"]
+    return meaning_table(answers.assign(reference=wanted), "target", by, reference="reference", **options)
 
 
 def beats(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> int:

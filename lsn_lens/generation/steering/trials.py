@@ -19,7 +19,7 @@ from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.prompts import prompt_ids
+from lsn_lens.text.prompts import as_chat, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,9 @@ def _clean(
     model: Model, trial: Trial, prompts: list[int], ids: list[list[int]], settings: Mapping[str, Any]
 ) -> list[float]:
     """Mean log-probability per token of each text under the unchanged model; NaN for a text without tokens."""
-    separator = settings.get("separator", "bos")
-    heads = [prompt_ids(model.tokenizer, each, separator) for each in trial.prompts or [""]]
+    wanted = settings.get("chat", False), settings.get("separator", "bos")
+    texts, separator = as_chat(model.tokenizer, list(trial.prompts or [""]), *wanted)
+    heads = [prompt_ids(model.tokenizer, each, separator) for each in texts]
     pairs = [continuations.Pair(heads[number], each) for number, each in zip(prompts, ids, strict=True)]
     some = [pair for pair in pairs if pair.continuation]
     found = iter(continuations.score(model, some, batch_size=64, progress=False))

@@ -1,6 +1,6 @@
 """Ways to steer a model to another language, and their cost on real text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -143,6 +143,8 @@ def steer(
     samples: int = 40,
     tokens: int = 32,
     temperature: float | int = 0.8,
+    chat: bool | str = False,
+    stop: Iterable[str] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -157,12 +159,14 @@ def steer(
         samples: Texts without a prompt (source "nothing"); 0 skips them.
         tokens: New tokens per text.
         temperature: See `generate`.
+        chat: See `generate`; not for texts without a prompt.
+        stop: See `generate`.
         seed: Seed of the samples, the same for all.
         progress: Show a progress bar.
 
     Returns:
         One row per text: `steering` ("none" without), `dose`, `seed`, `source`, `target` ("" without steering),
-        `units`, `text`, and the columns of `run_trials`.
+        `prompt` (without the words in front), `units`, `text`, and the columns of `run_trials`.
 
     Raises:
         ValueError: A string instead of a list of prompts; or no text to generate.
@@ -178,7 +182,7 @@ def steer(
     trials = [*_trials(plain, prompts, [""], samples)]
     for each in steerings:
         trials += _trials(each, prompts, targets, samples)
-    settings = {"tokens": tokens, "temperature": temperature}
+    settings = {"tokens": tokens, "temperature": temperature, "chat": chat, "stop": list(stop)}
     texts = run_trials(model, trials, identify, seed=seed, progress=progress, **settings)
     return texts.astype({"seed": "Int64"})
 
@@ -205,11 +209,12 @@ def _trials(
         for group in filter(None, groups):
             what = steering.make(group[0][0] if steering.uses_source else None, target)
             texts = [steering.prefix.get(target, "") + text for _, text in group]
-            trials.append(Trial(what, texts, [{**head, "source": source, "target": target} for source, _ in group], {}))
+            labels = [{**head, "source": source, "target": target, "prompt": text} for source, text in group]
+            trials.append(Trial(what, texts, labels, {}))
         if samples:
-            label = {**head, "source": NOTHING, "target": target}
+            label = {**head, "source": NOTHING, "target": target, "prompt": ""}
             front = [steering.prefix[target]] if target in steering.prefix else None
-            trials.append(Trial(steering.make(None, target), front, [label], {"samples": samples}))
+            trials.append(Trial(steering.make(None, target), front, [label], {"samples": samples, "chat": False}))
     return trials
 
 

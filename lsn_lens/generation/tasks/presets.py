@@ -49,22 +49,26 @@ class Task:
     Attributes:
         hub: Its id.
         split: The part with public answers.
-        convert: A row and the language's label to the fields of an `Item`.
+        convert: A row and the language's label to the fields of an `Item`; None for a row that cannot be asked.
         measure: "choices" for `evaluate_items`, or the metric for `evaluate_generated`.
         config: Name of a language's configuration.
         codes: Label of a language -> `code` in `config`, where it is not the label itself.
         revision: Branch to read.
         files: Where a configuration's files are on a branch that does not describe them.
+        column: The field with a row's language, where one configuration has the rows of all.
+        skipped: What rows that cannot be asked have, in words.
     """
 
     hub: str
     split: str
-    convert: Callable[[Row, str], dict[str, Any]]
+    convert: Callable[[Row, str], dict[str, Any] | None]
     measure: Literal["choices", "last_number", "token_f1", "rouge_l"]
     config: str = "{code}"
     codes: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
     files: str | None = None
+    column: str | None = None
+    skipped: str = "an empty answer or choice"
 
 
 def load_task(
@@ -102,22 +106,22 @@ def load_task(
         raise ValueError("no languages: say which, for example ['en', 'fr'].")
     task, items = TASKS[name], []
     for language in wanted:
-        rows = _rows(task, name, language, source, revision)
+        rows = rows_of(task, name, language, source, revision)
         count = len(rows) if limit is None else min(limit, len(rows))
         found = [_convert(task, name, language, rows[place], place) for place in range(count)]
         kept = [item for item in found if item is not None]
         if len(kept) < count:
-            warnings.warn(
-                f"{name}, {language}: {count - len(kept)} of {count} rows have an empty answer or choice.", stacklevel=2
-            )
+            warnings.warn(f"{name}, {language}: {count - len(kept)} of {count} rows have {task.skipped}.", stacklevel=2)
         items += kept
     return items
 
 
-def _rows(task: Task, name: str, language: str, source: str | Path | None, revision: str | None) -> Any:
+def rows_of(task: Task, name: str, language: str, source: str | Path | None, revision: str | None) -> Any:
+    """The rows of one language, from the Hub or a local folder."""
     from datasets import load_dataset  # slow to import, and needed here only
 
-    config = task.config.format(code=task.codes.get(language, language))
+    code = task.codes.get(language, language)
+    config = task.config.format(code=code)
     where = str(source or task.hub)
     if task.files is not None and revision is None:
         part: dict[str, Any] = {"data_files": {task.split: task.files.format(config=config, split=task.split)}}
@@ -126,7 +130,7 @@ def _rows(task: Task, name: str, language: str, source: str | Path | None, revis
     if not Path(where).is_dir():
         part["revision"] = revision or task.revision
     try:
-        return load_dataset(where, split=task.split, **part)
+        rows = load_dataset(where, split=task.split, **part)
     except ConnectionError as error:
         raise ConnectionError(
             f"task {name!r} needs {where} ({config}) from the Hugging Face Hub, which cannot be reached. Offline, pass "
@@ -137,16 +141,25 @@ def _rows(task: Task, name: str, language: str, source: str | Path | None, revis
             f"task {name!r}, {language}: {where} ({config}, split {task.split!r}) cannot be loaded: {error} "
             "Is the language's code right? A copy elsewhere is read with source=... or revision=..."
         ) from error
+    if task.column is None:
+        return rows
+    mine = rows.filter(lambda each: each == code, input_columns=task.column)
+    if not len(mine):
+        raise ValueError(f"task {name!r}: {where} has no rows in {code!r}, only in {sorted(rows.unique(task.column))}.")
+    return mine
 
 
 def _convert(task: Task, name: str, language: str, row: Row, place: int) -> Item | None:
     where = f"{name}, {language}, row {place}"
     try:
-        given = {"id": str(place), **task.convert(row, language)}
+        made = task.convert(row, language)
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"{where}: not of the expected shape ({type(error).__name__}: {error}): {dict(row)}"
         ) from error
+    if made is None:
+        return None
+    given = {"id": str(place), **made}
     if not all(text.strip() for text in (*given["answers"], *given.get("choices", ()))):
         return None
     try:
@@ -186,6 +199,30 @@ def _xnli(row: Row, language: str) -> dict[str, Any]:
         "prompt": f'Known: {_text(row["premise"])}\nOf {asked}, the claim "{_text(row["hypothesis"])}" is',
         "choices": choices,
         "answers": (_at(choices, row["label"]),),
+    }
+
+
+def _paws_x(row: Row, language: str) -> dict[str, Any] | None:
+    first, second = _text(row["sentence1"]), _text(row["sentence2"])
+    if row["label"] == -1 or not first.strip() or not second.strip():
+        return None
+    return {
+        "prompt": f"First: {first}\nSecond: {second}\nDo both say the same, yes or no? Answer:",
+        "choices": (" no", " yes"),
+        "answers": (_at((" no", " yes"), row["label"]),),
+        "id": str(row["id"]),
+    }
+
+
+def _m_lama(row: Row, language: str) -> dict[str, Any] | None:
+    before, _, after = _text(row["template"]).partition("[Y]")
+    front = before.rstrip()
+    if "[X]" not in front or any(map(str.isalnum, after)):
+        return None
+    return {
+        "prompt": front.replace("[X]", _text(row["sub_label"])),
+        "answers": (before[len(front) :] + _text(row["obj_label"]),),
+        "id": f"{row['predicate_id']} {row['sub_uri']} {row['obj_uri']}",
     }
 
 
@@ -231,6 +268,19 @@ TASKS: dict[str, Task] = {
     "mgsm": Task("juletxara/mgsm", "test", _mgsm, "last_number", **EXPORTED),
     "xquad": Task("google/xquad", "validation", _xquad, "token_f1", config="xquad.{code}"),
     "xnli": Task("facebook/xnli", "test", _xnli, "choices"),
+    "paws_x": Task(
+        "google-research-datasets/paws-x", "test", _paws_x, "choices", skipped="an empty sentence or no label"
+    ),
+    "m_lama": Task(
+        "cis-lmu/m_lama",
+        "test",
+        _m_lama,
+        "choices",
+        config="all",
+        column="language",
+        **EXPORTED,
+        skipped="a template whose gap is not at its end, or an empty answer",
+    ),
     "belebele": Task("facebook/belebele", "test", _belebele, "choices", codes=FLORES),
     "xcsqa": Task("INK-USC/xcsr", "validation", _xcsqa, "choices", config="X-CSQA-{code}", codes={"ja": "jap"}),
     "xlsum": Task("csebuetnlp/xlsum", "test", _xlsum, "rouge_l", codes=BBC, **EXPORTED),

@@ -11,6 +11,7 @@ from lsn_lens.generation.groups import share_of
 from lsn_lens.generation.tasks.items import Item
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
+from lsn_lens.text.prompts import as_chat
 
 KEYS = ["language", "id"]
 DIVISORS = {
@@ -26,6 +27,7 @@ def evaluate_items(
     *,
     normalise: Literal["none", "tokens", "bytes"] = "none",
     separator: Literal["bos", "eos", "none"] = "bos",
+    chat: bool | str = False,
     truncate: bool = False,
     batch_size: int = 16,
     progress: bool = True,
@@ -42,6 +44,8 @@ def evaluate_items(
         items: From `load_items` or `load_task`.
         normalise: Divide a choice's score by the number of its scored "tokens", or of its UTF-8 "bytes".
         separator: First token of the text: "bos" ("eos" for tokenizers without BOS), "eos" or "none".
+        chat: True, or a system prompt: prompts are a user's turns in the tokenizer's chat template, and choices and
+            answers what follows them, as in `generate`.
         truncate: Drop the beginning of prompts that are too long; the separator stays.
         batch_size: Prompts with a choice at once.
         progress: Show a progress bar.
@@ -63,11 +67,14 @@ def evaluate_items(
         raise ValueError("no items to evaluate.")
     if normalise not in DIVISORS:
         raise ValueError(f"normalise={normalise!r}: expected one of {list(DIVISORS)}.")
+    if truncate and chat is not False:
+        raise ValueError("truncate=True would cut off the beginning of the chat template: shorten the prompts.")
+    prompts, begins = as_chat(model.tokenizer, [item.prompt for item in items], chat, separator)
     keep = int(separator != "none")
     encoded: list[list[Pair]] = []
     dropped: list[int] = []
-    for item in items:
-        pairs = encode(model.tokenizer, item.prompt, item.choices or item.answers, separator=separator, name=item.name)
+    for item, prompt in zip(items, prompts, strict=True):
+        pairs = encode(model.tokenizer, prompt, item.choices or item.answers, separator=begins, name=item.name)
         pairs, over = fit(pairs, model.cfg.n_ctx, truncate=truncate, keep=keep)
         encoded.append(pairs)
         dropped.append(over)

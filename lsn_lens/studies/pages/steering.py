@@ -43,6 +43,7 @@ def page(study: Study, origin: Mapping[str, Any]) -> Report:
             summary_section(tables),
             Section("How to read this", HOW_TO_READ),
             targets_section(tables),
+            meaning_section(tables),
             doses_section(tables),
             deactivation_section(tables),
             samples_section(tables, config["shown"]),
@@ -129,6 +130,20 @@ def targets_section(tables: Tables) -> Section:
     figures["pairs"] = plots.share_map(matrix, title, x="target language", y="language of the prompt")
     return Section(
         "By target", ("Share of texts in the target language.",), {"Every source and target": table}, figures
+    )
+
+
+def meaning_section(tables: Tables) -> Section:
+    """How much of the unsteered text is left, and words of other scripts."""
+    return Section(
+        "What the texts say",
+        (
+            "Texts after prompts against the text without steering on the same prompt: chrF and BLEU of sacrebleu, "
+            "with 95 % intervals over prompts. 100: the text is the unsteered one. A text in another language has a "
+            "low value even where it says the same: both tell how much is left of the words, not of the meaning. Word "
+            "pass rate: texts without a word in a script that the target is not written in.",
+        ),
+        {"Against the text without steering": tables["meaning"]},
     )
 
 
