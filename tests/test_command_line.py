@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import experiment
 
 import lsn_lens as lsn
 from lsn_lens.command import COMMANDS, main
 from lsn_lens.command.outcome import Outcome
-from lsn_lens.command.settings import CompareConfig, DemoConfig
+from lsn_lens.command.settings import CompareConfig, DemoConfig, FindConfig
 from lsn_lens.model import loading
 from lsn_lens.studies import auditing
-from lsn_lens.studies.experiment import run_cli
+from lsn_lens.studies.experiment import bracketed, run_cli
 
 SCRIPTS = (
     "audit", "compare_methods", "finetune_neurons", "ground_truth", "growth", "prune", "real_model", "sharing", "steer",
@@ -50,6 +51,18 @@ def test_other_settings_are_read_as_before():
     config = experiment("compare_methods").Config
     made = run_cli(config, args=["--rate", "1e-3", "--model", "a,b", "--methods", "[lape,lave]", "--max_tokens", "100"])
     assert made == config(rate=1e-3, model="a,b", methods=("lape", "lave"), max_tokens=100)
+
+
+def test_the_beginning_of_an_option_takes_a_list_too():
+    for option in ("--method", "--language"):
+        assert bracketed(FindConfig, [option, "en,no"]) == [option, "[en,no]"]
+    assert bracketed(FindConfig, ["--m", "a,b", "--model", "c,d"]) == ["--m", "a,b", "--model", "c,d"]
+
+
+def test_the_terminal_shows_whole_cells():
+    words = " ".join(["much to say"] * 20)
+    lines = Outcome("", {"one": pd.DataFrame({"warnings": [words], "p": [0.5]})}).text().splitlines()
+    assert max(map(len, lines)) < 60 and words.split() == [each for line in lines[2:] for each in line[:42].split()]
 
 
 def test_files_are_one_or_several():
@@ -105,7 +118,7 @@ def french(folder):
     return str(folder.parent / "fr.json")
 
 
-def test_find_writes_what_detect_finds(folder, capsys):
+def test_find_writes_what_detect_finds(folder, tmp_path, capsys):
     found = lsn.detect(lsn.load_run(folder / "run"), "lape", rate=0.02)
     assert found == lsn.NeuronSet.load(folder / "neurons" / "lape") == lsn.NeuronSet.load(folder / "neurons/lape.json")
     table = pd.read_csv(folder / "neurons.csv").query("method == 'lape'")
@@ -115,7 +128,13 @@ def test_find_writes_what_detect_finds(folder, capsys):
     assert told["counts"][0] == {"method": "lape", "units": len(found), **found.counts().to_dict()}
     assert told["command"] == "find" and Path(told["paths"]["table"]) == (folder / "neurons.csv").resolve()
     assert main(arguments) == 0
-    assert f"lape finds {len(found):,} different units" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    used = lsn.load_run(folder / "run").to_frame()["tokens_used"]
+    assert f"lape finds {len(found):,} different units" in shown and "Fewer than 2,000 are little" in shown
+    assert f"Read: {used.min():,} tokens per language" in shown
+    table.to_csv(tmp_path / "lape.csv", index=False)
+    again = lsn.import_set(tmp_path / "lape.csv", {"mlp": (6, 768)}, languages=found.languages)
+    assert again.masks["mlp"].equal(found.masks["mlp"])
 
 
 def test_deactivate_measures_the_set(french, tmp_path, capsys):
@@ -241,22 +260,32 @@ def test_export_writes_every_format(folder, tmp_path, capsys):
         (["deactivate", "--sets", "file.txt", "--format", "x"], "--format x: expected one of"),
         (["inspect"], "give either --unit mlp.5.12 or --sets FILE"),
         (["inspect", "--unit", "mlp.5"], "expected basis, layer and unit, as mlp.5.12"),
+        (["audit", "--sets", "file.txt", "--format", "lape"], "name them in the file's order (languages=, --labels)"),
+        (["audit", "--sets", "units.pth"], "name the format (format=, --format)"),
+        (["find", "--languages", "en,xx"], "demo has no text for ['xx']"),
         (["steer", "--prompt", "The fish"], "give a text to continue and the language"),
         (["steer", "--prompt", "The fish", "--to", "xx"], "--to xx: the corpus has ['de', 'en'"),
         (["status", "."], "is not the folder of a run"),
         (["merge", "--runs", "a,b"], "a is not the folder of a run"),
-        (["export", "--sets", "file.txt", "--out", "new.xyz"], "expected a file that ends in one of"),
-        (["export", "--sets", "file.txt", "--out", "file.txt"], "expected a file that ends in one of"),
+        (
+            ["export", "--sets", "units.pth", "--format", "clas_bench", "--out", "new.xyz"],
+            "expected a file that ends in one of",
+        ),
+        (
+            ["export", "--sets", "units.pth", "--format", "clas_bench", "--out", "file.txt"],
+            "expected a file that ends in one of",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_before_the_model_is_loaded(arguments, words, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_model", None)
     monkeypatch.chdir(tmp_path)
     Path("file.txt").touch()
+    torch.save([[torch.tensor([1])]], "units.pth")
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert words in end.value.code and "\n" not in end.value.code
-    assert [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+    assert {each.name for each in tmp_path.iterdir()} == {"file.txt", "units.pth"}
 
 
 @pytest.mark.parametrize("arguments", [["fnid"], [], ["find", "--metods", "[lape]"], ["find", "--length", "long"]])

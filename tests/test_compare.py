@@ -1,6 +1,7 @@
 """Agreement, controls and warnings are what they are on cases whose answer is known."""
 
 import copy
+import html
 import math
 from dataclasses import replace
 
@@ -600,7 +601,11 @@ def test_sets_of_other_sizes_and_kinds_are_no_ranking():
 
 def test_tables_are_not_changed_by_looking(compared):
     before = copy.deepcopy(dict(compared))
-    repr(compared), compared._repr_html_()
+    repr(compared)
+    table, folded = compared._repr_html_().split("<details>")
+    assert all(f"<td>{name}</td>" in table for name in compared.ranking["method"])
+    for words in filter(None, map(html.escape, compared.ranking["warnings"])):
+        assert words not in table and words in folded
     for name, table in compared.items():
         pd.testing.assert_frame_equal(table, before[name])
 

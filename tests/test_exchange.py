@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import jsonschema
@@ -178,6 +179,7 @@ FORMATS = {
     "dln": ("populations.json", write_dln, made(3, bases=("mlp",)), {}),
     "kinit": ("lape_selected_neurons.pt", write_kinit, made(4), {}),
     "expertise": ("expertise_limited_20_both.csv", write_expertise, as_up(made(5)), {}),
+    "table": ("x.csv", lambda path, found: found.to_frame().to_csv(path, index=False), made(7), {}),
     "lsn_lens": ("x.json", lambda path, found: found.save(path), made(6), {}),
 }
 
@@ -202,9 +204,27 @@ def test_what_another_tool_wrote_is_read(name, model, tmp_path):
     with pytest.raises(ValueError):
         import_set(tmp_path / file, wide, format=name, **options)
     deep = {basis: (layers + 1, width) for basis, (layers, width) in shapes.items()}
-    if name not in ("dln", "expertise"):  # these list units, and no layers
+    if name not in ("dln", "expertise", "table"):  # these list units, and no layers
         with pytest.raises(ValueError):
             import_set(tmp_path / file, deep, format=name, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"unit": None}, "has no columns ['unit']"),
+        ({"method": ["a", "b"]}, "has the units of ['a', 'b']"),
+        ({"language": ["en", "NA"]}, None),
+    ],
+)
+def test_a_table_of_units_is_read_or_refused_in_words(change, words, tmp_path):
+    frame = pd.DataFrame({"language": ["en", "de"], "layer": [0, 1], "unit": [3, 2], **change})
+    frame.dropna(axis=1).to_csv(tmp_path / "x.csv", index=False)
+    if words is None:
+        assert import_set(tmp_path / "x.csv", {"mlp": (2, 4)}).languages == ("en", "NA")
+    else:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            import_set(tmp_path / "x.csv", {"mlp": (2, 4)})
 
 
 def test_lists_can_be_written_and_read_again(model, tmp_path):

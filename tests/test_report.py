@@ -195,33 +195,24 @@ def test_the_grid_has_the_evidence_of_each_language():
 
 def test_the_lead_is_what_the_numbers_say():
     text = sections.lead(row())
-    assert text == (
-        "With its own number of units (98), lape passes for 7 of 8 languages (on other documents 5 to 8): ablating the "
-        "method's units raises the loss of that language clearly more than the loss of any other, and more than random "
-        "sets of as many units in the same layers do. The mean in-language loss increase is +0.05 nats per token, "
-        "+0.04 more than that of the other language that is hurt most."
-    )
+    assert text == "With its own 98 units, lape passes for 7 of 8 languages (on other documents 5 to 8)."
     first = {"bases": "mlp", "method": "lape", "place": LEADS, "area": 0.123, "area_low": 0.05, "area_high": 0.2,
              "units": "5, 50"}  # fmt: skip
     ahead = {**first, "method": "plnd", "place": f"{AHEAD} at 3 of 16 points", "area": math.nan}
     other = {**first, "bases": "resid", "place": f"{FIRST} lap", "area_low": -0.1}
     none = {**first, "bases": "z", "place": NO_POINTS, "area": math.nan}
     assert sections.lead(row(), pd.DataFrame([first, ahead, other, none])) == (
-        "On MLP neurons at equal size (5, 50 units per language), lape leads: the in-language loss increase exceeds "
-        "that of the other language that is hurt most by +0.12 nats per token (95 % interval +0.05 to +0.2). Ahead of "
-        "it, where there are as many units: plnd. On residual dimensions at equal size (5, 50 units per language), no "
-        "method leads; lape has the largest effect, not distinguishable from lap: the in-language loss increase "
-        "exceeds that of the other language that is hurt most by +0.12 nats per token (95 % interval -0.1 to +0.2, not "
-        "distinguishable from 0). On inputs of the attention output, no method has enough units to be compared at "
-        f"equal size. {text}"
+        "At equal size, in-language minus worst other loss increase, nats per token: on MLP neurons lape leads: +0.12 "
+        "(95 % interval +0.05 to +0.2); on residual dimensions no method leads, lape has the largest effect, not "
+        "distinguishable from lap: +0.12 (95 % interval -0.1 to +0.2, not distinguishable from 0); on inputs of the "
+        f"attention output no method has enough units. {text}"
     )
 
 
 @pytest.mark.parametrize("shown", [0, 4])
 def test_a_weak_result_is_called_weak(shown):
-    text = sections.lead(row(shown=shown, own_rise=-0.0))
-    assert text.endswith("A weak result: it passes for no more than half of the languages.")
-    assert "+0 nats" in text
+    text = sections.lead(row(shown=shown))
+    assert text.endswith("A weak result: no more than half of the languages.")
 
 
 @pytest.fixture(scope="module")

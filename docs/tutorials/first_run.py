@@ -23,7 +23,9 @@ corpora
 #
 # ## One pass over the text
 #
-# `collect` runs the model once, for all methods together. It keeps exact sums, not activations.
+# `collect` runs the model once, for all methods together. It keeps exact sums, not activations. LAPE, average precision
+# and DiffMean are three [methods](../which_method.html) that find units: neurons of the MLP layers, outputs of other
+# projections, or dimensions of the residual stream.
 
 # %%
 run = lsn.collect(model, corpora, ["lape", "average_precision", "diffmean"])
@@ -32,8 +34,9 @@ run
 # %% [markdown]
 # ## Make it write French
 #
-# Average precision finds units whose value tells whether a sentence is French. Set to the values that they have on
-# French text, they turn the language of what the model writes. DiffMean does the same with one vector in one layer.
+# Average precision finds units whose value tells whether a sentence is French. Here they are set to their median value
+# on French text while the model writes. DiffMean adds one vector to one layer: the mean on French text minus the mean
+# on the others. The control is as many random units in each layer, set to *their* median on French text.
 
 # %%
 units = lsn.detect(run, "average_precision", rate=0.02)["fr"]
@@ -61,13 +64,15 @@ french = shares[shares["language"] == "fr"].set_index("intervention")[["count", 
 french.loc[written["intervention"].unique()].style.format("{:.2f}", subset=["low", "high"])
 
 # %% [markdown]
-# `low` and `high` are the 95 % interval of the share. Random units that are set to *French* values give French texts,
-# too: the values alone carry the language. French units have to beat the random ones, not only the unchanged model.
+# `count` of `n` texts are French; `low` and `high` are the 95 % interval of the share. Compare French units with random
+# units, not only with the unchanged model: the values on French text may carry a part of the language by themselves,
+# whichever the units.
 #
 # ## Find the neurons of each language
 #
-# LAPE looks for neurons that fire often in few languages: its score is the entropy over languages
-# ([the exact steps](../methods/lape.html)). This needs no further pass, and not even the model.
+# A neuron fires on a token if its gate is above 0. LAPE ("language activation probability entropy") looks for neurons
+# that fire often in few languages: the lower the entropy of its firing rates over languages, the more specific the
+# neuron ([the exact steps](../methods/lape.html)). This needs no further pass, and not even the model.
 
 # %%
 found = lsn.detect(run, "lape")
@@ -93,7 +98,7 @@ table.style.format("{:.2f}").background_gradient("Blues", axis=None, vmin=0, vma
 # ## Switch a language off
 #
 # Inside the `with` block the French neurons give zero, in every forward pass and at every position. The weights are
-# never edited, so the model is unchanged afterwards.
+# never edited, so the model is unchanged afterwards. The number is the largest difference of a logit:
 
 # %%
 prompt = "La rivière"

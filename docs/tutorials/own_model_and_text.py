@@ -96,7 +96,7 @@ run.to_frame()
 # %% [markdown]
 # Packed blocks are what LAPE's released code reads. Some models have learned that every text begins with the BOS (the
 # "beginning of sequence" token); `bos=` decides whether each *block* does. By default it is the tokenizer's habit. This
-# tokenizer adds none by itself:
+# tokenizer adds none by itself. With the BOS a block has one text token less, so there are more blocks; the BOS counts:
 
 # %%
 counts = {
@@ -117,6 +117,16 @@ matrix = lsn.perplexity_matrix(model, corpora, found)
 lsn.plots.change_matrix(matrix)
 
 # %% [markdown]
-# Look at the size of these numbers (nats per token), and compare it with
-# [the trained model](first_run.html#switch-a-language-off). [Is it true?](is_it_true.html) has the controls that tell
-# the two apart.
+# The control: as many random neurons in each layer. The mean of the diagonal, in nats per token:
+
+# %%
+random = lsn.perplexity_matrix(model, corpora, found.random_like(seed=0))
+own = {
+    name: sum(each.loc[label, label] for label in corpora) / len(corpora)
+    for name, each in {"LAPE's neurons": matrix, "random neurons": random}.items()
+}
+pd.Series(own, name="own loss increase").to_frame().style.format("{:+.5f}")
+
+# %% [markdown]
+# Compare both with [the trained model](first_run.html#switch-a-language-off). One random set is one draw:
+# [Is it true?](is_it_true.html) has the controls with p-values.

@@ -6,10 +6,12 @@ from lsn_lens.collection.collecting import collect
 from lsn_lens.command.given import layout, texts
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import FindConfig
+from lsn_lens.comparison.doubts import FEW_TOKENS
 from lsn_lens.files import write_bytes
 from lsn_lens.methods.base import units_of
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.methods.detecting import score
+from lsn_lens.runs.run import Run
 from lsn_lens.studies.experiment import load_model
 
 
@@ -36,5 +38,18 @@ def run(settings: FindConfig) -> Outcome:
     table = pd.concat(frames, ignore_index=True)
     write_bytes(settings.out / "neurons.csv", table.to_csv(index=False).encode())
     said = "; ".join(f"{row['method']} finds {row['units']:,} different units" for row in counts)
+    first = settings.out / "neurons" / f"{counts[0]['method']}.safetensors"
     paths = {"run": settings.out / "run", "sets": settings.out / "neurons", "table": settings.out / "neurons.csv"}
-    return Outcome(f"{said}.", {"counts": pd.DataFrame(counts)}, paths)
+    words = f"{said}. {_text(collected)} Whether they matter: lsn-lens deactivate --sets {first}"
+    return Outcome(words, {"counts": pd.DataFrame(counts)}, paths)
+
+
+def _text(run: Run) -> str:
+    """How much text the units were found on, and whether that is little."""
+    text = run.to_frame()
+    used, least = text["tokens_used"], text["tokens_used"].min()
+    rest = int((text["tokens"] - used).sum())
+    most = "" if used.max() == least else f" to {used.max():,}"
+    equal = f"; {rest:,} more are left over, so that each language gives as much" if rest else ""
+    few = f" Fewer than {FEW_TOKENS:,} are little: chance has a part in the choice." if least < FEW_TOKENS else ""
+    return f"Read: {least:,}{most} tokens per language, the least in {used.idxmin()}{equal}.{few}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from lsn_lens.command.settings import Cut, GivenSet
 from lsn_lens.model.structure import Model
-from lsn_lens.neurons.importing import IMPORTERS, import_set
+from lsn_lens.neurons.importing import IMPORTERS, NAMELESS, WITHOUT_LABELS, format_of, import_set
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.studies.experiment import Settings, load_text
 from lsn_lens.text.plan import Layout
@@ -46,16 +46,20 @@ def check_out(folder: Path) -> None:
 
 
 def check_set(settings: GivenSet) -> None:
-    """Require that the files are there, and that the format is known.
+    """Require that the files are there, that the format is known, and the languages where the format names none.
 
     Raises:
         FileNotFoundError: A missing file.
-        ValueError: An unknown format.
+        ValueError: An unknown format, one that the file does not tell, or one that names no languages.
     """
     if missing := [str(each) for each in settings.sets if not each.is_file()]:
         raise FileNotFoundError(f"--sets {', '.join(missing)}: no such file.")
     if settings.format is not None and settings.format not in IMPORTERS:
         raise ValueError(f"--format {settings.format}: expected one of {list(IMPORTERS)}.")
+    if settings.sets and settings.format is None:
+        format_of(settings.sets[0])
+    if settings.sets and settings.labels is None and settings.format in WITHOUT_LABELS:
+        raise ValueError(f"{settings.sets[0]} names no languages: {NAMELESS}")
 
 
 def load_set(settings: GivenSet, model: Model) -> NeuronSet:

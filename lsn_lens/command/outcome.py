@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
 from lsn_lens.report.columns import Column
 from lsn_lens.report.tables import table_cells
 from lsn_lens.studies.experiment import found_in
 
-WIDEST = 60  # characters of a cell in the terminal
+CELL, HEADING = 40, 14  # characters of a line of a cell, and of a heading, in the terminal
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ class Outcome:
 
     def _aligned(self, table: pd.DataFrame) -> str:
         headings, rows = table_cells(table, self.columns)
-        cells = [[each if len(each) <= WIDEST else f"{each[: WIDEST - 3]}..." for each in row] for row in rows]
         words = [not pd.api.types.is_numeric_dtype(each) for each in table.dtypes]
         align = ["left" if each else "right" for each in words]
-        frame = pd.DataFrame(cells, columns=headings)
-        return frame.to_markdown(index=False, tablefmt="simple", colalign=align, disable_numparse=True)
+        lines = [["\n".join(wrap(each, CELL)) for each in row] for row in rows]
+        titles = ["\n".join(wrap(each, HEADING)) for each in headings]
+        return tabulate(lines, titles, "simple", colalign=align, disable_numparse=True)
 
 
 def of_report(path: Path, tables: Mapping[str, Sequence[str]], columns: Mapping[str, Column] | None = None) -> Outcome:

@@ -63,4 +63,5 @@ def continued(settings: SteerConfig, corpora: Any) -> Outcome:
     table: Any = made[["intervention", "units", "text"]]
     path = settings.out / "texts.csv"
     write_bytes(path, table.to_csv(index=False).encode())
-    return Outcome(f"{settings.prompt}{made['text'][1]}", {"texts": table}, {"texts": path})
+    words = f"Steered to {settings.to}: {settings.prompt}{made['text'][1]}"
+    return Outcome(words, {"texts": table}, {"texts": path})

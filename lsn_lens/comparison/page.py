@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lsn_lens.comparison.equal_size import AHEAD, ALONE, LEADS
+from lsn_lens.comparison.equal_size import ALONE, LEADS
 from lsn_lens.comparison.grid import grid_section
 from lsn_lens.comparison.ranked import kind_of
 from lsn_lens.comparison.sections import (
@@ -149,43 +149,32 @@ def neurons_on_text(comparison: Tables) -> str:
 
 
 def lead(row: Mapping[Hashable, Any], equal_size: pd.DataFrame | None = None) -> str:
-    """Who leads at equal size on each kind of unit; and the first row of a ranking at its own size; in words."""
+    """Who leads at equal size on each kind of unit; and what the first method passes at its own size; in words."""
     interval = _interval(row, "shown")
     own = (
-        f"With its own number of units ({row['units']:,}), {row['method']} passes for {row['shown']} of "
-        f"{row['languages']} languages{interval and f' ({interval})'}: ablating the method's units raises the loss of "
-        "that language clearly more than the loss of any other, and more than random sets of as many units in the same "
-        f"layers do. The mean in-language loss increase is {row['own_rise']:+z.2g} nats per token, "
-        f"{row['own_minus_worst_other']:+z.2g} more than that of the other language that is hurt most."
+        f"With its own {row['units']:,} units, {row['method']} passes for {row['shown']} of {row['languages']} "
+        f"languages{interval and f' ({interval})'}."
     )
-    weak = ["A weak result: it passes for no more than half of the languages."] * (2 * row["shown"] <= row["languages"])
+    weak = ["A weak result: no more than half of the languages."] * (2 * row["shown"] <= row["languages"])
     return " ".join([*([] if equal_size is None else leaders(equal_size)), own, *weak])
 
 
 def leaders(equal_size: pd.DataFrame) -> list[str]:
-    """One sentence per kind of unit: who leads, or that nobody does."""
+    """One sentence: on each kind of unit who leads, or that nobody does, with the number and its interval."""
     said = []
     for bases in dict.fromkeys(equal_size["bases"]):
-        rows = of(equal_size, bases=bases).to_dict("records")
-        first, kind = rows[0], kind_of(bases)
+        first = of(equal_size, bases=bases).to_dict("records")[0]
+        name, place, low, high = first["method"], first["place"], first["area_low"], first["area_high"]
         if pd.isna(first["area"]):
-            said.append(f"On {kind}, no method has enough units to be compared at equal size.")
+            said.append(f"on {kind_of(bases)} no method has enough units")
             continue
-        name, place = first["method"], first["place"]
-        who = {LEADS: f"{name} leads", ALONE: f"{name} has no other method beside it"}.get(
-            place, f"no method leads; {name} has the largest effect, {place.removeprefix('first, ')}"
+        who = {LEADS: f"{name} leads", ALONE: f"{name} is alone"}.get(
+            place, f"no method leads, {name} has the largest effect, {place.removeprefix('first, ')}"
         )
-        low, high = first["area_low"], first["area_high"]
         sure = "too few documents for an interval" if pd.isna(low) else f"95 % interval {low:+z.2g} to {high:+z.2g}"
         weak = ", not distinguishable from 0" if low <= 0 else ""
-        ahead = [row["method"] for row in rows if row["place"].startswith(AHEAD)]
-        also = f" Ahead of it, where there are as many units: {', '.join(ahead)}." if ahead else ""
-        said.append(
-            f"On {kind} at equal size ({first['units']} units per language), {who}: the in-language loss increase "
-            f"exceeds that of the other language that is hurt most by {first['area']:+z.2g} nats per token ({sure}"
-            f"{weak}).{also}"
-        )
-    return said
+        said.append(f"on {kind_of(bases)} {who}: {first['area']:+z.2g} ({sure}{weak})")
+    return [f"At equal size, in-language minus worst other loss increase, nats per token: {'; '.join(said)}."]
 
 
 def _interval(row: Mapping[Hashable, Any], name: str) -> str:
@@ -209,7 +198,8 @@ def facts(comparison: Tables) -> dict[str, str]:
         counts[f"{words} ({about})"] = f"{row[name]} of {row['languages']}"
     return {
         **counts,
-        "mean in-language loss increase, nats per token": f"{row['own_rise']:+z.2g}",
+        f"mean in-language loss increase, nats per token ({row['method']}; {row['own_minus_worst_other']:+z.2g} more "
+        "than that of the other language hurt most)": f"{row['own_rise']:+z.2g}",
         "methods that pass for most languages": f"{sum(2 * ranking['shown'] > ranking['languages'])} of {len(ranking)}",
         "methods that pass for none": str(sum(ranking["shown"] == 0)),
         **left_out,

@@ -17,6 +17,10 @@ SKETCHED = {
     "shown": "languages that pass, with each method's own set",
     "units": "distinct units",
 }
+SHOWN = (
+    "method", "compared_on", "place", "area", "area_low", "area_high", "shown", "languages", "units", "own_rise",
+    "own_minus_worst_other", "agreement", "seconds",
+)  # fmt: skip  # columns of the ranking in a notebook
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,7 +162,11 @@ class Comparison(Tables):
 
     def _repr_html_(self) -> str:
         about = "".join(f"<p>{html.escape(line)}</p>" for line in self._about())
-        table = self.ranking.to_html(index=False, float_format="{:.3g}".format)
+        columns = [each for each in SHOWN if each in self.ranking]
+        table = self.ranking[columns].to_html(index=False, float_format="{:.3g}".format, na_rep="n/a")
+        doubted: Any = zip(self.ranking["method"], self.ranking["warnings"], strict=True)
+        about += "".join(f"<p>{html.escape(f'{name}: {words}')}</p>" for name, words in doubted if words)
         name = next(each for each in SKETCHED if each in self.ranking)
         figure = sketches.bars(self.ranking.set_index("method")[name].to_dict(), SKETCHED[name])
-        return f"<p><b>Comparison</b> of {self._head()}</p>{figure}{table}{about}"
+        folded = f"<details><summary>warnings, tables, what was left out</summary>{about}</details>"
+        return f"<p><b>Comparison</b> of {self._head()}</p>{figure}{table}{folded}"

@@ -70,7 +70,7 @@ class Content:
         """The main numbers in sentences."""
         said = [_active(self.activity), _effect(self.tables["effects"])]
         sets = "; ".join(f"{name} ({', '.join(languages)})" for name, languages in self.found.items())
-        return [*filter(None, said), f"In the sets of: {sets or 'no method shown here'}."]
+        return [*filter(None, said), f"Found by: {sets or 'none of the methods shown'}."]
 
     @property
     def activity(self) -> pd.DataFrame:
@@ -113,7 +113,8 @@ def _active(rows: pd.DataFrame) -> str:
 def _effect(table: pd.DataFrame) -> str:
     """The language whose loss rises most, beside the random units."""
     worst = table.iloc[int(table["rise"].fillna(-math.inf).argmax())]
-    interval = "" if math.isnan(worst["low"]) else f" [{worst['low']:+z.4f}, {worst['high']:+z.4f}]"
+    few = math.isnan(worst["low"])
+    interval = " (too few documents for an interval)" if few else f" [{worst['low']:+z.4f}, {worst['high']:+z.4f}]"
     others = table.loc[table["language"].ne(worst["language"]), "rise"]
     next_one = f"; in the other languages by {others.max():+z.4f} at most" if len(others) else ""
     return (

@@ -4,7 +4,6 @@ A format is read as the released code of its source writes it. No file is unpick
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +13,13 @@ import pandas as pd
 import torch
 
 from lsn_lens import files
-from lsn_lens.neurons import units
+from lsn_lens.neurons import tables, units
 from lsn_lens.neurons.sets import NeuronSet
 
 # the order of its lape_identify.py
 CLAS_BENCH = "en ar bo da de es fr hi it ja ko mt nl no pl pt ru sv tr zh sk el kk sw ka uk fa th id vi cs ro"
-EXPERTISE = ("ap", "layer", "unit", "concept")  # columns
-MODULES = {
-    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "attn_out", "out_proj": "attn_out", "gate_proj": "mlp_pre",
-    "up_proj": "mlp_up", "down_proj": "mlp_out", "fc1": "mlp_pre", "fc2": "mlp_out", "dense": "attn_out",
-    "dense_h_to_4h": "mlp_pre", "dense_4h_to_h": "mlp_out",
-}  # fmt: skip  # last part of a Linear's name -> basis of its outputs
+WITHOUT_LABELS = ("lape", "entropy_lambda")
+NAMELESS = "name them in the file's order (languages=, --labels)."
 KINIT = {"mlp": "mlp", "attn_q_proj": "q", "attn_k_proj": "k", "attn_v_proj": "v"}  # begin of a result's name -> basis
 
 
@@ -106,7 +101,8 @@ def format_of(path: Path) -> str:
     if path.suffix == ".safetensors":
         return "lsn_lens"
     if path.suffix == ".csv":
-        return "expertise"
+        columns = set(pd.read_csv(path, nrows=0))
+        return "table" if "language" in columns and not set(tables.EXPERTISE) <= columns else "expertise"
     if path.suffix == ".json":
         return "dln" if {"neurons", "languages", "tau"} <= set(_json(path)) else "lsn_lens"
     content = files.load_torch(path)
@@ -114,7 +110,8 @@ def format_of(path: Path) -> str:
         return "kinit"
     raise ValueError(
         f"{path} may be of the formats 'lape', 'clas_bench' or 'entropy_lambda', which look the same and differ in the "
-        "order of their languages: give format= and, but for 'clas_bench', languages=."
+        "order of their languages: name the format (format=, --format) and, but for 'clas_bench', the languages in the "
+        "file's order (languages=, --labels)."
     )
 
 
@@ -133,7 +130,7 @@ def _lists(method: str, known: tuple[str, ...] | None = None) -> Callable[[Sourc
     def read(source: Source) -> NeuronSet:
         labels = source.languages or known
         if labels is None:
-            raise ValueError(f"{source.file} names no languages: give languages=[...], in the file's order.")
+            raise ValueError(f"{source.file} names no languages: {NAMELESS}")
         layers, width = units.shapes_of(source.shapes, ["mlp"])["mlp"]
         found = NeuronSet.from_lape_file(source.file, labels, width)
         if found.masks["mlp"].shape[1] != layers:
@@ -157,10 +154,19 @@ def _dln(source: Source) -> NeuronSet:
     return replace(found, notes={"pct": given["pct"], "tau": given["tau"]}, origin={"model": given["model"]})
 
 
+def _units(source: Source) -> NeuronSet:
+    """One row per language and unit, as `lsn-lens find` and `export` write it, or anybody's spreadsheet."""
+    frame, found = tables.unit_rows(source.file)
+    bases = list(dict.fromkeys(frame["basis"])) or ["mlp"]
+    shapes = {each: size for each, size in units.shapes_of(source.shapes, bases).items() if each in bases}
+    labels = _same_labels(source, list(dict.fromkeys(frame["language"])))
+    return NeuronSet.from_frame(frame, shapes, labels, found)
+
+
 def _expertise(source: Source) -> NeuronSet:
     """`expertise*.csv`: one row per unit, the outputs of each Linear as a layer, the language as the concept."""
     paths = source.path if isinstance(source.path, tuple) else (source.path,)
-    frame = pd.concat([_table(path, source.count) for path in paths], ignore_index=True)
+    frame = pd.concat([tables.expertise_rows(path, source.count) for path in paths], ignore_index=True)
     shapes = units.shapes_of(source.shapes, dict.fromkeys(frame["basis"]))
     bases = [each for each in shapes if each in set(frame["basis"])]
     sizes = {each: shapes[each] for each in bases}
@@ -172,30 +178,6 @@ def _expertise(source: Source) -> NeuronSet:
             )
     labels = _same_labels(source, list(dict.fromkeys(frame["language"])))
     return NeuronSet.from_frame(frame, sizes, labels, f"expertise, {paths[0].name}")
-
-
-def _table(path: Path, count: int | None) -> pd.DataFrame:
-    frame: Any = pd.read_csv(path)
-    if lacking := [each for each in EXPERTISE if each not in frame]:
-        raise ValueError(f"{path} has no columns {lacking}: expected a table of expertise, with {list(EXPERTISE)}.")
-    if frame["ap"].isna().any():
-        raise ValueError(f"{path}: the average precision of {int(frame['ap'].isna().sum())} units is NaN.")
-    if count is not None:
-        half = files.whole_number(count, "count", least=2) // 2
-        order = frame.sort_values("ap", ascending=False, kind="stable")
-        frame = pd.concat([order[:half], order[::-1][:half]])
-        if frame.index.has_duplicates:
-            raise ValueError(f"{path} has {len(order)} units, count={count} asks for more.")
-    layers, bases = zip(*(_place(path, str(name)) for name in frame["layer"]), strict=True) if len(frame) else ((), ())
-    return pd.DataFrame({"language": frame["concept"], "basis": bases, "layer": layers, "unit": frame["unit"]})
-
-
-def _place(path: Path, name: str) -> tuple[int, str]:
-    """Layer number and basis of a Linear by its name, such as that of an up projection."""
-    number, module = re.search(r"\.(\d+)\.", name), name.partition(":")[0].rsplit(".", 1)[-1]
-    if number is None or module not in MODULES:
-        raise ValueError(f"{path}: layer {name!r} is no module with a known basis; these are {list(MODULES)}.")
-    return int(number[1]), MODULES[module]
 
 
 def _kinit(source: Source) -> NeuronSet:
@@ -283,6 +265,7 @@ IMPORTERS: dict[str, Callable[[Source], NeuronSet]] = {
     "clas_bench": _lists("LAPE of CLaS-Bench", tuple(CLAS_BENCH.split())),
     "entropy_lambda": _lists("entropy-lambda"),
     "dln": _dln,
+    "table": _units,
     "expertise": _expertise,
     "kinit": _kinit,
 }

@@ -180,10 +180,11 @@ class Run:
 
     def _repr_html_(self) -> str:
         model, layout = self.settings["model"], self.settings["text"]["layout"]
-        table = self.to_frame()
+        table, keys = self.to_frame(), self.statistics.sums
         return (
             f"<p><b>Run</b> of {model['name']} ({model['class']}, {model['layers']} layers): "
-            f"{', '.join(self.statistics.sums)}; {layout['kind']} of {layout['length']} tokens</p>"
+            f"{layout['kind']} of {layout['length']} tokens</p>"
+            f"<details><summary>{len(keys)} statistics</summary>{', '.join(keys)}</details>"
             f"{sketches.bars(table['tokens_used'].to_dict(), 'tokens of each language')}{table.to_html()}"
         )
 

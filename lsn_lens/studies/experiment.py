@@ -92,11 +92,17 @@ def read_value(text: str) -> Any:
 
 def bracketed(what: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
     """The command line with brackets around lists: `--languages en,fr` as `--languages [en,fr]`."""
-    lists = {f"--{key}" for key, each in signature(what).parameters.items() if "tuple[" in str(each.annotation)}
+    every = {f"--{key}": "tuple[" in str(each.annotation) for key, each in signature(what).parameters.items()}
+
+    def takes_list(option: str) -> bool:
+        """Whether the option, or the one that its beginning stands for, takes a list."""
+        meant = [option] if option in every else [key for key in every if option[2:] and key.startswith(option)]
+        return len(meant) == 1 and every[meant[0]]
+
     made: list[str] = []
     for each in arguments:
         option, equal, value = each.partition("=") if each.startswith("--") else ("", "", each)
-        if option not in lists and not (made and made[-1] in lists and not option):
+        if not takes_list(option) and not (made and takes_list(made[-1]) and not option):
             made.append(each)
         else:
             bare = value and not value.startswith("[") and value != "null"

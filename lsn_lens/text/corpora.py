@@ -115,7 +115,7 @@ def load_corpora(
         )
     find, held = folder / "find", folder / "hold-out"
     if find.is_dir() and held.is_dir():
-        first, second = (_pick(_folder(part, column, files, wanted), wanted, str(part)) for part in (find, held))
+        first, second = (_pick(_folder(part, column, files, wanted), wanted, str(source)) for part in (find, held))
         if set(first) != set(second):
             raise ValueError(f"{find} and {held} hold different languages: {sorted(first)} and {sorted(second)}.")
         return Corpora(
