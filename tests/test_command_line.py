@@ -226,11 +226,23 @@ def test_runs_of_different_methods_merge_into_one(tmp_path):
 
 def test_export_writes_every_format(folder, tmp_path, capsys):
     found = lsn.NeuronSet.load(folder / "neurons/lape")
-    for name in ("set.csv", "set.json", "set.safetensors", "set.pth", "checkpoint"):
-        arguments = ("export", "--device", "cpu", "--sets", str(folder / "neurons/lape.json"), "--languages", "[fr]")
+    for name in ("set.csv", "set.json", "set.safetensors", "set.pth", "set.py", "checkpoint"):
+        arguments = (
+            "export",
+            "--backend",
+            "bridge",
+            "--sets",
+            str(folder / "neurons/lape.json"),
+            "--languages",
+            "[fr]",
+        )
         told = said(capsys, *arguments, "--out", str(tmp_path / name))
         assert told["counts"] == [{"language": "fr", "units": int(found.counts()["fr"])}] and (tmp_path / name).exists()
     assert lsn.NeuronSet.load(tmp_path / "set") == found["fr"]
+    assert (
+        len(json.loads((tmp_path / "set.py").read_text().split('"""')[3])[0]["units"])
+        == found["fr"].units("mlp")[0].sum()
+    )
     assert json.loads((tmp_path / "checkpoint/lsn_lens.json").read_text())["units"]["mlp"]["off"] == len(found["fr"])
 
 

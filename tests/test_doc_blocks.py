@@ -23,6 +23,8 @@ SMALLER = {
                            "lsn.Checks()": "lsn.Checks(0, 0)", "lsn.Checks(extra": "lsn.Checks(0, 0, extra"},
     "docs/controls.md": {"found, 39": "found, 3", "seeds=5": "seeds=1", "seeds=3": "seeds=1, prompts=2, tokens=4",
                          '["lape", "plnd"]': '["lape"]', "max_tokens=1024": "max_tokens=64, length=32"},
+    "docs/exchange.md": {'neurons.push_to_hub(found, "me/lape")': 'NeuronSet.save(found, "sent")',
+                         'neurons.from_hub("me/lape")': 'NeuronSet.load("sent")'},
     "docs/generation.md": {"tokens=32": "tokens=4", "generate(model)": "generate(model, samples=2, tokens=4)",
                            "samples=10": "samples=2, tokens=4", "samples=50": "samples=2, tokens=4",
                            "    ],\n)\nidentify": "    ], samples=2, tokens=8,\n)\nidentify"},

@@ -250,12 +250,15 @@ class ExportConfig(GivenSet, Settings):
     """Write a set for other tools, or a model without its units.
 
     Attributes:
-        out: Its ending chooses the format: .json (exchange), .safetensors, .csv, .pth (released LAPE masks); a folder
-            without ending: a checkpoint in which the units are set to zero.
+        out: Its ending chooses the format: .json (exchange), .safetensors, .csv, .pth (released LAPE masks), .py (a
+            recipe that sets the units to zero, for another tool); a folder without ending: a checkpoint in which the
+            units are set to zero.
         languages: Languages of the set, by default all.
+        tool: For .py: what the recipe is for.
     """
 
     out: Path = Path("runs/export.json")
+    tool: Literal["transformers", "nnsight", "pyvene"] = "transformers"
 
 
 def check_methods(names: tuple[str, ...] | None) -> None:

@@ -9,6 +9,7 @@ from .control_vectors import save_control_vector as save_control_vector
 from .exporting import export as export
 from .intervening import Intervention as Intervention
 from .intervening import intervene as intervene
+from .other_tools import recipe as recipe
 from .recipes import diffmean_steering as diffmean_steering
 from .recipes import dimensions_steering as dimensions_steering
 from .recipes import language_arithmetics as language_arithmetics

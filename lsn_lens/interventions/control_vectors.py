@@ -42,7 +42,7 @@ def save_control_vector(intervention: Intervention, path: Path | str, model_type
     """
     check_kind("intervention", intervention, Intervention, "an intervention, as lsn.diffmean_steering(...)")
     path, gguf = Path(path), _gguf(path)
-    vectors = _vectors(intervention)
+    vectors = added_vectors(intervention)
     layers = vectors.any(-1).nonzero()[:, 0].tolist()
     if not layers or not layers[0]:
         raise DoesNotApply(
@@ -98,18 +98,22 @@ def load_control_vector(path: Path | str, layers: int, strength: float | int = 1
     return Intervention(name, ((NeuronSet(("all",), {BASIS: mask}, name), add({BASIS: values}, name)),))
 
 
-def _vectors(intervention: Intervention) -> Float[Tensor, "layer unit"]:
-    """What the intervention adds to the residual stream in each layer."""
+def added_vectors(intervention: Intervention, basis: str = BASIS) -> Float[Tensor, "layer unit"]:
+    """What the intervention adds to a basis in each layer, by default to the residual stream.
+
+    Raises:
+        DoesNotApply: Another basis, action or choice of tokens, or nothing that can be added.
+    """
     total: Any = None
     for neurons, action in intervention.steps:
-        values = action.values[BASIS] if isinstance(action.values, dict) and BASIS in action.values else action.values
+        values = action.values[basis] if isinstance(action.values, dict) and basis in action.values else action.values
         by_place = isinstance(values, Tensor) and values.ndim != 2
-        if set(neurons.masks) != {BASIS} or action.where != "all" or by_place or not _adds(action):
+        if set(neurons.masks) != {basis} or action.where != "all" or by_place or not _adds(action):
             raise DoesNotApply(
-                f"step {action.name!r} on {list(neurons.masks)} at {action.where!r}: a control vector is added to the "
-                f"basis {BASIS!r}, equally at all tokens. It holds lsn.add(...), as in lsn.diffmean_steering(...)."
+                f"step {action.name!r} on {list(neurons.masks)} at {action.where!r}: a vector is added to the basis "
+                f"{basis!r}, equally at all tokens. It holds lsn.add(...), as in lsn.diffmean_steering(...)."
             )
-        mask = neurons.units(BASIS)
+        mask = neurons.units(basis)
         added = torch.as_tensor(values, dtype=torch.float32).expand(mask.shape) * mask
         total = added if total is None else total + added
     if total is None or not bool(total.isfinite().all()):

@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from lsn_lens import files, sketches
 from lsn_lens.neurons import units
-from lsn_lens.neurons.identity import Origin, check_origin
+from lsn_lens.neurons.arrays import data_array
+from lsn_lens.neurons.identity import Origin, check_origin, whose
 
 SKETCHED = 50  # units of each language in the figure of a notebook
 
@@ -49,6 +51,18 @@ class NeuronScores:
         """One row per finite score: language, basis, layer, unit, score."""
         finite = {basis: each.isfinite() for basis, each in self.values.items()}
         return units.frame_of(self.languages, finite, self.values)
+
+    def to_xarray(self, basis: str = "mlp") -> Any:
+        """The scores of a basis as an `xarray.DataArray` with the dimensions language, layer and unit.
+
+        Raises:
+            KeyError: An unknown basis.
+            ValueError: xarray, an extra, is not installed.
+        """
+        if basis not in self.values:
+            raise KeyError(f"no scores on {basis!r}; there are scores on {list(self.values)}.")
+        told = {"method": self.method, "model": whose(self.origin)}
+        return data_array(self.values[basis], self.languages, basis, told)
 
     def top(self, language: str, count: int = 10, basis: str | None = None) -> pd.DataFrame:
         """The highest-scoring units of a language, highest first: layer, unit, basis, score, and rank from 1.

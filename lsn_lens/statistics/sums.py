@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from lsn_lens.neurons.arrays import data_array
+from lsn_lens.neurons.identity import whose
+
 
 def merge(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Combine parts key by key, in the order given: sums add up, `*.minimum` and `*.maximum` keep the extreme.
@@ -85,6 +88,17 @@ class Statistics:
         if self.read is None:
             raise KeyError(f"this run has no values of single documents, so no {key!r}. {_AGAIN}")
         return dict(self.read(key, layer))
+
+    def to_xarray(self, key: str) -> Any:
+        """Sums by key as an `xarray.DataArray` with the dimensions language, layer, unit, and bin of a histogram.
+
+        Divide sums over tokens by `tokens`, or take `mean` and `probability`.
+
+        Raises:
+            KeyError: The run did not collect this key.
+            ValueError: xarray, an extra, is not installed.
+        """
+        return data_array(self.get(key), self.languages, key, {"model": whose(self.origin)})
 
     def _get(self, site: str, reduction: str) -> Any:
         return self.get(f"{site}.{reduction}")
