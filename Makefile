@@ -5,8 +5,8 @@ TL3 ?= 3.9.0
 # idle threads sleep: threads that spin take the cores from other work
 export OMP_WAIT_POLICY ?= passive
 
-# processes that share the work
-PROCESSES ?= 2
+# processes that share the work, which only Linux can
+PROCESSES ?= $(if $(filter Linux,$(shell uname)),2,1)
 
 COMPARE = .venv/bin/python experiments/compare_methods.py --model demo --corpus demo --processes $(PROCESSES)
 
