@@ -64,15 +64,12 @@ def meaning_table(
 
     Returns:
         One row per group and target: the columns of `by`, `target`, `n` texts, `prompts`; and of each measure its value
-        and interval, `<measure>_low` and `<measure>_high` (NaN with one prompt, or where a draw has no value):
-
-        - `accuracy`: share of texts identified as the target.
-        - `word_pass_rate`: share of texts without `foreign_words`, of those with a letter.
-        - `chrf`, `bleu`: of all texts as one corpus, in [0, 100]. `bleu_in_target`: mean BLEU of single texts, of those
-          in the target. `accuracy_bleu`: `accuracy` times `bleu_in_target`; 0 where no text is in the target.
-        - `similarity`: mean cosine of the embeddings of text and reference.
-        - `relevance`: mean of the judge. `harmonic_mean`: of `accuracy` and `relevance`, 0 where one is 0.
-
+        and interval, `<measure>_low` and `<measure>_high` (NaN with one prompt, or where a draw has no value).
+        `accuracy`: share of texts identified as the target. `word_pass_rate`: share of texts without `foreign_words`,
+        of those with a letter. `chrf`, `bleu`: of all texts as one corpus, in [0, 100]. `bleu_in_target`: mean BLEU of
+        single texts, of those in the target. `accuracy_bleu`: `accuracy` times `bleu_in_target`; 0 where no text is in
+        the target. `similarity`: mean cosine of the embeddings of text and reference. `relevance`: mean of the judge.
+        `harmonic_mean`: of `accuracy` and `relevance`, 0 where one is 0.
         `attrs["signatures"]` has sacrebleu's signatures by measure and target.
 
     Raises:
