@@ -100,7 +100,7 @@ def test_the_terminal_says_what_the_report_finds(written):
     said = found_in(written / "report.html")
     best = pd.read_parquet(written / "tables" / "ranking.parquet").iloc[0]
     assert f"{best['method']} passes for {best['shown']} of 3 languages" in said
-    assert said.startswith("On MLP neurons at equal size")
+    assert said.startswith("At equal size, in-language minus worst other loss increase")
     assert ("A weak result: " in said) == (2 * best["shown"] <= 3)
 
 
