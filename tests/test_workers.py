@@ -25,7 +25,8 @@ def one_process(model):
     corpora = lsn.load_corpora("demo", ["en", "fr", "zh"])
     run = lsn.collect(model, corpora, METHODS, layout=lsn.Layout(max_tokens=900, length=32), progress=False)
     found = lsn.detect(run, "lape", rate=0.05)
-    sets = {"found": found, "random": found.random_like(0)}
+    # more than share one forward pass, so that there is work for several processes
+    sets = {"found": found, **{f"random {seed}": found.random_like(seed) for seed in range(7)}}
     text = lsn.evaluation.held_out(model, corpora, lsn.Layout(max_tokens=200), progress=False)
     return corpora, run, sets, text, text.measure(sets, progress=False)
 
