@@ -12,8 +12,9 @@ import lsn_lens as lsn
 PAGE = ROOT / "docs/errors.md"
 
 
-def test_symptoms_are_raised_as_quoted(demo, load, hugging_face, tmp_path, monkeypatch):
+def test_symptoms_are_raised_as_quoted(load, hugging_face, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    demo = lsn.load_model("demo", backend="bridge", device="cpu")  # a HookedTransformer has no dropout to refuse
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked for a user
     texts = {label: list(each.find)[:8] for label, each in lsn.load_corpora("demo", ["en", "fr"]).items()}
     corpora = lsn.load_corpora(texts)
