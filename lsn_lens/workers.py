@@ -4,7 +4,7 @@ import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -69,6 +69,8 @@ def mapped(function: Callable[[Item, Report], Result], items: Sequence[Item], re
         return [function(item, report) for item in items]
     context = multiprocessing.get_context("fork")
     _work.update(function=function, items=items, done=context.SimpleQueue(), threads=torch.get_num_threads())
+    _work["stopped"] = context.Event()
+    running: list[Future[Any]] = []
     pool = ProcessPoolExecutor(count, context, _alone)
     try:
         with warnings.catch_warnings():
@@ -77,14 +79,21 @@ def mapped(function: Callable[[Item, Report], Result], items: Sequence[Item], re
         left = set(running)
         while left:
             done, left = wait(left, EVERY)
-            while not _work["done"].empty():
-                report(_work["done"].get())
+            _drained(_work["done"], report)
             for each in done:
                 each.result()  # raises what a process raised
         return [each.result() for each in running]
     finally:
-        pool.shutdown(cancel_futures=True)
+        _work["stopped"].set()
+        while wait(running, EVERY).not_done:  # after an error: the others end at their next report
+            _drained(_work["done"], int)
+        pool.shutdown()
         _work.clear()
+
+
+def _drained(queue: Any, report: Report) -> None:
+    while not queue.empty():
+        report(queue.get())
 
 
 def _alone() -> None:
@@ -93,4 +102,10 @@ def _alone() -> None:
 
 
 def _one(place: int) -> Any:
-    return _work["function"](_work["items"][place], _work["done"].put)
+    return None if _work["stopped"].is_set() else _work["function"](_work["items"][place], _told)
+
+
+def _told(done: int) -> None:
+    if _work["stopped"].is_set():
+        raise InterruptedError("another process failed")
+    _work["done"].put(done)

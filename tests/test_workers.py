@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
@@ -89,9 +90,20 @@ def test_an_error_of_a_process_is_raised_and_the_next_call_works():
     with lsn.processes(2):
         with pytest.raises(lsn.DoesNotApply, match="not for"):
             workers.mapped(fail, [1, 2], print)
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="at once"):  # the other process ends, though it has more to say than fits
+            workers.mapped(fail_or_go_on, [True, False], lambda done: None)
+        assert time.monotonic() - began < 30
         with pytest.raises(BrokenProcessPool):
             workers.mapped(lambda item, report: os.kill(os.getpid(), signal.SIGKILL), [1, 2], print)
         assert workers.mapped(lambda item, report: item, [1, 2], print) == [1, 2]
+
+
+def fail_or_go_on(fails, report):
+    if fails:
+        raise ValueError("at once")
+    for _ in range(10_000_000):
+        report(1)
 
 
 def test_processes_do_not_start_processes_of_their_own_and_threads_come_back():
