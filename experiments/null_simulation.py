@@ -8,6 +8,9 @@ each method and kind of shift: the share of false ones among the pairs of unit a
 (Benjamini-Hochberg), how often there is any false one beyond the best by chance (max-T), both with their standard
 errors, and the shares of the true ones found. A pair is false where the language does not lie beyond every other
 language. "units" are the same for units as such, false where all languages are alike.
+
+A transfer neuron turns the stream, to which all units write. There, where a language is shifted in some units, it may
+differ at all; pairs are false only of languages that are alike in every unit.
 """
 
 import math
@@ -30,6 +33,7 @@ from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
 from lsn_lens.statistics import worst_first_ranks
 
 LANGUAGES = ("a", "b", "c", "d")
+STREAM = 24  # width of the residual stream
 DOCUMENTS_EACH, TOKENS_EACH, EXPERT = 3, 6, 2  # of a shard, of a document, units of an expert
 LEVEL = 0.05
 
@@ -57,25 +61,57 @@ METHODS: dict[str, Any] = {
     "average_precision, bottom": methods.AveragePrecision("bottom", bases=("mlp_pre",)),
     "average_precision, both": methods.AveragePrecision("both", bases=("mlp_pre",)),
     "sharing": methods.Sharing(check_parallel=False),
+    "transfer": methods.Transfer(),
 }
 
 
 def made_run(generator: np.random.Generator, shifts: np.ndarray, shards: int = 16) -> Run:
-    """What all of `METHODS` read, of one layer; `shifts` is `[language unit]`, units of an expert alike."""
-    units = shifts.shape[1]
-    base, spread = generator.uniform(-1.5, 0.5, units), generator.uniform(0.5, 2.0, units)
+    """What `METHODS` but `transfer` read, of one layer; `shifts` is `[language unit]`, units of an expert alike."""
     parts: dict[str, list[Mapping[str, Tensor]]] = {}
     rows: dict[str, list[Mapping[str, Tensor]]] = {}
+    base, spread, texts = _values(generator, shifts, shards)
+    for label, values in texts.items():
+        parts[label] = [_sums(each, base, spread) for each in values]
+        rows[label] = [_rows(each.float()) for each in values]
+    key = METHODS["expert_frequency"].statistics()[0].key
+    constants = {f"{key}.assignment": torch.arange(shifts.shape[1])[None] // EXPERT}
+    return Run(parts, {}, documents=rows, constants=constants)
+
+
+def written_run(generator: np.random.Generator, shifts: np.ndarray, shards: int = 16) -> Run:
+    """What `transfer` reads, of two layers alike: units write vectors into a stream that is random before."""
+    writes = torch.from_numpy(generator.normal(size=(shifts.shape[1], STREAM))) / STREAM
+    parts: dict[str, list[Mapping[str, Tensor]]] = {}
+    rows: dict[str, list[Mapping[str, Tensor]]] = {}
+    units, before, products = (need.key for need in METHODS["transfer"].statistics())
+    for label, values in _values(generator, shifts, shards)[2].items():
+        parts[label], rows[label] = [], []
+        for each in values:
+            active = torch.nn.functional.silu(each[:, -1])
+            stream = torch.from_numpy(generator.normal(size=(len(each), STREAM)))
+            after = (stream + active @ writes).sum(0)
+            sums = {f"{products}.stream": after.expand(2, -1), f"{products}.along": (writes @ after).expand(2, -1)}
+            counts = {TOKENS: torch.full((2,), TOKENS_EACH * len(each)), DOCUMENTS: torch.tensor(len(each))}
+            parts[label].append(sums | counts)
+            made = {units: active, before: stream, products: stream @ writes.T}
+            layers = {row_key(key, layer): value.float() for key, value in made.items() for layer in range(2)}
+            rows[label].append(layers | {row_key(LENGTH, 0): torch.ones(len(each), 1)})
+    return Run(parts, {}, documents=rows, constants={f"{products}.squares": writes.square().sum(1).expand(2, -1)})
+
+
+def _values(
+    generator: np.random.Generator, shifts: np.ndarray, shards: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Tensor]]:
+    """Base and spread of each unit, and each language's values `[shard document token unit]`."""
+    units = shifts.shape[1]
+    base, spread = generator.uniform(-1.5, 0.5, units), generator.uniform(0.5, 2.0, units)
+    texts = {}
     for label, shift in zip(LANGUAGES, shifts, strict=False):
         together = generator.normal(size=(shards, DOCUMENTS_EACH, 1, 1))
         alone = generator.normal(size=(shards, DOCUMENTS_EACH, 1, units))
         token = generator.normal(size=(shards, DOCUMENTS_EACH, TOKENS_EACH, units))
-        values = torch.from_numpy(base + spread * (shift + 0.4 * together + 0.6 * alone + token))
-        parts[label] = [_sums(each, base, spread) for each in values]
-        rows[label] = [_rows(each.float()) for each in values]
-    key = METHODS["expert_frequency"].statistics()[0].key
-    constants = {f"{key}.assignment": torch.arange(units)[None] // EXPERT}
-    return Run(parts, {}, documents=rows, constants=constants)
+        texts[label] = torch.from_numpy(base + spread * (shift + 0.4 * together + 0.6 * alone + token))
+    return base, spread, texts
 
 
 def _sums(values: Tensor, base: np.ndarray, spread: np.ndarray) -> dict[str, Tensor]:
@@ -138,8 +174,11 @@ def simulate(
     generator = np.random.default_rng([seed, list(SHIFTS).index(kind)])
     shifts = np.zeros((len(LANGUAGES), units))
     shifts[:, : int(changed * units) // EXPERT * EXPERT] = np.array(SHIFTS[kind])[:, None]
-    run, rows = made_run(generator, shifts, shards), []
+    made = {False: made_run(generator, shifts, shards), True: written_run(generator, shifts, shards)}
+    rows = []
     for name in names:
+        writes = name == "transfer"
+        run = made[writes]
         method, small = METHODS[name], load_shards(run, [METHODS[name]])
         declared = contrast_of(method)
         assert declared is not None
@@ -152,11 +191,15 @@ def simulate(
         )
         true = truth(shifts, declared[0].side(method), alike)
         unit_true = torch.from_numpy((shifts != shifts[0]).any(0))
+        if writes:
+            like = (shifts[:, None] == shifts[None]).all(2).sum(1) > 1
+            true = torch.from_numpy(~like)[:, None].expand(true.shape)
+            unit_true = unit_true.any().expand(unit_true.shape)
         for what, p, family, is_true in (
             ("languages", tests.p_values, tests.family_wise, true),
             ("units", tests.unit_p_values, tests.unit_family_wise, unit_true),
         ):
-            (p_value,), (adjusted,) = ([each.squeeze(-2) for each in values.values()] for values in (p, family))
+            (p_value,), (adjusted,) = ([each[..., -1, :] for each in values.values()] for values in (p, family))
             fdr, _, power = errors(benjamini_hochberg(p_value, LEVEL), is_true)
             _, any_false, family_power = errors(adjusted <= LEVEL, is_true)
             rows.append({"method": name, "shift": kind, "test": what, "false discovery": fdr, "family-wise": any_false,
