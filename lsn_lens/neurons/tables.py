@@ -22,7 +22,7 @@ def unit_rows(path: Path) -> tuple[pd.DataFrame, str]:
     Raises:
         ValueError: Missing columns, or units of several methods.
     """
-    words = dict.fromkeys(("language", "basis", "method"), str)
+    words: Any = dict.fromkeys(("language", "basis", "method"), str)
     frame: Any = pd.read_csv(path, keep_default_na=False, dtype=words)  # NA, nan, true and 01 are labels
     if lacking := [each for each in UNIT if each not in frame]:
         raise ValueError(f"{path} has no columns {lacking}: expected {list(UNIT)}, and basis where it is not mlp.")
@@ -38,7 +38,7 @@ def expertise_rows(path: Path, count: int | None) -> pd.DataFrame:
     Raises:
         ValueError: Missing columns, a precision that is NaN, more units asked for than there are, an unknown module.
     """
-    missing = {"ap": ["", "nan", "NaN", "NA"]}  # as a concept, nan and NA are labels
+    missing: Any = {"ap": ["", "nan", "NaN", "NA"]}  # as a concept, nan and NA are labels
     frame: Any = pd.read_csv(path, dtype={"concept": str}, keep_default_na=False, na_values=missing)
     if lacking := [each for each in EXPERTISE if each not in frame]:
         raise ValueError(f"{path} has no columns {lacking}: expected a table of expertise, with {list(EXPERTISE)}.")
