@@ -215,13 +215,16 @@ def test_what_another_tool_wrote_is_read(name, model, tmp_path):
         ({"unit": None}, "has no columns ['unit']"),
         ({"method": ["a", "b"]}, "has the units of ['a', 'b']"),
         ({"language": ["en", "NA"]}, None),
+        ({"language": ["nan", "nan "]}, None),
+        ({"language": ["true", "false"]}, None),
+        ({"language": ["01", "1e2"]}, None),
     ],
 )
 def test_a_table_of_units_is_read_or_refused_in_words(change, words, tmp_path):
     frame = pd.DataFrame({"language": ["en", "de"], "layer": [0, 1], "unit": [3, 2], **change})
     frame.dropna(axis=1).to_csv(tmp_path / "x.csv", index=False)
     if words is None:
-        assert import_set(tmp_path / "x.csv", {"mlp": (2, 4)}).languages == ("en", "NA")
+        assert import_set(tmp_path / "x.csv", {"mlp": (2, 4)}).languages == tuple(change["language"])
     else:
         with pytest.raises(ValueError, match=re.escape(words)):
             import_set(tmp_path / "x.csv", {"mlp": (2, 4)})
@@ -246,6 +249,12 @@ def test_a_table_of_all_units_takes_a_count(tmp_path):
     for own, each in zip(found.masks["mlp_pre"], values, strict=True):
         order = sorted(range(len(each)), key=lambda place: float(each[place]))
         assert set(own.flatten().nonzero()[:, 0].tolist()) == {*order[:3], *order[-3:]}
+    both = pd.concat([pd.read_csv(path) for path in paths]).sort_values("unit", kind="stable")
+    for labels in (("en", "de"), ("nan", "NA")):
+        both["concept"] = both["concept"].replace(dict(zip(("en", "de"), labels, strict=True)))
+        both.to_csv(tmp_path / "both.csv", index=False)
+        together = import_set(tmp_path / "both.csv", shapes, count=6)
+        assert together.languages == labels and torch.equal(together.masks["mlp_pre"], found.masks["mlp_pre"])
     with pytest.raises(ValueError, match="give count="):
         import_set(paths, shapes)
     with pytest.raises(ValueError, match="asks for more"):
@@ -301,6 +310,14 @@ def test_what_does_not_fit_is_refused(model, tmp_path):
     write_lists(tmp_path / "x.pth", made(bases=("mlp",)))
     with pytest.raises(ValueError, match="names no languages"):
         import_set(tmp_path / "x.pth", model, format="lape")
+    torch.save({"languages": ["en"], "params": {}, "results": {"mlp_rate": {}}}, tmp_path / "z.pt")
+    with pytest.raises(ValueError, match="without selected_mask"):
+        import_set(tmp_path / "z.pt", model)
+    for neuron in ({"layer": 0, "neuron": 1, "cluster": "en"}, {"layer": 0, "neuron": 1}, "0"):
+        told = {"model": "m", "languages": ["en", "de"], "pct": 1.0, "tau": 0.2, "neurons": [neuron]}
+        (tmp_path / "populations.json").write_text(json.dumps(told))
+        with pytest.raises(ValueError, match=r"populations\.json: .* is no neuron of populations\.json"):
+            import_set(tmp_path / "populations.json", model)
     (tmp_path / "x.csv").write_text("ap,layer,unit,concept\n0.5,transformer.h.0.query_key_value:0,1,en\n")
     with pytest.raises(ValueError, match="no module with a known basis"):
         import_set(tmp_path / "x.csv", model)

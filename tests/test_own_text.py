@@ -39,6 +39,13 @@ def test_series_and_frames_of_one_language():
     assert both(lsn.load_corpora(series)) == both(lsn.load_corpora(frames)) == both(lsn.load_corpora(TEXTS))
 
 
+def test_two_columns_of_one_name_are_refused():
+    for table, named in ((pd.DataFrame([["en", "a", "b"]], columns=["language", "text", "text"]), "the table"),
+                         ({"en": pd.DataFrame([["a", "b"]], columns=["text", "text"])}, "en")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{named} has 2 columns 'text'"):
+            lsn.load_corpora(table)
+
+
 @pytest.mark.parametrize("make", [lambda data: data, Dataset.to_iterable_dataset], ids=["data set", "stream"])
 def test_a_wrong_column_is_named_at_once(make):
     data = {"en": make(Dataset.from_dict({"content": ["a", "b"]}))}

@@ -70,6 +70,42 @@ def test_a_table_without_the_column(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "table", "words"),
+    [
+        ("en.csv", "id,text\n1,plain\n2,one, two\n", "line 3: 3 fields, but the header has 2"),
+        ("en.csv", "id,text\n1,one, two\n2,three, four\n", "line 2: 3 fields"),
+        ("en.csv", 'id,text\n1,a\n2,"b\n3,c\n', "line 4: unexpected end"),
+        ("en.tsv", 'id\ttext\n1\t"Yes," he said.\n2\tb\n', "line 2: .* expected after"),
+        ("en.tsv", 'id\ttext\n1\t"Hello.\n2\tHow are you?"\n3\tb\n', "line 3: one field has the tabs of whole rows"),
+        ("en.tsv", 'text\tid\tby\n"Hello.\t1\tx\nb\t2\ty\nYes?"\t3\tz\n', "line 4: one field has the tabs"),
+        ("en.csv", "text,text\na,b\n", "has 2 columns 'text'"),
+    ],
+)
+def test_rows_that_marks_in_a_text_cut_or_join_are_an_error(name, table, words, tmp_path):
+    (tmp_path / name).write_text(table)
+    with pytest.raises(ValueError, match=rf"en\.[ct]sv.*{words}"):
+        read(tmp_path)
+
+
+def test_tables_as_other_programs_write_them(tmp_path):
+    long = "many words " * 20_000
+    for table, texts in (
+        ('\ufeff"text","id"\n"a, b",1\n', ["a, b"]),  # a byte order mark before a quoted name
+        ("text,id\na,1,\nb,2,\n", ["a", "b"]),  # a separator at the end of each row
+        ('id,text\r\n1,"a\nb"\r\n\r\n2,c "d"\r\n', ["a\nb", 'c "d"']),
+        (f"text\n{long}\nnan\n", [long, "nan"]),
+    ):
+        (tmp_path / "en.csv").write_bytes(table.encode())
+        assert read(tmp_path) == {"en": texts}
+    (tmp_path / "en.csv").write_text("id,text\n1,a\n2\n")
+    find = load_corpora(tmp_path, hold_out=0.0)["en"].find
+    assert list(find) == ["a"] and find.skipped == {"no 'text'": 1}
+    (tmp_path / "en.csv").unlink()
+    (tmp_path / "en.tsv").write_text('id\ttext\n1\t"a\n\tb\n\t\tc"\n')
+    assert read(tmp_path) == {"en": ["a\n\tb\n\t\tc"]}
+
+
+@pytest.mark.parametrize(
     "name", ["fr.docx", "fr.txt.zip", "fr.jsonl.lz4", "fr", "de_DE.md", "zh-Hans.html", "srp_Cyrl.doc"]
 )
 def test_text_that_cannot_be_read_is_refused_by_name(name, tmp_path):
@@ -89,6 +125,16 @@ def test_files_that_are_no_text_of_a_language_do_not_matter(tmp_path):
     (tmp_path / "fr").mkdir()
     with pytest.raises(ValueError, match=r"\['fr'\] look like text"):
         read(tmp_path)
+
+
+def test_beside_codes_of_three_letters_others_are_languages_too(tmp_path):
+    (tmp_path / "en.txt").write_text("a")
+    (tmp_path / "swa.txt.zip").write_text("b")
+    assert read(tmp_path) == {"en": ["a"]}
+    (tmp_path / "eng.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"\['swa\.txt\.zip'\] look like text"):
+        read(tmp_path)
+    assert read(tmp_path, languages=["eng"]) == {"eng": ["a"]}
 
 
 # encodings

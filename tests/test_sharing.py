@@ -408,6 +408,41 @@ def test_parallel_text_is_taken_and_shuffled_text_refused(demo):
         demo_run(demo, lambda texts: texts["de"].pop())
 
 
+@pytest.mark.parametrize(
+    ("gaps", "refused"),
+    [
+        ({"de": [5]}, True),
+        ({"de": [15], "en": [18], "zh": [18]}, True),  # as many of each, and only three are apart
+        ({"de": [19]}, False),
+        ({"de": [7, 12], "en": [7, 12], "zh": [7, 12]}, False),
+    ],
+)
+def test_a_record_that_one_language_lacks_does_not_move_the_documents_behind_it(demo, gaps, refused):
+    corpora = lsn.load_corpora("demo", ["en", "de", "zh"])
+    texts = {label: list(corpora[label].find)[:20] for label in corpora}
+    for label, places in gaps.items():
+        for place in places:
+            texts[label][place] = None if place % 2 else "  "
+    layout = lsn.Layout(kind="documents")  # takes as many of each language as the smallest has
+
+    def collected(**settings):
+        given = lsn.load_corpora(texts, hold_out=0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return lsn.collect(demo, given, [Sharing(**settings)], layout=layout, progress=False)
+
+    first = min(place for places in gaps.values() for place in places)
+    if not refused:
+        kept = [place for place in range(20) if place not in gaps["de"]]
+        found = lsn.score(collected(), Sharing())
+        texts = {label: [each[place] for place in kept] for label, each in texts.items()}
+        assert torch.equal(found.values["mlp"], lsn.score(collected(), Sharing()).values["mlp"])
+        return
+    with pytest.raises(lsn.DoesNotApply, match=rf"document {first} is not the same record.*'de': {first + 1}.*=False"):
+        collected()
+    assert collected(check_parallel=False).statistics.tokens.sum()
+
+
 def test_lengths_that_say_nothing_are_not_judged():
     draw = np.random.default_rng(0)
     few, constant = draw.integers(5, 90, (2, 29)), np.full((2, 100), 7)  # few may be judged, and then warned of

@@ -83,3 +83,6 @@ def test_settings_and_text_that_cannot_be_meant(script, load):
     texts = {label: [f"{i} {SENTENCES[0]}" for i in range(8)] for label in ("en", "de")}
     with pytest.raises(lsn.DoesNotApply, match=r"takes 40 \+ 20 documents of each language, and there are \{'en': 8"):
         lsn.studies.sharing_study(load("llama"), texts, progress=False)
+    texts["en"][3], texts["de"][6] = " ", " "
+    with pytest.raises(lsn.DoesNotApply, match=r"document 3 is not the same record.*\{'en': 4, 'de': 3\}"):
+        lsn.studies.sharing_study(load("llama"), texts, progress=False)

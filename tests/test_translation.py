@@ -76,6 +76,12 @@ def test_sentences_and_examples_by_hand():
     other = lsn.load_corpora({**TEXTS, "fr": TEXTS["fr"][:2]}, hold_out=0.0)
     with pytest.raises(DoesNotApply, match=r"needs parallel text, and find has \{'en': 3, 'fr': 2\} documents"):
         study.parallel(other, settings, "find", 1)
+    # in the part to measure on, each language lacks one sentence: a repeated one, and one that is missing
+    apart = {"en": ["One.", "Two.", "One.", "Three.", "Four."], "fr": ["Un.", "Deux.", "Une.", "Trois.", None]}
+    other = lsn.load_corpora(apart, hold_out=0.999)
+    assert list(other["en"].hold_out) == ["Two.", "Three.", "Four."]
+    with pytest.raises(DoesNotApply, match=r"document 1 is not the same record.*\{'en': 3, 'fr': 2\}"):
+        study.parallel(other, settings, "hold_out", 1)
 
 
 def test_what_cannot_run_is_refused_first(load, monkeypatch):

@@ -273,6 +273,10 @@ def test_what_cannot_be_meant_is_refused(load, unchecked):
             applications.strengths(factors)
     with pytest.raises(lsn.DoesNotApply, match=r"numbers of documents differ: \{'en': 6, 'de': 6, 'fr': 5\}"):
         applications.type_losses(model, {**TEXTS, "fr": TEXTS["fr"][:5]}, **QUIET)
+    gaps = {label: list(own) for label, own in TEXTS.items()}
+    gaps["en"][1], gaps["de"][4], gaps["fr"][4] = None, None, None
+    with pytest.raises(lsn.DoesNotApply, match="document 1 is not the same record"):
+        applications.type_losses(model, gaps, **QUIET)
     with pytest.raises(lsn.DoesNotApply, match="two languages or more"):
         applications.type_losses(model, {"en": TEXTS["en"]}, **QUIET)
     items = generation.ending_items(TEXTS, choices=2)

@@ -25,6 +25,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.text.corpora import as_corpora, load_corpora
 from lsn_lens.text.plan import Layout
+from lsn_lens.text.tokens import check_aligned
 
 OWN, OTHER_ITEM = "own", "other item"
 CONTROLS = ("number", "contribution", OTHER_ITEM)
@@ -135,6 +136,8 @@ def type_sets(
     check_model(model)
     chosen, corpora = check_types(types, share), as_corpora(corpora, hold_out=0.0)
     text = {label: list(islice(corpus.find, items)) for label, corpus in corpora.items()}
+    if method.check_parallel:
+        check_aligned({label: corpus.find.places[: len(text[label])] for label, corpus in corpora.items()})
     if len(text) < 2 or not all(text.values()):
         counts = {label: len(each) for label, each in text.items()}
         raise DoesNotApply(f"types compare the same item in two languages or more; the numbers of items are {counts}.")

@@ -15,7 +15,9 @@ from lsn_lens.neurons.sites import WRITE_SITE, get_site
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.needs import Need, Statistic, unique
 from lsn_lens.text.plan import Layout, Plan
+from lsn_lens.text.tokens import check_aligned
 
+ANYWAY = ", or give check_parallel=False if the documents are parallel anyway"
 CONTROL = "random"  # the method that is a control for others
 
 
@@ -180,6 +182,9 @@ def refused_by_text(wanted: Wanted, plan: Plan) -> dict[str, str]:
     for name, method in wanted.methods.items():
         if isinstance(method, ChecksText):
             try:
+                if getattr(method, "check_parallel", False):
+                    places = {label: each.places[: plan.rows[label]] for label, each in plan.tokens.items()}
+                    check_aligned(places, ANYWAY)
                 method.check_text(lengths)
             except DoesNotApply as error:
                 refused[name] = str(error)

@@ -147,11 +147,20 @@ def _dln(source: Source) -> NeuronSet:
     given = _json(source.file)
     if lacking := {"model", "languages", "pct", "tau", "neurons"} - set(given):
         raise ValueError(f"{source.file} is no populations.json: it lacks {sorted(lacking)}.")
+    if odd := [each for each in given["neurons"] if not _is_population(each)]:
+        raise ValueError(
+            f"{source.file}: {str(odd[0])[:80]} is no neuron of populations.json: expected layer, neuron, and the list "
+            "of languages cluster."
+        )
     rows = [(label, "mlp", each["layer"], each["neuron"]) for each in given["neurons"] for label in each["cluster"]]
     frame = pd.DataFrame(rows, columns=["language", "basis", "layer", "unit"])
     shapes = {"mlp": units.shapes_of(source.shapes, ["mlp"])["mlp"]}
     found = NeuronSet.from_frame(frame, shapes, _same_labels(source, given["languages"]), "DLN, populations.json")
     return replace(found, notes={"pct": given["pct"], "tau": given["tau"]}, origin={"model": given["model"]})
+
+
+def _is_population(given: Any) -> bool:
+    return isinstance(given, dict) and {"layer", "neuron"} <= set(given) and isinstance(given.get("cluster"), list)
 
 
 def _units(source: Source) -> NeuronSet:
@@ -188,9 +197,10 @@ def _kinit(source: Source) -> NeuronSet:
     labels, masks = _same_labels(source, given["languages"]), {}
     for name, result in given["results"].items():
         basis = next((basis for begin, basis in KINIT.items() if name.startswith(f"{begin}_")), None)
-        if basis is None or basis in masks:
+        if basis is None or basis in masks or "selected_mask" not in result:
             raise ValueError(
-                f"{source.file}: result {name!r} is unknown or repeated; results begin with {list(KINIT)}."
+                f"{source.file}: result {name!r} is unknown, repeated or without selected_mask; results begin with "
+                f"{list(KINIT)}."
             )
         layers, width = units.shapes_of(source.shapes, [basis])[basis]
         mask = torch.as_tensor(result["selected_mask"])

@@ -22,23 +22,24 @@ def unit_rows(path: Path) -> tuple[pd.DataFrame, str]:
     Raises:
         ValueError: Missing columns, or units of several methods.
     """
-    frame: Any = pd.read_csv(path, keep_default_na=False)  # NA is a label
+    words: Any = dict.fromkeys(("language", "basis", "method"), str)
+    frame: Any = pd.read_csv(path, keep_default_na=False, dtype=words)  # NA, nan, true and 01 are labels
     if lacking := [each for each in UNIT if each not in frame]:
         raise ValueError(f"{path} has no columns {lacking}: expected {list(UNIT)}, and basis where it is not mlp.")
     methods = list(dict.fromkeys(frame.get("method", [])))
     if len(methods) > 1:
         raise ValueError(f"{path} has the units of {methods}: keep the rows of one method.")
-    frame = frame.assign(basis=frame.get("basis", "mlp"), language=frame["language"].astype(str))
-    return frame, ", ".join([*map(str, methods), f"table, {path.name}"])
+    return frame.assign(basis=frame.get("basis", "mlp")), ", ".join([*map(str, methods), f"table, {path.name}"])
 
 
 def expertise_rows(path: Path, count: int | None) -> pd.DataFrame:
-    """The rows of a table of expertise; of a table of all units, `count` of them, half from the top.
+    """The rows of a table of expertise; of a table of all units, `count` of each concept, half from the top.
 
     Raises:
         ValueError: Missing columns, a precision that is NaN, more units asked for than there are, an unknown module.
     """
-    frame: Any = pd.read_csv(path)
+    missing: Any = {"ap": ["", "nan", "NaN", "NA"]}  # as a concept, nan and NA are labels
+    frame: Any = pd.read_csv(path, dtype={"concept": str}, keep_default_na=False, na_values=missing)
     if lacking := [each for each in EXPERTISE if each not in frame]:
         raise ValueError(f"{path} has no columns {lacking}: expected a table of expertise, with {list(EXPERTISE)}.")
     if frame["ap"].isna().any():
@@ -46,9 +47,10 @@ def expertise_rows(path: Path, count: int | None) -> pd.DataFrame:
     if count is not None:
         half = files.whole_number(count, "count", least=2) // 2
         order = frame.sort_values("ap", ascending=False, kind="stable")
-        frame = pd.concat([order[:half], order[::-1][:half]])
-        if frame.index.has_duplicates:
-            raise ValueError(f"{path} has {len(order)} units, count={count} asks for more.")
+        each = {label: order[order["concept"] == label] for label in dict.fromkeys(frame["concept"])}
+        if few := {label: len(own) for label, own in each.items() if len(own) < 2 * half}:
+            raise ValueError(f"{path} has {few} units, count={count} asks for more.")
+        frame = pd.concat([frame[:0], *(end for own in each.values() for end in (own[:half], own[::-1][:half]))])
     layers, bases = zip(*(_place(path, str(name)) for name in frame["layer"]), strict=True) if len(frame) else ((), ())
     return pd.DataFrame({"language": frame["concept"], "basis": bases, "layer": layers, "unit": frame["unit"]})
 

@@ -21,6 +21,7 @@ from lsn_lens.studies.settings.sharing import SharingSettings
 from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.corpora import as_corpora, load_corpora
 from lsn_lens.text.plan import Layout
+from lsn_lens.text.tokens import check_aligned
 
 SHARED = "all-shared"
 
@@ -133,6 +134,7 @@ def _split(corpora: Any, settings: SharingSettings) -> tuple[dict[str, list[str]
     """The items of the losses, and behind them those of the task."""
     count = settings.items + settings.task_items
     text = {label: list(islice(corpus.find, count)) for label, corpus in corpora.items()}
+    check_aligned({label: corpus.find.places[:count] for label, corpus in corpora.items()})
     few = {label: len(each) for label, each in text.items() if len(each) < count}
     if few:
         raise DoesNotApply(

@@ -23,6 +23,7 @@ from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
 from lsn_lens.text.plan import Layout
 from lsn_lens.text.prompts import as_chat
+from lsn_lens.text.tokens import check_aligned
 
 METHOD, EXAMPLES = "average_precision", "examples"
 PAIR = "Sentence: {}\nTranslation:"
@@ -105,6 +106,7 @@ def translation_study(
 def parallel(corpora: Corpora, settings: TranslationSettings, part: str, count: int) -> dict[str, list[str]]:
     """The first sentences of a part that are short enough in every language; one place says the same in each."""
     whole = {label: list(getattr(corpus, part)) for label, corpus in corpora.items()}
+    check_aligned({label: getattr(corpus, part).places for label, corpus in corpora.items()})
     if len({len(each) for each in whole.values()}) > 1:
         numbers = {label: len(each) for label, each in whole.items()}
         raise DoesNotApply(

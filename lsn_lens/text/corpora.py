@@ -21,6 +21,7 @@ ACCEPTED = (
     "(DataFrame or Dataset) with the columns of language_column= and column=."
 )
 LIKE_A_LABEL = re.compile(r"[A-Za-z]{2}([-_][A-Za-z0-9]{2,8})*|[a-z]{3}([-_][A-Za-z0-9]{2,8})+")
+THREE = re.compile(r"[a-z]{3}")  # a code of ISO 639-3, or any short word
 
 PRESETS: dict[str, tuple[str, str]] = {
     # name -> Hub data set, configuration with {code} for the data set's own language code
@@ -171,10 +172,11 @@ def _folder(folder: Path, column: str, files: str, wanted: list[str] | None) -> 
 
 def _refuse_unread(unread: list[Path], labels: set[str], wanted: list[str] | None) -> None:
     """Refuse files and folders that look like text of a language but would be ignored."""
-    lost = []
+    lost, by_three = [], any(map(THREE.fullmatch, labels))
     for path in unread:
         label = path.name.split(".")[0]
-        like = label in labels or (wanted is None and LIKE_A_LABEL.fullmatch(label) is not None)
+        looks = bool(LIKE_A_LABEL.fullmatch(label) or (by_three and THREE.fullmatch(label)))
+        like = label in labels or (wanted is None and looks)
         if like and (path.is_file() or path.name == label):
             lost.append(path.name)
     if lost:

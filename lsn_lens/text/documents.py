@@ -147,12 +147,14 @@ class Documents:
     held_out: bool = False
     other: Records | None = None
     _left_out: Counter[str] = field(default_factory=Counter, init=False, compare=False, repr=False)
+    _places: Any = field(default_factory=lambda: array("q"), init=False, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[str]:
         measured = self.held_out or self.other is not None
         find = self._find_hashes() if measured else set[int]()
         held = set[int]()
         self._left_out.clear()
+        del self._places[:]
         if find and self._has_no_text_but(find):
             warnings.warn(
                 f"{self.records.name}: every hold-out text is also a text to find units with, so nothing is "
@@ -163,6 +165,7 @@ class Documents:
             for place, text in enumerate(self.records):
                 if text and self._is_mine(place):
                     self._left_out[KEPT] += 1
+                    self._places.append(place)
                     yield text
             return
         for position, (text, number) in enumerate(self.records.hashed()):
@@ -177,6 +180,7 @@ class Documents:
             mine.add(number)
             self._left_out[reason] += 1
             if not reason or (reason == REPEATED and not measured):
+                self._places.append(position)
                 yield text
 
     def __len__(self) -> int:
@@ -243,6 +247,11 @@ class Documents:
     def check(self) -> None:
         """Refuse a source of which more than a little was not UTF-8 at the latest reading, as far as it went."""
         self.records.check()
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The record that each document of the latest reading was, from 0, as far as that reading went."""
+        return self._places
 
     @property
     def repeated(self) -> int:

@@ -2,6 +2,7 @@
 
 import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
@@ -13,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
@@ -26,7 +26,8 @@ BOMS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 EAST = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1256", "cp1253")
-ROWS = 1024  # rows of a table read at once
+ROWS = 1024  # rows of a Parquet table read at once
+LARGEST = (1 << 31) - 1  # characters of a field of a table
 NOT_UTF8, HAS_NUL = "not UTF-8", "NUL characters"
 BROKEN_TEXT = (NOT_UTF8, HAS_NUL)  # reasons that point to another encoding
 
@@ -66,7 +67,7 @@ def read_files(paths: list[Path], column: str) -> Iterator[Any]:
             if form != ".parquet":
                 _refuse_wide(path)
             yield from FORMS[form or ".txt"](path, column)
-        except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowInvalid, pd.errors.ParserError) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowInvalid) as error:
             raise ValueError(f"{path} is damaged or cut off ({error}). Write or fetch it again.") from error
         except OSError as error:
             if error.errno is not None:  # an error of the file system, not of the content
@@ -206,17 +207,48 @@ def _parsed(text: str | Unreadable) -> Any:
 
 
 def _table(path: Path, column: str, separator: str) -> Iterator[Any]:
+    csv.field_size_limit(LARGEST)
     # latin-1 keeps every byte, so that each cell can be judged by itself
-    how: dict[str, Any] = {"sep": separator, "dtype": object, "keep_default_na": False, "encoding": "latin-1"}
-    try:
-        with _opened(path) as file:
-            names = [_cell(name) for name in pd.read_csv(file, nrows=0, **how).columns]
-    except pd.errors.EmptyDataError:
-        return
-    check_column(column, map(str, names), str(path))
-    with _opened(path) as file:
-        for rows in pd.read_csv(file, usecols=[names.index(column)], chunksize=ROWS, **how):
-            yield from map(_cell, rows.iloc[:, 0])
+    with _opened(path) as file, io.TextIOWrapper(file, "latin-1", newline="") as lines:
+        rows = csv.reader(_without_bom(lines), delimiter=separator, strict=True)
+        try:
+            names = [_cell(name) for name in next(rows, [])]
+            if not names:
+                return
+            check_column(column, map(str, names), str(path))
+            place = names.index(column)
+            for row in filter(None, rows):
+                _check_row(row, len(names), separator, f"{path}, line {rows.line_num}")
+                yield _cell(row[place]) if place < len(row) else Unreadable(f"no {column!r}")
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}. {_unquoted(separator)}") from error
+
+
+def _without_bom(lines: Iterable[str]) -> Iterator[str]:
+    each = iter(lines)
+    yield next(each, "").removeprefix(codecs.BOM_UTF8.decode("latin-1"))
+    yield from each
+
+
+def _check_row(row: list[str], columns: int, separator: str, where: str) -> None:
+    """Refuse a row that was cut at marks within a text, and one that holds the rows after it."""
+    if any(row[columns:]):  # a separator at the end of each row is no field
+        raise ValueError(f"{where}: {len(row)} fields, but the header has {columns}. {_unquoted(separator)}")
+    if separator == "\t" and columns > 1:
+        breaks = [cell.count("\n") for cell in row]
+        if any(n and cell.count("\t") == n * (columns - 1) for n, cell in zip(breaks, row, strict=True)):
+            raise ValueError(f"{where}: one field has the tabs of whole rows. {_unquoted(separator)}")
+
+
+def _unquoted(separator: str) -> str:
+    again = (
+        "Where no field is quoted: pandas.read_csv(path, sep='\\t', quoting=3).to_csv(new, sep='\\t', index=False)."
+        if separator == "\t" else "Or write the texts as .jsonl."
+    )  # fmt: skip
+    return (
+        f"A field with {separator!r} or a line break in it must stand in quotation marks, and a mark within these be "
+        f"doubled. {again}"
+    )
 
 
 def _cell(text: str) -> str | Unreadable:
@@ -233,13 +265,15 @@ def _parquet(path: Path, column: str) -> Iterator[Any]:
 def check_column(
     column: str, columns: Iterable[Any], where: str, what: str = "the text", option: str = "column"
 ) -> None:
-    """Refuse a table without the column; the message lists the table's columns."""
+    """Refuse a table without the column, or with several of it; the message lists the table's columns."""
     names = list(columns)
     if column not in names:
         raise ValueError(
             f"{where} has no column {column!r}; its columns are {names}. "
             f"Name the column with {what}: load_corpora(..., {option}=...)."
         )
+    if names.count(column) > 1:
+        raise ValueError(f"{where} has {names.count(column)} columns {column!r}: rename all but the one with {what}.")
 
 
 _json_lines = partial(_lines, parse=_json_line)

@@ -9,7 +9,7 @@ import errno
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lsn_lens.bars import tqdm
 from lsn_lens.labels import check_label
+from lsn_lens.refusal import DoesNotApply
 from lsn_lens.text.encoding import encoded
 from lsn_lens.text.oddities import Oddities, warn_of
 from lsn_lens.text.token_bytes import TokenBytes
@@ -43,6 +44,7 @@ class Tokens:
         is_cut: Whether the last document was cut because `max_tokens` was reached.
         bytes_path: The file with the bytes of text per token (`token_bytes`), if they were counted.
         front: The id of the token in front of each packed block; None for blocks without one.
+        places: The record of the source that each document was, from 0.
     """
 
     language: str
@@ -55,6 +57,7 @@ class Tokens:
     is_cut: bool = False
     bytes_path: Path | None = None
     front: int | None = None
+    places: Sequence[int] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -130,13 +133,14 @@ def tokenize(
     check_label(language)
     start, front = separator_id(tokenizer, separator), front_id(tokenizer, separator, bos)
     ends, total, n_bytes, digest, is_cut = array("q"), 0, 0, hashlib.sha256(), False
+    kept = array("q")  # which of the documents have tokens
     odd, counter = Oddities(tokenizer), TokenBytes(tokenizer) if count_bytes else None
     path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
     bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
     bytes_path = path.with_suffix(".bytes") if count_bytes else None
     beside = contextlib.nullcontext() if bytes_path is None else _written(bytes_path, language)
     with bar, _written(path, language) as file, beside as bytes_file:
-        for text, pieces in encoded(documents, tokenizer, with_offsets=count_bytes):
+        for number, (text, pieces) in enumerate(encoded(documents, tokenizer, with_offsets=count_bytes)):
             before, left = total, len(text)
             for part, ids, offsets in pieces:
                 ahead = [] if start is None or left < len(text) else [start]
@@ -158,13 +162,37 @@ def tokenize(
             whole = text.encode()
             digest.update(len(whole).to_bytes(8, "little") + whole)
             ends.append(total)
+            kept.append(number)
             is_cut = left > 0
             if max_tokens is not None and total >= max_tokens:
                 break
-    kept = _noticed(language, documents, odd, total, len(ends))
+    noticed = _noticed(language, documents, odd, total, len(ends))
+    records = getattr(documents, "places", None)
+    places = kept if records is None else array("q", (records[number] for number in kept))
     return Tokens(
-        language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *kept, is_cut, bytes_path, front
-    )
+        language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *noticed, is_cut, bytes_path,
+        front, places,
+    )  # fmt: skip
+
+
+def check_aligned(places: Mapping[str, Sequence[int]], otherwise: str = "") -> None:
+    """Refuse documents that are parallel in their sources, but of which some languages lack some.
+
+    Args:
+        places: By language, the record that each document was; as many documents as all languages have are compared.
+        otherwise: What else can be done, for the message.
+
+    Raises:
+        DoesNotApply: Document i is another record in one language than in another.
+    """
+    for number, each in enumerate(zip(*places.values(), strict=False)):
+        if len(set(each)) > 1:
+            raise DoesNotApply(
+                f"document {number} is not the same record in every language: {dict(zip(places, each, strict=True))} "
+                "(from 0). Records that cannot be used, or repeated ones, were left out in some languages alone, and "
+                "the documents behind them moved up. Document i must be the same text in each language: leave such "
+                f"records out in every language{otherwise}."
+            )
 
 
 def _noticed(

@@ -16,6 +16,8 @@ from lsn_lens.generation.tasks.numerals import alike, numbers
 PUBLISHED = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 DOTLESS = {"tr", "tur", "az", "aze", "crh", "tt"}  # languages with an i that has no dot
 RAISED = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺")
+# places where a line may break (Khmer, Burmese, Lao), a soft hyphen; joiners, which change letters, stay
+INVISIBLE = frozenset("\u200b\u00ad\u2060\ufeff")
 BETWEEN = frozenset(
     "-/:.,"
 )  # marks that belong to what they stand between, where these are numbers: times, dates, ranges
@@ -102,7 +104,7 @@ def published_number(text: str, language: str = "") -> int | None:
 
 
 def normalised(text: str, language: str = "") -> str:
-    """Without case and punctuation, compatibility forms made one (NFKC), one space between words.
+    """Without case, punctuation and invisible marks, compatibility forms made one (NFKC), one space between words.
 
     Numbers are written in plain digits with their sign, decimal point or fraction; marks between numbers, as in 10:30,
     stay. Case is folded by language: i and I in Turkish and Azerbaijani are two letters. Articles stay, unlike in
@@ -121,7 +123,8 @@ def normalised(text: str, language: str = "") -> str:
 def _bare(text: str, language: str, before: str) -> str:
     """The text between numbers, without case and punctuation; a superscript after a number is not part of it."""
     power = "^" if before[-1:].isdecimal() and text[:1] in RAISED else ""
-    return power + "".join(c for c in _folded(text, language) if not unicodedata.category(c).startswith("P"))
+    kept = (c for c in _folded(text, language) if c not in INVISIBLE and not unicodedata.category(c).startswith("P"))
+    return power + "".join(kept)
 
 
 def _folded(text: str, language: str) -> str:
