@@ -27,9 +27,15 @@ MODELS = {
     "norm after the rotation": ("hunyuan_v1_dense", SIZES),
 }
 CLOSED = tuple(MODELS)[:4]
+# TransformerLens 3.9 has no such model
+AFTER = (
+    [("norm after the rotation", "layer 0: the attention pattern is not a softmax")] if BACKENDS == ("bridge",) else []
+)
 TEXTS = {"en": [SENTENCES[0]], "fr": [SENTENCES[2]]}
 DOCUMENTS = lsn.Layout(kind="documents", shards=1)
-every_model = pytest.mark.parametrize(("name", "backend"), [(name, each) for name in CLOSED for each in BACKENDS])
+every_model = pytest.mark.parametrize(  # of these, a HookedTransformer can be made from the first only
+    ("name", "backend"), [(name, each) for name in CLOSED for each in BACKENDS if each == "bridge" or name == "qwen3"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +131,9 @@ def test_no_basis_is_left_out(name, backend, load):
     assert all(run.statistics.get(f"{Plnd().need.key}.{basis}.sum").all() for basis in BASES)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["paper", "released"])
-def test_after_the_rotation_it_is_what_zeroing_one_rotated_dimension_changes(variant, backend, load, collected):
-    plnd, model = Plnd(variant, rotary="post"), load("gemma3", backend)
+def test_after_the_rotation_it_is_what_zeroing_one_rotated_dimension_changes(variant, load, collected):
+    plnd, model = Plnd(variant, rotary="post"), load("gemma3")
     seen, hook = {}, "blocks.1.attn.hook_"
     with torch.no_grad(), model.hooks(
         fwd_hooks=[(hook + name, lambda acts, hook, name=name: seen.update({name: acts[0].double()}))
@@ -142,7 +147,7 @@ def test_after_the_rotation_it_is_what_zeroing_one_rotated_dimension_changes(var
     expected = moved.square().sum((-1, -2))
     by_key = expected.unflatten(0, (-1, 2)).sum(1)
     for basis, each in (("q", expected), ("k", by_key)):
-        found = importances(collected("gemma3", backend, plnd), plnd, basis)[1]
+        found = importances(collected("gemma3", "bridge", plnd), plnd, basis)[1]
         torch.testing.assert_close(
             found if variant == "released" else found.square(), each.flatten(), rtol=1e-4, atol=0
         )
@@ -156,7 +161,7 @@ def test_after_the_rotation_it_is_what_zeroing_one_rotated_dimension_changes(var
             r"layer 0: .* no RMS norm over the 8 .* shapes \[\[32\]\].*bases=\(\"mlp\", \"v\", \"z\"\)",
         ),
         ("layer norms", r"layer 0: .* no RMS norm over the 8 .* shapes \[\[8\], \[8\]"),
-        ("norm after the rotation", "layer 0: the attention pattern is not a softmax"),
+        *AFTER,
     ],
 )
 def test_other_norms_are_refused_by_name(name, said, load):
@@ -166,18 +171,17 @@ def test_other_norms_are_refused_by_name(name, said, load):
         lsn.collect(load(name), lsn.load_corpora(TEXTS, hold_out=0.0), [Plnd(bases=("q",))], layout=DOCUMENTS)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_numbers_of_a_norm_are_the_models_own(backend, load, plain):
-    for name, shift in (("gemma3", 1), ("qwen3 with biases and a large eps", 0)):
-        found, hf_model = read_attention(load(name, backend), 16), plain(name)
-        for layer, block in enumerate(hf_model.model.layers):
-            for numbers, norm in zip(
-                found[f"norms.{layer}"], (block.self_attn.q_norm, block.self_attn.k_norm), strict=True
-            ):
-                torch.testing.assert_close(numbers[:-1].double(), norm.weight + shift, rtol=1e-5, atol=1e-6)
-                assert float(numbers[-1]) == pytest.approx(hf_model.config.rms_norm_eps, rel=1e-3)
-        expected = 20**-0.5 if name == "gemma3" else 8**-0.5
-        assert found["scale"].tolist() == pytest.approx([expected] * 2, rel=1e-4)
+@every_model
+def test_the_numbers_of_a_norm_are_the_models_own(name, backend, load, plain):
+    found, hf_model = read_attention(load(name, backend), 16), plain(name)
+    for layer, block in enumerate(hf_model.model.layers):
+        norms = block.self_attn.q_norm, block.self_attn.k_norm
+        for numbers, norm in zip(found[f"norms.{layer}"], norms, strict=True):
+            expected = norm.weight + (name == "gemma3")
+            torch.testing.assert_close(numbers[:-1].double(), expected, rtol=1e-5, atol=1e-6)
+            assert float(numbers[-1]) == pytest.approx(hf_model.config.rms_norm_eps, rel=1e-3)
+    scale = 20**-0.5 if name == "gemma3" else 8**-0.5
+    assert found["scale"].tolist() == pytest.approx([scale] * 2, rel=1e-4)
 
 
 def random_norm(seed=0, eps=1e-6, d_head=6):

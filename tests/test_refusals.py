@@ -33,11 +33,8 @@ TINY = {
     "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
 }
 NO_SOFTMAX = "the attention pattern is not a softmax of scale * rotated q k"
-WHY = {
-    "gptj": NO_SOFTMAX,
-    "olmo2": "no RMS norm over the 8 dimensions",
-    "stablelm": "no RMS norm over the 8 dimensions",
-}
+NO_RMS = "no RMS norm over the 8 dimensions"
+WHY = {"gptj": NO_SOFTMAX, "olmo2": NO_RMS, "stablelm": NO_RMS}
 RESIDUAL = {"plnd", "average_precision", "diffmean", "language_dimensions"}  # those that need no dense MLP
 BLOCKS = lsn.Layout(length=16, max_tokens=48)
 DOCUMENTS = lsn.Layout(kind="documents", max_tokens=64)

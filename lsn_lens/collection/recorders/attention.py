@@ -95,7 +95,7 @@ def _as_numbers(model: Model, layer: int, module: Any) -> HeadNorm:
     """An RMS norm over the dimensions of a head, from what it makes of equal numbers: large ones show its weight."""
     module, d_head = getattr(module, "original_component", module), model.cfg.d_head
     shapes = [list(each.shape) for each in module.parameters()] if module is not None else ["none"]
-    if shapes in ([], [[d_head]]):
+    if module is not None and shapes in ([], [[d_head]]):
         made = {"device": structure.device_of(model), "dtype": next(model.parameters()).dtype}
         probe = torch.randn(1, 1, HEADS, d_head, generator=torch.Generator().manual_seed(0)).to(**made)
         large, small = (module(torch.full((1, 1, 1, d_head), size, **made)).flatten().float().cpu() for size in EQUAL)
