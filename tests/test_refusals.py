@@ -27,13 +27,14 @@ from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
 from lsn_lens.text.documents import Documents, Records
 
 TINY = {
-    "qwen3": ("qwen3", {**LLAMA_LIKE, **GROUPED, "head_dim": 8}),
-    "gemma3": ("gemma3_text", {**LLAMA_LIKE, **GROUPED, "head_dim": 8, "sliding_window": 6}),
+    "stablelm": ("stablelm", {**LLAMA_LIKE, **GROUPED, "qk_layernorm": True}),
     "olmo2": ("olmo2", {**LLAMA_LIKE, **GROUPED}),
     "experts": ("mixtral", {**LLAMA_LIKE, **GROUPED, "num_local_experts": 4, "num_hidden_layers": 3}),
     "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
 }
 NO_SOFTMAX = "the attention pattern is not a softmax of scale * rotated q k"
+NO_RMS = "no RMS norm over the 8 dimensions"
+WHY = {"gptj": NO_SOFTMAX, "olmo2": NO_RMS, "stablelm": NO_RMS}
 RESIDUAL = {"plnd", "average_precision", "diffmean", "language_dimensions"}  # those that need no dense MLP
 BLOCKS = lsn.Layout(length=16, max_tokens=48)
 DOCUMENTS = lsn.Layout(kind="documents", max_tokens=64)
@@ -70,28 +71,28 @@ def left_out(run, method="plnd"):
 
 
 # TransformerLens 3.9 shows GPT-J's queries and keys as its pattern takes them
-REFUSED = ["qwen3", "gemma3", "olmo2", *(["gptj"] if BACKENDS == ("bridge",) else [])]
+REFUSED = ["stablelm", "olmo2", *(["gptj"] if BACKENDS == ("bridge",) else [])]
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, corpora):
     model = tiny(name)
     run = lsn.collect(model, corpora, None, layout=DOCUMENTS, progress=False)
-    assert set(left_out(run)) == {"q", "k"} and all(NO_SOFTMAX in why for why in left_out(run).values())
+    assert set(left_out(run)) == {"q", "k"} and all(WHY[name] in why for why in left_out(run).values())
     found = lsn.detect(run, "plnd")
     assert list(found.masks) == ["mlp", "v", "z"] and found.notes["bases_left_out"] == ["q", "k"]
     # what is left is what asking for just these gives
     alone = Plnd(bases=("mlp", "v", "z"))
     expected = lsn.detect(lsn.collect(model, corpora, [alone], layout=DOCUMENTS, progress=False), alone)
     assert all(torch.equal(found.masks[basis], expected.masks[basis]) for basis in expected.masks)
-    ablated = {"model": model, "corpora": corpora} if name == "qwen3" else {}
+    ablated = {"model": model, "corpora": corpora} if name == "stablelm" else {}
     made = lsn.compare(run, seeds=2, control_tokens=20, layout=BLOCKS, progress=False, **ablated)
     skipped = made.skipped.set_index("method")
     whole = skipped.index[skipped["bases"].eq("")]
     assert set(made.ranking["method"]) | set(whole) == set(lsn.METHODS) - {"random"}
     # 48 neurons are no experts of 32; where a norm follows the MLP, or attention is beside it, there are no writes
-    assert set(whole) - {"expert_frequency"} == ({"transfer"} if name != "qwen3" else set())
-    assert skipped.at["plnd", "bases"] == "q, k" and NO_SOFTMAX in skipped.at["plnd", "reason"]
+    assert set(whole) - {"expert_frequency"} == ({"transfer"} if name != "stablelm" else set())
+    assert skipped.at["plnd", "bases"] == "q, k" and WHY[name] in skipped.at["plnd", "reason"]
     assert "left out: plnd on q, k, layer 0" in repr(made)
 
 

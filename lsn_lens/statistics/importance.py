@@ -1,6 +1,6 @@
 """PLND's importance: closed forms for the effect of removing one unit, and the need that keeps them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
@@ -21,6 +21,7 @@ LARGE = 40.0  # change of a score whose squared exponential 32 bits can hold
 Pattern = Float[Tensor, "head query key"]
 Heads = Float[Tensor, "pos head d_head"]
 Factors = Float[Tensor, "factor head pos unit"]
+Changes = Float[Tensor, "head query unit"]
 
 
 @dataclass(frozen=True)
@@ -168,59 +169,138 @@ def table_rotation(
     return Rotation(every_cos, turn * (partner - torch.arange(len(partner))).sign(), partner)
 
 
+@dataclass(frozen=True)
+class HeadNorm:
+    """An RMS norm over the dimensions of each head, as numbers: `x weight / sqrt(mean(x^2) + eps)`."""
+
+    weight: Float[Tensor, "d_head"]
+    eps: Float[Tensor, ""]
+
+    def apply(self, x: Heads) -> Heads:
+        """The normed vector."""
+        return x * self.weight * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    def growth(self, x: Heads) -> Heads:
+        """What removing each dimension of x adds to the others after the norm, as a share of them."""
+        squares = x.double().square()  # in 32 bits nothing would be left of the others beside a large dimension
+        others = (squares.sum(-1, keepdim=True) - squares).clamp_min(0) / x.shape[-1] + self.eps
+        return ((1 + squares / x.shape[-1] / others).sqrt() - 1).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What norms add to the change of the scores: `q k^T` times the growth of the query or key that lost a dimension.
+
+    The first units are dimensions of queries, the others of keys; there may be none of one kind.
+    """
+
+    products: Pattern
+    of_query: Float[Tensor, "head query q_unit"]
+    of_key: Float[Tensor, "head key k_unit"]
+
+    def at(self, heads: Tensor) -> "Stretch":
+        """The same for some heads."""
+        return Stretch(self.products[heads], self.of_query[heads], self.of_key[heads])
+
+    def where(self, pattern: Pattern, scale: float) -> "Stretch":
+        """The same with products as scores, and 0 where there is no attention: nothing there may overflow."""
+        return replace(self, products=self.products.masked_fill(pattern == 0, 0) * scale)
+
+    def largest(self) -> Float[Tensor, "head unit"]:
+        """A bound of what is added to any score."""
+        growths = torch.cat([self.of_query.amax(1), self.of_key.amax(1)], -1)
+        return growths * self.products.abs().amax((1, 2))[:, None]
+
+    def mean(self, pattern: Pattern) -> Changes:
+        """What is added to the scores of a query, on average over its attention."""
+        weighted = pattern * self.products
+        return torch.cat([weighted.sum(-1, keepdim=True) * self.of_query, weighted @ self.of_key], -1)
+
+    def add_to(self, x: Float[Tensor, "head query key unit"], heads: slice, rows: slice, keys: slice) -> None:
+        """Add it to a block of changes, in place."""
+        products, first_keys = self.products[heads, rows, keys, None], self.of_query.shape[-1]
+        x[..., :first_keys].addcmul_(products, self.of_query[heads, rows, None])
+        x[..., first_keys:].addcmul_(products, self.of_key[heads, None, keys])
+
+
 def delta_factors(
-    q: Heads, k: Heads, rotation: Rotation, rotary: str, bases: Collection[str]
-) -> tuple[Factors, Factors, dict[str, slice]]:
-    """Left and right factors of Delta, the change of `q k^T` when a dimension is removed, and the units of each basis.
+    q: Heads, k: Heads, rotation: Rotation, rotary: str, bases: Collection[str], norms: Mapping[str, HeadNorm]
+) -> tuple[Factors, Factors, dict[str, slice], Stretch | None]:
+    """Left and right factors of Delta, what a dimension adds to `q k^T`, the units of each basis, and the norms' part.
 
     `Delta[query, key]` of a unit is the sum over `factor` of left times right. A dimension after the rotation has one
     factor, and removing it from q or from k is the same; before the rotation it has two (itself and its partner).
+    `norms`, of "q" and of "k" where they pass one before the rotation, grow the other dimensions when one is removed
+    before them: Delta is then of the grown vector, and the last value is what the growth adds.
     """
-    rotated_q, rotated_k, d_head = rotation.apply(q), rotation.apply(k), q.shape[-1]
-    if rotary == "post" or not bool(rotation.turn.any()):
-        return _in_order(rotated_q[..., None]), _in_order(rotated_k[..., None]), dict.fromkeys(bases, slice(d_head))
+    plain, d_head = {"q": q, "k": k}, q.shape[-1]
+    normed = {basis: norms[basis].apply(x) if norms else x for basis, x in plain.items()}
+    rotated_q, rotated_k = (rotation.apply(x) for x in normed.values())
+    if rotary == "post" or not (norms or bool(rotation.turn.any())):
+        units = dict.fromkeys(bases, slice(d_head))
+        return _in_order(rotated_q[..., None]), _in_order(rotated_k[..., None]), units, None
+    growths = {basis: norm.growth(plain[basis]) for basis, norm in norms.items()}
+    grown = {basis: x * (1 + growths[basis]) if norms else x for basis, x in normed.items()}
     sides = {
-        "q": (rotation.components(q), rotation.places(rotated_k)),
-        "k": (rotation.places(rotated_q), rotation.components(k)),
+        "q": (rotation.components(grown["q"]), rotation.places(rotated_k)),
+        "k": (rotation.places(rotated_q), rotation.components(grown["k"])),
     }
     left, right = (torch.cat(each, dim=-2) for each in zip(*(sides[basis] for basis in bases), strict=True))
-    return _in_order(left), _in_order(right), {b: slice(i * d_head, (i + 1) * d_head) for i, b in enumerate(bases)}
+    units = {b: slice(i * d_head, (i + 1) * d_head) for i, b in enumerate(bases)}
+    stretch = _stretch(rotated_q, rotated_k, growths, bases) if norms else None
+    return _in_order(left), _in_order(right), units, stretch
 
 
 def _in_order(each: Float[Tensor, "pos head unit factor"]) -> Factors:
     return each.permute(3, 1, 0, 2).contiguous()
 
 
+def _stretch(rotated_q: Heads, rotated_k: Heads, growths: Mapping[str, Heads], bases: Collection[str]) -> Stretch:
+    every = (
+        growths[b].transpose(0, 1) if b in bases else growths[b].new_empty(*rotated_q.shape[1::-1], 0) for b in "qk"
+    )
+    return Stretch(torch.einsum("tad,sad->ats", rotated_q, rotated_k), *every)
+
+
 def exact_change(
-    pattern: Pattern, left: Factors, right: Factors, scale: float, first: int = 0
+    pattern: Pattern, left: Factors, right: Factors, scale: float, first: int = 0, stretch: Stretch | None = None
 ) -> Float[Tensor, "head unit"]:
     """Squared norm of `softmax(log P - scale Delta) - P` for every unit, without queries and keys before `first`.
 
     The attention scores are not needed: P already contains terms added to them (mask, ALiBi, window). Heads whose
     scores may change so much that an exponential has no number in 32 bits take a softmax per unit, the others none.
+    `stretch` is taken from Delta, see `delta_factors`.
     """
     left = left * -scale
-    wide = 2 * (left.abs().amax(2) * right.abs().amax(2)).sum(0).amax(1) > LARGE
-    change = torch.zeros_like(left[0, :, 0])
+    most, adds = (left.abs().amax(2) * right.abs().amax(2)).sum(0), ((left != 0).any(2) & (right != 0).any(2)).any(0)
+    if stretch is not None:
+        stretch = stretch.where(pattern, scale)
+        most, adds = most + stretch.largest(), adds | (stretch.largest() != 0)
+    wide, change = 2 * most.amax(1) > LARGE, torch.zeros_like(left[0, :, 0])
     for heads, function in ((~wide, _by_sums), (wide, _by_softmax)):
         if bool(heads.any()):
-            change[heads] = function(pattern[heads], left[:, heads], right[:, heads], first)
-    return change * ((left != 0).any(2) & (right != 0).any(2)).any(0)  # no rounding where a unit adds nothing
+            part = None if stretch is None else stretch.at(heads)
+            change[heads] = function(pattern[heads], left[:, heads], right[:, heads], first, part)
+    return change * adds  # no rounding where a unit adds nothing
 
 
-def _by_sums(pattern: Pattern, left: Factors, right: Factors, first: int) -> Float[Tensor, "head unit"]:
+def _by_sums(
+    pattern: Pattern, left: Factors, right: Factors, first: int, stretch: Stretch | None
+) -> Float[Tensor, "head unit"]:
     """Without a softmax: a row changes by `P (m - <P, m>) / (1 + <P, m>)`, with `m = exp(x) - 1`.
 
     x is the change of a score less its mean under P, which keeps m small; the square of the row is three sums over
     keys, which are matrix products with P and P**2.
     """
     centre = -(left * (pattern @ right)).sum(0)
+    if stretch is not None:
+        centre -= stretch.mean(pattern)
     weights = torch.stack([pattern, pattern.square()], 2)
     squares = weights[:, :, 1:]
     squares[..., :first] = 0
     sizes, moves = squares.sum(-1), (pattern > 0).sum(-1, keepdim=True) > 1
     change = torch.zeros_like(left[0, :, 0])
-    for heads, rows, keys, x in _scores(pattern, left, right, centre, first):
+    for heads, rows, keys, x in _scores(pattern, left, right, centre, first, stretch):
         x.exp_().sub_(1)
         mean, once = (weights[heads, rows, :, keys] @ x).unbind(2)
         twice = (squares[heads, rows, :, keys] @ x.square_())[:, :, 0]
@@ -229,16 +309,18 @@ def _by_sums(pattern: Pattern, left: Factors, right: Factors, first: int) -> Flo
     return change
 
 
-def _by_softmax(pattern: Pattern, left: Factors, right: Factors, first: int) -> Float[Tensor, "head unit"]:
+def _by_softmax(
+    pattern: Pattern, left: Factors, right: Factors, first: int, stretch: Stretch | None
+) -> Float[Tensor, "head unit"]:
     change, logarithm = torch.zeros_like(left[0, :, 0]), pattern.log()
-    for heads, rows, keys, x in _scores(pattern, left, right, torch.zeros_like(left[0]), first):
+    for heads, rows, keys, x in _scores(pattern, left, right, torch.zeros_like(left[0]), first, stretch):
         after = x.add_(logarithm[heads, rows, keys, None]).softmax(2).sub_(pattern[heads, rows, keys, None])
         change[heads] += after[:, :, max(first - keys.start, 0) :].square_().sum((1, 2))
     return change
 
 
 def _scores(
-    pattern: Pattern, left: Factors, right: Factors, plus: Float[Tensor, "head query unit"], first: int
+    pattern: Pattern, left: Factors, right: Factors, plus: Changes, first: int, stretch: Stretch | None
 ) -> Iterator[tuple[slice, slice, slice, Float[Tensor, "head query key unit"]]]:
     """The changes of scores, in blocks of heads and rows that fit the cache and share its memory.
 
@@ -262,4 +344,6 @@ def _scores(
             torch.addcmul(plus[heads, rows, None], one[0], other[0], out=x)
             for factor in range(1, len(left)):
                 x.addcmul_(one[factor], other[factor])
+            if stretch is not None:
+                stretch.add_to(x, heads, rows, keys)
             yield heads, rows, keys, x

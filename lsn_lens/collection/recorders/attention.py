@@ -1,4 +1,4 @@
-"""Read the scale and the rotary embedding of a model's attention from the model's own tensors."""
+"""Read the scale, the norms and the rotary embedding of a model's attention from the model's own tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsn_lens.model import forward, structure
+from lsn_lens.model import forward, hooks, structure
 from lsn_lens.model.structure import Model
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import importance as maths
-from lsn_lens.statistics.importance import Rotation
+from lsn_lens.statistics.importance import HeadNorm, Rotation
 
 PROBE = 32  # random tokens from which scale and pairing are read
 HEADS = 8  # key heads from which the rotation is fitted
 CLEAR = 1e-4  # attention below this is left out where scores are compared with it
 TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
+EQUAL = (2.0**12, 2.0**-13)  # far above and near the eps of a norm, and exact in every dtype
 INSTEAD = 'leave out queries and keys: bases=("mlp", "v", "z")'
 
 
@@ -43,28 +44,36 @@ class _Probe:
 
 
 def read_attention(model: Model, longest: int) -> dict[str, Tensor]:
-    """Scale of the scores in every layer, and the rotation of every position, checked against the pattern."""
+    """Scale and norms of every layer, and the rotation of every position, checked against the pattern.
+
+    `norms.<layer>`, `[2 d_head+1]`, has the weight and the eps of the norms of queries and keys, where there are any.
+    """
     if _soft_cap(model):
         raise DoesNotApply(
             "this model has a soft cap on attention scores, so the contribution of a query or key dimension cannot be "
             f"read from the attention pattern: {INSTEAD}."
         )
+    norms = [_head_norms(model, layer) for layer in range(model.cfg.n_layers)]
     length = min(max(longest, PROBE), model.cfg.n_ctx)
     ids = torch.randint(structure.vocabulary_size(model), (1, length), generator=torch.Generator().manual_seed(0))
     probe = _Probe()
     names = [f"blocks.{i}.attn.hook_{each}" for i in range(model.cfg.n_layers) for each in
              ("q", "k", "rot_q", "rot_k", "pattern", "cos", "sin")]  # fmt: skip
-    hooks = [(name, probe.hook(name)) for name in names if name in model.hook_dict]
-    with model.hooks(fwd_hooks=hooks):  # with the user's hooks, which must leave the pattern a softmax too
+    reads = [(name, probe.hook(name)) for name in names if name in model.hook_dict]
+    with model.hooks(fwd_hooks=reads):  # with the user's hooks, which must leave the pattern a softmax too
         forward.hidden_states(model, ids.to(structure.device_of(model)), None)
-    half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
-    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    tolerance = _tolerance(model)
     scales, rotations = [], list[Rotation]()
     for layer in range(model.cfg.n_layers):
-        scale, rotation = _read_layer(probe, layer, tolerance)
+        scale, rotation = _read_layer(probe, layer, norms[layer], tolerance)
         scales.append(scale)
         rotations.append(rotation)
-    return {"scale": torch.tensor(scales), **_tables(rotations, tolerance)}
+    numbers = {
+        f"norms.{layer}": torch.stack([torch.cat([each.weight, each.eps[None]]) for each in pair])
+        for layer, pair in enumerate(norms)
+        if pair
+    }
+    return {"scale": torch.tensor(scales), **_tables(rotations, tolerance), **numbers}
 
 
 def _soft_cap(model: Model) -> bool:
@@ -73,11 +82,50 @@ def _soft_cap(model: Model) -> bool:
     return any(cap is not None and cap > 0 for cap in caps)
 
 
-def _read_layer(probe: _Probe, layer: int, tolerance: float) -> tuple[float, Rotation]:
+def _head_norms(model: Model, layer: int) -> list[HeadNorm]:
+    """The norms of the queries and of the keys; none if they pass none."""
+    attention = getattr(model.blocks[layer], "attn", None)
+    modules = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    with hooks.set_aside(model):
+        return [] if modules == [None, None] else [_as_numbers(model, layer, module) for module in modules]
+
+
+@torch.no_grad()
+def _as_numbers(model: Model, layer: int, module: Any) -> HeadNorm:
+    """An RMS norm over the dimensions of a head, from what it makes of equal numbers: large ones show its weight."""
+    module, d_head = getattr(module, "original_component", module), model.cfg.d_head
+    shapes = [list(each.shape) for each in module.parameters()] if module is not None else ["none"]
+    if module is not None and shapes in ([], [[d_head]]):
+        made = {"device": structure.device_of(model), "dtype": next(model.parameters()).dtype}
+        probe = torch.randn(1, 1, HEADS, d_head, generator=torch.Generator().manual_seed(0)).to(**made)
+        large, small = (module(torch.full((1, 1, 1, d_head), size, **made)).flatten().float().cpu() for size in EQUAL)
+        ratio = large.abs().sum() / small.abs().sum()
+        norm = HeadNorm(large, (EQUAL[1] ** 2 * (ratio.square() - 1)).clamp_min(0))
+        expected = module(probe)[0].float().cpu()
+        if _unlike(norm.apply(probe[0].float().cpu()), expected) <= _tolerance(model):
+            return norm
+    raise DoesNotApply(
+        f"layer {layer}: queries and keys pass a norm before their product that is no RMS norm over the {d_head} "
+        f"dimensions of each head (its weights have the shapes {shapes}), so the removal of one of their "
+        f"units has no closed form here: {INSTEAD}."
+    )
+
+
+def _unlike(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def _tolerance(model: Model) -> float:
+    half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
+    return HALF_TOLERANCE if half else TOLERANCE
+
+
+def _read_layer(probe: _Probe, layer: int, norms: list[HeadNorm], tolerance: float) -> tuple[float, Rotation]:
     """The first rotation that explains the rotated tensors and, with one scale, the attention pattern."""
     q, k, pattern = (probe.get(layer, name) for name in ("q", "k", "pattern"))
     if q is None or k is None or pattern is None:
         raise DoesNotApply(f"layer {layer} has no attention with queries, keys and a pattern: {INSTEAD}.")
+    q, k = (norm.apply(x) for norm, x in zip(norms, (q, k), strict=True)) if norms else (q, k)
     error = torch.inf
     for rotation in _candidates(probe, layer, q, k, tolerance):
         scale, error = _scale(rotation.apply(q), rotation.apply(k[: len(q)]), pattern)
@@ -100,7 +148,7 @@ def _candidates(probe: _Probe, layer: int, q: Tensor, k: Tensor, tolerance: floa
         for partner in maths.pairings(d_head):
             rotation = maths.fit_rotation(k[:, :HEADS], rot_k[:, :HEADS], partner)
             pairs = ((rotation.apply(q), rot_q), (rotation.apply(k), rot_k))
-            fitted.append((max(float((a - b).norm() / b.norm()) for a, b in pairs), rotation))
+            fitted.append((max(_unlike(a, b) for a, b in pairs), rotation))
         fitted.sort(key=lambda each: round(each[0], 4))  # several can fit: the same one in every layer
         return [rotation for error, rotation in fitted[:1] if error <= tolerance]
     if cos is not None and sin is not None:  # rotated tensors without a hook that fires

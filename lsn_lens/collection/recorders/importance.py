@@ -13,7 +13,7 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import SITES
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import importance as maths
-from lsn_lens.statistics.importance import Importance, Rotation
+from lsn_lens.statistics.importance import HeadNorm, Importance, Rotation
 from lsn_lens.text.plan import Plan
 
 
@@ -40,7 +40,7 @@ class Importances(Recorder):
     @staticmethod
     @torch.no_grad()
     def prepare(model: Model, need: Importance, widths: Mapping[str, int], plan: Plan) -> dict[str, Tensor]:
-        """Norms of weights; for queries and keys the scale and the rotation, read from the model's own tensors."""
+        """Norms of weights; for queries and keys the scale, norms and rotation, read from the model's own tensors."""
         made: dict[str, Tensor] = {}
         layers = range(model.cfg.n_layers)
         if "mlp" in need.bases:
@@ -107,10 +107,11 @@ class Importances(Recorder):
         """Squared change of a document's pattern by each dimension of q and of k."""
         bases, per_key = [basis for basis in ("q", "k") if basis in self.need.bases], q.shape[1] // k.shape[1]
         k, rotation = k.repeat_interleave(per_key, dim=1), self._rotation(layer, len(q))
-        left, right, places = maths.delta_factors(q, k, rotation, self.need.rotary, bases)
+        norms = self._norms(layer)
+        left, right, places, stretch = maths.delta_factors(q, k, rotation, self.need.rotary, bases, norms)
         released = self.need.variant == "released"  # the released code adds Delta to the scores without their scale
         scale = 1.0 if released else float(self.constants[f"{self.need.key}.scale"][layer])
-        squares = maths.exact_change(pattern, left, right, scale, first)
+        squares = maths.exact_change(pattern, left, right, scale, first, stretch)
         every = {basis: squares[:, units] for basis, units in places.items()}
         return {b: each.unflatten(0, (-1, per_key)).sum(1) if b == "k" else each for b, each in every.items()}
 
@@ -152,6 +153,11 @@ class Importances(Recorder):
         part = self.need.key if border is None or length > border else f"{self.need.key}.short"
         table = self.constants[f"{part}.table"][layer]
         return Rotation(*(self.constants[f"{part}.{name}"][table] for name in ("cos", "turn", "partner")))
+
+    def _norms(self, layer: int) -> dict[str, HeadNorm]:
+        """The norms that queries and keys pass before the rotation; empty where they pass none."""
+        numbers = self.constants.get(f"{self.need.key}.norms.{layer}")
+        return {} if numbers is None else {b: HeadNorm(x[:-1], x[-1]) for b, x in zip("qk", numbers, strict=True)}
 
     def _add(self, basis: str, layer: int, values: Tensor) -> None:
         """Merge the importances of documents, `[document unit]`."""
