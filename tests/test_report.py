@@ -222,7 +222,7 @@ def test_a_browser_copies_the_rows_that_it_shows(tmp_path):
         "% Numbers", r"\begin{tabular}{lrrrllp{0.4\linewidth}}", r"\toprule",
         r"method & in-language loss increase & in-language, low & units & cell & language & warnings \\", r"\midrule",
         r'b "1", x & +0.123 & +0.100 & 1,234,567 & $\bullet$ 1 & fr & of b \\',
-        r"c\_d \& 5 \% \textbackslash{}\textasciitilde{}\textasciicircum{}\{\}\textless{}\$\#\textgreater{} "
+        r"c\_d \& 5 \%\textbackslash{}\textasciitilde{}\textasciicircum{}\{\}\textless{}\$\#\textgreater{} "
         r"& $-$2.50 & $-$3.00 & 3 & $3/4$ & fr &  \\",
         r"e & n/a & n/a & 4 & $1/4$ x & fr & a,b \\", r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip

@@ -141,7 +141,7 @@ def _index(pages: Sequence[Content], title: str, note: str) -> str:
     rows = []
     for page, some, numbers in zip(pages, cells, values, strict=True):
         found = {label for labels in page.found.values() for label in labels}
-        rows.append({"file": page.file, "cells": some, "values": numbers, "languages": sorted(found)})
+        rows.append({"file": page.file, "cells": some, "numbers": numbers, "languages": sorted(found)})
     gallery = {"title": title, "note": note, "model": pages[0].model}
     columns = [*zip(headings, table.columns, _styles(table), strict=True)]
     return _environment().get_template("index.html").render(gallery=gallery, columns=columns, rows=rows)
