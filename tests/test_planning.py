@@ -134,6 +134,16 @@ def test_a_long_context_does_not_make_long_rows():
     assert asked.loc["one batch", "memory"] > 131_072 * 128_256 * 4
 
 
+def test_a_gradient_holds_the_logits_of_few_positions():
+    """4,096 tokens: all logits of a small vocabulary, and no more of a large one than of one twice as large."""
+    memory = {}
+    for vocabulary in (1000, 2000, 128_000, 256_000):
+        config = transformers.LlamaConfig(hidden_size=64, intermediate_size=128, vocab_size=vocabulary)
+        memory[vocabulary] = plan_run(config, ["act_grad"]).loc["one batch", "memory"]
+    assert memory[2000] - memory[1000] == unembedding.COPIES * 4 * 4096 * 1000 < unembedding.FULL
+    assert memory[256_000] == memory[128_000] < memory[1000] + unembedding.FULL
+
+
 PEAK = """
 import sys
 from pathlib import Path

@@ -5,10 +5,10 @@ import tiny
 import torch
 from conftest import ARCHITECTURES, BACKENDS, HOOKED_LOADS, LLAMA_LIKE, VOCABULARY
 from tiny import GROUPED
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 import lsn_lens as lsn
-from lsn_lens.model import forward, hooks, unembedding
+from lsn_lens.model import forward, hooks, structure, unembedding
 
 # what a model does to its logits: softcap, scale, divisor, multiplier, a layer of its own in front of them
 HEADS = {
@@ -76,6 +76,38 @@ def test_the_losses_of_all_logits(name, backend, dtype, made, small_parts):
         assert found.dtype == torch.float64 and (found - expected).abs().max() < DTYPES[dtype]
         with forward.lean(model):
             assert (unembedding.next_token_losses(model, ids, mask, scored) - expected).abs().max() < DTYPES[dtype]
+
+
+@pytest.mark.parametrize(("name", "backend"), BRIDGES + HOOKED)
+def test_the_gradient_of_all_logits(name, backend, made, monkeypatch):
+    """With the logits of 7 positions at a time, the gradient at the first block is that of all logits."""
+    model = made(name, backend)
+    size = structure.vocabulary_size(model)
+    monkeypatch.setattr(unembedding, "FULL", 7 * unembedding.COPIES * 4 * size)
+    ids, mask, scored = some_rows()
+    at, targets = pad(scored, (0, 1)), ids[:, 1:][scored]
+    leaves, sizes = [], []
+
+    def leaf(acts, hook):
+        leaves.append(acts.detach().requires_grad_())
+        return leaves[-1]
+
+    def count(head, output, hidden, first, last, whole=unembedding._Head.logits):
+        sizes.append((len(hidden), last - first))
+        return whole(head, output, hidden, first, last)
+
+    assert unembedding.has_parts(model)
+    monkeypatch.setattr(unembedding._Head, "logits", count)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", leaf)]):
+        hidden, backward = unembedding.forward_for_gradient(model, ids, mask, at, targets)
+        loss = backward()
+        plain = cross_entropy(forward.logits(model, ids, mask)[at], targets, reduction="sum")
+        plain.backward()
+    assert not hidden.requires_grad and torch.equal(hidden, forward.hidden_states(model, ids, mask))
+    assert (loss - plain).abs() < 1e-5 * plain
+    found, expected = (each.grad for each in leaves)
+    assert expected.abs().max() > 0 and (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert max(sizes) == (7, size) and sum(n for n, _ in sizes) == len(targets)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lsn_lens.collection.recorders import RECORDERS, make_recorder
 from lsn_lens.collection.recorders.base import Acts, Recorder, View
-from lsn_lens.model import forward, structure
+from lsn_lens.model import forward, structure, unembedding
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, row_key
@@ -145,7 +146,7 @@ class Pass:
                 keep = batch.keep.to(self.device)
                 self.view = View(batch, keep, by_document and separator is not None)
                 self.fired.clear()
-                out = self._forward(batch, keep, separator)
+                out, loss = self._forward(batch, keep, separator)
                 wrong = {name: self.fired[name] for name in self.names if self.fired[name] != 1}
                 if wrong:
                     raise RuntimeError(f"hooks must fire once per batch; these did not: {wrong}.")
@@ -156,27 +157,28 @@ class Pass:
                 if by_document:
                     self.lengths.append(batch.keep.sum(1))
                 seen = out if not batch.padded else out[keep]
-                if not bool(seen.sum(dtype=torch.float32).isfinite()):  # NaN and infinity survive a sum
+                total = seen.sum(dtype=torch.float32) + (0.0 if loss is None else loss)
+                if not bool(total.isfinite()):  # NaN and infinity survive a sum
                     self._name_the_place(batch, keep.long() if batch.padded else None, plan)
                 recording = sum(self.seconds.values()) - before
                 self.seconds["forward"] += time.perf_counter() - started - recording
 
             yield run_batch
 
-    def _forward(self, batch: Batch, keep: Tensor, separator: int | None) -> Tensor:
-        """The last residual stream; with a gradient, the logits, after the backward pass of the summed loss."""
+    def _forward(self, batch: Batch, keep: Tensor, separator: int | None) -> tuple[Tensor, Tensor | None]:
+        """The last residual stream; with a gradient, the summed loss too, after its backward pass."""
         ids, mask = batch.ids.to(self.device), keep.long() if batch.padded else None
         if not self.gradient:
-            return forward.hidden_states(self.model, ids, mask)
-        logits = forward.logits(self.model, ids, mask)
+            return forward.hidden_states(self.model, ids, mask), None
         targets = ids[:, 1:]
         scored = keep[:, 1:] & (targets != (-1 if separator is None else separator))
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1][scored].float(), targets[scored], reduction="sum")
+        at = pad(scored, (0, 1))
+        out, backward = unembedding.forward_for_gradient(self.model, ids, mask, at, targets[scored])
         started, before = time.perf_counter(), sum(self.seconds.values())
-        loss.backward()
+        loss = backward()
         recording = sum(self.seconds.values()) - before
         self.seconds["backward"] += time.perf_counter() - started - recording
-        return logits.detach()
+        return out, loss
 
     def _name_the_place(self, batch: Batch, mask: Tensor | None, plan: Plan) -> None:
         """Run a bad batch again and report the first NaN or infinity."""

@@ -23,7 +23,6 @@ from lsn_lens.text.plan import Layout, Plan, layout_of, row_limit, tokens_at_onc
 from lsn_lens.text.tokens import tokenize
 
 SAVED = 12  # tensors of d_model, and SAVED / 3 of d_mlp, that one layer holds at its peak
-LOGITS = 3  # tensors of the size of the logits, in float32, that a loss or its gradient holds at its peak
 PATTERNS = 3  # tensors of attention weights at the peak, if a need reads attention
 
 
@@ -68,8 +67,8 @@ def plan_run(
         `disk` (the finished run), `merged` (all languages' sums in memory afterwards; document values are read
         layer by layer). The row "all" is the total. The last row, "perplexity", is for measuring held-out text
         afterwards: the model and a batch, with the most logits that are held at once. The sums and document values
-        are exact; batches are rough upper bounds. `attrs` has `row` and `tokens_at_once`, the assumed maximum tokens
-        per row and per forward pass.
+        are exact; batches are rough upper bounds for a model whose logits can be made in parts. `attrs` has `row` and
+        `tokens_at_once`, the assumed maximum tokens per row and per forward pass.
 
     Raises:
         ValueError: A model that cannot be found, a site that the model lacks, or a length beyond the model's context.
@@ -92,7 +91,7 @@ def plan_run(
     table.loc["all"] = table.sum()
     measuring = replace(layout, kind="blocks")
     logits = 4 * structure.vocabulary_size(ready) * tokens_at_once(measuring, ready.cfg.n_ctx)
-    logits = LOGITS * min(logits, unembedding.FULL)
+    logits = unembedding.COPIES * min(logits, unembedding.FULL)
     table.loc["perplexity"] = [weights * size + _batch_bytes(ready, [], measuring, size) + logits, 0, 0]
     row, together = (each(layout, ready.cfg.n_ctx) for each in (row_limit, tokens_at_once))
     table.attrs = {"row": row, "tokens_at_once": together}
@@ -107,5 +106,5 @@ def _batch_bytes(model: Any, needs: Iterable[Need], layout: Layout, size: int) -
     looks = any(get_site(site).hook.startswith("attn.") for need in needs for site in need.sites)
     patterns = PATTERNS * cfg.n_heads * row_limit(layout, cfg.n_ctx) if looks else 0
     one_layer = SAVED * cfg.d_model + SAVED // 3 * (cfg.d_mlp or 4 * cfg.d_model) + patterns
-    logits = LOGITS * structure.vocabulary_size(model) if gradient else 0
-    return tokens * (layers * one_layer * size + logits * 4)
+    logits = unembedding.bytes_for_gradient(model, tokens) if gradient else 0
+    return tokens * layers * one_layer * size + logits

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from lsn_lens.model.structure import Model
 PART = {"cpu": (512, 4 << 20)}
 PART_ELSEWHERE = (4096, 256 << 20)
 FULL = 512 << 20  # bytes of the logits of one forward pass, for a model whose logits cannot be made in parts
+COPIES = 3  # tensors of the size of the logits, in float32, that a loss or its gradient holds at its peak
 ULPS, HALF_ULPS = 64, 2  # by which losses from parts may differ, in units of the largest logit's precision
 
 Part = tuple[slice, int, Tensor]  # which positions, the first token of the vocabulary, their logits
@@ -149,6 +151,12 @@ def _is_exact(model: Model, head: _Head | None) -> bool:
     return bool((found - expected).abs().max() <= allowed)
 
 
+def bytes_for_gradient(model: Model, tokens: int) -> int:
+    """Most bytes of logits that `forward_for_gradient` holds for so many tokens, where it makes them in parts."""
+    each = COPIES * 4 * vocabulary_size(model)
+    return min(each * tokens, max(each, FULL))
+
+
 def tokens_at_once(model: Model) -> int | None:
     """The number of tokens per forward pass whose logits need little memory; None where logits are made in parts."""
     return None if has_parts(model) else max(1, FULL // (4 * vocabulary_size(model)))
@@ -192,6 +200,50 @@ def token_losses(
     else:
         parts = _rows(forward.logits(model, ids, mask), at)
     return _nats(parts, targets, look)
+
+
+def forward_for_gradient(
+    model: Model,
+    ids: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"] | None,
+    at: Bool[Tensor, "batch pos"],
+    targets: Int[Tensor, "token"],
+) -> tuple[Float[Tensor, "batch pos _"], Callable[[], Float[Tensor, ""]]]:
+    """Forward pass, and the backward pass of the summed loss of the tokens that follow some positions.
+
+    The arguments are those of `token_losses`. Only these positions have logits, as many at a time as `FULL` bytes hold;
+    where the head works in another way, all logits are made at once.
+
+    Returns:
+        The hidden states (all logits where these are made at once), and the function that runs the backward pass and
+        returns the loss in nats.
+    """
+    if (head := _usable_head(model)) is None:
+        logits = forward.logits(model, ids, mask)
+        return logits.detach(), partial(_backward, logits[at], targets)
+    output = forward.body_output(model, ids, mask)
+    hidden = output if head.body is None else output.last_hidden_state
+    return hidden.detach(), partial(_backward_in_parts, head, output, hidden[at], targets)
+
+
+def _backward(logits: Tensor, targets: Tensor) -> Tensor:
+    loss = cross_entropy(logits.float(), targets, reduction="sum")
+    loss.backward()
+    return loss.detach()
+
+
+def _backward_in_parts(head: _Head, output: Any, states: Tensor, targets: Tensor) -> Tensor:
+    """The gradient with respect to the hidden states, some of them at a time; then that of the blocks."""
+    size = len(head.weight)
+    gradients, total = torch.zeros_like(states), torch.zeros((), device=states.device)
+    for start in range(0, len(states), step := max(1, FULL // (COPIES * 4 * size))):
+        some = slice(start, start + step)
+        leaf = states[some].detach().requires_grad_()
+        loss = cross_entropy(head.logits(output, leaf, 0, size).float(), targets[some], reduction="sum")
+        (gradients[some],) = torch.autograd.grad(loss, leaf)
+        total += loss.detach()
+    states.backward(gradients)
+    return total
 
 
 def _parts(
