@@ -244,6 +244,8 @@ def test_the_grid_has_the_evidence_of_each_language():
 def test_the_lead_is_what_the_numbers_say():
     text = sections.lead(row())
     assert text == "With its own 98 units, lape passes for 7 of 8 languages (on other documents 5 to 8)."
+    assert "(the same on other documents)" in sections.lead(row(shown_low=7.0, shown_high=7.0))
+    assert "(on other documents 6)" in sections.lead(row(shown_low=6.0, shown_high=6.0))
     first = {"bases": "mlp", "method": "lape", "place": LEADS, "area": 0.123, "area_low": 0.05, "area_high": 0.2,
              "units": "5, 50"}  # fmt: skip
     ahead = {**first, "method": "plnd", "place": f"{AHEAD} at 3 of 16 points", "area": math.nan}
