@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from browser import BROWSER, after
 from conftest import BACKENDS
 from oracles import plain
 from planted_world import LABELS, of
@@ -264,12 +265,29 @@ def test_a_gallery_on_disk_asks_for_nothing_from_elsewhere(pages, tmp_path):
         assert "http:" not in text and "https:" not in text and "@import" not in text and "url(" not in text
     text = index.read_text(encoding="utf-8")
     assert "4 of the 4 units of the set." in text
-    assert all(f"<option>{label}</option>" in text for label in LABELS)
+    assert text.count("<tbody data-languages") == 4
     page = pages[0]
     again = page.report(tmp_path / "g")  # one page in place of the gallery
     assert sorted(each.name for each in again.parent.iterdir()) == sorted(
         [MARKER, SCRIPT, "index.html", page.content.file]
     )
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_sorts_and_filters_the_index(pages, tmp_path):
+    table, index = pages.to_frame(), pages.report(tmp_path / "g")
+    head = [*table.columns].index("loss increase") + 1  # after the link
+    language = table["found for"].iloc[0].split(", ")[0]
+    acts = f'document.querySelectorAll("th button")[{head}].click(); const all = document.querySelector("#language");'
+    acts += f'all.value = "{language}"; all.dispatchEvent(new Event("change"));'
+    bodies = after(index, acts).split("<tbody")[1:]
+    ranked = table.sort_values("loss increase", ascending=False)
+    links = [re.findall(r'href="([^"]*)"', each)[0] for each in bodies]
+    assert links == [
+        "{}-{}-{}.html".format(*unit) for unit in ranked[["basis", "layer", "unit"]].itertuples(index=False)
+    ]
+    own = [language in each.split(", ") for each in ranked["found for"]]
+    assert ["hidden" in each.split(">")[0] for each in bodies] == [not each for each in own] and len(set(own)) == 2
 
 
 def test_texts_cannot_become_html(pages, tmp_path):

@@ -1,5 +1,6 @@
 """Text as people have it: long tables, lists, data sets; and what a notebook shows of it."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -99,6 +100,24 @@ def test_what_is_there_can_be_counted_and_looked_at(tmp_path):
     assert "One &lt;b&gt;." in shown and "<td>2</td>" in shown
 
 
+def figures(shown):
+    """What the boxes of the small figures say."""
+    return re.findall(r"<title>(.*?)</title>", shown)
+
+
+def test_a_corpus_shows_its_documents_and_its_scripts(tmp_path):
+    corpus = lsn.load_corpora({"x<y": ["ab 12", "我是c", "дом!", "", "дом"]}, hold_out=0.4)["x<y"]
+    shown = corpus._repr_html_()
+    # a b c; 我 是; д о м twice
+    assert figures(shown) == ["find: 2", "hold_out: 2", "Cyrillic: 0.5455", "Latin: 0.2727", "Han: 0.1818"]
+    assert "x&lt;y" in shown and "the first 4 texts" in shown and "ab 12" in shown
+    (tmp_path / "fr.txt").write_text("\n".join(["ligne"] * 20 + ["строка"] * 20))
+    corpus = lsn.load_corpora(tmp_path)["fr"]
+    shown = corpus._repr_html_()  # neither counted nor read to its end for that
+    assert figures(shown) == ["Latin: 1"] and "not counted" in shown and not corpus.find.records.was_read
+    assert not figures(lsn.load_corpora({"en": ["12"]}, hold_out=0.0)["en"]._repr_html_())[2:]
+
+
 def test_a_stream_has_no_length_and_is_not_read_to_be_shown():
     def rows():
         raise RuntimeError("read")
@@ -109,6 +128,7 @@ def test_a_stream_has_no_length_and_is_not_read_to_be_shown():
     data = IterableDataset.from_generator(rows, features=Features({"text": Value("string")}))
     corpus = lsn.load_corpora({"en": data})["en"]
     assert repr(corpus).startswith("LanguageCorpus('en' from")
+    assert "<svg" not in corpus._repr_html_()
     with pytest.raises(TypeError, match="is a stream"):
         len(corpus.find)
 

@@ -259,6 +259,57 @@ def test_one_huge_bar_does_not_hide_the_others():
     assert even.plotly().layout.yaxis.range is None and even.told == even.caption
 
 
+def error_bars(chart, place=0):
+    """Low and high ends of the error bars of a chart's bars, as matplotlib and as plotly draw them."""
+    (drawn,) = [each for each in chart.matplotlib().axes[0].containers if hasattr(each, "has_yerr")][place : place + 1]
+    lines = [np.reshape(each, (-1, 2))[:, 1].tolist() for each in drawn.lines[2][0].get_segments()]
+    trace = [each for each in chart.plotly().data if each.type == "bar" and each.error_y.array is not None][place]
+    values = np.asarray(trace.y, dtype=float)
+    ends = np.stack([values - trace.error_y.arrayminus, values + trace.error_y.array], axis=1)
+    assert np.allclose(ends, [each or [np.nan] * 2 for each in lines], equal_nan=True)
+    return ends.tolist()
+
+
+def test_bars_show_the_intervals_of_their_table():
+    points = pd.DataFrame({"language": ["fr", "zh"], "own_rise": [0.0, 0.1]})
+    effects = pd.DataFrame({"language": ["fr", "zh"], "own_rise": [0.1, 0.2], "own_rise_low": [0.05, np.nan],
+                            "own_rise_high": [0.3, np.nan]})  # fmt: skip
+    chart = plots.control(effects, points)
+    (first, second), (bars, _) = error_bars(chart), chart.plotly().data
+    assert first == pytest.approx([0.05, 0.3]) and np.isnan(second).all() and "Error bars" in chart.caption
+    assert list(bars.customdata) == [" (0.05 to 0.3)", ""]
+    assert chart.matplotlib().axes[0].get_ylim()[1] > 0.3
+    unknown = plots.control(effects.assign(own_rise_low=np.nan, own_rise_high=np.nan), points)
+    assert unknown.marks[0].interval is None and "Error bars" not in unknown.caption
+    summary = pd.DataFrame(
+        {"kind": ["lape", "lora"], "own": [-0.1, 0.5], "own_low": [-0.2, 0.6], "own_high": [0.1, 0.7],
+         "others": [0.1, 0.0], "neutral": [0.0, 0.2], "neutral_low": -0.1, "neutral_high": 0.4}
+    )  # fmt: skip
+    chart = plots.training_changes(summary)
+    assert np.allclose(error_bars(chart), [[-0.2, 0.1], [0.6, 0.7]])  # also where the interval lacks the value
+    assert np.allclose(error_bars(chart, 1), [[-0.1, 0.4]] * 2) and chart.marks[1].interval is None
+    typed = all_charts()["type effects"]
+    assert np.allclose(error_bars(typed), [[0.1, 0.6]] * 2) and "over items" in typed.caption
+
+
+def test_an_interval_that_is_cut_off_is_written_below_its_bar():
+    names = [*"abcdef"]
+    values = pd.Series([0.1, 0.2, -0.1, 0.1, 0.2, 0.2], index=names)
+    ends = pd.DataFrame({"low": values - 0.05, "high": [*values[:5] + 0.05, 9.0]})
+    chart = charts.Chart("", "", "", (charts.Bars(values, "own", "#b5402a", ends),))
+    assert chart.matplotlib().axes[0].get_ylim()[1] < 1
+    assert chart.plotly().data[0].x[-1] == "f<br>↑0.2 (0.15 to 9)" and "cut off" in chart.told
+    wide = charts.Chart("", "", "", (charts.Bars(values, "own", "#b5402a", ends.assign(low=-9.0, high=9.0)),))
+    assert wide.told == "" and wide.matplotlib().axes[0].get_ylim()[1] > 9  # all are wide: that is what is to be seen
+
+
+def test_many_small_dots_do_not_cut_off_the_bars():
+    bars = charts.Bars(pd.Series([0.1, 0.2], index=["fr", "zh"]), "own", "#b5402a")
+    dots = charts.Dots(pd.Series(0.01, index=["fr", "zh"] * 20), "random", "#333")
+    chart = charts.Chart("", "", "", (bars, dots))
+    assert chart.told == "" and chart.matplotlib().axes[0].get_ylim()[1] > 0.2
+
+
 @pytest.mark.parametrize("name", [
     "layers", "change", "overlap", "control", "methods", "agreement", "prune", "types", "type map", "type effects",
     "type strengths", "growth", "upset", "precision", "clusters", "sizes",

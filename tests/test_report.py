@@ -1,8 +1,8 @@
+import html
+import io
 import json
 import math
 import re
-import shutil
-import subprocess
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import BROWSER, after
 
 import lsn_lens as lsn
 from lsn_lens.comparison import draw_checks, grid, model_checks
@@ -154,13 +155,10 @@ def test_constant_columns_are_in_the_caption_and_remarks_below_their_row(tmp_pat
     bodies = text.split("<tbody")[1:]
     assert len(bodies) == 3 and all("</tbody>" in each for each in bodies)  # a row and its remark move together
     assert "few &lt;b&gt;" in bodies[0] and "remark" not in bodies[1].split("</tbody>")[0]
-    assert 'data-language="fr"' in bodies[0] and 'data-value="0.1"' in bodies[0]
+    assert """data-languages='["fr"]'""" in bodies[0] and 'data-value="0.1"' in bodies[0]
     one = tables.shown_table("One row", frame.head(1))
     assert one.caption == "One row" and "languages" in one.headings  # nothing to compare with
     assert "| few &lt;b&gt; |" in (tmp_path / "report.md").read_text()
-
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
@@ -170,14 +168,64 @@ def test_a_browser_sorts_rows_with_their_remarks_and_follows_a_language(tmp_path
     path = page.write_report(Report("", "", "", {}, (Section("s", tables={"Numbers": frame}),)), tmp_path)
     acts = 'document.querySelectorAll("th button")[1].click(); const all = document.querySelector("#language");'
     acts += 'all.value = "fr"; all.dispatchEvent(new Event("change"));'
-    path.write_text(path.read_text().replace("</body>", f"<script>{acts}</script></body>"))
-    options = ["--headless", "--no-sandbox", "--dump-dom", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    shown = subprocess.run([BROWSER, *options, path.as_uri()], check=True, capture_output=True, text=True, timeout=120)
-    bodies = shown.stdout.split("<tbody")[1:]
+    shown = after(path, acts)
+    bodies = shown.split("<tbody")[1:]
     assert [re.findall("<div>(of .)</div>", each) for each in bodies] == [["of c"], ["of b"], ["of a"]]  # largest first
     assert [re.findall(r'word">(.)<', each)[0] for each in bodies] == ["c", "b", "a"]  # missing numbers last
     assert ["hidden" in each.split(">")[0] for each in bodies] == [False, False, True]
-    assert 'aria-sort="descending"' in shown.stdout
+    assert 'aria-sort="descending"' in shown
+
+
+COPYING = """
+const taken = [], all = document.querySelector("#language"), buttons = document.querySelectorAll("button.copy");
+const press = () => buttons.forEach(each => { each.focus(); each.click(); });
+document.querySelectorAll("th button")[1].click();
+all.value = "fr"; all.dispatchEvent(new Event("change"));
+const give = clipboard => Object.defineProperty(navigator, "clipboard", {value: clipboard, configurable: true});
+give({writeText: text => { taken.push(text); }});
+press();
+give(undefined);
+document.execCommand = () => { taken.push(document.activeElement.value); return true; };
+press();
+taken.push([...buttons].map(each => each.textContent).join(), document.querySelectorAll("textarea").length);
+document.execCommand = () => false;
+press();
+taken.push([...buttons].map(each => each.textContent).join(), document.querySelectorAll("textarea").length);
+document.body.append(Object.assign(document.createElement("pre"), {id: "taken", textContent: JSON.stringify(taken)}));
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_copies_the_rows_that_it_shows(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "method": ['b "1", x', "a", "c_d & 5 %\\~^{}<$#>", "e"],
+            "own_rise": [0.1234567891, 7.0, -2.5, np.nan],
+            "own_rise_low": [0.1, 2.0, -3.0, np.nan],
+            "units": [1234567, 2, 3, 4],
+            "cell": ["● 1", "○", "◕", "◔ x"],
+            "language": ["fr", "de", "fr", "fr"],
+            "warnings": ["of b", "of a", "", "a,b"],
+        }
+    )
+    path = page.write_report(Report("", "", "", {}, (Section("s", tables={"Numbers": frame}),)), tmp_path)
+    told = re.findall('<pre id="taken">(.*?)</pre>', after(path, COPYING), re.DOTALL)[0]
+    csv, latex, *again, waiting, gone, by_hand, left = json.loads(html.unescape(told))
+    assert again == [csv, latex] and waiting == "copied,copied" and gone == 0
+    assert by_hand == "press Ctrl+C,press Ctrl+C" and left == 1  # the other one closed when it lost the focus
+    expected = frame.query("language == 'fr'").sort_values("own_rise", ascending=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(csv)).fillna({"warnings": ""}), expected.reset_index(drop=True)
+    )
+    assert csv.count("\n") == 4
+    assert latex.splitlines() == [
+        "% Numbers", r"\begin{tabular}{lrrrllp{0.4\linewidth}}", r"\toprule",
+        r"method & in-language loss increase & in-language, low & units & cell & language & warnings \\", r"\midrule",
+        r'b "1", x & +0.123 & +0.100 & 1,234,567 & $\bullet$ 1 & fr & of b \\',
+        r"c\_d \& 5 \%\textbackslash{}\textasciitilde{}\textasciicircum{}\{\}\textless{}\$\#\textgreater{} "
+        r"& $-$2.50 & $-$3.00 & 3 & $3/4$ & fr &  \\",
+        r"e & n/a & n/a & 4 & $1/4$ x & fr & a,b \\", r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
 
 
 def test_the_grid_has_the_evidence_of_each_language():
@@ -196,6 +244,8 @@ def test_the_grid_has_the_evidence_of_each_language():
 def test_the_lead_is_what_the_numbers_say():
     text = sections.lead(row())
     assert text == "With its own 98 units, lape passes for 7 of 8 languages (on other documents 5 to 8)."
+    assert "(the same on other documents)" in sections.lead(row(shown_low=7.0, shown_high=7.0))
+    assert "(on other documents 6)" in sections.lead(row(shown_low=6.0, shown_high=6.0))
     first = {"bases": "mlp", "method": "lape", "place": LEADS, "area": 0.123, "area_low": 0.05, "area_high": 0.2,
              "units": "5, 50"}  # fmt: skip
     ahead = {**first, "method": "plnd", "place": f"{AHEAD} at 3 of 16 points", "area": math.nan}

@@ -119,7 +119,8 @@ def curve_charts(curves: pd.DataFrame) -> dict[str, Chart]:
             )
         name = dict.fromkeys(curves["method"])
         charts[f"curve-{slug(' '.join(name))}-{slug(bases)}"] = Chart(
-            f"{', '.join(name)}: {kind_of(bases)}", "units per language", "loss increase, nats per token",
+            f"{', '.join(name)}: effect by number of units, {kind_of(bases)}", "units per language",
+            "loss increase, nats per token",
             tuple(marks), f"{means_over(rows)} Band: from the least to the most of the random sets.",
         )  # fmt: skip
     return charts

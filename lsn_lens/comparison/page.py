@@ -28,7 +28,7 @@ from lsn_lens.comparison.sections import (
 from lsn_lens.comparison.tables import TRUST, Tables
 from lsn_lens.comparison.trust_page import columns_of_checks, trust_section
 from lsn_lens.files import write_bytes
-from lsn_lens.report.columns import Column
+from lsn_lens.report.columns import Column, span
 from lsn_lens.report.page import Report, Section, provenance, save_tables, write_report
 from lsn_lens.report.sections.parts import of, origin_section, text_section
 from lsn_lens.report.text_view import activations_on_text, neuron_on_text
@@ -180,7 +180,9 @@ def leaders(equal_size: pd.DataFrame) -> list[str]:
 def _interval(row: Mapping[Hashable, Any], name: str) -> str:
     """The 95 % interval of a count of languages, over documents."""
     low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
-    return "" if pd.isna(low) else f"on other documents {low:.0f} to {high:.0f}"
+    if low == high == row[name]:
+        return "the same on other documents"
+    return "" if pd.isna(low) else f"on other documents {span(f'{low:.0f}', f'{high:.0f}')}"
 
 
 def facts(comparison: Tables) -> dict[str, str]:
@@ -190,7 +192,11 @@ def facts(comparison: Tables) -> dict[str, str]:
     left_out = {"methods left out": str(comparison.skipped["bases"].eq("").sum())}
     if "shown" not in ranking:
         units = ranking["units"]
-        return {"methods": str(len(ranking)), "different units": f"{units.min():,} to {units.max():,}", **left_out}
+        return {
+            "methods": str(len(ranking)),
+            "different units": span(f"{units.min():,}", f"{units.max():,}"),
+            **left_out,
+        }
     equal = comparison.tables.get("equal_size", pd.DataFrame(columns=["bases", "place", "method"]))
     counts = {f"leads on {kind_of(row['bases'])}": row["method"] for row in of(equal, place=LEADS).to_dict("records")}
     for name, words in (("shown", "languages that pass"), ("own_hurt_most", "languages hurt most, as measured")):

@@ -111,7 +111,7 @@ def effects_section(comparison: Tables) -> Section:
             "the largest other-language loss increase.",
         ),
         {"Effect": comparison.effects, "Specificity": comparison.specificity},
-        columns=MEMBERSHIPS,
+        columns={**MEMBERSHIPS, "worst_other_rise": Column("largest other-language loss increase", "nats")},
     )
 
 
@@ -130,7 +130,7 @@ def control_section(comparison: Tables) -> Section:
             "p: the share of sets, including the method's own, with at least this loss increase. above random: the "
             "share of languages where q, the p corrected for all methods and languages (Benjamini-Hochberg), is at "
             f"most {verdict.LEVEL:g}. z: the distance of the loss increase from the mean of the random sets, in their "
-            "standard deviations.",
+            "standard deviations. Here p and z are means over languages; a method's section has those of each.",
         ),
         {"Most languages above their random sets first": comparison.control},
         columns=MEMBERSHIPS,
@@ -206,7 +206,8 @@ def method_section(name: str, comparison: Tables) -> Section:
         figures[f"control-{end}"] = plots.control(of(comparison.control_by_language, method=name), points, title)
     if "curves" in comparison:
         rows = of(comparison.curves, method=name)
-        tables["At equal size, language by language"] = rows.drop(columns=["method", "action"])
+        order = ["language", "bases", *(name for name in rows if name not in ("language", "bases", "method", "action"))]
+        tables["At equal size, language by language"] = rows[order]
         figures |= curve_charts(rows)
     figures[f"layers-{end}"] = plots.layer_counts(found.layer_counts(), f"{name}: units per layer and language")
     figures[f"overlap-{end}"] = plots.overlap(found.jaccard(), f"{name}: units that languages share")

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lsn_lens.files import write_bytes
 from lsn_lens.inspection.pages import Content, Shown
 from lsn_lens.report.columns import Column
-from lsn_lens.report.tables import table_cells
+from lsn_lens.report.tables import page_script, table_cells
 
 SCRIPT, MARKER, KIND = "circuitsvis.js", "neuron_pages.json", "lsn_lens neuron pages"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -111,9 +111,7 @@ def write_pages(folder: Path | str, pages: Sequence[Content], title: str, note: 
     draw = Markup(f'<script src="{SCRIPT}"></script><script>{_read("draw.js")}</script>')
     back = Markup('<p class="soft"><a href="index.html">All units</a></p>')
     files = {page.file: _page(page.title, back + Markup(fragment(page)), draw) for page in pages}
-    files["index.html"] = _page(
-        title, Markup(_index(pages, title, note)), Markup(f"<script>{_read('index.js')}</script>")
-    )
+    files["index.html"] = _page(title, Markup(_index(pages, title, note)), Markup(f"<script>{page_script()}</script>"))
     files[SCRIPT] = circuitsvis_script()
     old = set(_ours(folder)) - set(files)
     write_bytes(folder / MARKER, json.dumps({"kind": KIND, "files": sorted({*files, *old})}).encode())
@@ -143,14 +141,10 @@ def _index(pages: Sequence[Content], title: str, note: str) -> str:
     rows = []
     for page, some, numbers in zip(pages, cells, values, strict=True):
         found = {label for labels in page.found.values() for label in labels}
-        rows.append({"file": page.file, "cells": some, "values": numbers, "languages": json.dumps(sorted(found))})
+        rows.append({"file": page.file, "cells": some, "numbers": numbers, "languages": sorted(found)})
     gallery = {"title": title, "note": note, "model": pages[0].model}
-    languages = list(dict.fromkeys(label for page in pages for label in page.languages))
-    return (
-        _environment()
-        .get_template("index.html")
-        .render(gallery=gallery, languages=languages, headings=headings, rows=rows, styles=_styles(table))
-    )
+    columns = [*zip(headings, table.columns, _styles(table), strict=True)]
+    return _environment().get_template("index.html").render(gallery=gallery, columns=columns, rows=rows)
 
 
 def _section(page: Content, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import NullLocator
 
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, Mark, reach_of
+from lsn_lens.report.palette import INTERVAL
 
 LETTER = 0.08  # inches that a letter of a tick label takes, at 9 points
 
@@ -58,7 +59,13 @@ def _heatmap(axes: Axes, mark: Heatmap, bars: list[Bars]) -> Any:
 def _bars(axes: Axes, mark: Bars, bars: list[Bars]) -> Any:
     width = 0.65 / len(bars)
     shift = (bars.index(mark) - (len(bars) - 1) / 2) * width
-    drawn = axes.bar(np.arange(len(mark.values)) + shift, mark.values, width, color=mark.colour)
+    places = np.arange(len(mark.values)) + shift
+    drawn = axes.bar(places, mark.values, width, color=mark.colour)
+    if mark.interval is not None:
+        low, high = (mark.interval[name].to_numpy(dtype=float) for name in ("low", "high"))
+        style = {"fmt": "none", "ecolor": INTERVAL, "elinewidth": 1.2, "capsize": 3}
+        # around their middle: an interval need not hold the value
+        axes.errorbar(places, (low + high) / 2, yerr=(high - low) / 2, **style)
     _columns(axes, mark.values.index)
     _lines(axes)
     return drawn

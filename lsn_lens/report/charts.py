@@ -146,7 +146,7 @@ class Chart:
     @property
     def told(self) -> str:
         """The caption, with a word on bars that are cut off."""
-        cut = "Bars beyond the axis are cut off; their values are below the names."
+        cut = "What is beyond the axis is cut off; its values are below the names."
         return self.caption if reach_of(self.marks) is None else f"{self.caption} {cut}".strip()
 
     def _inches(self) -> tuple[float, float]:

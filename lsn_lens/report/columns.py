@@ -39,10 +39,18 @@ COMMON: Mapping[str, Column] = {
     "difference": Column("in-language minus worst other", "nats"),
     "difference_low": Column("difference, low", "nats"),
     "difference_high": Column("high", "nats"),
+    "own_rise_bits_per_byte_low": Column("in bits/byte, low", "change"),
+    "own_rise_bits_per_byte_high": Column("high", "change"),
+    "worst_other_bits_per_byte": Column("other hurt most, bits/byte"),
+    "worst_other_rise_bits_per_byte": Column("largest other, bits/byte", "change"),
+    "mean_other_rise_bits_per_byte": Column("mean other, bits/byte", "change"),
+    "difference_bits_per_byte": Column("in-language minus worst other, bits/byte", "change"),
+    "difference_bits_per_byte_low": Column("difference in bits/byte, low", "change"),
+    "difference_bits_per_byte_high": Column("high", "change"),
     "own_hurt_most": Column("in-language hurt most"),
     "hurt_most_in": Column("hurt most in"),
-    "hurt_most_share": Column("of replicates", "share"),
-    "surely_hurt_most": Column("surely"),
+    "hurt_most_share": Column("hurt most, of replicates", "share"),
+    "surely_hurt_most": Column("surely hurt most"),
     "random_mean": Column("random, mean", "nats"),
     "random_sd": Column("random, sd", "nats"),
     "share_above_random": Column("above random", "share"),
@@ -73,6 +81,11 @@ def written(value: Any, kind: Kind = "number") -> str:
     if size < 1e-3:
         return format(value, f"{sign.strip(',')}.2g")
     return format(value, f"{sign}.{max(1, 2 - math.floor(math.log10(size)))}f")
+
+
+def span(low: str, high: str) -> str:
+    """A range in words: "2 to 5", or "2" where both ends are written alike."""
+    return low if low == high else f"{low} to {high}"
 
 
 def in_words(value: Any) -> str:

@@ -40,11 +40,15 @@ class Heatmap:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """One bar per category; several `Bars` of a chart are drawn side by side."""
+    """One bar per category; several `Bars` of a chart are drawn side by side.
+
+    `interval` has the columns `low` and `high`, one row per bar, drawn as error bars; NaN leaves one out.
+    """
 
     values: pd.Series
     label: str
     colour: str
+    interval: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,20 @@ class Line:
 Mark = Heatmap | Bars | Dots | Line
 
 
+def interval_of(rows: pd.DataFrame, low: str, high: str) -> pd.DataFrame | None:
+    """Two columns as the interval of bars; None where the table lacks them, or has no number in them."""
+    if not {low, high} <= set(rows) or not rows[[low, high]].notna().to_numpy().any():
+        return None
+    return rows[[low, high]].set_axis(["low", "high"], axis=1)
+
+
+def values_of(mark: Mark) -> np.ndarray:
+    """The values `[category 1]`, of bars with intervals also both ends `[category 3]`."""
+    interval = mark.interval if isinstance(mark, Bars) else None
+    columns = [mark.values, *([] if interval is None else [interval["low"], interval["high"]])]
+    return np.stack([np.asarray(each, dtype=float) for each in columns], axis=1)
+
+
 def labels_of(mark: Mark) -> Iterator[str]:
     """The names of a mark and of its categories."""
     yield mark.label
@@ -98,13 +116,22 @@ def relabelled(mark: Mark, name: Callable[[object], str]) -> Mark:
 
 
 def reach_of(marks: tuple[Mark, ...]) -> tuple[float, float] | None:
-    """Where the vertical axis of bars and dots ends, if single ones are so large that they would hide the others."""
+    """Where the vertical axis of bars and dots ends, if single categories are so large that they would hide the others.
+
+    A category is as large as its largest bar, end of an interval, or dot: many small dots do not make bars large.
+    """
     if not isinstance(marks[0], Bars):
         return None
-    values = pd.concat([mark.values for mark in marks]).to_numpy(dtype=float)
-    values = values[np.isfinite(values)]
-    quartile = float(np.quantile(np.abs(values), 0.75)) if len(values) else 0.0
-    if quartile <= 0 or np.abs(values).max() <= FAR * quartile:
+    labels = [label for mark in marks for label in mark.values.index]
+    rows = [each for mark in marks for each in values_of(mark)]
+    known = pd.DataFrame(
+        [(label, value) for label, each in zip(labels, rows, strict=True) for value in each if math.isfinite(value)],
+        columns=["label", "value"],
+    )
+    values = known["value"].to_numpy(dtype=float)
+    sizes = np.abs(known["value"]).groupby(known["label"], sort=False).max().to_numpy(dtype=float)
+    quartile = float(np.quantile(sizes, 0.75)) if len(sizes) else 0.0
+    if quartile <= 0 or sizes.max() <= FAR * quartile:
         return None
     low, high = np.clip([min(0.0, values.min()), max(0.0, values.max())], -ROOM * quartile, ROOM * quartile)
     return float(low) * 1.05, float(high) * 1.05
@@ -114,9 +141,12 @@ def with_values_cut_off(marks: tuple[Mark, ...], ends: tuple[float, float]) -> t
     """The marks with what an axis cuts off written below the name of the category."""
     cut: dict[str, list[str]] = {}
     for mark in marks:
-        for label, value in zip(mark.values.index, mark.values.to_numpy(dtype=float), strict=True):
-            if math.isfinite(value) and not ends[0] <= value <= ends[1]:
-                arrow = "\N{UPWARDS ARROW}" if value > 0 else "\N{DOWNWARDS ARROW}"
-                cut.setdefault(str(label), []).append(arrow if isinstance(mark, Dots) else f"{arrow}{value:.3g}")
+        for label, (value, *interval) in zip(mark.values.index, values_of(mark), strict=True):
+            beyond = [each for each in (value, *interval) if math.isfinite(each) and not ends[0] <= each <= ends[1]]
+            if beyond:
+                arrow = "\N{UPWARDS ARROW}" if beyond[0] > 0 else "\N{DOWNWARDS ARROW}"
+                sure = f" ({interval[0]:.3g} to {interval[1]:.3g})" if np.isfinite(interval).any() else ""
+                text = arrow if isinstance(mark, Dots) else f"{arrow}{value:.3g}{sure}"
+                cut.setdefault(str(label), []).append(text)
     names = {label: f"{label}\n{' '.join(dict.fromkeys(texts))}" for label, texts in cut.items()}
     return tuple(relabelled(mark, lambda label: names.get(str(label), str(label))) for mark in marks)

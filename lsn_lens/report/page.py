@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from lsn_lens.files import write_bytes
 from lsn_lens.report.charts import Chart, fragment, save
 from lsn_lens.report.columns import Column
-from lsn_lens.report.tables import shown_table
+from lsn_lens.report.tables import page_script, shown_table
 from lsn_lens.text.plan import corpus_hash
 
 PLOTLY_FILE = "plotly.min.js"
@@ -87,7 +87,7 @@ def write_report(report: Report, folder: Path | str, *, png: bool = False) -> Pa
     environment.globals |= {
         "fragment": lambda chart, name: Markup(fragment(chart, name)),
         "shown": shown_table,
-        "script": Markup((Path(__file__).parent / "page.js").read_text(encoding="utf-8")),
+        "script": page_script(),
         "raw": Markup,
         "json": lambda data: json.dumps(data, indent=1, ensure_ascii=False, default=str),
     }

@@ -10,7 +10,7 @@ import pandas as pd
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import check_kind
 from lsn_lens.report.charts import Chart, save
-from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
+from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, interval_of
 from lsn_lens.report.palette import CURVES, DIVERGING, HURT, OTHER, RANDOM, SEQUENTIAL
 from lsn_lens.report.set_plots import clusters, precision_recall, size_curves, upset
 from lsn_lens.report.type_plots import type_curves, type_effects, type_map, type_strengths
@@ -91,16 +91,19 @@ def control(summary: pd.DataFrame, points: pd.DataFrame, title: str = "Own langu
     """Bars: in-language loss increases of one method and action; dots: those of the random controls.
 
     Args:
-        summary: `Comparison.control_by_language` of one method, or rows of `effects.summarise`.
+        summary: `Comparison.control_by_language` of one method, or rows of `effects.summarise`; error bars are its
+            `own_rise_low` to `own_rise_high`, where it has them.
         points: `Comparison.control_points` of the method, or rows of `effects.control_points`.
         title: Title of the figure.
     """
     own, random = (each.set_index("language").loc[:, "own_rise"] for each in (summary, points))
-    marks = (Bars(own, "units found", HURT), Dots(random, "random units, one dot per seed", RANDOM))
+    interval = interval_of(summary, "own_rise_low", "own_rise_high")
+    marks = (Bars(own, "units found", HURT, interval), Dots(random, "random units, one dot per seed", RANDOM))
+    sure = "" if interval is None else " Error bars: 95 % intervals over documents."
     return Chart(
         title, "language", "in-language loss increase, nats per token", marks,
         "Bars: loss increase of the language whose units are ablated. Dots: as many random units in the same layers. A "
-        "bar that is not above its dots is no evidence.",
+        f"bar that is not above its dots is no evidence.{sure}",
     )  # fmt: skip
 
 
@@ -143,10 +146,16 @@ def training_changes(summary: pd.DataFrame, title: str = "Fine-tuning") -> Chart
         ("other languages", "others", OTHER),
         ("neutral text", "neutral", RANDOM),
     )
-    marks = tuple(Bars(rows.loc[:, column], label, colour) for label, column, colour in series)
+    marks = tuple(
+        Bars(rows.loc[:, column], label, colour, interval_of(rows, f"{column}_low", f"{column}_high"))
+        for label, column, colour in series
+    )
+    sure = (
+        " Error bars: Student's 95 % intervals over seeds." if any(mark.interval is not None for mark in marks) else ""
+    )
     return Chart(
         title, "trained", "change of the loss, nats per token", marks,
-        "Mean change of the loss on hold-out text over seeds; below zero is better.",
+        f"Mean change of the loss on hold-out text over seeds; below zero is better.{sure}",
     )  # fmt: skip
 
 

@@ -2,17 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from lsn_lens.report.columns import Column, column_of, in_words, written
 
+MISSING = "n/a"
 REMARKS = ("warning", "warnings", "note", "notes")  # shown below their row, where there are enough columns above
 STAYING = ("method", "language", "shown", "own_hurt_most", "passes", "place")  # who, and verdicts: also if constant
-BESIDE = ("low", "high", "least", "most", "surely", "of replicates", "its loss increase", "per unit")  # of a neighbour
+BESIDE = ("low", "high", "least", "most", "its loss increase", "per unit")  # of a neighbour
 # verdicts of a cell, by its first character -> style
 VERDICTS = {"●": "all", "◕": "most", "◑": "half", "◔": "little", "○": "none"}
+
+
+def page_script() -> Markup:
+    """The script of a page: sorts, filters and copies tables, redraws figures."""
+    return Markup((Path(__file__).parent / "page.js").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Shown:
     Attributes:
         caption: The caption, with the columns that are the same in every row.
         headings: Of the columns that are left.
+        names: The names of these columns in the table, where headings may repeat ("low", "high").
         styles: "number" or "word", by column.
         rows: The rows.
         remark: Heading of the remarks; "" without any.
@@ -52,6 +61,7 @@ class Shown:
 
     caption: str
     headings: list[str]
+    names: list[str]
     styles: list[str]
     rows: list[Row]
     remark: str = ""
@@ -70,8 +80,8 @@ def shown_table(
 ) -> Shown:
     """A table as a page shows it.
 
-    Columns that are the same in every row are named in the caption, but for the first, names and verdicts. Warnings
-    and notes become remarks below their rows.
+    Columns that are the same in every row are named in the caption, but for the first, names, verdicts and ends of
+    intervals; columns without any number are named there too. Warnings and notes become remarks below their rows.
 
     Args:
         caption: The caption.
@@ -96,10 +106,13 @@ def shown_table(
         ]
         language = row[names.index("language")] if "language" in names else ""
         rows.append(Row(made, "" if remark is None else row[remark], language))
-    told = "; ".join(f"{_heading(headings[place], names[place])} {texts[place][0]}" for place in same)
+    empty = [place for place in same if texts[place][0] == MISSING]
+    told = "; ".join(f"{_heading(headings[at], names[at])} {texts[at][0]}" for at in same if at not in empty)
+    unknown = ", ".join(names[place].replace("_", " ") for place in empty)
+    more = [f"In every row: {told}."] * bool(told) + [f"Not known in any row: {unknown}."] * bool(unknown)
     return Shown(
-        f"{caption.rstrip('.')}. In every row: {told}." if told else caption,
-        [headings[place] for place in kept], [styles[place] for place in kept], rows,
+        " ".join([f"{caption.rstrip('.')}.", *more]) if more else caption,
+        [headings[place] for place in kept], [names[place] for place in kept], [styles[place] for place in kept], rows,
         "" if remark is None else headings[remark],
     )  # fmt: skip
 
@@ -120,7 +133,7 @@ def _column_cells(column: Column, values: pd.Series) -> list[str]:
     if not _is_number(values):
         return [in_words(value) for value in values.tolist()]
     whole = pd.api.types.is_integer_dtype(values)
-    return ["n/a" if pd.isna(x) else format(x, ",d") if whole else written(x, column.kind) for x in values]
+    return [MISSING if pd.isna(x) else format(x, ",d") if whole else written(x, column.kind) for x in values]
 
 
 def _is_number(values: pd.Series) -> bool:
@@ -128,11 +141,13 @@ def _is_number(values: pd.Series) -> bool:
 
 
 def _is_same(name: str, texts: tuple[str, ...]) -> bool:
-    return len(texts) > 1 and len(set(texts)) == 1 and name not in STAYING and not name.endswith(("_low", "_high"))
+    if len(texts) < 2 or len(set(texts)) > 1 or name in STAYING:
+        return False
+    return texts[0] == MISSING or not name.endswith(("_low", "_high"))
 
 
 def _number(value: Any, style: str) -> str:
-    return f"{value:.6g}" if style == "number" and not pd.isna(value) else ""
+    return f"{value:.15g}" if style == "number" and not pd.isna(value) else ""
 
 
 def _heading(heading: str, name: str) -> str:

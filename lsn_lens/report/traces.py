@@ -1,6 +1,7 @@
 """The marks of a figure as plotly's traces and axes."""
 
 import html
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, Mark
+from lsn_lens.report.palette import INTERVAL
 
 
 def plain(label: object) -> str:
@@ -48,7 +50,17 @@ def _series(mark: Bars | Dots | Line) -> dict[str, Any]:
 
 
 def _bars(mark: Bars) -> go.Bar:
-    return go.Bar(**_series(mark), marker={"color": mark.colour})
+    series = _series(mark)
+    if mark.interval is not None:
+        low, high = (mark.interval[name].to_numpy(dtype=float) for name in ("low", "high"))
+        values = mark.values.to_numpy(dtype=float)
+        series["error_y"] = {"type": "data", "array": high - values, "arrayminus": values - low, "color": INTERVAL,
+                             "thickness": 1.5, "width": 4}  # fmt: skip
+        series["customdata"] = [
+            f" ({a:.5g} to {b:.5g})" if math.isfinite(a + b) else "" for a, b in zip(low, high, strict=True)
+        ]
+        series["hovertemplate"] = "%{x}: %{y:.5g}%{customdata}<extra>%{fullData.name}</extra>"
+    return go.Bar(**series, marker={"color": mark.colour})
 
 
 def _dots(mark: Dots) -> go.Scatter:

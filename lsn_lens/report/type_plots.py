@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lsn_lens.report.charts import Chart
-from lsn_lens.report.marks import Bars, Dots, Heatmap, Line
+from lsn_lens.report.marks import Bars, Dots, Heatmap, Line, interval_of
 from lsn_lens.report.palette import CURVES, HURT, SEQUENTIAL
 
 __all__ = ["type_curves", "type_effects", "type_map", "type_strengths"]
@@ -34,22 +34,24 @@ def type_map(table: pd.DataFrame, name: str, value: str = "sum_share", title: st
 
 
 def type_effects(table: pd.DataFrame, title: str = "Neurons off, by type", y: str = "loss increase, nats") -> Chart:
-    """Bars: what each type of neurons does; dots: its controls.
+    """Bars: what each type of neurons does, with its interval; dots: its controls.
 
     Args:
         table: Rows of `TypeEffects.table` of one action and one language.
         title: Title of the figure.
         y: Label of the change.
     """
-    own = table.drop_duplicates("type").set_index("type").loc[:, "change"]
-    marks: list[Bars | Dots] = [Bars(own, "the type", HURT)]
+    own = table.drop_duplicates("type").set_index("type")
+    interval = interval_of(own, "low", "high")
+    marks: list[Bars | Dots] = [Bars(own.loc[:, "change"], "the type", HURT, interval)]
     for place, (control_name, rows) in enumerate(table.groupby("control", sort=False)):
         label, colour = f"control: {control_name}", CURVES[place % len(CURVES)]
         marks.append(Dots(rows.set_index("type").loc[:, "control_change"], label, colour))
     caption = (
         "A bar that is not apart from its dots says nothing about the type. Types have different numbers of units."
     )
-    return Chart(title, "type", y, tuple(marks), caption)
+    sure = "" if interval is None else " Error bars: 95 % intervals over items."
+    return Chart(title, "type", y, tuple(marks), caption + sure)
 
 
 def type_strengths(table: pd.DataFrame, title: str = "Neurons raised", y: str = "loss increase, nats") -> Chart:

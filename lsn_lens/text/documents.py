@@ -6,12 +6,16 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from itertools import islice
 from typing import Any, overload
 
+from lsn_lens import sketches
 from lsn_lens.text.readers import BROKEN_TEXT, HAS_NUL, SAMPLE, Unreadable, refuse_broken
+from lsn_lens.text.scripts import script_of
 
 SHOWN = 60  # characters shown of a text
+SAMPLED = 20  # texts whose letters a notebook shows by script
 BROKEN_SHARE = 0.01  # share of records that are not UTF-8; above it, the remaining records would be a biased sample
 IN_BOTH, REPEATED, KEPT = "also in the other part", "repeated", "kept, also in the other part"
 
@@ -285,10 +289,9 @@ class LanguageCorpus:
 
     def summary(self) -> dict[str, Any]:
         """The source, the number of documents per part (None: unknown without reading), and the first text."""
-        records, parts = self.find.records, {"find": self.find, "hold_out": self.hold_out}
+        parts = {"find": self.find, "hold_out": self.hold_out}
         counts = {name: len(each) if each.is_counted else None for name, each in parts.items()}
-        again = replace(records, skipped=Counter())  # a copy, so that the latest reading's reasons are kept
-        first = next((text for text in again if text), "") if records.is_finite else ""
+        first = next(iter(self._first_texts(1)), "")
         return {"source": self.source, **counts, "first": first if len(first) <= SHOWN else f"{first[:SHOWN]}..."}
 
     def __repr__(self) -> str:
@@ -297,3 +300,19 @@ class LanguageCorpus:
         count = "" if told["find"] is None else f": {told['find']} documents{held}"
         first = f", {told['first']!r}" if told["first"] else ""
         return f"LanguageCorpus({self.language!r} from {self.source}{count}{first})"
+
+    def _repr_html_(self) -> str:
+        """Documents of each part, as far as counted, and the scripts of the first texts; a stream is not read."""
+        told, texts = self.summary(), self._first_texts(SAMPLED)
+        letters = Counter(script for text in texts for script in map(script_of, text) if script)
+        shares = {script.capitalize(): count / letters.total() for script, count in letters.most_common()}
+        counts = sketches.bars({name: told[name] for name in ("find", "hold_out")}, "documents of each part")
+        read = f"{len(texts)} texts" if len(texts) > 1 else "text"
+        scripts = sketches.bars(shares, f"share of the letters by script, in the first {read} of the source")
+        head = f"<p><b>LanguageCorpus</b> {escape(self.language)} from {escape(self.source)}</p>"
+        return f"{head}{counts or '<p>documents not counted</p>'}{scripts}<p>{escape(told['first'])}</p>"
+
+    def _first_texts(self, count: int) -> list[str]:
+        """The first usable texts of the source; none of a stream, which may be far away."""
+        records = replace(self.find.records, skipped=Counter())  # a copy: the latest reading's reasons are kept
+        return [*islice((text for text in records if text), count)] if records.is_finite else []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lsn_lens.report.columns import Column
 from lsn_lens.report.page import Section
 
 
@@ -21,7 +22,9 @@ def text_section(text: pd.DataFrame, origin: Mapping[str, Any]) -> Section:
             "hold-out part of the corpus, which the methods never saw.",
         ),
         {"Text for finding units": text},
-    )
+        columns={"skipped": Column("records skipped"), "repeated": Column("documents repeated"),
+                 "unknown": Column("unknown tokens", "rate")},
+    )  # fmt: skip
 
 
 def origin_section(origin: Mapping[str, Any]) -> Section:

@@ -9,6 +9,7 @@ from lsn_lens.evaluation import verdict
 from lsn_lens.evaluation.stages import Stages
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report import plots
+from lsn_lens.report.columns import span
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section, slug, text_section
 
@@ -97,7 +98,9 @@ def stages_section(stages: Stages, tables: Tables, found: NeuronSet, config: Map
     """The layers of the stages, the reason for them, and the layers of the units."""
     counts = found.layer_counts()
     layers = stages.layers(len(counts))
-    words = "; ".join(f"{name}: layers {each[0]} to {each[-1]}" for name, each in layers.items())
+    words = "; ".join(
+        f"{name}: layer{'s' * (len(each) > 1)} {span(str(each[0]), str(each[-1]))}" for name, each in layers.items()
+    )
     if "stages" in tables:
         why = (
             "The search used every second hold-out document; all other results are from the other documents. "
