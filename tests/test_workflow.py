@@ -245,7 +245,7 @@ def test_unknown_names(model, corpora, changed, message):
 
 # what the rows say
 
-ABOVE = "no more than random sets do (p above 0.05)"
+ABOVE = "hurts no more than random sets do (p above 0.05)"
 MANY = {"random": (0.1, 0.2) * 19 + (0.1,), "random_english": (0.0,) * 39}
 
 

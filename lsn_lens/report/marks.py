@@ -90,7 +90,7 @@ def interval_of(rows: pd.DataFrame, low: str, high: str) -> pd.DataFrame | None:
     """Two columns as the interval of bars; None where the table lacks them, or has no number in them."""
     if not {low, high} <= set(rows) or not rows[[low, high]].notna().to_numpy().any():
         return None
-    return rows[[low, high]].set_axis(["low", "high"], axis=1)
+    return pd.DataFrame({"low": rows[low], "high": rows[high]})
 
 
 def values_of(mark: Mark) -> np.ndarray:
@@ -124,12 +124,12 @@ def reach_of(marks: tuple[Mark, ...]) -> tuple[float, float] | None:
         return None
     labels = [label for mark in marks for label in mark.values.index]
     rows = [each for mark in marks for each in values_of(mark)]
-    known = pd.DataFrame(
-        [(label, value) for label, each in zip(labels, rows, strict=True) for value in each if math.isfinite(value)],
-        columns=["label", "value"],
-    )
-    values = known["value"].to_numpy(dtype=float)
-    sizes = np.abs(known["value"]).groupby(known["label"], sort=False).max().to_numpy(dtype=float)
+    largest: dict[object, float] = {}
+    for label, row in zip(labels, rows, strict=True):
+        for value in row[np.isfinite(row)]:
+            largest[label] = max(largest.get(label, 0.0), abs(float(value)))
+    values = np.concatenate([row[np.isfinite(row)] for row in rows])
+    sizes = np.array(list(largest.values()))
     quartile = float(np.quantile(sizes, 0.75)) if len(sizes) else 0.0
     if quartile <= 0 or sizes.max() <= FAR * quartile:
         return None
