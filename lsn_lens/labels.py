@@ -20,7 +20,8 @@ def check_label(label: object, name: str = "languages") -> str:
     """Require a valid language label, and return it.
 
     Raises:
-        ValueError: Not a string, an empty string, spaces around it, or a name that tables reserve.
+        ValueError: Not a string, an empty string, spaces around it, slashes or control characters (labels name files),
+            or a name that tables reserve.
     """
     if isinstance(label, bool):
         raise ValueError(
@@ -31,6 +32,10 @@ def check_label(label: object, name: str = "languages") -> str:
         raise ValueError(f"{name}: {label!r} is not a label: expected a text such as 'en'.")
     if label != label.strip():
         raise ValueError(f"{name}: {label!r} begins or ends with a space: give {label.strip()!r}.")
+    if odd := [each for each in label if each in "/\\" or each < " "]:
+        raise ValueError(
+            f"{name}: {label!r} holds {odd[0]!r}: labels name files, so expected no slash and no control character."
+        )
     if label in RESERVED:
         raise ValueError(
             f"{name}: no language can be labelled {label!r}: tables of losses use this name for the row without an "
