@@ -1,12 +1,15 @@
 """The command `lsn-lens` and the scripts: settings, refusals, exit codes, and what is written."""
 
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pandas as pd
 import pytest
@@ -16,8 +19,10 @@ from conftest import experiment
 import lsn_lens as lsn
 from lsn_lens.command import COMMANDS, main
 from lsn_lens.command.outcome import Outcome
-from lsn_lens.command.settings import CompareConfig, DemoConfig, FindConfig
+from lsn_lens.command.program import parser
+from lsn_lens.command.settings import CompareConfig, DeactivateConfig, DemoConfig, FindConfig, GivenSet
 from lsn_lens.model import loading
+from lsn_lens.neurons import IMPORTERS
 from lsn_lens.studies import auditing
 from lsn_lens.studies.experiment import bracketed, run_cli
 
@@ -153,6 +158,29 @@ def test_deactivate_measures_the_set(french, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path / "tables/random_points.csv")) == 19
 
 
+@pytest.mark.parametrize("kind", ["resample", "half"])
+def test_deactivate_has_every_kind_of_ablation(kind, french, tmp_path, capsys):
+    arguments = ["deactivate", *SMALL, "--sets", french, "--out", str(tmp_path), "--evaluation_tokens", "128"]
+    told = said(capsys, *arguments, "--seeds", "19", "--action", kind, "--tokens", "64", "--seed", "1")
+    model, corpora = loading.load_model("demo", device="cpu"), lsn.load_corpora("demo", LABELS)
+    other = lsn.interventions.resample(model, corpora["en"].find, ["mlp"], tokens=64, seed=1, progress=False)
+    action = {"resample": other, "half": lsn.scale(0.5)}[kind]
+    layout = lsn.Layout(length=32, max_tokens=128)
+    matrix = lsn.perplexity_matrix(
+        model, corpora, lsn.NeuronSet.load(french), action=action, layout=layout, progress=False
+    )
+    rows = {row["units of"]: {label: row[label] for label in LABELS} for row in told["matrix"]}
+    assert rows["fr"] == pytest.approx(matrix.loc["fr"].to_dict(), abs=1e-5)
+
+
+def test_the_actions_of_deactivate_are_the_kinds_of_ablation(folder):
+    model, run = loading.load_model("demo", device="cpu"), lsn.load_run(folder / "run")
+    kinds = lsn.controls.kinds_of_ablation(
+        model, lsn.load_corpora("demo", LABELS), run, lsn.NeuronSet.load(folder / "neurons/lape")
+    )
+    assert list(kinds) == list(get_args(get_type_hints(DeactivateConfig)["action"]))
+
+
 def test_inspect_writes_pages(folder, tmp_path, capsys):
     few = ("--random", "1", "--evaluation_tokens", "64", "--out", str(tmp_path))
     told = said(capsys, "inspect", *SMALL, "--unit", "mlp.5.12", *few)
@@ -286,6 +314,94 @@ def test_what_cannot_work_is_refused_in_one_line_before_the_model_is_loaded(argu
         main(arguments)
     assert words in end.value.code and "\n" not in end.value.code
     assert {each.name for each in tmp_path.iterdir()} == {"file.txt", "units.pth"}
+
+
+@pytest.fixture(scope="module")
+def misfits(tmp_path_factory):
+    """A set of another model, one with a unit too many, and one of other weights beside a run, by name."""
+    out = tmp_path_factory.mktemp("misfits")
+    lsn.NeuronSet.from_dict({"fr": [(1, 3)]}, (3, 64)).save(out / "small.json")
+    (out / "beyond.csv").write_text("language,layer,unit\nfr,5,768\n")
+    (out / "deep.csv").write_text("language,layer,unit\nfr,6,0\n")
+    lsn.NeuronSet.from_dict({"fr": [(1, 3)], "xx": []}, (6, 768)).save(out / "xx.json")
+    torch.save([[torch.tensor([1])] * 5] * 32, out / "five.pth")
+    mine = lsn.NeuronSet.from_dict({"fr": [(1, 3)]}, (6, 768))
+    replace(mine, origin={"model": "other", "fingerprint": "0" * 32}).save(out / "other.json")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["deactivate", "--sets", "small.json"], "basis 'mlp' has [3, 64], the model (6, 768)"),
+        (["audit", "--sets", "small.json"], "basis 'mlp' has [3, 64], the model (6, 768)"),
+        (["inspect", "--sets", "beyond.csv"], "unit [768], expected 0 to 767"),
+        (["export", "--sets", "deep.csv", "--out", "new.json"], "layer [6], expected 0 to 5"),
+        (["deactivate", "--sets", "five.pth", "--format", "clas_bench"], "has 5 layers, the model 6"),
+        (["inspect", "--unit", "mlp.6.0"], "no unit 0 in layer 6 on basis 'mlp': the model has layers 0 to 5"),
+        (["inspect", "--unit", "q.0.192"], "each with units 0 to 191"),
+        (["inspect", "--unit", "mpl.0.0"], "no basis 'mpl'; the bases are ['mlp'"),
+        (["deactivate", "--sets", "xx.json"], "no text for ['xx'] of the set in xx.json; the corpus has ['de', 'en'"),
+        (["audit", "--sets", "xx.json", "--languages", "en,xx"], "demo has no text for ['xx']"),
+        (["export", "--sets", "xx.json", "--languages", "en", "--out", "new.json"], "xx.json has no ['en']"),
+        (["steer", "--prompt", "The", "--to", "de", "--sets", "xx.json"], "xx.json has no ['de']; its languages are"),
+        (["deactivate", "--sets", "other.json", "--out", "found"], "other.json is from other (weights 00000000)"),
+        (["deactivate"], "no set was given: name its file"),
+        (["audit", "--model", "nowhere", "--sets", "small.json"], "'nowhere' could not be loaded"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_weights_are_loaded(
+    arguments, words, misfits, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_model", None)
+    monkeypatch.chdir(tmp_path)
+    for path in misfits.iterdir():
+        shutil.copy(path, tmp_path)
+    shutil.copytree(folder / "run", tmp_path / "found/run")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert words in end.value.code and "\n" not in end.value.code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def options_of(command):
+    """The options in the help of a subcommand: name -> the word for its value."""
+    whole = parser()
+    text = next(each for each in whole._actions if each.dest == "subcommand").choices[command].format_help()
+    assert "<class" not in text and "Optional[" not in text and "null)" not in text and "(type:" not in text
+    return dict(re.findall(r"^  --(\w+) (\S.*?)(?:  |$)", text, re.M))
+
+
+def test_help_says_the_type_of_every_option_in_a_word():
+    shown = options_of("find")
+    for name, word in {
+        "model": "TEXT", "out": "PATH", "languages": "TEXT,...", "length": "INT", "png": "{true,false}",
+        "dtype": "{float32,bfloat16,float16}", "kind": "{blocks,documents}", "parameters": "{NAME: {NAME: VALUE}}",
+    }.items():  # fmt: skip
+        assert shown[name] == word
+    for name, command in COMMANDS.items():
+        given, hints = options_of(name), get_type_hints(command.settings)
+        assert set(hints) - set(given) == ({"run"} if name == "status" else set())
+    assert options_of("compare")["sizes"] == "FLOAT|INT,..." and options_of("deactivate")["sets"] == "PATH,..."
+
+
+@pytest.mark.parametrize("script", [each for each in SCRIPTS if each != "ground_truth"])
+def test_the_help_of_scripts_says_types_in_words(script, capsys):
+    with pytest.raises(SystemExit):
+        run_cli(experiment(script).Config, args=["--help"])
+    shown = capsys.readouterr().out
+    assert (
+        "--out PATH" in shown
+        and not re.search(r"--\w+ VALUE", shown)
+        and "<class" not in shown
+        and "(type:" not in shown
+    )
+
+
+def test_help_names_every_format():
+    (line,) = [each for each in inspect.getdoc(GivenSet).splitlines() if each.strip().startswith("format:")]
+    assert re.findall(r"\w+", line.split(":")[1].split(";")[0].replace(" or ", ", ")) == list(IMPORTERS)
 
 
 @pytest.mark.parametrize("arguments", [["fnid"], [], ["find", "--metods", "[lape]"], ["find", "--length", "long"]])

@@ -42,6 +42,8 @@ SMALLER = {
     "docs/neuron_pages.md": {"unit=12)": "unit=12, random=2)", 'out="gallery"': 'out="gallery", random=2',
                              "units=30": "units=2", 'out="truth"': 'out="truth", random=2'},
     "docs/pruning.md": {"max_tokens=4096": "length=32, max_tokens=100", "max_tokens=1024": "length=32, max_tokens=100"},
+    "docs/runs.md": {'runs.push_to_hub(run, "me/run")': 'Run.save(run, "sent")',
+                     'runs.from_hub("me/run")': 'load_run("sent")'},
     "docs/sharing_study.md": {"choices=4, items=5": "choices=2, items=2", "items=5": "items=2",
                               "1.25, 1.5, 2.0": "1.5", "halvings=2": "halvings=1"},
     "docs/significance.md": {"replicates=1000": "replicates=5", "permutations=99": "permutations=3"},

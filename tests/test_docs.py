@@ -2,12 +2,14 @@
 
 import ast
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import re
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 from pages import PAGES, ROOT, blocks
 
 import lsn_lens
@@ -109,6 +111,19 @@ def test_the_reference_names_everything_public_once():
     named = [id(resolved(path)) for path in paths]
     assert len(named) == len(set(named))
     assert not [path for path, value in public(lsn_lens) if id(value) not in named]
+
+
+def test_the_pins_are_for_every_python_that_is_promised():
+    (least,) = re.findall(r'^requires-python = ">=([\d.]+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert f"Python {least} or newer" in (ROOT / "README.md").read_text("utf-8")
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.M)
+    asked = {}
+    for name, version in pins:
+        for found in importlib.metadata.distributions(name=name):
+            if found.version.split("+")[0] == version:
+                asked[name] = found.metadata["Requires-Python"] or ""
+    assert len(asked) > len(pins) / 2
+    assert not {name: each for name, each in asked.items() if not SpecifierSet(each).contains(f"{least}.0")}
 
 
 @functools.cache

@@ -323,7 +323,6 @@ ELSEWHERE = {
         (
             "applications.finetuning.delta.apply_delta",
             "applications.finetuning.delta.changed",
-            "applications.finetuning.delta.check_plain",
             "applications.finetuning.delta.save_checkpoint",
             "applications.finetuning.tuning.finetune",
             "studies.finetuning.finetuning_run",
@@ -332,7 +331,7 @@ ELSEWHERE = {
         "refuses hooks: its tests are in test_finetuning.py",
     ),
     **dict.fromkeys(
-        ("command.auditing.report", "command.comparing.report", "command.given.load_set", "command.steering.report"),
+        ("command.auditing.report", "command.comparing.report", "command.steering.report"),
         "calls functions of this table, on a model that it has just loaded",
     ),
     "applications.finetuning.places.all_units": "sizes, by a probe without hooks",
@@ -367,6 +366,7 @@ ELSEWHERE = {
     "collection.planning.plan_run": "sizes, also of models without weights",
     "collection.planning.plan_of": "reads the tokenizer and the context",
     "model.entry.check_model": "the check itself",
+    "model.entry.check_plain": "refuses hooks",
 }
 INNER = (
     "model.structure", "model.forward", "model.hooks", "model.weights", "model.mlps", "model.probing",

@@ -18,8 +18,8 @@ def run(settings: AuditConfig) -> Outcome:
 
 def prepare(config: AuditConfig) -> tuple[Any, ...]:
     """Load corpora, model and the set, and collect the run."""
-    corpora, model = texts(config), load_model(config)
-    found = load_set(config, model)
+    corpora = texts(config)
+    found, model = load_set(config, corpora=corpora), load_model(config)
     return found, model, corpora, audit_run(model, corpora, found, config, config.method, config.out / "run")
 
 

@@ -3,9 +3,9 @@
 from lsn_lens.command.given import load_set, texts
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import DeactivateConfig
+from lsn_lens.controls.ablations import kinds_of_ablation
 from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.evaluation.perplexity import as_matrix
-from lsn_lens.interventions.words import action_of
 from lsn_lens.report import plots
 from lsn_lens.report.page import save_tables
 from lsn_lens.studies.auditing import audit_run
@@ -19,11 +19,12 @@ NAME = "set"
 
 def run(settings: DeactivateConfig) -> Outcome:
     """Measure all languages without the units of each, and write tables and figures."""
-    corpora, model = texts(settings), load_model(settings)
-    found = load_set(settings, model)
+    corpora = texts(settings)
+    found, model = load_set(settings, corpora=corpora), load_model(settings)
     collected = audit_run(model, corpora, found, settings, out=settings.out / "run")
     layout = Layout(length=settings.length, separator=settings.separator, max_tokens=settings.evaluation_tokens)
-    text, action = held_out(model, corpora, layout), action_of(settings.action, collected.statistics)
+    kinds = kinds_of_ablation(model, corpora, collected, found, tokens=settings.tokens, seed=settings.seed)
+    text, action = held_out(model, corpora, layout), kinds[settings.action]
     tables = set_effects(text, {NAME: found}, action, settings.seeds, collected.statistics)
     matrix = as_matrix(tables["losses"])
     tables["matrix"] = matrix.rename_axis("units of").reset_index()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lsn_lens.command.given import check_set, load_set
+from lsn_lens.command.given import load_set
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import ExportConfig
 from lsn_lens.files import write_bytes
@@ -26,7 +26,6 @@ ENDINGS = (*FORMATS, RECIPE)
 
 def run(settings: ExportConfig) -> Outcome:
     """Write the set, or the checkpoint."""
-    check_set(settings)
     out = settings.out
     if out.suffix and out.suffix not in ENDINGS:
         raise ValueError(
@@ -36,11 +35,10 @@ def run(settings: ExportConfig) -> Outcome:
         raise FileExistsError(f"--out {out} is there already: give another name.")
     if not out.suffix:
         check_places(settings.model, out)
-    model = load_model(settings)
-    found = load_set(settings, model)
+    found = load_set(settings, wanted=settings.languages or ())
     found = found if settings.languages is None else found[settings.languages]
     if out.suffix == RECIPE:
-        write_bytes(out, str(recipe(model, found, tool=settings.tool)).encode())
+        write_bytes(out, str(recipe(load_model(settings), found, tool=settings.tool)).encode())
     elif out.suffix:
         FORMATS[out.suffix](found, out)
     else:

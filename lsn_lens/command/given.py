@@ -1,12 +1,18 @@
-"""What subcommands are given: text, a set's files, an output folder. Refusals come before the model is loaded."""
+"""What subcommands are given: text, a set, an output folder. Refusals come before the model's weights are loaded."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lsn_lens.command.settings import Cut, GivenSet
+from lsn_lens.model import loading
+from lsn_lens.model.checkpoints import read_config, source_of
+from lsn_lens.model.gguf_files import located
 from lsn_lens.model.structure import Model
+from lsn_lens.neurons.identity import whose
 from lsn_lens.neurons.importing import IMPORTERS, NAMELESS, WITHOUT_LABELS, format_of, import_set
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.runs.run import Run, read_description
 from lsn_lens.studies.experiment import Settings, load_text
 from lsn_lens.text.plan import Layout
 
@@ -14,19 +20,17 @@ OURS = frozenset({
     "report.html", "report.md", "plotly.min.js", "provenance.json", "tables", "neurons", "figures", "run",
     "neurons.csv", "pages", "texts.csv", "run.json",
 })  # fmt: skip
+RUN = "run"  # the folder of the run inside the output folder
 
 
 def texts(settings: Settings) -> Any:
-    """The corpora, after the checks of the output folder and of the set's files.
+    """The corpora, after the checks of the output folder.
 
     Raises:
         FileExistsError: The output folder has something else.
-        FileNotFoundError: A missing file of the set.
-        ValueError: An unknown format, or text that `load_corpora` refuses.
+        ValueError: Text that `load_corpora` refuses.
     """
     check_out(settings.out)
-    if isinstance(settings, GivenSet):
-        check_set(settings)
     return load_text(settings)
 
 
@@ -62,17 +66,47 @@ def check_set(settings: GivenSet) -> None:
         raise ValueError(f"{settings.sets[0]} names no languages: {NAMELESS}")
 
 
-def load_set(settings: GivenSet, model: Model) -> NeuronSet:
-    """The set in the files.
+def load_set(settings: Any, *, wanted: Iterable[str] = (), corpora: Iterable[str] | None = None) -> NeuronSet:
+    """The set in the files; what of it does not fit the model's sizes, the text or the earlier run is refused here.
+
+    Args:
+        settings: Settings with a `GivenSet`.
+        wanted: Languages that the set must have.
+        corpora: Languages with text, where each language of the set needs some.
 
     Raises:
-        ValueError: No file was named, or errors of `import_set`.
+        ValueError: No file was named; a set found on other weights than the run in the output folder; errors of
+            `import_set`.
+        KeyError: A language that the set lacks, or one without text.
     """
+    check_set(settings)
     if not settings.sets:
         raise ValueError("no set was given: name its file, as --sets lape.safetensors.")
-    return import_set(
-        settings.sets, model, format=settings.format, languages=settings.labels, count=settings.count
+    found = import_set(
+        settings.sets, blank(settings), format=settings.format, languages=settings.labels, count=settings.count
     )  # fmt: skip
+    if lacking := [label for label in wanted if label not in found]:
+        raise KeyError(f"the set in {settings.sets[0]} has no {lacking}; its languages are {list(found.languages)}.")
+    known = list(found.languages if corpora is None else corpora)
+    if missing := [label for label in found.languages if label not in known]:
+        raise KeyError(f"no text for {missing} of the set in {settings.sets[0]}; the corpus has {known}.")
+    earlier = read_description(settings.out / RUN)
+    origin = {} if earlier is None else Run({}, earlier["settings"]).origin
+    if origin.get("fingerprint") and found.origin.get("fingerprint") not in (None, origin["fingerprint"]):
+        raise ValueError(
+            f"the set in {settings.sets[0]} is from {whose(found.origin)}, the run in {settings.out / RUN} from "
+            f"{whose(origin)}: give the set's model, and another --out."
+        )
+    return found
+
+
+def blank(settings: Settings) -> Model:
+    """The model without weights, from its configuration: it tells which units there are, at once.
+
+    Raises:
+        ValueError: No configuration of a causal language model.
+    """
+    return loading.skeleton(read_config(*located(source_of(settings.model), {"revision": settings.revision})))
 
 
 def layout(settings: Cut) -> Layout:

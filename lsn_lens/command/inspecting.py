@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lsn_lens.collection.collecting import collect
-from lsn_lens.command.given import layout, load_set, texts
+from lsn_lens.command.given import blank, layout, load_set, texts
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import InspectConfig
 from lsn_lens.inspection.reading import check_units
@@ -20,9 +20,10 @@ PAGES = "pages"
 def run(settings: InspectConfig) -> Outcome:
     """Collect a run, and write the pages."""
     corpora, pages = texts(settings), check_folder(settings.out / PAGES)
-    model, cut, place = load_model(settings), layout(settings), settings.place
-    found: Any = None if place else load_set(settings, model)
-    bases = [basis for basis, *_ in check_units(model, [place])] if place else list(found.masks)
+    cut, place = layout(settings), settings.place
+    found: Any = None if place else load_set(settings)
+    bases = [basis for basis, *_ in check_units(blank(settings), [place])] if place else list(found.masks)
+    model = load_model(settings)
     extra = [Statistic(WRITE_SITE[basis], "squares") for basis in bases if basis in WRITE_SITE]
     collected = collect(model, corpora, settings.methods, settings.out / "run", layout=cut, extra=extra)
     held = replace(cut, kind="blocks", max_tokens=settings.evaluation_tokens)

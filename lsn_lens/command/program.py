@@ -9,10 +9,13 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from lsn_lens.command.settings import StatusConfig
 from lsn_lens.command.table import COMMANDS
-from lsn_lens.studies.experiment import MODE, bracketed, one_line, set_languages_loader, sharing
+from lsn_lens.studies.experiment import MODE, Help, bracketed, one_line, set_languages_loader, sharing
 
 ABOUT = "Find, compare and test language-specific neurons in language models."
-AFTER = "lsn-lens SUBCOMMAND --help: its options. Exit codes: 0 done, 1 refused (one line says why), 2 wrong usage."
+AFTER = "Exit codes: 0 done, 1 refused (one line says why), 2 wrong usage."
+USAGE = "lsn-lens SUBCOMMAND [options]"
+EACH = "lsn-lens SUBCOMMAND --help lists the options of one."
+FILE = "A file of settings in YAML, as --print_config writes it; options behind it replace its values."
 INTERRUPTED = 130  # as shells count it
 
 
@@ -52,11 +55,13 @@ def parser() -> ArgumentParser:
     """The parser: one subcommand per row of `COMMANDS`, with its settings as options."""
     set_languages_loader()
     set_parsing_settings(add_print_completion_argument=True)
-    whole = ArgumentParser(prog="lsn-lens", description=ABOUT, epilog=AFTER, parser_mode=MODE)
-    every: Any = whole.add_subcommands(required=True)
+    how: dict[str, Any] = {"parser_mode": MODE, "formatter_class": Help}
+    whole = ArgumentParser(prog="lsn-lens", usage=USAGE, description=ABOUT, epilog=AFTER, **how)
+    every: Any = whole.add_subcommands(required=True, description=EACH)
     for name, command in COMMANDS.items():
-        one = ArgumentParser(description=command.help, parser_mode=MODE)
-        one.add_argument("--config", action="config", help="A file of settings.")
+        usage = f"lsn-lens {name} [options]{' RUN' if command.settings is StatusConfig else ''}"
+        one = ArgumentParser(description=command.help, usage=usage, **how)
+        one.add_argument("--config", action="config", metavar="FILE", help=FILE)
         one.add_argument("--json", action="store_true", help="Write one JSON object instead of text.")
         one.add_class_arguments(command.settings, as_positional=command.settings is StatusConfig)
         every.add_subcommand(name, one, help=command.help)

@@ -17,7 +17,7 @@ class Cut:
         kind: Packed blocks, or one row per document; by default documents where all fit, else blocks.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
-        max_tokens: Cap per language when finding neurons.
+        max_tokens: Tokens per language at most when finding units; by default all.
     """
 
     kind: Literal["blocks", "documents"] | None = None
@@ -31,10 +31,11 @@ class GivenSet:
     """The file of a set.
 
     Attributes:
-        sets: The file with the units, whoever found them; for tables of expertise, en.csv,fr.csv, one per language.
-        format: A key of `lsn_lens.neurons.IMPORTERS`; by default told by the file.
-        labels: Languages in the file's order, for formats that name none.
-        count: For tables of all units: units per language.
+        sets: The file with the units, as `lsn-lens find` writes it or another tool; for tables of expertise one per
+            language, as en.csv,fr.csv.
+        format: lsn_lens, lape, clas_bench, entropy_lambda, dln, table, expertise or kinit; by default told by the file.
+        labels: Languages in the file's order, as en,fr, for the formats that name none (lape, entropy_lambda).
+        count: For a table of expertise with all units: units per language to take.
     """
 
     sets: tuple[Path, ...] = ()
@@ -48,7 +49,7 @@ class CompareConfig(Cut, Settings):
     """Compare methods that find language-specific neurons.
 
     Attributes:
-        methods: Names of methods, as [lape,lave]; all by default, without those that the model and the text are not
+        methods: Names of methods, as lape,lave; all by default, without those that the model and the text are not
             made for, which the report names with the reason.
         rate: Share of all units to choose, for methods that choose a share.
         at_least: Raise the rate to the smallest that gives every language this many neurons by the first method with a
@@ -62,7 +63,7 @@ class CompareConfig(Cut, Settings):
         controls: Slow checks that run the model, by their names in `lsn_lens.Checks`: "changed_text" (romanised, words
             shuffled), "ablations" (all kinds), "off_target" (numbers, code, repetition). None by default: several more
             passes each.
-        evaluation_tokens: Cap per language when measuring each method on all languages.
+        evaluation_tokens: Tokens per language at most when measuring each method on all languages; null for all.
         control_tokens: The same for random sets, measured on their own language only, and for sets of equal size.
         sizes: Units per language at which methods are compared: shares of all units of a kind, or whole numbers; [] for
             none.
@@ -109,8 +110,8 @@ class FindConfig(Cut, Settings):
     """Find units with one or several methods.
 
     Attributes:
-        methods: Names of methods, as [lape,plnd].
-        parameters: Hyper-parameters by method, as {lape: {rate: 0.02}}; by default the methods' own.
+        methods: Names of methods, as lape,plnd.
+        parameters: Hyper-parameters by method, as --parameters.lape.rate 0.02; by default the methods' own.
     """
 
     out: Path = Path("runs/found")
@@ -128,9 +129,19 @@ class FindConfig(Cut, Settings):
 
 @dataclass(frozen=True)
 class DeactivateConfig(EffectSettings, GivenSet, Settings):
-    """Switch the units of a set off, beside matched random units."""
+    """Switch the units of a set off, beside matched random units.
+
+    Attributes:
+        action: Value to set units to: zero; their mean over all languages ("mean") or over the other languages ("other
+            mean"); values of single tokens of the other languages ("resample"); half of their value ("half").
+        tokens: For "resample": tokens of the other languages to draw from.
+        seed: For "resample": seed of these tokens' order.
+    """
 
     out: Path = Path("runs/deactivated")
+    action: Literal["zero", "mean", "other mean", "resample", "half"] = "zero"  # type: ignore[assignment]
+    tokens: int = 256
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,11 +187,11 @@ class InspectConfig(Cut, GivenSet, Settings):
     """Look at one unit, or at the units of a set.
 
     Attributes:
-        unit: Basis, layer and unit, as mlp.5.12; in place of a set.
+        unit: Kind of unit, layer and unit, as mlp.5.12; in place of a set.
         units: Units of a set at most, of each language in turn.
-        methods: Methods whose scores are shown.
+        methods: Methods whose scores are shown, as lape,plnd.
         random: Random units beside which the effect is measured.
-        evaluation_tokens: Cap per language when measuring the effect.
+        evaluation_tokens: Tokens per language at most when measuring the effect; null for all.
     """
 
     out: Path = Path("runs/pages")
@@ -210,7 +221,7 @@ class PlanConfig(Cut, Settings):
     """Memory and disk that a collection will take, before anything is loaded.
 
     Attributes:
-        methods: Names of methods.
+        methods: Names of methods, as lape,plnd.
         documents: Documents per language, for methods that keep values of single documents.
     """
 
@@ -253,7 +264,7 @@ class ExportConfig(GivenSet, Settings):
         out: Its ending chooses the format: .json (exchange), .safetensors, .csv, .pth (released LAPE masks), .py (a
             recipe that sets the units to zero, for another tool); a folder without ending: a checkpoint in which the
             units are set to zero.
-        languages: Languages of the set, by default all.
+        languages: Languages of the set, as en,fr; by default all.
         tool: For .py: what the recipe is for.
     """
 

@@ -43,8 +43,8 @@ def continued(settings: SteerConfig, corpora: Any) -> Outcome:
     """The prompt's most probable continuation without steering, steered, and with a random counterpart."""
     if settings.to not in corpora:
         raise KeyError(f"--to {settings.to}: the corpus has {list(corpora)}.")
+    found = load_set(settings, wanted=[str(settings.to)]) if settings.sets else None
     model = load_model(settings)
-    found = load_set(settings, model) if settings.sets else None
     sites = [] if found is None else [WRITE_SITE[basis] for basis in found.masks]
     statistics = collect(
         model, corpora, ["diffmean"], settings.out / "run", extra=[Statistic(site, "sum") for site in sites],

@@ -12,8 +12,7 @@ from lsn_lens.interventions.actions import Action
 from lsn_lens.interventions.control_vectors import added_vectors
 from lsn_lens.interventions.intervening import Intervention, hooks_of, intervene, intervention_of
 from lsn_lens.model import structure
-from lsn_lens.model.entry import check_model
-from lsn_lens.model.hooks import describe_hooks
+from lsn_lens.model.entry import check_plain
 from lsn_lens.model.probing import TOKENS, probe_ids
 from lsn_lens.model.structure import Model
 from lsn_lens.model.weights import Anatomy, anatomy_of, place, unwrapped
@@ -112,12 +111,8 @@ def recipe(
     """
     if tool not in get_args(Tool):
         raise ValueError(f"tool={tool!r}: expected one of {list(get_args(Tool))}.")
-    check_model(model)
+    check_plain(model)
     what = intervention_of(neurons, action)
-    if not structure.is_bridge(model):
-        raise DoesNotApply('this is a HookedTransformer: load a bridge, lsn.load_model(name, backend="bridge").')
-    if told := describe_hooks(model):
-        raise ValueError(f"there are hooks on the model, {told}: a recipe is of one intervention alone. Remove them.")
     if not hooks_of(model, what):
         raise DoesNotApply(f"{what.name!r} has no units: there is nothing to write down.")
     if tool == "steering_vectors":

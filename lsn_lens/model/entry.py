@@ -11,6 +11,7 @@ from torch.nn import Module
 from lsn_lens.model import forward, hooks
 from lsn_lens.model.probing import is_bridge
 from lsn_lens.model.structure import Model
+from lsn_lens.refusal import DoesNotApply
 
 CENTRED = 0.02  # root mean square of means over an axis, relative to that of random entries
 RAW = (
@@ -50,6 +51,26 @@ def check_model(model: Model) -> None:
             f"{name}: there is a hook or a replaced forward on {idle}, which its forward pass does not run: the bridge "
             "computes this module's result itself. Move the hook to a hook point (see model.hook_dict) or to the "
             "bridge's component, or remove it."
+        )
+
+
+def check_plain(model: Model) -> None:
+    """Refuse a model other than a bare Hugging Face model in a bridge, whose weights or modules are asked for.
+
+    Raises:
+        DoesNotApply: A HookedTransformer.
+        ValueError: A model that `check_model` refuses, or hooks on it.
+    """
+    check_model(model)
+    if not is_bridge(model):
+        raise DoesNotApply(
+            "a HookedTransformer has rearranged copies of the weights, which no Hugging Face model has: load the model "
+            "as a TransformerBridge, lsn.load_model(..., backend='bridge')."
+        )
+    if told := hooks.describe_hooks(model):
+        raise ValueError(
+            f"there are hooks on the model, on {list(told)}, which neither a checkpoint nor a recipe can hold. Take "
+            "them off first."
         )
 
 

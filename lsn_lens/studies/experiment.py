@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import auto_cli, set_loader
+from jsonargparse import DefaultHelpFormatter, auto_cli, set_loader
 
 if TYPE_CHECKING:
     from lsn_lens.model.structure import Model
@@ -28,6 +29,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loa
 STARTED = datetime.now(UTC)
 MODE = "yaml_with_languages"
 BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+WORDS: dict[Any, str] = {Path: "PATH", str: "TEXT", int: "INT", float: "FLOAT", bool: "{true,false}", Any: "VALUE"}
+NOTHING = re.compile(r" \(default: (null|{})\)$")  # a default that the help of the option tells in words
 SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError, FloatingPointError)  # their messages say what to do
 
 
@@ -36,14 +39,14 @@ class Text:
     """The settings for the model and the text files.
 
     Attributes:
-        model: "demo", a local folder or a Hub id.
+        model: "demo", a local folder or GGUF file, or a Hub id.
         corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
         out: Output folder.
-        languages: Languages in order, as [en,fr]; by default all of the corpus.
+        languages: Languages in order, as en,fr; by default all of the corpus.
         files: Glob that picks files of a corpus folder.
-        column: The field with the text.
-        png: Also draw every figure of the report into figures/, a quarter of a second each.
-        processes: Processes that share the work, on a CPU.
+        column: The field with the text, in tables and JSON.
+        png: Where there is a report: also draw its figures into figures/, a quarter of a second each.
+        processes: Processes that share the work, on a CPU under Linux.
     """
 
     model: str = "demo"
@@ -61,10 +64,10 @@ class Settings(Text):
     """The settings of every script that loads one model.
 
     Attributes:
-        device: For example "cuda"; a GPU if there is one.
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
         dtype: Data type of the weights.
-        backend: TransformerLens class of the model.
-        revision: Branch, tag or commit of a Hub model.
+        backend: TransformerLens class of the model: HookedTransformer, TransformerBridge, or what can be had.
+        revision: Branch, tag or commit of a Hub model; by default its main branch.
     """
 
     device: str | None = None
@@ -110,6 +113,44 @@ def bracketed(what: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
     return made
 
 
+def word_of(kind: Any) -> str:
+    """What to write for a value of a type: `PATH`, `INT`, `{float32,float16}`, and `TEXT,...` for a list."""
+    origin, parts = get_origin(kind), [each for each in get_args(kind) if each not in (NoneType, ...)]
+    if origin is Literal:
+        return f"{{{','.join(map(str, parts))}}}"
+    if origin in (Union, UnionType):
+        return "|".join(map(word_of, parts))
+    if origin is tuple:
+        return f"{word_of(parts[0])},..."
+    if origin is dict:
+        return f"{{NAME: {word_of(parts[1])}}}"
+    return WORDS.get(kind, "VALUE")
+
+
+class Help(DefaultHelpFormatter):
+    """The help of options: each with its type as the word for its value, and its default as one would write it."""
+
+    def _get_type_str(self, action: Any) -> None:
+        """Nothing: the word for the value says it."""
+
+    def _metavar_formatter(self, action: Any, default_metavar: Any) -> Callable[[int], tuple[str, ...]]:
+        kind = getattr(action, "_typehint", None) or action.type
+        if kind is None or not action.option_strings:
+            return super()._metavar_formatter(action, default_metavar)
+        return lambda count: (word_of(kind),) * count
+
+    def _expand_help(self, action: Any) -> str:
+        default = action.default
+        if isinstance(default, tuple):
+            action.default = ",".join(map(str, default)) or None
+        elif isinstance(default, bool):
+            action.default = str(default).lower()
+        try:
+            return NOTHING.sub("", super()._expand_help(action))
+        finally:
+            action.default = default
+
+
 def set_languages_loader() -> None:
     """Let parsers of `MODE` read values and files of settings by `read_value`."""
     set_loader(MODE, read_value, exceptions=(yaml.YAMLError,))
@@ -119,7 +160,7 @@ def run_cli(what: Callable[..., Any], args: Sequence[str] | None = None, **optio
     """`jsonargparse.auto_cli` of a function or a dataclass of settings."""
     set_languages_loader()
     given = bracketed(what, sys.argv[1:] if args is None else args)
-    return auto_cli(what, given, as_positional=False, parser_mode=MODE, **options)
+    return auto_cli(what, given, as_positional=False, parser_mode=MODE, formatter_class=Help, **options)
 
 
 def later(module: str, name: str) -> Callable[..., Any]:

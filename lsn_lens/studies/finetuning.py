@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from lsn_lens.applications.finetuning.bench import Bench, Corpora
-from lsn_lens.applications.finetuning.delta import check_plain
 from lsn_lens.applications.finetuning.lora import Lora, check_peft
 from lsn_lens.applications.finetuning.places import entries_of
 from lsn_lens.applications.finetuning.settings import Training
@@ -24,6 +23,7 @@ from lsn_lens.evaluation.stages import split_hold_out
 from lsn_lens.evaluation.verdict import FEW_NEURONS
 from lsn_lens.methods.catalogue import named
 from lsn_lens.methods.detecting import score
+from lsn_lens.model.entry import check_plain
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report

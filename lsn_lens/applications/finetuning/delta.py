@@ -15,13 +15,11 @@ from xxhash import xxh3_128
 from lsn_lens import files
 from lsn_lens.interventions.exporting import check_new, write_checkpoint
 from lsn_lens.model import loading
-from lsn_lens.model.entry import check_model
-from lsn_lens.model.hooks import describe_hooks
-from lsn_lens.model.structure import Model, is_bridge
+from lsn_lens.model.entry import check_plain
+from lsn_lens.model.structure import Model
 from lsn_lens.model.weights import unwrapped
 from lsn_lens.neurons.identity import origin_of, whose
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.refusal import DoesNotApply
 
 KIND = "delta"
 INDEX, UNITS = "@index", "units."  # what the names of other tensors in the file end and begin with
@@ -107,23 +105,6 @@ class Delta:
 
     def __repr__(self) -> str:
         return f"Delta({self.trained}: {self.parameters:,} parameters, of {whose(self.origin)})"
-
-
-def check_plain(model: Model) -> None:
-    """Refuse a model whose weights training and a delta cannot change as a Hugging Face checkpoint has them.
-
-    Raises:
-        DoesNotApply: A HookedTransformer.
-        ValueError: A model that `check_model` refuses, or hooks on it.
-    """
-    check_model(model)
-    if not is_bridge(model):
-        raise DoesNotApply(
-            "a HookedTransformer has rearranged copies of the weights, which no Hugging Face checkpoint has: load the "
-            "model as a TransformerBridge, load_model(..., backend='bridge')."
-        )
-    if hooks := describe_hooks(model):
-        raise ValueError(f"there are hooks on {list(hooks)}, which a checkpoint cannot hold. Take them off first.")
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from xxhash import xxh3_128
 
-from lsn_lens.applications.finetuning.delta import Change, Delta, changed, check_plain, hash_of, put_into
+from lsn_lens.applications.finetuning.delta import Change, Delta, changed, hash_of, put_into
 from lsn_lens.applications.finetuning.lora import Lora, adapted, check_peft, merged
 from lsn_lens.applications.finetuning.places import entries_of, modules_of
 from lsn_lens.applications.finetuning.rows import rows_of
 from lsn_lens.applications.finetuning.settings import Training
 from lsn_lens.applications.finetuning.training import Diverged, Trained, of_entries, train
 from lsn_lens.files import write_bytes
+from lsn_lens.model.entry import check_plain
 from lsn_lens.model.structure import Model, device_of
 from lsn_lens.model.weights import unwrapped
 from lsn_lens.neurons.identity import origin_of

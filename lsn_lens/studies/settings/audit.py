@@ -13,8 +13,8 @@ class EffectSettings:
         seeds: Matched random sets per language; the correction for many languages needs more than one language does.
         length: Tokens of a block; by default chosen from the model's context and the amount of text.
         separator: What each document begins with.
-        max_tokens: Cap per language for activities and for finding again.
-        evaluation_tokens: Cap per language when measuring.
+        max_tokens: Tokens per language at most for activities and for finding again; by default all.
+        evaluation_tokens: Tokens per language at most when measuring; null for all.
 
     Raises:
         ValueError: Fewer than 19 random sets, of which no p-value reaches 0.05.

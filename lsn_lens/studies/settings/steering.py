@@ -23,10 +23,10 @@ class SteeringSettings:
         temperature: Temperature of the samples.
         shown: Sample texts per language in the report.
         identifier: Language identifier: "py3langid" or "lingua".
-        ruled_out: Languages that no text can be in, as [ms] for a model that never read Malay: else many Indonesian
+        ruled_out: Languages that no text can be in, as ms for a model that never read Malay: else many Indonesian
             texts are identified as Malay, which is no language of the run.
-        evaluation_tokens: Cap per language when measuring losses.
-        max_tokens: Cap per language when finding units.
+        evaluation_tokens: Tokens per language at most when measuring losses.
+        max_tokens: Tokens per language at most when finding units; by default all.
 
     Raises:
         ValueError: No seed, count, strength, sample or token to steer with, or a rate that is no share.
