@@ -23,7 +23,9 @@ def test_a_lone_string_is_refused_and_repeats_go():
             call("en")
 
 
-@pytest.mark.parametrize("bad", [False, True, "", "  ", 3, None, "none", "en ", "\ten", "../up", "zh/Hant", "a\\b", "a\nb"])
+@pytest.mark.parametrize(
+    "bad", [False, True, "", "  ", 3, None, "none", "en ", "\ten", "../up", "zh/Hant", "a\\b", "a\nb"]
+)
 def test_what_is_no_label(bad, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="languages: "):
