@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from lsn_lens import load_corpora
-from lsn_lens.text.documents import Documents, Records
+from lsn_lens.text.documents import Documents
+from lsn_lens.text.records import Records
 from lsn_lens.text.tokens import tokenize
 
 TEXTS = {"en": ["one river", "two hills", "three roads"], "fr": ["une rivière", "deux collines", "trois chemins"]}

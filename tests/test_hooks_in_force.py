@@ -349,6 +349,8 @@ ELSEWHERE = {
     "interventions.intervening.step_hooks": "makes the hooks of intervene",
     "model.unembedding.has_parts": "asks whether the head can be run in parts",
     "model.unembedding.tokens_at_once": "reads the size of the vocabulary",
+    "model.unembedding.bytes_for_gradient": "reads the size of the vocabulary",
+    "model.unembedding.forward_for_gradient": "the gradient of collect",
     "model.unembedding.next_token_losses": "the losses of perplexity_table",
     "model.unembedding.token_losses": "the losses of perplexity_table",
     "collection.wanted.needs_of": "asks which hook points there are",

@@ -14,6 +14,7 @@ import lsn_lens as lsn
 from lsn_lens.collection.recorders.attention import read_attention
 from lsn_lens.methods.plnd import Plnd
 from lsn_lens.statistics import importance as maths
+from lsn_lens.statistics import rotations
 from lsn_lens.statistics.importance import BASES, Importance
 from lsn_lens.statistics.sums import Statistics
 
@@ -243,7 +244,7 @@ def ranks_by_softmax(model, variant, layer, basis, documents):
         q, k = (seen[name].double() for name in ("rot_q", "rot_k"))
         n_heads, d_head, group = q.shape[1], q.shape[2], q.shape[1] // k.shape[1]
         mask = torch.ones(len(q), len(q)).triu(1).bool()
-        table = maths.fit_rotation(seen["k"], seen["rot_k"], (torch.arange(d_head) + d_head // 2) % d_head)
+        table = rotations.fit_rotation(seen["k"], seen["rot_k"], (torch.arange(d_head) + d_head // 2) % d_head)
         change = torch.zeros(n_heads, d_head, dtype=torch.float64)
         for head in range(n_heads):
             one, other = q[:, head], k[:, head // group]
@@ -332,8 +333,8 @@ def test_the_rotation_is_found_whatever_its_pairing(n, neighbours):
     rotated = x.clone()
     rotated[..., :n] = both.flatten(-2) if neighbours else torch.cat([both[..., 0], both[..., 1]], -1)
     errors = []
-    for partner in maths.pairings(8):
-        rotation = maths.fit_rotation(x, rotated, partner)
+    for partner in rotations.pairings(8):
+        rotation = rotations.fit_rotation(x, rotated, partner)
         errors.append(float((rotation.apply(x) - rotated).norm()))
         inner = (rotation.components(x)[:, :, 3] * rotation.places(rotated)[:, :, 3]).sum(-1)
         if errors[-1] < 1e-4:

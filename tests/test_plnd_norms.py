@@ -13,7 +13,9 @@ from lsn_lens.collection.recorders.attention import read_attention
 from lsn_lens.methods.plnd import Plnd
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import importance as maths
-from lsn_lens.statistics.importance import BASES, HeadNorm, Stretch
+from lsn_lens.statistics import rotations
+from lsn_lens.statistics.importance import BASES, Stretch
+from lsn_lens.statistics.rotations import HeadNorm
 
 SIZES = {**LLAMA_LIKE, **GROUPED, "head_dim": 8}
 SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
@@ -248,7 +250,7 @@ def test_the_exact_change_is_that_of_two_softmaxes(size, bases, first, monkeypat
 def test_a_norm_that_changes_nothing_changes_no_importance(rotary):
     generator = torch.Generator().manual_seed(3)
     q, k = (torch.randn(9, 3, 6, generator=generator) for _ in range(2))
-    rotation = maths.no_rotation(6)
+    rotation = rotations.no_rotation(6)
     rotation = maths.Rotation(rotation.cos.expand(9, -1), rotation.turn.expand(9, -1), rotation.partner)
     flat = HeadNorm(torch.full((6,), 1e4), torch.tensor(1e8))  # x * 1e4 / sqrt(1e8 + something small)
     pattern = torch.randn(3, 9, 9, generator=generator).softmax(-1)
@@ -269,7 +271,7 @@ def test_a_dimension_of_zeros_changes_nothing_and_one_of_weight_zero_does():
     q[..., 2] = 0
     norm = random_norm()
     norm.weight[4] = 0
-    rotation = maths.no_rotation(6)
+    rotation = rotations.no_rotation(6)
     left, right, _, stretch = maths.delta_factors(q, k, rotation, "pre", ("q", "k"), {"q": norm, "k": norm})
     pattern = torch.randn(3, 9, 9, generator=generator).softmax(-1)
     found = maths.exact_change(pattern, left, right, 0.4, 0, stretch)

@@ -24,7 +24,8 @@ from lsn_lens.methods.sharing import Sharing
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.importance import BASES
 from lsn_lens.statistics.needs import DocumentValues, Histogram, Statistic
-from lsn_lens.text.documents import Documents, Records
+from lsn_lens.text.documents import Documents
+from lsn_lens.text.records import Records
 
 TINY = {
     "stablelm": ("stablelm", {**LLAMA_LIKE, **GROUPED, "qk_layernorm": True}),

@@ -23,8 +23,9 @@ from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Documents, LanguageCorpus
 from lsn_lens.text.plan import Layout
+from lsn_lens.text.records import Records
 
 DEACTIVATED: Mapping[str, Action] = {"zero": zero}
 

@@ -15,7 +15,8 @@ from fontTools.unicodedata import script
 from lsn_lens.generation.texts.strings import UNSPACED
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Documents, LanguageCorpus
+from lsn_lens.text.records import Records
 
 Corpora = Mapping[str, LanguageCorpus]
 Control = Callable[[Corpora], Corpora]

@@ -18,7 +18,8 @@ from lsn_lens.runs.run import DRAWN, Run
 from lsn_lens.runs.shards import DOCUMENTS, LENGTH, TOKENS, Layered, read_shard
 from lsn_lens.statistics.needs import Need
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Documents, LanguageCorpus
+from lsn_lens.text.records import Records
 
 FEW_SHARDS = 5  # with fewer, a bootstrap has too few different draws
 

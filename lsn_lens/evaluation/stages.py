@@ -16,8 +16,9 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.text.corpora import as_corpora
-from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Documents, LanguageCorpus
 from lsn_lens.text.plan import Layout
+from lsn_lens.text.records import Records
 
 STAGES = ("understand", "solve", "generate")
 STRUCTURES = {"attention": ("q", "k", "v", "z", "attn_out"), "FFN": ("mlp", "mlp_pre", "mlp_up", "mlp_out")}

@@ -10,8 +10,9 @@ import pandas as pd
 
 from lsn_lens import sketches
 from lsn_lens.labels import check_label, label_list
-from lsn_lens.text.documents import Documents, LanguageCorpus, Records
+from lsn_lens.text.documents import Documents, LanguageCorpus
 from lsn_lens.text.readers import FORMS, PACKED, check_column, form_of, read_files
+from lsn_lens.text.records import Records
 
 DEMO_TEXT = Path(__file__).parents[1] / "demo" / "text"
 

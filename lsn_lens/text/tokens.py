@@ -132,8 +132,8 @@ def tokenize(
     """
     check_label(language)
     start, front = separator_id(tokenizer, separator), front_id(tokenizer, separator, bos)
-    ends, total, n_bytes, digest, is_cut = array("q"), 0, 0, hashlib.sha256(), False
-    kept = array("q")  # which of the documents have tokens
+    ends, kept = array("q"), array("q")  # of the documents that have tokens: where they end, and which they are
+    total, n_bytes, digest, is_cut = 0, 0, hashlib.sha256(), False
     odd, counter = Oddities(tokenizer), TokenBytes(tokenizer) if count_bytes else None
     path = folder / f"{len(list(folder.glob('*.tokens')))}.tokens"
     bar = tqdm(desc=f"tokens {language}", unit="tok", unit_scale=True, leave=False, disable=not progress)
@@ -167,12 +167,16 @@ def tokenize(
             if max_tokens is not None and total >= max_tokens:
                 break
     noticed = _noticed(language, documents, odd, total, len(ends))
-    records = getattr(documents, "places", None)
-    places = kept if records is None else array("q", (records[number] for number in kept))
     return Tokens(
         language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *noticed, is_cut, bytes_path,
-        front, places,
+        front, _places(documents, kept),
     )  # fmt: skip
+
+
+def _places(documents: Iterable[str], kept: Sequence[int]) -> Sequence[int]:
+    """The records in their source that some of the documents were."""
+    records = getattr(documents, "places", None)
+    return kept if records is None else array("q", (records[number] for number in kept))
 
 
 def check_aligned(places: Mapping[str, Sequence[int]], otherwise: str = "") -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from lsn_lens.model import forward, hooks, structure
 from lsn_lens.model.structure import Model
 from lsn_lens.refusal import DoesNotApply
-from lsn_lens.statistics import importance as maths
-from lsn_lens.statistics.importance import HeadNorm, Rotation
+from lsn_lens.statistics.rotations import HeadNorm, Rotation, fit_rotation, no_rotation, pairings, table_rotation
 
 PROBE = 32  # random tokens from which scale and pairing are read
 HEADS = 8  # key heads from which the rotation is fitted
@@ -145,17 +144,17 @@ def _candidates(probe: _Probe, layer: int, q: Tensor, k: Tensor, tolerance: floa
     rot_q, rot_k, cos, sin = (probe.get(layer, name) for name in ("rot_q", "rot_k", "cos", "sin"))
     if rot_q is not None and rot_k is not None:
         fitted = []
-        for partner in maths.pairings(d_head):
-            rotation = maths.fit_rotation(k[:, :HEADS], rot_k[:, :HEADS], partner)
+        for partner in pairings(d_head):
+            rotation = fit_rotation(k[:, :HEADS], rot_k[:, :HEADS], partner)
             pairs = ((rotation.apply(q), rot_q), (rotation.apply(k), rot_k))
             fitted.append((max(_unlike(a, b) for a, b in pairs), rotation))
         fitted.sort(key=lambda each: round(each[0], 4))  # several can fit: the same one in every layer
         return [rotation for error, rotation in fitted[:1] if error <= tolerance]
     if cos is not None and sin is not None:  # rotated tensors without a hook that fires
         n = cos.shape[-1]
-        partners = [p for p in maths.pairings(d_head) if bool((p[n:] == torch.arange(n, d_head)).all())][:2]
-        return [maths.table_rotation(cos, sin, p) for p in partners]
-    return [maths.no_rotation(d_head)]
+        partners = [p for p in pairings(d_head) if bool((p[n:] == torch.arange(n, d_head)).all())][:2]
+        return [table_rotation(cos, sin, p) for p in partners]
+    return [no_rotation(d_head)]
 
 
 def _scale(q: Tensor, k: Tensor, pattern: Tensor) -> tuple[float, float]:

@@ -13,7 +13,8 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import SITES
 from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics import importance as maths
-from lsn_lens.statistics.importance import HeadNorm, Importance, Rotation
+from lsn_lens.statistics.importance import Importance
+from lsn_lens.statistics.rotations import HeadNorm, Rotation
 from lsn_lens.text.plan import Plan
 
 
