@@ -167,10 +167,8 @@ def tokenize(
             if max_tokens is not None and total >= max_tokens:
                 break
     noticed = _noticed(language, documents, odd, total, len(ends))
-    return Tokens(
-        language, path, np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest(), *noticed, is_cut, bytes_path,
-        front, _places(documents, kept),
-    )  # fmt: skip
+    numbers = np.array(ends, dtype=np.int64), n_bytes, digest.hexdigest()
+    return Tokens(language, path, *numbers, *noticed, is_cut, bytes_path, front, _places(documents, kept))
 
 
 def _places(documents: Iterable[str], kept: Sequence[int]) -> Sequence[int]:
