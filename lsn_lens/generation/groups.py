@@ -53,7 +53,8 @@ def is_larger(count: int, n: int, other: int, m: int, level: float = 0.95) -> bo
     """Whether `count` of `n` is surely a larger share than `other` of `m`: both may differ by chance.
 
     Source: Fisher's exact test, one-sided at half of 1 - level, so that a share is called larger or smaller than an
-    equal one in at most 1 - level of all cases. Fewer than four of four against none of four never suffice at 0.95.
+    equal one in at most 1 - level of all cases. At 0.95, four of four against none of four suffice; three of three
+    against none of three do not.
     """
     test: Any = fisher_exact([[count, n - count], [other, m - other]], alternative="greater")
     return bool(test.pvalue <= (1 - level) / 2)

@@ -78,7 +78,7 @@ def deactivation_table(texts: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per method and language: `method`, `source`, the keys of `beside` for the source language; `clear`
-        (`share` is below both others by Fisher's exact test, which takes four texts or more).
+        (`share` is below both others, see `is_larger`).
     """
     plain = groups_by(texts.loc[texts["method"] == NONE], "source")
     drawn = groups_by(texts.loc[texts["seed"].notna()], ["method", "source"])

@@ -27,8 +27,7 @@ def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
         its Wilson 95 % interval `low`, `high`; `none_share`, `random_share` (all seeds; NaN without any) of the target
         language; `fallback` (the language most frequent among the other texts), `und`; `repetition`, `text_nll` (nats
         per token under the unchanged model) and both without steering, `none_repetition`, `none_text_nll`; `clear`
-        (`share` is above both others by Fisher's exact test, which takes four texts or more); and with `losses` their
-        columns.
+        (`share` is above both others, see `is_larger`); and with `losses` their columns.
     """
     plain = groups_by(texts.loc[texts["steering"] == NONE], "source")
     keys = ["steering", "dose", "source", "target"]

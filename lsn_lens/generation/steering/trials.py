@@ -146,7 +146,7 @@ def beside(
         `random_share` (NaN without any); `fallback` (the language most frequent among the other texts), `und` (the
         share without a language); `repetition`, `text_nll` (nats per token under the unchanged model), and both without
         intervention, `none_repetition` and `none_text_nll`; `clear`: whether the share is above both others (`less`:
-        below both) by `is_larger`, which a share of three texts cannot be.
+        below both) by `is_larger`.
     """
     one: Any = group
     found, was = one["language"], _means(plain)
