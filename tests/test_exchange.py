@@ -230,6 +230,12 @@ def test_a_table_of_units_is_read_or_refused_in_words(change, words, tmp_path):
             import_set(tmp_path / "x.csv", {"mlp": (2, 4)})
 
 
+def test_a_mask_by_language_says_how_to_give_it(tmp_path):
+    torch.save({"en": [torch.tensor([1])], "de": [torch.tensor([0])]}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"it has \['en', 'de'\]. Masks by language: save a list"):
+        import_set(tmp_path / "x.pth", {"mlp": (1, 4)})
+
+
 def test_lists_can_be_written_and_read_again(model, tmp_path):
     found = made(bases=("mlp",))
     found.to_lape_file(tmp_path / "x.pth")

@@ -164,8 +164,10 @@ def test_bad_input_is_refused_before_a_model_is_loaded(folder, corpora, tiny_mod
         growth(one | {"other": tiny_model_folder("gpt2")}, corpora, "python", **HOW)
     with pytest.raises(ValueError, match="twice"):
         growth(one | {"again": places["step-9"]}, corpora, "python", **HOW)
-    with pytest.raises(ValueError, match=r"\['a/b'\]: these names cannot be folders"):
+    with pytest.raises(ValueError, match="'a/b' holds '/'"):
         growth(one | {"a/b": places["step-10"]}, corpora, "python", **HOW)
+    with pytest.raises(ValueError, match=r"\['a:b'\]: these names cannot be folders"):
+        growth(one | {"a:b": places["step-10"]}, corpora, "python", **HOW)
     with pytest.raises(ValueError, match="no subfolder with a config"):
         checkpoints_in(tmp_path / "empty")
 

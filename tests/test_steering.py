@@ -1,5 +1,6 @@
 """Texts under interventions are those of the same change written by hand; tables say what is in hand-made rows."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from oracles import loss_of, read_ids, wilson
 
 import lsn_lens as lsn
 from lsn_lens.evaluation.perplexity import loss_table
+from lsn_lens.generation.groups import is_larger
 from lsn_lens.generation.steering.deactivation import deactivate, deactivation_table, fallback_matrix
 from lsn_lens.generation.steering.tables import choose_doses, dose_response, steering_summary, steering_table
 from lsn_lens.generation.steering.trials import Trial, _clean, beside, prompts_from, run_trials
@@ -514,7 +516,7 @@ def test_steering_table_by_hand():
         "none_text_nll": 2.0,
     }  # fmt: skip
     assert {name: first[name] for name in expected} == pytest.approx(expected)
-    assert (first["fallback"], first["clear"]) == ("de", True)
+    assert (first["fallback"], first["clear"]) == ("de", False)  # 8 of 10 against 2 of 6 random ones: p 0.09
     assert (second["n"], second["none_share"], second["share"]) == (6, 0.0, pytest.approx(1 / 6))
     assert second["fallback"] == "de" and math.isnan(second["random_share"])  # two each: the alphabet's first
     assert (second["none_repetition"], second["none_text_nll"], second["und"]) == (0.2, 2.5, pytest.approx(1 / 6))
@@ -522,15 +524,38 @@ def test_steering_table_by_hand():
     assert words["fallback"] == "" and words["und"] == 0.5 and math.isnan(words["random_share"])
 
 
+def tail(count, n, other, m):
+    """By counting: the share of all ways to place the hits in which the first n texts get `count` or more."""
+    hits = count + other
+    ways = [math.comb(n, first) * math.comb(m, hits - first) for first in range(hits + 1)]
+    return sum(ways[count:]) / sum(ways)
+
+
+def test_a_share_is_larger_by_the_exact_test():
+    sizes = [(n, m) for n in range(1, 7) for m in range(1, 7)]
+    for n, m in sizes:
+        for count, other in itertools.product(range(n + 1), range(m + 1)):
+            assert is_larger(count, n, other, m) == (tail(count, n, other, m) <= 0.025)
+    assert is_larger(4, 4, 0, 4) and not is_larger(3, 3, 0, 4)
+
+
+def test_equal_shares_are_called_larger_by_chance_no_more_often_than_said():
+    generator = np.random.default_rng(0)
+    for n, share in ((2, 0.3), (5, 0.3), (5, 0.6), (20, 0.1), (20, 0.5)):
+        pairs = generator.binomial(n, share, size=(2000, 2)).tolist()
+        assert np.mean([is_larger(one, n, two, n) for one, two in pairs]) <= 0.025 + 3 * math.sqrt(0.025 / 2000)
+
+
 @pytest.mark.parametrize(
     ("none", "random", "clear"),
     [
-        ("eeeeeeeeee", "eeeeeeeeee", True),  # 8 of 10: from 0.49
-        ("ffffeeeeee", "ffffeeeeee", True),
-        ("fffffeeeee", "eeeeeeeeee", False),
-        ("eeeeeeeeee", "fffffeeeee", False),
+        ("eeeeeeeeee", "eeeeeeeeee", True),  # 8 of 10
+        ("ffeeeeeeee", "ffeeeeeeee", True),  # p 0.012
+        ("fffeeeeeee", "eeeeeeeeee", False),  # p 0.035
+        ("eeeeeeeeee", "fffeeeeeee", False),
         ("eeeeeeeeee", "", True),
-        ("fffffeeeee", "", False),
+        ("fffeeeeeee", "", False),
+        ("eee", "eeeeeeeeee", False),  # p 0.035: three texts are few
     ],
 )
 def test_clear_is_above_both(none, random, clear):
@@ -660,15 +685,15 @@ def test_deactivation_table_by_hand():
     first, second, third = table.to_dict("records")
     assert (first["share"], first["none_share"], first["random_share"]) == (0.1, 1.0, 0.75)
     assert [first["low"], first["high"]] == pytest.approx(wilson(1, 10))
-    assert (first["fallback"], first["clear"], first["units"], first["n"]) == ("en", True, 5, 10)
+    assert (first["fallback"], first["clear"], first["units"], first["n"]) == ("en", False, 5, 10)  # 3 of 4: p 0.041
     assert (second["share"], second["none_share"], second["clear"]) == (0.8, 0.75, False)
-    assert math.isnan(third["random_share"]) and third["clear"]  # below 1 - 0.51
+    assert math.isnan(third["random_share"]) and third["clear"]  # none of 4 below 4 of 4: p 0.014
 
 
 @pytest.mark.parametrize(
     ("none", "random", "clear"),
-    [("ffff", "ffff", True), ("ffff", "fffe", True), ("ffff", "feee", False), ("feee", "ffff", False)],
-)  # 2 of 10: up to 0.51
+    [("ffff", "ffff", True), ("ffff", "ffffe", False), ("ffff", "fffffe", True), ("feee", "ffff", False)],
+)  # 2 of 10: below 4 of 4 with p 0.015, below 4 of 5 with p 0.047, below 5 of 6 with p 0.024
 def test_left_is_below_both(none, random, clear):
     texts = frame(off("none", none, "fr"), off("one", "ffeeeeeeee", "fr"), off("one", random, "fr", seed=0))
     assert deactivation_table(texts)["clear"].tolist() == [clear]

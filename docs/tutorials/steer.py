@@ -69,8 +69,8 @@ steering_summary(table)
 
 # %% [markdown]
 # `share` is the share of texts in French, `none_share` without an intervention, `random_share` under the random
-# counterpart. *Clear* means that the interval of the share lies above both. How probable the unchanged model finds the
-# texts says whether they are still language.
+# counterpart. *Clear* means that the share is above both by Fisher's exact test. How probable the unchanged model finds
+# the texts says whether they are still language.
 #
 # ## What it costs
 #

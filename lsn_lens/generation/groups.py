@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, fisher_exact
 
 
 def column_of(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -47,6 +47,17 @@ def share_of(count: int, n: int, level: float = 0.95) -> dict[str, float]:
         return dict.fromkeys(("share", "low", "high"), math.nan)
     interval = binomtest(count, n).proportion_ci(level, method="wilson")
     return {"share": count / n, "low": float(interval.low), "high": float(interval.high)}
+
+
+def is_larger(count: int, n: int, other: int, m: int, level: float = 0.95) -> bool:
+    """Whether `count` of `n` is surely a larger share than `other` of `m`: both may differ by chance.
+
+    Source: Fisher's exact test, one-sided at half of 1 - level, so that a share is called larger or smaller than an
+    equal one in at most 1 - level of all cases. At 0.95, four of four against none of four suffice; three of three
+    against none of three do not.
+    """
+    test: Any = fisher_exact([[count, n - count], [other, m - other]], alternative="greater")
+    return bool(test.pvalue <= (1 - level) / 2)
 
 
 def share_difference(count: int, n: int, other: int, m: int) -> tuple[float, float]:

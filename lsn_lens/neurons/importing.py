@@ -193,7 +193,11 @@ def _kinit(source: Source) -> NeuronSet:
     """`lape_selected_neurons.pt`: masks `[language, layer, unit]` for the MLP and the projections of attention."""
     given = files.load_torch(source.file)
     if not isinstance(given, dict) or not {"languages", "params", "results"} <= set(given):
-        raise ValueError(f"{source.file} is no lape_selected_neurons.pt: expected languages, params and results.")
+        raise ValueError(
+            f"{source.file} is no lape_selected_neurons.pt, which has languages, params and results; it has "
+            f"{str(list(given) if isinstance(given, dict) else type(given).__name__)[:80]}. Masks by language: save a "
+            "list with one list of layers per language, and name format='lape' and the languages in this order."
+        )
     labels, masks = _same_labels(source, given["languages"]), {}
     for name, result in given["results"].items():
         basis = next((basis for begin, basis in KINIT.items() if name.startswith(f"{begin}_")), None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from lsn_lens.generation.steering.trials import Trial, beside, groups_by, run_trials
@@ -78,8 +77,8 @@ def deactivation_table(texts: pd.DataFrame) -> pd.DataFrame:
     """The share of texts that stay in the prompt's language, from `deactivate`.
 
     Returns:
-        One row per method and language: `method`, `source`, the keys of `beside` for the source language, and `clear`
-        (`high` is below both `none_share` and `random_share`).
+        One row per method and language: `method`, `source`, the keys of `beside` for the source language; `clear`
+        (`share` is below both others, see `is_larger`).
     """
     plain = groups_by(texts.loc[texts["method"] == NONE], "source")
     drawn = groups_by(texts.loc[texts["seed"].notna()], ["method", "source"])
@@ -88,9 +87,7 @@ def deactivation_table(texts: pd.DataFrame) -> pd.DataFrame:
         texts.loc[texts["seed"].isna() & texts["method"].ne(NONE)], ["method", "source"]
     ).items():
         method, source = key
-        row = beside(group, plain[source], drawn.get(key), source)
-        clear = row["high"] < np.nanmin([row["none_share"], row["random_share"]])
-        rows.append({"method": method, "source": source, **row, "clear": bool(clear)})
+        rows.append({"method": method, "source": source, **beside(group, plain[source], drawn.get(key), source, True)})
     return pd.DataFrame(rows)
 
 

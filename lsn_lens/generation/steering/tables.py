@@ -25,9 +25,9 @@ def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
     Returns:
         One row per steering, dose, source and target: `units`, `n` texts; `share` of them in the target language and
         its Wilson 95 % interval `low`, `high`; `none_share`, `random_share` (all seeds; NaN without any) of the target
-        language; `clear` (`low` is above both); `fallback` (the language most frequent among the other texts), `und`;
-        `repetition`, `text_nll` (nats per token under the unchanged model) and both without steering,
-        `none_repetition`, `none_text_nll`; and with `losses` their columns.
+        language; `fallback` (the language most frequent among the other texts), `und`; `repetition`, `text_nll` (nats
+        per token under the unchanged model) and both without steering, `none_repetition`, `none_text_nll`; `clear`
+        (`share` is above both others, see `is_larger`); and with `losses` their columns.
     """
     plain = groups_by(texts.loc[texts["steering"] == NONE], "source")
     keys = ["steering", "dose", "source", "target"]
@@ -35,9 +35,7 @@ def steering_table(texts: pd.DataFrame, losses: pd.DataFrame | None = None) -> p
     rows = []
     for key, group in groups_by(texts.loc[texts["seed"].isna() & texts["steering"].ne(NONE)], keys).items():
         label = dict(zip(keys, key, strict=True))
-        row = beside(group, plain[label["source"]], drawn.get(key), label["target"])
-        clear = row["low"] > np.nanmax([row["none_share"], row["random_share"]])
-        rows.append({**label, **row, "clear": bool(clear)})
+        rows.append({**label, **beside(group, plain[label["source"]], drawn.get(key), label["target"])})
     table = pd.DataFrame(rows)
     return table if losses is None else table.merge(losses, on=["steering", "dose", "target"], how="left")
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lsn_lens.bars import tqdm
 from lsn_lens.generation import continuations
-from lsn_lens.generation.groups import share_of
+from lsn_lens.generation.groups import is_larger, share_of
 from lsn_lens.generation.sampling import generate, under
 from lsn_lens.generation.texts.identifiers import UND, Identify
 from lsn_lens.generation.texts.measures import measure_texts
@@ -136,23 +136,27 @@ def groups_by(texts: pd.DataFrame, keys: str | list[str]) -> dict[Any, pd.DataFr
     return dict(iter(texts.groupby(keys, sort=False)))  # pyright: ignore[reportArgumentType]
 
 
-def beside(group: pd.DataFrame, plain: pd.DataFrame, drawn: pd.DataFrame | None, language: str) -> dict[str, Any]:
+def beside(
+    group: pd.DataFrame, plain: pd.DataFrame, drawn: pd.DataFrame | None, language: str, less: bool = False
+) -> dict[str, Any]:
     """Measures of texts under an intervention, without it, and under random units.
 
     Returns:
         `units`, `n` texts, `share` of them in the language and its Wilson 95 % interval `low`, `high`; `none_share` and
         `random_share` (NaN without any); `fallback` (the language most frequent among the other texts), `und` (the
         share without a language); `repetition`, `text_nll` (nats per token under the unchanged model), and both without
-        intervention, `none_repetition` and `none_text_nll`.
+        intervention, `none_repetition` and `none_text_nll`; `clear`: whether the share is above both others (`less`:
+        below both) by `is_larger`.
     """
     one: Any = group
     found, was = one["language"], _means(plain)
     missed = found[(found != language) & (found != UND)]
+    mine, others = _count(group, language), [_count(each, language) for each in (plain, drawn) if each is not None]
     now = _means(group)
     return {
         "units": int(one["units"].iloc[0]),
         "n": len(group),
-        **share_of(int((found == language).sum()), len(group)),
+        **share_of(*mine),
         "none_share": _share(plain, language),
         "random_share": float("nan") if drawn is None else _share(drawn, language),
         "fallback": str(missed.mode().min()) if len(missed) else "",
@@ -161,7 +165,12 @@ def beside(group: pd.DataFrame, plain: pd.DataFrame, drawn: pd.DataFrame | None,
         "none_repetition": was["repetition"],
         "text_nll": -now["clean_log_probability"],
         "none_text_nll": -was["clean_log_probability"],
+        "clear": all(is_larger(*each, *mine) if less else is_larger(*mine, *each) for each in others),
     }
+
+
+def _count(texts: Any, language: str) -> tuple[int, int]:
+    return int((texts["language"] == language).sum()), len(texts)
 
 
 def _share(texts: Any, language: str) -> float:

@@ -21,7 +21,7 @@ CUT = 110  # characters per sample shown
 HOW_TO_READ = (
     "Share: the share of texts identified as the target language, with a Wilson 95 % interval. The other columns give "
     "the share without steering and with random units (or a random direction of the same length) under the same "
-    "change. Clear: the interval lies above both.",
+    "change. Clear: the share is above both by Fisher's exact test (95 %); three texts against three never suffice.",
     "The share alone can mislead: single words or broken text can fool the identifier. Check the other columns, too: "
     "repetition; the loss of the text under the unchanged model (text nll; compare with texts without steering); the "
     "loss increase on real text of the target (should be negative) and of other languages (should not be positive); "
@@ -187,7 +187,7 @@ def deactivation_section(tables: Tables) -> Section:
         (
             "The model continues prompts in a language while the language's units are set to zero. Rows: language of "
             "the prompt; columns: language of the continuation (und: not identified). Clear: the share that stays is "
-            "below that without intervention and that with random units by its whole interval.",
+            "below that without intervention and that with random units by Fisher's exact test (95 %).",
         ),
         {"Texts that stay in the prompt's language": tables["deactivation"]},
         figures,
