@@ -37,7 +37,7 @@ def loss_and_activations(hf_model, name, ids, change=None):
     return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"), seen
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])  # the bridge shows OPT's MLP as views of its tensors
 def test_equal_to_autograd_and_to_finite_differences(name, load, hugging_face):
     model, hf_model = load(name), hugging_face(name).double()
     corpora = lsn.load_corpora(TEXTS, hold_out=0.0)
@@ -52,21 +52,28 @@ def test_equal_to_autograd_and_to_finite_differences(name, load, hugging_face):
             loss, seen = loss_and_activations(hf_model, name, ids)
             grads = torch.autograd.grad(loss, list(seen.values()))
             expected += torch.stack(
-                [(a * g)[0].detach().abs().sum(0) for a, g in zip(seen.values(), grads, strict=True)]
+                [(a * g).detach().flatten(0, -2).abs().sum(0) for a, g in zip(seen.values(), grads, strict=True)]
             )
         assert torch.allclose(sums[place], expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
-    product = (seen[1] * grads[1])[0].detach()
+    product = (seen[1] * grads[1]).detach().flatten(0, -2)  # OPT has no axis of documents here
     small, where = 1e-2, (1, *divmod(int(product.abs().argmax()), product.shape[1]))  # layer, position, unit
 
     def shifted(layer, value, sign):
         value = value.detach().clone()
         if layer == where[0]:
-            value[0, where[1], where[2]] *= 1 + sign * small
+            value.view(-1, value.shape[-1])[where[1], where[2]] *= 1 + sign * small
         return value
 
     up, down = (loss_and_activations(hf_model, name, ids, lambda i, v, s=s: shifted(i, v, s))[0] for s in (1, -1))
     slope = float((up - down).detach()) / (2 * small)  # of the loss in the relative size of the activation: a dL/da
     assert slope == pytest.approx(float(product[where[1:]]), rel=0.01)  # norms compute in 32 bits
+
+
+def test_a_gradient_that_does_not_arrive_is_an_error(load):
+    model, corpora = load("llama"), lsn.load_corpora(TEXTS, hold_out=0.0)
+    cut = [("blocks.1.hook_mlp_out", lambda acts, hook: acts.detach())]
+    with model.hooks(fwd_hooks=cut), pytest.raises(RuntimeError, match=r"did not reach mlp_post in the layers \[1\]"):
+        lsn.collect(model, corpora, ["act_grad"], progress=False)
 
 
 def test_other_statistics_are_the_same_with_and_without_gradients(load):

@@ -100,7 +100,7 @@ class Pass:
         rows = {row_key(key, i): each[:, i].contiguous() for key, each in whole.items() for i in range(self.layers)}
         return {**rows, row_key(LENGTH, 0): torch.cat(self.lengths)[:, None].float()}
 
-    def _hooks(self) -> list[tuple[str, Callable[..., None]]]:
+    def _hooks(self) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """One hook per hook point, which several sites can share."""
         readers: dict[str, list[Reader]] = {}
         for name in dict.fromkeys(site for each in self.recorders for site in each.sites):
@@ -112,11 +112,11 @@ class Pass:
             for layer in range(self.layers)
         ]
 
-    def _hook(self, layer: int, name: str, readers: list[Reader]) -> Callable[..., None]:
-        def record(acts: Tensor, hook: Any) -> None:
+    def _hook(self, layer: int, name: str, readers: list[Reader]) -> Callable[..., Tensor | None]:
+        def record(acts: Tensor, hook: Any) -> Tensor | None:
             view = self.view
             if view is None:  # a forward pass outside this run
-                return
+                return None
             self.fired[name] += 1
             with torch.no_grad():
                 for site, read, recorders in readers:
@@ -125,6 +125,7 @@ class Pass:
                         started = time.perf_counter()
                         each.see(seen)
                         self.seconds[each.need.key] += time.perf_counter() - started
+            return acts if self.gradient else None  # a hook may see a view, which is in the graph only if handed back
 
         return record
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsn_lens.collection.recorders.base import Acts, Recorder
+from lsn_lens.collection.recorders.base import Acts, Recorder, View
 from lsn_lens.model import forward, structure
 from lsn_lens.model.structure import Model
 from lsn_lens.statistics.needs import REDUCTIONS, Histogram
@@ -22,6 +22,7 @@ class TokenSums(Recorder):
     def __init__(self, model: Model, need: Any, widths: Mapping[str, int], constants: Mapping[str, Tensor]):
         super().__init__(model, need, widths, constants)
         self.firing = structure.firing(model) if need.key == "mlp_pre.positive" else None
+        self.reached = set[int]()  # layers that the batch's gradient has reached
 
     def see(self, acts: Acts) -> None:
         """Add the reduction of the batch; for gradient statistics, from a hook in the backward pass."""
@@ -35,8 +36,19 @@ class TokenSums(Recorder):
         self.sums[self.need.key][layer] += reduction.function(rows).to(reduction.dtype)
 
     def _add_product(self, acts: Acts, grad: Tensor) -> None:
+        self.reached.add(acts.layer)
         product = (acts.raw.detach() * grad).view(acts.whole.shape)
         self._add(acts.layer, product[acts.view.keep])
+
+    def end(self, view: View) -> None:
+        """Refuse a gradient that did not reach every layer: its sums would be 0."""
+        if self.need.gradient and len(self.reached) < self.layers:
+            missed = sorted(set(range(self.layers)) - self.reached)
+            raise RuntimeError(
+                f"{structure.named(self.model)}: the gradient of the loss did not reach {self.need.site} in the layers "
+                f"{missed}, so {self.need.key} cannot be measured. Leave out the methods that need it."
+            )
+        self.reached.clear()
 
 
 class Histograms(Recorder):
