@@ -135,6 +135,18 @@ def test_the_steps_are_those_of_a_plain_loop_with_masks(load, hugging_face):
     assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.parametrize(("batch", "accumulation"), [(18, 1), (1, 18)])  # rows of 15 of 270 tokens
+def test_an_only_step_has_the_full_rate(batch, accumulation, load):
+    """A warm-up begins at rate 0, which would leave every weight as it was."""
+    model = load("llama", "bridge")
+    made = finetune(model, some_units(mlp=48), TEXTS[:8], Training(1e-2, 1, batch, accumulation, 15), **QUIET)
+    assert made.delta.losses["learning_rate"].tolist() == [1e-2]
+    before, after = weights(model), weights(made.model)
+    assert (
+        max(float((after[name] - before[name]).abs().max()) for name in before) > 5e-3
+    )  # AdamW's first step: the rate
+
+
 def test_rows_are_the_text_and_no_separator_is_predicted(load):
     model = load("llama", "bridge")
     rows = rows_of(model, TEXTS, SHORT, progress=False)

@@ -23,7 +23,7 @@ class Training:
         weight_decay: On the trained entries of matrices.
         clip: Largest norm of the trained entries' gradient.
         schedule: How the learning rate ends.
-        warmup: Share of the steps in which the learning rate rises.
+        warmup: Share of the steps in which the learning rate rises from 0; an only step has the full rate.
         seed: Of the order of rows, and of LoRA's ranks and first values.
         save_every: Steps between two states from which an interrupted training goes on.
 

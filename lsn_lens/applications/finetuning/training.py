@@ -128,7 +128,7 @@ def train(
     """
     watch = _Watch(progress, settings.learning_rate)
     with _quiet(), _kept_random():
-        arguments = _arguments(settings, device, states)
+        arguments = _arguments(settings, len(rows), device, states)
         if arguments.device.type != device.type or device.index not in (None, arguments.device.index or 0):
             raise ValueError(f"the model is on {device}, the trainer uses {arguments.device}: move the model there.")
         groups = trained.groups(settings.weight_decay)
@@ -156,7 +156,8 @@ def last_state(folder: Path | None) -> str | None:
     return str(max(whole, key=lambda each: int(each.name.split("-")[1]))) if whole else None
 
 
-def _arguments(settings: Training, device: torch.device, states: Path | None) -> TrainingArguments:
+def _arguments(settings: Training, n_rows: int, device: torch.device, states: Path | None) -> TrainingArguments:
+    steps = settings.epochs * math.ceil(math.ceil(n_rows / settings.batch) / settings.accumulation)
     arguments = TrainingArguments(
         output_dir=str(states or "not-written"),
         num_train_epochs=settings.epochs,
@@ -165,7 +166,8 @@ def _arguments(settings: Training, device: torch.device, states: Path | None) ->
         learning_rate=settings.learning_rate,
         max_grad_norm=settings.clip,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,  # below 1, a share of all steps
+        # below 1, a share of all steps, rounded up; the first of them has rate 0, so that an only step would do nothing
+        warmup_steps=settings.warmup if steps > 1 else 0,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide that a training diverges
         save_strategy="no" if states is None else "steps",
