@@ -16,6 +16,7 @@ from lsn_lens.evaluation import stages as stages_module
 from lsn_lens.evaluation.stages import ALL, STRUCTURES, SWITCHES, Stages, search_stages, split_hold_out, switch_sets
 from lsn_lens.evaluation.workflow import workflow_effects, workflow_grid, workflow_summary
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.studies.pages import workflow as page
 
 DEPTH = 4
 LANGUAGES = ("en", "fr", "zh")
@@ -245,7 +246,7 @@ def test_unknown_names(model, corpora, changed, message):
 
 # what the rows say
 
-ABOVE = "hurts no more than random sets do (p above 0.05)"
+ABOVE = "hurts no more than random sets do (q above 0.05)"
 MANY = {"random": (0.1, 0.2) * 19 + (0.1,), "random_english": (0.0,) * 39}
 
 
@@ -452,3 +453,11 @@ def test_the_study_in_a_notebook():
     assert "above that of 2 random sets" in str(page_of(study).sections)
     with pytest.raises(KeyError, match=r"no table 'stages'; there are \['grid'"):
         study["stages"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "begins"), [(18, "Cannot tell: with 18 random sets no p-value"), (19, "No sign of the")]
+)
+def test_too_few_random_sets_are_no_finding(seeds, begins):
+    summary = [{"switch": "understand FFN", "above_english": 0, "languages": 3}]
+    assert page.lead(summary, "en", seeds).startswith(begins)

@@ -42,7 +42,7 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
         "The multilingual workflow",
         f"{origin['model']['name']}, units by {config['method']}, {len(found.languages)} languages "
         f"({', '.join(found.languages)}), {origin['started'][:10]}",
-        lead(summary, config["english"]),
+        lead(summary, config["english"], config["seeds"]),
         {
             f"own minus {config['english']}, {row['switch']}, nats per token": f"{row['own_minus_english_rise']:+z.3f}"
             for row in summary
@@ -58,8 +58,13 @@ def page(study: Any, origin: Mapping[str, Any]) -> Report:
     )
 
 
-def lead(summary: list[dict[Any, Any]], english: str) -> str:
-    """The main finding in words, also if negative."""
+def lead(summary: list[dict[Any, Any]], english: str, seeds: int) -> str:
+    """The main finding in words, also if negative, or if there are too few random sets for any."""
+    if 1 / (1 + seeds) > verdict.LEVEL:
+        return (
+            f"Cannot tell: with {seeds} random sets no p-value reaches {verdict.LEVEL:g}. The loss increases "
+            "are below; give 39 random sets (seeds) to compare them with random units."
+        )
     six = [row for row in summary if row["switch"] != "all"]
     strong = [row for row in six if 2 * row["above_english"] > row["languages"]]
     if not strong:
