@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import jaxtyping
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -124,14 +125,18 @@ def test_the_page_says_it_in_words_and_leaves_tables_and_sets(audits, tmp_path):
 
 
 def effects(rows):
-    columns = ["language", "units", "own_rise", "above_random", "surely_hurt_most", "passes"]
-    return pd.DataFrame(rows, columns=columns).assign(set="x")
+    columns = ["language", "units", "own_rise", "above_random", "surely_hurt_most", "passes", "hurt_most_share"]
+    return pd.DataFrame([(*row, 0.9)[:7] for row in rows], columns=columns).assign(set="x")
 
 
 CASES = {
     "no units": [("a", 0, 0.0, False, False, False), ("b", 0, 0.0, False, False, False)],
     "specific": [("a", 2, 0.1, True, True, True), ("b", 0, 0.0, False, False, False)],
     "specific in part": [("a", 2, 0.1, True, True, True), ("b", 2, 0.1, True, False, False)],
+    "needed, too little text to tell whether specific": [
+        ("a", 2, 0.1, True, False, False, np.nan),
+        ("b", 2, 0.1, True, False, False),
+    ],
     "needed, not specific": [("a", 2, 0.1, True, False, False), ("b", 2, 0.1, False, False, False)],
     "hurts, but no more than random units": [("a", 2, 0.1, False, True, False), ("b", 2, 0.1, False, True, False)],
     "responds, no effect shown": [("a", 9, 0.0, False, False, False), ("b", 9, 0.0, False, True, False)],

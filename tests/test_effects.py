@@ -69,7 +69,7 @@ def test_doubts_say_why_not_to_trust(table):
         language: verdict.doubts({**row, **verdict.beside_random(row["own_rise"], beside[language], row["units"])})
         for language, row in rows.to_dict("index").items()
     }
-    above = "hurts no more than random sets do (p above 0.05)"  # two controls say no more
+    above = "not shown to hurt more than random sets (p above 0.05)"  # two controls say no more
     assert said["en"] == [above]
     assert said["fr"] == ["fewer than 10 neurons", above, "not hurt, or another language hurt as much or more"]
     assert said["zh"] == ["no neurons"]

@@ -174,7 +174,7 @@ REASONS = (
     (FEW, ("units",), lambda row: few_neurons(row["units"])),
     ("no random sets", ("seeds",), lambda row: not row["seeds"]),
     *(
-        (f"hurts no more than random sets do ({name} above {LEVEL:g})", (name,), partial(_like_random, name=name))
+        (f"not shown to hurt more than random sets ({name} above {LEVEL:g})", (name,), partial(_like_random, name=name))
         for name in ("q", "p")
     ),
     (

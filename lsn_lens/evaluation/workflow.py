@@ -226,7 +226,8 @@ def _note(row: Mapping[Any, Any], why_empty: str, english: str) -> str:
     reasons = {
         "not hurt": not row["own_rise"] > 0,
         f"{english} is hurt as much or more": not is_english and not row["own_rise"] > pivot,
-        f"no more above {english} than random sets are": not is_english and not _is_low(row["q_minus_english"]),
+        f"not shown to be more above {english} than random sets": not is_english
+        and not _is_low(row["q_minus_english"]),
     }
     return "; ".join([*verdict.doubts(read), *(reason for reason, holds in reasons.items() if holds)])
 
@@ -274,7 +275,7 @@ def _summary_note(each: Any, counts: Mapping[str, int], english: str) -> str:
     numbers = {
         "without units": int((each["units"] == 0).sum()),
         f"with {verdict.FEW}": sum(map(verdict.few_neurons, each["units"])),
-        "not above their random sets": len(each) - counts["above_random"],
+        "not shown to be above their random sets": len(each) - counts["above_random"],
         f"where {english} is hurt as much or more": int((~(each["own_minus_english_rise"] > 0)).sum()),
     }
     return "; ".join(f"{number} of {len(each)} {what}" for what, number in numbers.items() if number)

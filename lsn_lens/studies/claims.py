@@ -31,6 +31,11 @@ VERDICTS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
         "any other language.",
     ),
     (
+        "needed, too little text to tell whether specific", lambda row: row["unsure"] > 0,
+        "Needed: {above_random} of {languages} languages are hurt more than by random units. Too little text to tell "
+        "whether more than every other language: {unsure} of them have too few documents for an interval.",
+    ),
+    (
         "needed, not specific", lambda row: row["above_random"] > 0,
         "Needed, but not language-specific: {above_random} of {languages} languages are hurt more than by random "
         "units, but none of them surely more than every other language.",
@@ -103,6 +108,7 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `set`, `languages` (with units), `units` (memberships), `pass`, `passing` (their labels), `above_random`,
+        `unsure` (of these, languages with too few documents for the interval of the difference to every other),
         `surely` (languages that are surely hurt most), `own_rise` (mean, nats per token), `responds` (share of
         units that are most active in their own language), `chance`, `p_responds` (binomial test), `verdict`, `words`.
     """
@@ -116,7 +122,9 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {
             "set": name, "languages": len(mine), "units": int(mine["units"].sum()), "pass": int(mine["passes"].sum()),
             "passing": ", ".join(mine.loc[mine["passes"], "language"]),
-            "above_random": int(mine["above_random"].sum()), "surely": int(mine["surely_hurt_most"].sum()),
+            "above_random": int(mine["above_random"].sum()),
+            "unsure": int((mine["above_random"] & mine["hurt_most_share"].isna()).sum()),
+            "surely": int(mine["surely_hurt_most"].sum()),
             "own_rise": float(mine["own_rise"].mean()),
             "responds": most / total if total else float("nan"), "chance": chance,
             "p_responds": float(binomtest(most, total, chance, alternative="greater").pvalue) if total else 1.0,

@@ -32,6 +32,7 @@ COLUMNS = {
     "changed": Column("documents changed", "share"),
     "found_again": Column("of the set, found here", "share"),
     "responds": Column("most active in own", "share"),
+    "unsure": Column("of these, without an interval"),
 }
 HOW_TO_READ = (
     "Each language's units are set to {action} while the loss of all languages is measured on hold-out text. Loss "
