@@ -280,6 +280,16 @@ def test_the_simulation_notices_p_values_of_units_given_to_languages(monkeypatch
     assert (table["false discovery"] > 0.5).all() and (table["family-wise"] == 1).all()
 
 
+@pytest.mark.parametrize("shift", ["none", "two high", "ladder"])
+def test_transfer_neurons_are_simulated_too(shift):
+    """Where languages differ some units are found; a language that is alike another one never, at the level."""
+    rows = [row for seed in range(5) for row in nulls.simulate(seed, shift, ["transfer"], units=60, draws=QUICK)]
+    table = nulls.summary(rows)
+    assert (table[["false discovery", "family-wise"]] <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 5)).all(axis=None)
+    found = table.loc["units"]["found, family-wise"].iloc[0]
+    assert math.isnan(found) if shift == "none" else found > 0.01
+
+
 @pytest.mark.parametrize("pool", [False, True])
 def test_units_alike_everywhere_are_not_significant_where_others_move_a_pooled_threshold(pool):
     """The bar of LAPE is an order statistic over all units, and another one where labels are permuted."""
