@@ -14,7 +14,7 @@ differ at all; pairs are false only of languages that are alike in every unit.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -150,13 +150,28 @@ def _rows(values: Tensor) -> dict[str, Tensor]:
     return {row_key(key, 0): value for key, value in (each | {LENGTH: torch.ones(len(values), 1)}).items()}
 
 
-def truth(shifts: np.ndarray, side: str, alike: int = 0) -> Tensor:
-    """Where a language lies beyond all others but `alike`, `[language unit]`."""
+Truth = tuple[Tensor, Tensor]  # where a language stands out, `[language unit]`, and where languages differ, `[unit]`
+
+
+def truth_of_values(shifts: np.ndarray, side: str, alike: int) -> Truth:
+    """A language stands out where it lies beyond all others but `alike`."""
     beyond = []
     for sign in {"high": (1,), "low": (-1,), "both": (1, -1)}[side]:
         above = (sign * shifts[:, None] > sign * shifts[None]).sum(1)
         beyond.append(above >= len(shifts) - 1 - alike)
-    return torch.from_numpy(np.any(beyond, axis=0))
+    return torch.from_numpy(np.any(beyond, axis=0)), torch.from_numpy((shifts != shifts[0]).any(0))
+
+
+def truth_of_stream(shifts: np.ndarray, side: str, alike: int) -> Truth:
+    """A language that is alike another one in every unit stands out nowhere; any other may stand out anywhere."""
+    like = (shifts[:, None] == shifts[None]).all(2).sum(1) > 1
+    differ = torch.tensor(bool((shifts != shifts[0]).any()))
+    return torch.from_numpy(~like)[:, None].expand(shifts.shape), differ.expand(shifts.shape[1])
+
+
+# how a run is made from shifts, and what is true of it; the first serves every method that is not named
+VALUES = (made_run, truth_of_values)
+WORLDS: dict[str, tuple[Callable[..., Run], Callable[..., Truth]]] = {"transfer": (written_run, truth_of_stream)}
 
 
 def errors(rejected: Tensor, true: Tensor) -> tuple[float, bool, float]:
@@ -174,12 +189,11 @@ def simulate(
     generator = np.random.default_rng([seed, list(SHIFTS).index(kind)])
     shifts = np.zeros((len(LANGUAGES), units))
     shifts[:, : int(changed * units) // EXPERT * EXPERT] = np.array(SHIFTS[kind])[:, None]
-    made = {False: made_run(generator, shifts, shards), True: written_run(generator, shifts, shards)}
+    runs = {make: make(generator, shifts, shards) for make, _ in (VALUES, *WORLDS.values())}
     rows = []
     for name in names:
-        writes = name == "transfer"
-        run = made[writes]
-        method, small = METHODS[name], load_shards(run, [METHODS[name]])
+        make, truth = WORLDS.get(name, VALUES)
+        method, small = METHODS[name], load_shards(runs[make], [METHODS[name]])
         declared = contrast_of(method)
         assert declared is not None
         tests = contrast_test(
@@ -189,12 +203,7 @@ def simulate(
             replace(draws or Permutations(999, 0, False, False), seed=seed),
             alike,
         )
-        true = truth(shifts, declared[0].side(method), alike)
-        unit_true = torch.from_numpy((shifts != shifts[0]).any(0))
-        if writes:
-            like = (shifts[:, None] == shifts[None]).all(2).sum(1) > 1
-            true = torch.from_numpy(~like)[:, None].expand(true.shape)
-            unit_true = unit_true.any().expand(unit_true.shape)
+        true, unit_true = truth(shifts, declared[0].side(method), alike)
         for what, p, family, is_true in (
             ("languages", tests.p_values, tests.family_wise, true),
             ("units", tests.unit_p_values, tests.unit_family_wise, unit_true),

@@ -276,3 +276,20 @@ def test_a_dimension_of_zeros_changes_nothing_and_one_of_weight_zero_does():
     pattern = torch.randn(3, 9, 9, generator=generator).softmax(-1)
     found = maths.exact_change(pattern, left, right, 0.4, 0, stretch)
     assert not found[:, 2].any() and found[:, 4].all() and found[:, 10].all()
+
+
+def test_a_large_dimension_of_weight_zero_turns_the_pattern_over_by_the_growth_of_the_others_alone():
+    generator = torch.Generator().manual_seed(5)
+    q, k = (torch.randn(9, 3, 6, generator=generator) for _ in range(2))
+    q[..., 4] *= 1000
+    norm, rotation = random_norm(), rotations.no_rotation(6)
+    norm.weight[4] = 0
+    left, right, _, stretch = maths.delta_factors(q, k, rotation, "pre", ("q", "k"), {"q": norm, "k": norm})
+
+    def pattern(q):
+        return torch.einsum("tad,sad->ats", norm.apply(q.double()), norm.apply(k.double())).mul(30).softmax(-1)
+
+    expected = (pattern(q * (torch.arange(6) != 4)) - pattern(q)).square().sum((-1, -2))
+    assert 30 * stretch.largest()[:, 4].min() > 2 * maths.LARGE and expected.min() > 1
+    found = maths.exact_change(pattern(q).float(), left, right, 30.0, 0, stretch)[:, 4]
+    torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=0)
