@@ -1,7 +1,7 @@
 """Methods at equal size: areas by hand, who may be said to lead, and a planted world in which the truth must lead."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from lsn_lens.comparison.equal_size import (
 )
 from lsn_lens.comparison.figures import curve_charts, size_charts
 from lsn_lens.comparison.ranked import check_sizes, first_units, numbers_of, rankings
-from lsn_lens.controls.intervals import document_draws, spread, tail_of_all_pairs
+from lsn_lens.controls.intervals import document_draws, excess_of_largest, spread, tail_of_all_pairs
 from lsn_lens.evaluation.baseline import Measured
 from lsn_lens.methods.average_precision import AveragePrecision
 from lsn_lens.methods.lap import Lap
@@ -49,18 +49,18 @@ def curves_of(rises, tokens, sizes=SIZES, had=None):
     methods = dict.fromkeys(method for method, _, _ in cells)
     return Curves(
         pd.DataFrame(table).reindex(columns=COLUMNS),
-        {(m, "mlp", label, n): drawn[f"{m}, {n}", label] for m, label, n in cells}, draws,
+        *({(m, "mlp", label, n): drawn[f"{m}, {n}", label][part] for m, label, n in cells} for part in (0, 1)), draws,
         {(m, "mlp"): dict.fromkeys(tokens, 60) for m in methods} if had is None else had, {"mlp": list(sizes)},
     )  # fmt: skip
 
 
-def random_rises(generator, methods, documents=8, own=(), noise=1.0):
+def random_rises(generator, methods, documents=8, own=(), noise=(), languages=LANGUAGES):
     """Rises of documents of 10 tokens: a method's own language by `own` nats per token, noise everywhere."""
-    tokens = {label: np.full(documents, 10.0) for label in LANGUAGES}
-    effect = dict.fromkeys(methods, 0.0) | dict(own)
+    tokens = {label: np.full(documents, 10.0) for label in languages}
+    effect, size = dict.fromkeys(methods, 0.0) | dict(own), dict.fromkeys(methods, 1.0) | dict(noise)
     rises = {
-        (method, off, units, on): generator.normal(effect[method] * 10 * (on == off), noise, documents)
-        for method in methods for off in LANGUAGES for units in SIZES for on in LANGUAGES
+        (method, off, units, on): generator.normal(effect[method] * 10 * (on == off), size[method], documents)
+        for method in methods for off in languages for units in SIZES for on in languages
     }  # fmt: skip
     return curves_of(rises, tokens)
 
@@ -154,6 +154,31 @@ def test_random_rankings_are_told_apart_no_more_often_than_the_level(methods, do
     assert apart <= 0.05 * runs + 3 * math.sqrt(0.05 * 0.95 * runs)
 
 
+@pytest.mark.parametrize("documents", [3, 10])
+def test_a_noisier_method_of_equal_effect_is_neither_behind_nor_without_its_true_area(documents):
+    """The largest of seven noisy rises is too high on average, and the more so the noisier they are."""
+    generator, runs, languages = np.random.default_rng(8), 100, tuple("abcdefgh")
+    apart = covered = 0
+    for _ in range(runs):
+        curves = random_rises(generator, "ab", documents, {"a": 1.0, "b": 1.0}, {"a": 5.0, "b": 1.0}, languages)
+        table = equal_size_table(curves).set_index("method")
+        apart += table["place"].isin([LEADS, BEHIND]).any()
+        covered += table["area_low"]["a"] <= 1 <= table["area_high"]["a"]
+    assert apart <= 0.05 * runs + 3 * math.sqrt(0.05 * 0.95 * runs)
+    assert covered >= 0.95 * runs - 3 * math.sqrt(0.05 * 0.95 * runs)
+
+
+def test_the_excess_of_the_largest_by_hand():
+    """Of two independent normal values it is the standard error over the root of pi."""
+    generator = np.random.default_rng(9)
+    drawn = {"aa": generator.normal(5, 0.3, 100_000), "bb": generator.normal(2, 0.3, 100_000)}
+    found = excess_of_largest(drawn, {"aa": 4, "bb": 4})
+    assert found == pytest.approx(0.3 * math.sqrt(4 / 3) / math.sqrt(math.pi), rel=0.02)
+    assert excess_of_largest({"aa": drawn["aa"]}, {"aa": 4}) == 0
+    assert math.isnan(excess_of_largest(drawn, {"aa": 4, "bb": 1}))
+    assert math.isnan(excess_of_largest({**drawn, "cc": drawn["aa"] * math.nan}, dict.fromkeys(("aa", "bb", "cc"), 4)))
+
+
 def test_a_clear_effect_leads_and_an_equal_one_does_not():
     generator = np.random.default_rng(4)
     table = equal_size_table(random_rises(generator, "abc", own={"b": 1.0}))
@@ -170,8 +195,7 @@ def test_methods_are_compared_on_points_that_they_share():
     table = curves.table
     absent = table["method"].eq("b") & table["language"].eq("aa") & table["units"].eq(50)
     absent |= table["method"].eq("c") & ~(table["language"].eq("bb") & table["units"].eq(5)) | table["method"].eq("d")
-    kept = Curves(table.loc[~absent], curves.drawn, curves.draws, curves.had, curves.sizes)
-    found = equal_size_table(kept).set_index("method")
+    found = equal_size_table(replace(curves, table=table.loc[~absent])).set_index("method")
     assert found["points"].to_dict() == {"a": 8, "b": 7, "c": 1, "d": 0}
     assert found["points_compared"].to_dict() == {"a": 7, "b": 7, "c": 1, "d": 0}
     assert list(found.index) == ["a", "b", "c", "d"] and found["place"]["d"] == NO_POINTS
@@ -181,7 +205,7 @@ def test_methods_are_compared_on_points_that_they_share():
     assert math.isnan(found["area"]["c"])
     assert found["minus_leader"]["c"] == pytest.approx(rows["c"]["bb"][5] - rows["a"]["bb"][5])
     assert found["place"]["c"].endswith("at 1 of 8 points")
-    alone = Curves(table.loc[table["method"].eq("a")], curves.drawn, curves.draws, curves.had, curves.sizes)
+    alone = replace(curves, table=table.loc[table["method"].eq("a")])
     assert equal_size_table(alone)["place"].to_dict() == {0: ALONE, 1: NO_POINTS, 2: NO_POINTS, 3: NO_POINTS}
 
 
@@ -190,7 +214,7 @@ def test_a_loss_that_is_no_number_does_not_lead():
     broken = curves.table["method"].eq("b") & curves.table["language"].eq("aa")
     drawn = {key: each * math.nan if key[0] == "b" else each for key, each in curves.drawn.items()}
     table = curves.table.assign(difference=curves.table["difference"].mask(broken))
-    found = equal_size_table(Curves(table, drawn, curves.draws, curves.had, curves.sizes))
+    found = equal_size_table(replace(curves, table=table, drawn=drawn))
     assert list(found["method"]) == ["a", "b"] and found["place"][0] != LEADS
 
 

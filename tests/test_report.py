@@ -128,8 +128,10 @@ def test_digits_of_tables():
 @pytest.mark.parametrize(("value", "kind", "text"), [
     (0.0, "nats", "0"), (-0.0004, "change", "-0.0004"), (1234.5, "number", "1,234.5"), (0.003, "share", "<1%"),
     (0.0, "share", "0%"), (0.00001, "p", "<0.001"), (math.inf, "nats", "inf"), (-1.2345, "nats", "-1.23"),
+    (0.996, "share", ">99%"), (1.0, "share", "100%"), (0.9999, "p", ">0.999"), (0.99999, "rate", ">99.99%"),
+    (0.7, "count", "1"), (0.994, "share", "99%"),
 ])  # fmt: skip
-def test_a_number_is_written_as_zero_only_where_it_is(value, kind, text):
+def test_a_number_is_written_as_zero_or_whole_only_where_it_is(value, kind, text):
     assert columns.written(value, kind) == text
 
 

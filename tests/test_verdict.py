@@ -248,6 +248,17 @@ def test_surely_hurt_most_at_its_level_where_another_language_is_hurt_as_much():
     assert sure <= 0.025 * runs + 3 * math.sqrt(0.025 * 0.975 * runs)  # one end of a 95 % interval
 
 
+@pytest.mark.parametrize("documents", [5, 10, 30])
+def test_the_interval_of_the_difference_has_the_truth_where_seven_others_are_hurt_alike(documents):
+    generator, held, runs = np.random.default_rng(4), 0, 120
+    for seed in range(runs):
+        rises = {"en": generator.normal(2, 0.5, documents)}
+        rises |= {str(place): generator.normal(1, 0.5, documents) for place in range(7)}
+        row = made(rises, seed=seed).table.iloc[0]
+        held += row["difference_low"] <= 0.1 <= row["difference_high"]  # nats per token
+    assert held >= 0.95 * runs - 3 * math.sqrt(0.05 * 0.95 * runs)
+
+
 def test_too_few_documents_are_not_sure():
     found = made({"en": np.full(4, 5.0), "de": np.zeros(20)})
     assert math.isnan(found.table["hurt_most_share"][0])

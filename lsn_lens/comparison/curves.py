@@ -12,7 +12,7 @@ from lsn_lens.bars import step
 from lsn_lens.comparison.ranked import Curve, Size, available, first_units, numbers_of
 from lsn_lens.comparison.trust import twins
 from lsn_lens.controls.causal import choose_actions, effects_by_language, measure_effects
-from lsn_lens.controls.intervals import REPLICATES, certainty, document_draws, drawn_rises
+from lsn_lens.controls.intervals import REPLICATES, certainty, document_draws, drawn_rises, excess_of_largest
 from lsn_lens.controls.matched import matched_draws
 from lsn_lens.evaluation import effects
 from lsn_lens.evaluation.baseline import HeldOut, Measured
@@ -40,6 +40,7 @@ class Curves:
     Attributes:
         table: One row per method, kind of unit, language and number of units, see `Comparison.curves`.
         drawn: By row, the in-language minus the largest other-language loss increase, on drawn documents.
+        excess: By row, the most by which this difference is too low on average, see `excess_of_largest`.
         draws: By language, how often each document was drawn.
         had: By method and kind of unit, the number of units that the method ranks, by language.
         sizes: By kind of unit, the numbers of units asked for.
@@ -47,6 +48,7 @@ class Curves:
 
     table: pd.DataFrame
     drawn: Mapping[Cell, Float[np.ndarray, "replicate"]]
+    excess: Mapping[Cell, float]
     draws: Mapping[str, Float[np.ndarray, "replicate _"]]
     had: Mapping[Curve, Mapping[str, int]]
     sizes: Mapping[str, Sequence[int]]
@@ -90,15 +92,17 @@ def measure_curves(
         alike = [list(names) for _, names in groupby(once, key=lambda name: whose[name][:2])]
         band = _band(text, sets, once, alike, seeds, statistics, progress)
         rows = rows.merge(band, on=["method", "language"], how="left", validate="one_to_one")
-    apart, parts, drawn = apart_of(measured, draws), [], {}
+    apart, parts, drawn, excess = apart_of(measured, draws), [], {}, {}
     for name, source in first.items():
         method, bases, count = whose[name]
         mine = rows.loc[rows["method"].eq(source)].assign(method=method, bases=bases)
         parts.append(mine.assign(available=[had[method, bases][label] for label in mine["language"]]))
-        drawn |= {(method, bases, label, count): apart[source, label] for label in mine["language"]}
+        cells = {(method, bases, label, count): apart[source, label] for label in mine["language"]}
+        drawn |= {cell: values for cell, (values, _) in cells.items()}
+        excess |= {cell: bound for cell, (_, bound) in cells.items()}
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     numbers = {bases: numbers_of(sizes, each) for (_, bases), each in ranked.items()}
-    return Curves(table.reindex(columns=COLUMNS), drawn, draws, had, numbers)
+    return Curves(table.reindex(columns=COLUMNS), drawn, excess, draws, had, numbers)
 
 
 def _band(
@@ -123,13 +127,18 @@ def _draws(text: HeldOut) -> Mapping[str, Float[np.ndarray, "replicate _"]]:
 
 def apart_of(
     measured: Measured, draws: Mapping[str, Float[np.ndarray, "replicate _"]]
-) -> dict[tuple[str, str], Float[np.ndarray, "replicate"]]:
-    """By set and language, the in-language minus the largest other-language loss increase on drawn documents."""
+) -> dict[tuple[str, str], tuple[Float[np.ndarray, "replicate"], float]]:
+    """By set and language, the in-language minus the largest other-language loss increase on drawn documents.
+
+    With each, the most by which it is too low on average.
+    """
     pairs = dict.fromkeys((name, off) for name, off, _ in measured.rises)
     if not draws:
-        return dict.fromkeys(pairs, np.full(REPLICATES, np.nan))
+        return dict.fromkeys(pairs, (np.full(REPLICATES, np.nan), np.nan))
     rises = drawn_rises(measured, draws)
-    others = {pair: [on for on in draws if on != pair[1]] for pair in pairs}
-    return {
-        pair: rises[(*pair, pair[1])] - np.max([rises[(*pair, on)] for on in others[pair]], axis=0) for pair in pairs
-    }
+    documents, found = {label: each.shape[1] for label, each in draws.items()}, {}
+    for pair in pairs:
+        others = {on: rises[(*pair, on)] for on in draws if on != pair[1]}
+        apart = rises[(*pair, pair[1])] - np.max([*others.values()], axis=0)
+        found[pair] = apart, excess_of_largest(others, documents)
+    return found

@@ -75,7 +75,7 @@ def _of_kind(curves: Curves, bases: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"bases": bases, "method": name, "area": math.nan}
         if name in areas:
             low, high = spread(areas[name].drawn, curves.draws).interval(areas[name].apart)
-            row |= {"area": areas[name].apart, "area_low": low, "area_high": high}
+            row |= {"area": areas[name].apart, "area_low": low, "area_high": high + areas[name].excess}
             row |= {"own_area": areas[name].own, "random_area": areas[name].random}
         if leader and both and name != leader:
             pair = (name, leader)
@@ -100,12 +100,14 @@ class Area:
         own: Of the in-language loss increase.
         random: Of that of random sets.
         drawn: `apart` on drawn documents.
+        excess: The most by which `apart` is too low on average.
     """
 
     apart: float
     own: float
     random: float
     drawn: Float[np.ndarray, "replicate"]
+    excess: float
 
 
 def area_of(curves: Curves, method: str, bases: str, points: Iterable[Point]) -> Area:
@@ -116,14 +118,21 @@ def area_of(curves: Curves, method: str, bases: str, points: Iterable[Point]) ->
     apart, own, random = (
         float(shares @ rows[name].to_numpy(float)) for name in ("difference", "own_rise", "random_mean")
     )
-    return Area(apart, own, random, shares @ np.stack([curves.drawn[method, bases, *point] for point in weights]))
+    cells = [(method, bases, *point) for point in weights]
+    drawn, excess = (np.stack([each[cell] for cell in cells]) for each in (curves.drawn, curves.excess))
+    return Area(apart, own, random, shares @ drawn, float(shares @ excess))
 
 
 def _beside(curves: Curves, one: Area, leader: Area, tail: float) -> dict[str, float]:
-    """The distance to the leader, with an interval that holds for all pairs of methods together."""
+    """The distance to the leader, with an interval that holds for all pairs of methods together.
+
+    Both areas are too low on average, the noisier one more, so the interval has room for either to be higher.
+    """
     apart = one.apart - leader.apart
     low, high = spread(one.drawn - leader.drawn, curves.draws).interval(apart, tail)
-    return {"minus_leader": apart, "minus_leader_low": low, "minus_leader_high": high}
+    return {
+        "minus_leader": apart, "minus_leader_low": low - leader.excess, "minus_leader_high": high + one.excess,
+    }  # fmt: skip
 
 
 def _place(row: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], order: list[str]) -> str:

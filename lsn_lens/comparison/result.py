@@ -71,7 +71,8 @@ class Comparison(Tables):
             q at most 0.05), and the mean `activity` of the units found and of random ones (`random_activity`).
         control_by_language: The same, language by language: `own_rise`, `random_mean`, `random_sd`, `z`, `p`
             (`verdict.p_value`: the share of sets, including the language's own, with at least this loss increase; NaN
-            without units), `q` (`p` adjusted for all methods and languages of the table, Benjamini-Hochberg), `seeds`,
+            without units), `q` (`p` adjusted for all methods and languages of the table, Benjamini-Hochberg; methods
+            with the same set count once), `seeds`,
             `activity`, `random_activity` (see `controls.Draws.active`), `matched` (in words).
         control_points: The loss increase of each random set.
         losses: The rows of `perplexity_table` behind `effects` and `specificity`.

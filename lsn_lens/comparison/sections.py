@@ -93,7 +93,9 @@ def size_section(comparison: Tables) -> Section:
             f"A point is a language and a size. Methods with at least {ENOUGH:.0%} of the points are ranked, on the "
             "points that all of them have; others are compared with the first one on the points that both have. "
             "minus the first: with an interval that holds for all pairs of methods together. A method leads if all of "
-            "these intervals exclude 0. Intervals are of other documents of the same languages.",
+            "these intervals exclude 0. Intervals are of other documents of the same languages. The largest of several "
+            "noisy increases is too high on average, so the difference to it is too low, more so for noisier methods: "
+            "intervals reach as far as this can matter.",
         ),
         {f"{kind_of(bases)}, largest first": of(equal, bases=bases).drop(columns="bases")
          for bases in dict.fromkeys(equal["bases"])},
@@ -128,7 +130,8 @@ def control_section(comparison: Tables) -> Section:
             "text (the first tokens of the hold-out part). Found units are often the most active of all, so random "
             "units may be less active: activity and random activity are the means of both.",
             "p: the share of sets, including the method's own, with at least this loss increase. above random: the "
-            "share of languages where q, the p corrected for all methods and languages (Benjamini-Hochberg), is at "
+            "share of languages where q, the p corrected for all methods and languages (Benjamini-Hochberg; methods "
+            "with the same set count once), is at "
             f"most {verdict.LEVEL:g}. z: the distance of the loss increase from the mean of the random sets, in their "
             "standard deviations. Here p and z are means over languages; a method's section has those of each.",
         ),

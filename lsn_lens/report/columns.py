@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["number", "change", "nats", "share", "rate", "p", "count"]
-# kind -> format, and what is written for less than its last digit; other kinds follow the size of the number
-FORMS: Mapping[str, tuple[str, str]] = {
-    "share": (".0%", "<1%"), "rate": (".2%", "<0.01%"), "p": (".3f", "<0.001"), "count": (".0f", "<1")
+# kind -> format, what is written for less than its last digit, and for nearly one; others follow the size of the number
+FORMS: Mapping[str, tuple[str, str, str]] = {
+    "share": (".0%", "<1%", ">99%"), "rate": (".2%", "<0.01%", ">99.99%"), "p": (".3f", "<0.001", ">0.999"),
+    "count": (".0f", "<1", "1"),
 }  # fmt: skip
 
 
@@ -69,10 +70,12 @@ def column_of(name: str, columns: Mapping[str, Column]) -> Column:
 
 
 def written(value: Any, kind: Kind = "number") -> str:
-    """A number as text: never zero where the number is not, "0" where it is exactly zero."""
+    """A number as text: never zero where the number is not, nor a whole share where it is less."""
     if kind in FORMS:
-        form, least = FORMS[kind]
+        form, least, most = FORMS[kind]
         text = format(value, form)
+        if 0.5 < value < 1 and text == format(1, form):
+            return most
         return least if value > 0 and not text.strip("0.%") else text
     sign = "," if kind == "number" else "+"
     size = abs(value)
