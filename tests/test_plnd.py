@@ -312,6 +312,15 @@ def test_the_exact_change_is_that_of_two_softmaxes(size, factors, first, monkeyp
             torch.testing.assert_close(maths.exact_change(scores.softmax(-1), left, right, 0.5, first), found)
 
 
+def test_a_factor_that_adds_nothing_changes_nothing():
+    torch.manual_seed(0)
+    pattern, left, right = torch.randn(2, 6, 6).softmax(-1), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+    with_zeros = [torch.cat([each, torch.zeros_like(each)]) for each in (left, right)]
+    found = maths.exact_change(pattern, *with_zeros, 0.5)
+    assert found.all()
+    torch.testing.assert_close(found, maths.exact_change(pattern, left, right, 0.5))
+
+
 def test_attention_to_one_token_cannot_change():
     scores, left, right = random_attention(size=5.0)
     alone = scores.masked_fill(~torch.eye(9).bool(), -torch.inf).softmax(-1)
