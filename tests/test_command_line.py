@@ -21,6 +21,7 @@ from lsn_lens.command import COMMANDS, main
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.program import parser
 from lsn_lens.command.settings import CompareConfig, DeactivateConfig, DemoConfig, FindConfig, GivenSet
+from lsn_lens.labels import COLUMNS
 from lsn_lens.model import loading
 from lsn_lens.neurons import IMPORTERS
 from lsn_lens.studies import auditing
@@ -131,6 +132,7 @@ def test_find_writes_what_detect_finds(folder, tmp_path, capsys):
     arguments = [*FIND, "--out", str(folder)]
     told = said(capsys, *arguments)
     assert told["counts"][0] == {"method": "lape", "units": len(found), **found.counts().to_dict()}
+    assert set(told["counts"][0]) - set(LABELS) <= COLUMNS
     assert told["command"] == "find" and Path(told["paths"]["table"]) == (folder / "neurons.csv").resolve()
     assert main(arguments) == 0
     shown = capsys.readouterr().out
@@ -149,6 +151,7 @@ def test_deactivate_measures_the_set(french, tmp_path, capsys):
     found = lsn.NeuronSet.load(french)
     matrix = lsn.perplexity_matrix(model, corpora, found, layout=lsn.Layout(length=32, max_tokens=256), progress=False)
     for row in told["matrix"]:
+        assert set(row) - set(LABELS) <= COLUMNS
         expected = matrix.loc[row["units of"]].to_dict()
         assert {label: row[label] for label in expected} == pytest.approx(expected, abs=1e-5)
     for row in told["effects"]:

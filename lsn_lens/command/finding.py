@@ -10,6 +10,7 @@ from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import FindConfig
 from lsn_lens.comparison.doubts import FEW_TOKENS
 from lsn_lens.files import write_bytes
+from lsn_lens.labels import check_apart
 from lsn_lens.methods.base import units_of
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.methods.detecting import score
@@ -32,7 +33,9 @@ def run(settings: FindConfig) -> Outcome:
         found = units_of(method, scores)
         found.save(settings.out / "neurons" / f"{name}.safetensors")
         found.save(settings.out / "neurons" / f"{name}.json", scores)
-        counts.append({"method": name, "units": len(found), **found.counts().to_dict()})
+        row = {"method": name, "units": len(found)}
+        check_apart(found.languages, row)
+        counts.append(row | found.counts().to_dict())
         keys = ["language", "basis", "layer", "unit"]
         frame = found.to_frame().merge(scores.to_frame(), on=keys, how="left")
         frame.insert(0, "method", name)
