@@ -5,13 +5,13 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.collection.collecting import collect
-from lsn_lens.command.given import layout, texts
+from lsn_lens.command.given import blank, layout, texts
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import FindConfig
 from lsn_lens.comparison.doubts import FEW_TOKENS
 from lsn_lens.files import write_bytes
 from lsn_lens.labels import check_apart
-from lsn_lens.methods.base import units_of
+from lsn_lens.methods.base import check_methods, units_of
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.methods.detecting import score
 from lsn_lens.runs.run import Run
@@ -24,6 +24,8 @@ def run(settings: FindConfig) -> Outcome:
     methods = {
         name: get_method(name, **settings.parameters.get(name, {})) for name in dict.fromkeys(settings.methods)
     }  # fmt: skip
+    cfg = blank(settings).cfg
+    check_methods(methods.values(), cfg.n_layers, cfg.d_model)
     collected = collect(
         load_model(settings), corpora, list(methods.values()), settings.out / "run", layout=layout(settings)
     )

@@ -15,7 +15,6 @@ from lsn_lens.bars import tqdm
 from lsn_lens.controls.contrasts import Side, contrast_of
 from lsn_lens.controls.permutations import Permutations, Tests, max_t, scores_test, values_test
 from lsn_lens.controls.resampling import check_shards, load_shards, permuted, seeds
-from lsn_lens.labels import check_apart
 from lsn_lens.methods.base import Method, check_shares, scores_of, units_of
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.neurons.scores import NeuronScores
@@ -263,7 +262,6 @@ def null_counts(
     for method in [methods] if isinstance(methods, str) else methods:
         test = permutation_test(run, method, permutations=permutations, seed=seed, paired=paired, progress=progress)
         sets = {"units": test.found, "beyond_null": test.beyond_null(), "significant": test.significant()}
-        check_apart(test.found.languages, ["all"])
         columns = {name: [*each.counts().to_list(), len(each)] for name, each in sets.items()}
         null = torch.cat([test.counts, test.totals[:, None]], dim=1).double()
         frame = pd.DataFrame(

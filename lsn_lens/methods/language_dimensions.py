@@ -81,6 +81,12 @@ class LanguageDimensions:
         """Sums of the residual stream after every layer, or means of single documents for "released"."""
         return (Statistic("resid_post", "sum"),) if self.variant == "output" else (INPUT, LAST)
 
+    def check_model(self, layers: int, width: int) -> None:
+        """Refuse a layer, or a dimension to leave out, that the model lacks."""
+        for layer in (self.layer, self.anchor_layer):
+            self._place(0 if layer is None else layer, layers)
+        self._excluded(width)
+
     def score(self, statistics: Statistics) -> NeuronScores:
         """|difference of means| in the chosen layer; -inf in other layers and where it is 0."""
         check_languages(statistics.languages)

@@ -86,13 +86,11 @@ def steering_run(
     """
     check_model(model)
     settings = settings or SteeringSettings()
+    settings.check_layer(model.cfg.n_layers)
     corpora = as_corpora(corpora)
     identifier(corpora, settings.identifier, ruled_out=settings.ruled_out)
     _texts(settings, model, corpora)
     loss_table(model, corpora, [], layout=_evaluation(settings), progress=progress)
-    layers = range(-model.cfg.n_layers, model.cfg.n_layers)
-    if settings.layer is not None and settings.layer not in layers:
-        raise ValueError(f"layer={settings.layer}: the model has the layers 0 to {layers[-1]}.")
     layout = Layout(kind="documents", max_tokens=settings.max_tokens)
     methods = [*METHODS, AS_RELEASED] if structure.has_site(model, "resid_mid") else METHODS  # none in parallel blocks
     return collect(model, corpora, methods, out, layout=layout, progress=progress)
