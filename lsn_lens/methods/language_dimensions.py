@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages
-from lsn_lens.methods.selection import highest_each
+from lsn_lens.methods.selection import count_of, highest_each
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
@@ -123,4 +123,5 @@ class LanguageDimensions:
     def select(self, scores: NeuronScores) -> NeuronSet:
         """The highest scores of each language in the compared layer."""
         width = scores.values["resid"].shape[2]
-        return highest_each(scores, "resid", self.count if isinstance(self.count, int) else round(self.count * width))
+        count = self.count if isinstance(self.count, int) else count_of(self.count, width)
+        return highest_each(scores, "resid", count)
