@@ -359,10 +359,6 @@ def misfits(tmp_path_factory):
             [*DIMENSIONS, "--parameters.language_dimensions", "{mode: monolingual, anchor_layer: 9}"],
             "layer 9: the model has the layers 0 to 5",
         ),
-        (
-            [*DIMENSIONS, "--parameters.language_dimensions.exclude", "[192]"],
-            "exclude=[192]: the residual stream has the dimensions 0 to 191",
-        ),
         (["deactivate"], "no set was given: name its file"),
         (["audit", "--model", "nowhere", "--sets", "small.json"], "'nowhere' could not be loaded"),
     ],
