@@ -13,6 +13,7 @@ from lsn_lens.generation.steering.ways import arithmetics, direction
 from lsn_lens.neurons.sites import WRITE_SITE
 from lsn_lens.statistics.needs import Statistic
 from lsn_lens.studies.experiment import asked, load_model, load_text
+from lsn_lens.studies.settings.steering import check_layer
 from lsn_lens.studies.steering import steering_run, steering_study
 from lsn_lens.text.plan import Layout
 
@@ -29,7 +30,7 @@ def run(settings: SteerConfig) -> Outcome:
 
 def prepare(config: SteeringConfig) -> tuple[Any, ...]:
     """Load corpora and model, and collect the run."""
-    config.check_layer(blank(config).cfg.n_layers)
+    check_layer(config, blank(config).cfg.n_layers)
     corpora, model = load_text(config), load_model(config)
     return model, corpora, steering_run(model, corpora, config, config.out / "run")
 
@@ -44,7 +45,7 @@ def continued(settings: SteerConfig, corpora: Any) -> Outcome:
     """The prompt's most probable continuation without steering, steered, and with a random counterpart."""
     if settings.to not in corpora:
         raise KeyError(f"--to {settings.to}: the corpus has {list(corpora)}.")
-    settings.check_layer(blank(settings).cfg.n_layers)
+    check_layer(settings, blank(settings).cfg.n_layers)
     found = load_set(settings, wanted=[str(settings.to)]) if settings.sets else None
     model = load_model(settings)
     sites = [] if found is None else [WRITE_SITE[basis] for basis in found.masks]

@@ -37,7 +37,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report
 from lsn_lens.runs.run import Run
 from lsn_lens.studies.pages.steering import page as steering_page
-from lsn_lens.studies.settings.steering import SteeringSettings
+from lsn_lens.studies.settings.steering import SteeringSettings, check_layer
 from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
@@ -86,7 +86,7 @@ def steering_run(
     """
     check_model(model)
     settings = settings or SteeringSettings()
-    settings.check_layer(model.cfg.n_layers)
+    check_layer(settings, model.cfg.n_layers)
     corpora = as_corpora(corpora)
     identifier(corpora, settings.identifier, ruled_out=settings.ruled_out)
     _texts(settings, model, corpora)
