@@ -8,9 +8,9 @@ trainings/ with what was measured so far, from which an interrupted run goes on.
 training `lsn_lens.applications.finetune`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lsn_lens as lsn
 from lsn_lens.studies.experiment import Settings, asked, load_model, main, run_cli
@@ -22,6 +22,7 @@ class Config(FinetuningSettings, Settings):
     """Neuron-only fine-tuning against random neurons, LoRA and full fine-tuning."""
 
     out: Path = Path("runs/finetune")
+    backend: Literal["auto", "hooked", "bridge"] = field(default="bridge", init=False)  # what can be trained: no option
 
 
 def prepare(config: Config) -> tuple[Any, ...]:
@@ -29,7 +30,7 @@ def prepare(config: Config) -> tuple[Any, ...]:
     corpora = lsn.load_corpora(
         config.corpus, config.languages, files=config.files, column=config.column, hold_out=config.hold_out
     )
-    model = load_model(replace(config, backend="bridge"))
+    model = load_model(config)
     return model, corpora, lsn.studies.finetuning_run(model, corpora, config, config.out / "run")
 
 

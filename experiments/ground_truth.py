@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lsn_lens as lsn
-from lsn_lens.studies.experiment import Text, asked, load_text, main, run_cli
+from lsn_lens.studies.experiment import Corpus, Figures, Named, Work, asked, load_text, main, run_cli
 from lsn_lens.studies.settings.ground_truth import GroundTruthSettings
 
 
 @dataclass(frozen=True)
-class Config(GroundTruthSettings, Text):
+class Config(GroundTruthSettings, Figures, Work, Corpus, Named):
     """Plant units of known role into a model several times and see which methods find them."""
 
     out: Path = Path("runs/ground_truth")

@@ -8,7 +8,7 @@ from which an interrupted run goes on. `--config file.yaml` reads settings, `--p
 `lsn_lens.studies.growth_study`. `train_growth_model.py` makes checkpoints to try it on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Config(GrowthSettings, Settings):
     """
 
     out: Path = Path("runs/growth")
+    revision: None = field(default=None, init=False)  # each checkpoint has its own: no option
     revisions: tuple[str, ...] = ()
 
 

@@ -8,7 +8,7 @@ with the collected statistics, from which an interrupted run goes on. `--config 
 `lsn_lens.studies.steering_study`.
 """
 
-from lsn_lens.command.settings import SteerConfig as Config
+from lsn_lens.command.settings import SteeringConfig as Config
 from lsn_lens.studies.experiment import later, main, run_cli
 
 prepare, report = (later("lsn_lens.command.steering", name) for name in ("prepare", "report"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lsn_lens as lsn
+from lsn_lens.command.given import blank
 from lsn_lens.studies.experiment import Settings, asked, load_model, load_text, main, run_cli
 from lsn_lens.studies.settings.workflow import WorkflowSettings
 
@@ -24,7 +25,9 @@ class Config(WorkflowSettings, Settings):
 
 
 def prepare(config: Config) -> tuple[Any, ...]:
-    """Load model and corpora, and collect the run."""
+    """Load model and corpora, and collect the run; stages that do not fit the model are refused before."""
+    if config.understand is not None and config.generate is not None:
+        lsn.evaluation.Stages(config.understand, config.generate).layers(blank(config).cfg.n_layers)
     model, corpora = load_model(config), load_text(config)
     return model, corpora, lsn.studies.workflow_run(model, corpora, config, config.out / "run")
 

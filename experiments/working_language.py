@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lsn_lens as lsn
-from lsn_lens.studies.experiment import Settings, asked, load_model, load_text, main, run_cli
+from lsn_lens.studies.experiment import Corpus, Figures, Loaded, asked, load_model, load_text, main, run_cli
 from lsn_lens.studies.settings.working_language import WorkingLanguageSettings
 
 
 @dataclass(frozen=True)
-class Config(WorkingLanguageSettings, Settings):
+class Config(WorkingLanguageSettings, Figures, Corpus, Loaded):
     """Watch the working language, layer by layer.
 
     Attributes:

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable
 
-RESERVED = ("none",)  # in tables of losses, the row without an intervention
+# Columns that stand beside one column per language, and rows that stand beside one row per language.
+COLUMNS = frozenset({
+    "bases", "evaluated", "intervened", "language", "layer", "mean_jaccard", "method", "notes", "owner", "part",
+    "planting", "rate", "script", "text", "units", "units of",
+})  # fmt: skip
+RESERVED = COLUMNS | {"none", "all", "(all)", "nothing", "und"}
 
 
 def label_list(labels: Iterable[str], name: str = "languages") -> list[str]:
@@ -38,7 +43,22 @@ def check_label(label: object, name: str = "languages") -> str:
         )
     if label in RESERVED:
         raise ValueError(
-            f"{name}: no language can be labelled {label!r}: tables of losses use this name for the row without an "
-            "intervention. Choose another label."
+            f"{name}: no language can be labelled {label!r}: tables use this name for a row or column beside those of "
+            "the languages. Choose another label."
         )
     return label
+
+
+def check_apart(languages: Iterable[str], names: Iterable[str]) -> None:
+    """Require that no language is labelled as a row or column that a table has beside those of the languages.
+
+    `check_label` refuses these labels where text is read; a set, or a run from a folder, can still bring one.
+
+    Raises:
+        ValueError: A language with one of the names.
+    """
+    if same := sorted(set(languages) & set(names)):
+        raise ValueError(
+            f"the languages {same} are labelled as rows or columns that a table has beside those of the languages: "
+            "choose other labels."
+        )

@@ -15,12 +15,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import experiment
+from settings_read import read_by_page, reads
 
 import lsn_lens as lsn
 from lsn_lens.command import COMMANDS, main
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.program import parser
 from lsn_lens.command.settings import CompareConfig, DeactivateConfig, DemoConfig, FindConfig, GivenSet
+from lsn_lens.labels import COLUMNS
 from lsn_lens.model import loading
 from lsn_lens.neurons import IMPORTERS
 from lsn_lens.studies import auditing
@@ -34,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 SLOW = ("torch", "transformers", "transformer_lens", "matplotlib", "plotly", "pandas", "sklearn", "datasets")
 LABELS = ["en", "fr"]
 SMALL = ("--languages", ",".join(LABELS), "--device", "cpu", "--length", "32", "--max_tokens", "320")
+DIMENSIONS = ("find", "--methods", "language_dimensions")
 FIND = ("find", *SMALL, "--methods", "lape,lap", "--parameters.lape.rate", "0.02")
 
 
@@ -131,6 +134,7 @@ def test_find_writes_what_detect_finds(folder, tmp_path, capsys):
     arguments = [*FIND, "--out", str(folder)]
     told = said(capsys, *arguments)
     assert told["counts"][0] == {"method": "lape", "units": len(found), **found.counts().to_dict()}
+    assert set(told["counts"][0]) - set(LABELS) <= COLUMNS
     assert told["command"] == "find" and Path(told["paths"]["table"]) == (folder / "neurons.csv").resolve()
     assert main(arguments) == 0
     shown = capsys.readouterr().out
@@ -149,6 +153,7 @@ def test_deactivate_measures_the_set(french, tmp_path, capsys):
     found = lsn.NeuronSet.load(french)
     matrix = lsn.perplexity_matrix(model, corpora, found, layout=lsn.Layout(length=32, max_tokens=256), progress=False)
     for row in told["matrix"]:
+        assert set(row) - set(LABELS) <= COLUMNS
         expected = matrix.loc[row["units of"]].to_dict()
         assert {label: row[label] for label in expected} == pytest.approx(expected, abs=1e-5)
     for row in told["effects"]:
@@ -346,6 +351,14 @@ def misfits(tmp_path_factory):
         (["export", "--sets", "xx.json", "--languages", "en", "--out", "new.json"], "xx.json has no ['en']"),
         (["steer", "--prompt", "The", "--to", "de", "--sets", "xx.json"], "xx.json has no ['de']; its languages are"),
         (["deactivate", "--sets", "other.json", "--out", "found"], "other.json is from other (weights 00000000)"),
+        (["steer", "--layer", "99"], "layer=99: the model has the layers 0 to 5"),
+        (["steer", "--layer", "-7"], "layer=-7: the model has the layers 0 to 5"),
+        (["steer", "--layer", "6", "--prompt", "The", "--to", "de"], "layer=6: the model has the layers 0 to 5"),
+        ([*DIMENSIONS, "--parameters.language_dimensions.layer", "6"], "layer 6: the model has the layers 0 to 5"),
+        (
+            [*DIMENSIONS, "--parameters.language_dimensions", "{mode: monolingual, anchor_layer: 9}"],
+            "layer 9: the model has the layers 0 to 5",
+        ),
         (["deactivate"], "no set was given: name its file"),
         (["audit", "--model", "nowhere", "--sets", "small.json"], "'nowhere' could not be loaded"),
     ],
@@ -376,14 +389,16 @@ def options_of(command):
 def test_help_says_the_type_of_every_option_in_a_word():
     shown = options_of("find")
     for name, word in {
-        "model": "TEXT", "out": "PATH", "languages": "TEXT,...", "length": "INT", "png": "{true,false}",
+        "model": "TEXT", "out": "PATH", "languages": "TEXT,...", "length": "INT",
         "dtype": "{float32,bfloat16,float16}", "kind": "{blocks,documents}", "parameters": "{NAME: {NAME: VALUE}}",
     }.items():  # fmt: skip
         assert shown[name] == word
     for name, command in COMMANDS.items():
         given, hints = options_of(name), get_type_hints(command.settings)
         assert set(hints) - set(given) == ({"run"} if name == "status" else set())
-    assert options_of("compare")["sizes"] == "FLOAT|INT,..." and options_of("deactivate")["sets"] == "PATH,..."
+    shown = options_of("compare")
+    assert shown["png"] == "{true,false}" and shown["sizes"] == "FLOAT|INT,..."
+    assert options_of("deactivate")["sets"] == "PATH,..."
 
 
 @pytest.mark.parametrize("script", [each for each in SCRIPTS if each != "ground_truth"])
@@ -409,6 +424,24 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2 and "lsn-lens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_subcommand_is_read(name):
+    kind, run = COMMANDS[name].settings, COMMANDS[name].run
+    shown = {each.name for each in fields(kind)}
+    assert shown - reads(run, 0, kind) - read_by_page(kind) <= {"processes"}
+    assert ("processes" in shown) == (name not in ("plan", "status", "merge", "export"))  # who shares work
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_of_a_script_is_read(script):
+    module = experiment(script)
+    kind = module.Config
+    shown = {each.name for each in fields(kind) if each.init}
+    known = set.union(*(reads(each, 0, kind) for each in (module.prepare, module.report)))
+    assert shown - known - read_by_page(kind) <= {"processes"}
+    assert ("processes" in shown) == (script != "working_language")
 
 
 @pytest.mark.parametrize("name", [each for each in COMMANDS if each not in ("status", "merge")])

@@ -8,6 +8,7 @@ import pytest
 from conftest import experiment, page_of, refused
 
 import lsn_lens as lsn
+from lsn_lens.labels import COLUMNS
 from lsn_lens.planted.roles import ROLES
 from lsn_lens.studies import ground_truth as study
 from lsn_lens.studies.pages import ground_truth as section
@@ -44,6 +45,8 @@ def written(script, config):
 def test_the_folder_is_whole(written):
     names = {"methods", "by-language", "roles", "planted", "damage", "sensitivity", "refused"}
     assert {path.stem for path in (written / "tables").glob("*.parquet")} == names
+    damage = pd.read_parquet(written / "tables" / "damage.parquet")
+    assert {each for each in damage if "-" not in each} <= COLUMNS  # the languages are latin-1, ...
     origin = json.loads((written / "provenance.json").read_text())
     assert origin["settings"]["plantings"] == 1
     assert origin["corpus"]["languages"].keys() == {"latin-1", "latin-2", "cyrillic-1", "cyrillic-2"}

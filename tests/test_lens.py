@@ -11,6 +11,7 @@ import lsn_lens as lsn
 from lsn_lens.analysis.lens.layers import check_lens, logit_lens, working_language
 from lsn_lens.analysis.lens.probes import WordProbe, first_tokens, read_probes, word_probes
 from lsn_lens.analysis.lens.vocabulary import exclusive, token_languages
+from lsn_lens.labels import COLUMNS
 from lsn_lens.text.scripts import script_of
 
 FINAL_NORM = {
@@ -231,6 +232,7 @@ def test_labels_and_their_bias_on_the_demo():
     confusion, coverage = labels.confusion(), labels.coverage().set_index("language")
     ids = [i for text in corpora["fr"].hold_out for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
     ids = ids[: int(labels.held_out[1].sum())]
+    assert {confusion.index.name, *labels.scripts} - set(confusion) <= COLUMNS
     assert confusion.loc["fr", "fr"] == pytest.approx(np.mean([int(labels.labels[i]) == 1 for i in ids]))
     assert np.allclose(confusion.sum(axis=1), 1)
     assert np.allclose(coverage[["own", "other", "none"]].sum(axis=1), 1)

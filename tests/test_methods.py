@@ -1,6 +1,8 @@
 """What every method must keep, whatever it computes: one tiny model, one pass for all of them."""
 
 import inspect
+import re
+import warnings
 from dataclasses import FrozenInstanceError, fields, replace
 from functools import cache
 from itertools import permutations
@@ -353,3 +355,20 @@ def test_equal_scores_are_ranked_by_layer_basis_and_unit():
     for count in range(7):
         masks = best_units(order, [count])
         assert [place for place in places if masks[place[0]][0, place[1], place[2]]] == places[:count]
+
+
+HIGHEST = ("diffmean", "transfer", "language_dimensions", "average_precision")  # their best unit is a language's
+BY_SHARE = [name for name, each in METHOD.items() if hasattr(each, "rate")] + ["language_dimensions"]
+
+
+@pytest.mark.parametrize("name", BY_SHARE)
+def test_a_share_that_rounds_to_no_unit_is_told_with_the_least_share(name, run):
+    field = "count" if name == "language_dimensions" else "rate"
+    few = replace(METHOD[name], **{field: 1e-6})
+    with pytest.warns(UserWarning, match=r"the share 1e-06 of .* rounds to 0 units") as told:
+        assert len(detect(run, few)) == 0
+    (least,) = {float(re.search(r"above (\S+) gives one", str(each.message))[1]) for each in told}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = detect(run, replace(few, **{field: 1.01 * least}))
+    assert max(again.counts()) <= getattr(few, "size", 1) and (len(again) or name not in HIGHEST)

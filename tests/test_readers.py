@@ -215,3 +215,13 @@ def test_encodings_of_seven_bits_are_no_text(tmp_path):
 
 def test_one_line_of_utf16_without_a_mark_is_among_the_guesses():
     assert "UTF-16-LE" in likely_encoding(("河流很长很宽天空是蓝色的" * 30).encode("utf-16-le"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("name", ["en.txt", "en.jsonl", "en.json", "en.csv"])
+def test_every_reader_knows_every_line_end(name, end, tmp_path):
+    texts = ["Grüße aus Köln", "河水上涨", "third"]
+    plain = {"en.txt": texts, "en.csv": ["text", *texts]}
+    lines = plain.get(name, [json.dumps({"text": each}, ensure_ascii=False) for each in texts])
+    (tmp_path / name).write_bytes((end.join(lines) + end).encode())
+    assert list(load_corpora(tmp_path, hold_out=0.0)["en"].find) == texts

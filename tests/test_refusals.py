@@ -462,3 +462,17 @@ def test_slices_of_documents(corpora):
     with pytest.raises(TypeError, match="is a stream"):
         stream[-1:]
     assert list(stream) and repr(stream) == "Documents(find of s)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layer": 2}, "layer 2: the model has the layers 0 to 1"),
+        ({"mode": "monolingual", "anchor_layer": -3}, "layer -3: the model has the layers 0 to 1"),
+        ({"exclude": (10_000,)}, r"exclude=\[10000\]: the residual stream has the dimensions 0 to"),
+    ],
+)
+def test_a_methods_layers_and_units_are_checked_before_a_pass(settings, words, tiny, corpora, monkeypatch):
+    monkeypatch.setattr("lsn_lens.collection.collecting.plan_of", None)
+    with pytest.raises(ValueError, match=words):
+        lsn.collect(tiny("llama"), corpora, [lsn.methods.LanguageDimensions(**settings)], progress=False)

@@ -462,3 +462,10 @@ def test_the_study_in_a_notebook():
 def test_too_few_random_sets_are_no_finding(seeds, begins):
     summary = [{"switch": "understand FFN", "above_english": 0, "languages": 3}]
     assert page.lead(summary, "en", seeds).startswith(begins)
+
+
+def test_the_script_refuses_stages_before_the_weights_are_loaded(monkeypatch):
+    script = experiment("workflow")
+    monkeypatch.setattr(script, "load_model", None)
+    with pytest.raises(ValueError, match="the model has 6, so together they may have 5"):
+        script.prepare(script.Config(understand=4, generate=3))

@@ -18,6 +18,7 @@ from lsn_lens.generation.tasks.scoring import evaluate_items
 from lsn_lens.interventions.actions import Action, scale, zero
 from lsn_lens.interventions.intervening import intervention_hooks
 from lsn_lens.interventions.words import check_action
+from lsn_lens.labels import check_apart
 from lsn_lens.methods.sharing import TYPES, Sharing
 from lsn_lens.model import structure
 from lsn_lens.model.entry import check_model
@@ -149,6 +150,7 @@ def type_accuracy(
     check_trials(actions, seeds, types, share)
     by_item = parallel_items(items)
     languages = [each.language for each in by_item[0]]
+    check_apart(languages, [ALL])
     prompts = {label: [each[place].prompt for each in by_item] for place, label in enumerate(languages)}
     before = evaluate_items(model, [one for each in by_item for one in each], progress=progress, **options)
     right = before["correct"].to_numpy(dtype=float).reshape(len(by_item), -1)

@@ -32,7 +32,7 @@ from lsn_lens.collection.wanted import (
     refused_by_text,
 )
 from lsn_lens.files import write_bytes
-from lsn_lens.methods.base import Method
+from lsn_lens.methods.base import Method, check_methods
 from lsn_lens.model import hooks, structure
 from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
@@ -163,6 +163,7 @@ def _asked(
     """The wanted methods and needs; methods that the model or the layout rules out are refused before anything slow."""
     fits = Fits(model)
     wanted = fits.wanted(named_methods(methods))
+    check_methods(wanted.methods.values(), model.cfg.n_layers, model.cfg.d_model)
     wanted = wanted.without(refused_by_layout(wanted, layout))
     if methods is not None or not wanted.methods:
         refuse(fits, wanted.methods_left_out, layout)

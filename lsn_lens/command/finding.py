@@ -5,12 +5,13 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.collection.collecting import collect
-from lsn_lens.command.given import layout, texts
+from lsn_lens.command.given import blank, layout, texts
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import FindConfig
 from lsn_lens.comparison.doubts import FEW_TOKENS
 from lsn_lens.files import write_bytes
-from lsn_lens.methods.base import units_of
+from lsn_lens.labels import check_apart
+from lsn_lens.methods.base import check_methods, units_of
 from lsn_lens.methods.catalogue import get_method
 from lsn_lens.methods.detecting import score
 from lsn_lens.runs.run import Run
@@ -23,6 +24,8 @@ def run(settings: FindConfig) -> Outcome:
     methods = {
         name: get_method(name, **settings.parameters.get(name, {})) for name in dict.fromkeys(settings.methods)
     }  # fmt: skip
+    cfg = blank(settings).cfg
+    check_methods(methods.values(), cfg.n_layers, cfg.d_model)
     collected = collect(
         load_model(settings), corpora, list(methods.values()), settings.out / "run", layout=layout(settings)
     )
@@ -32,7 +35,9 @@ def run(settings: FindConfig) -> Outcome:
         found = units_of(method, scores)
         found.save(settings.out / "neurons" / f"{name}.safetensors")
         found.save(settings.out / "neurons" / f"{name}.json", scores)
-        counts.append({"method": name, "units": len(found), **found.counts().to_dict()})
+        row = {"method": name, "units": len(found)}
+        check_apart(found.languages, row)
+        counts.append(row | found.counts().to_dict())
         keys = ["language", "basis", "layer", "unit"]
         frame = found.to_frame().merge(scores.to_frame(), on=keys, how="left")
         frame.insert(0, "method", name)

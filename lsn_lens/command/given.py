@@ -13,7 +13,7 @@ from lsn_lens.neurons.identity import whose
 from lsn_lens.neurons.importing import IMPORTERS, NAMELESS, WITHOUT_LABELS, format_of, import_set
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.runs.run import Run, read_description
-from lsn_lens.studies.experiment import Settings, load_text
+from lsn_lens.studies.experiment import Collected, Weights, load_text
 from lsn_lens.text.plan import Layout
 
 OURS = frozenset({
@@ -23,7 +23,7 @@ OURS = frozenset({
 RUN = "run"  # the folder of the run inside the output folder
 
 
-def texts(settings: Settings) -> Any:
+def texts(settings: Collected) -> Any:
     """The corpora, after the checks of the output folder.
 
     Raises:
@@ -100,7 +100,7 @@ def load_set(settings: Any, *, wanted: Iterable[str] = (), corpora: Iterable[str
     return found
 
 
-def blank(settings: Settings) -> Model:
+def blank(settings: Weights) -> Model:
     """The model without weights, from its configuration: it tells which units there are, at once.
 
     Raises:

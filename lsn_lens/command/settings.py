@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lsn_lens.studies.experiment import Settings
+from lsn_lens.studies.experiment import Collected, Corpus, Loaded, Settings, Weights
 from lsn_lens.studies.settings.audit import AuditSettings, EffectSettings
 from lsn_lens.studies.settings.steering import SteeringSettings
 
@@ -106,7 +106,7 @@ class DemoConfig(CompareConfig):
 
 
 @dataclass(frozen=True)
-class FindConfig(Cut, Settings):
+class FindConfig(Cut, Collected):
     """Find units with one or several methods.
 
     Attributes:
@@ -128,7 +128,7 @@ class FindConfig(Cut, Settings):
 
 
 @dataclass(frozen=True)
-class DeactivateConfig(EffectSettings, GivenSet, Settings):
+class DeactivateConfig(EffectSettings, GivenSet, Collected):
     """Switch the units of a set off, beside matched random units.
 
     Attributes:
@@ -157,7 +157,14 @@ class AuditConfig(AuditSettings, GivenSet, Settings):
 
 
 @dataclass(frozen=True)
-class SteerConfig(SteeringSettings, GivenSet, Settings):
+class SteeringConfig(SteeringSettings, Settings):
+    """Steer a model from every language to every other, and switch each language off."""
+
+    out: Path = Path("runs/steer")
+
+
+@dataclass(frozen=True)
+class SteerConfig(GivenSet, SteeringConfig):
     """Steer a model from every language to every other, and switch each language off.
 
     Attributes:
@@ -168,7 +175,6 @@ class SteerConfig(SteeringSettings, GivenSet, Settings):
             language's mean, to which its units are set.
     """
 
-    out: Path = Path("runs/steer")
     prompt: str | None = None
     to: str | None = None
     strength: float = 1.0
@@ -183,7 +189,7 @@ class SteerConfig(SteeringSettings, GivenSet, Settings):
 
 
 @dataclass(frozen=True)
-class InspectConfig(Cut, GivenSet, Settings):
+class InspectConfig(Cut, GivenSet, Collected):
     """Look at one unit, or at the units of a set.
 
     Attributes:
@@ -217,7 +223,7 @@ class InspectConfig(Cut, GivenSet, Settings):
 
 
 @dataclass(frozen=True)
-class PlanConfig(Cut, Settings):
+class PlanConfig(Cut, Corpus, Weights):
     """Memory and disk that a collection will take, before anything is loaded.
 
     Attributes:
@@ -257,7 +263,7 @@ class MergeConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig(GivenSet, Settings):
+class ExportConfig(GivenSet, Loaded):
     """Write a set for other tools, or a model without its units.
 
     Attributes:
@@ -269,6 +275,7 @@ class ExportConfig(GivenSet, Settings):
     """
 
     out: Path = Path("runs/export.json")
+    languages: tuple[str, ...] | None = None
     tool: Literal["transformers", "nnsight", "pyvene"] = "transformers"
 
 

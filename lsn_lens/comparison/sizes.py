@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsn_lens.comparison.overlaps import mean_jaccard
 from lsn_lens.evaluation.verdict import FEW_NEURONS
+from lsn_lens.labels import check_apart
 from lsn_lens.methods.base import Method
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.columns import in_words
@@ -19,18 +20,17 @@ from lsn_lens.runs.run import Run
 
 def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
     """One row per method, fewest languages below 10 units first; see `Comparison.sizes`."""
-    rows = [
-        {
-            "method": name,
-            "bases": ", ".join(each.masks),
-            **each.counts().to_dict(),
+    rows = []
+    for name, each in found.items():
+        before = {"method": name, "bases": ", ".join(each.masks)}
+        after = {
             "units": len(each),
             "rate": len(each) / sum(mask[0].numel() for mask in each.masks.values()),
             "mean_jaccard": mean_jaccard(each),
             "notes": "; ".join(f"{key.replace('_', ' ')} {in_words(value)}" for key, value in each.notes.items()),
         }
-        for name, each in found.items()
-    ]
+        check_apart(each.languages, before | after)
+        rows.append(before | each.counts().to_dict() | after)
     few = [int((each.counts() < FEW_NEURONS).sum()) for each in found.values()]
     order = sorted(range(len(rows)), key=lambda place: few[place])
     return pd.DataFrame([rows[place] for place in order])
@@ -38,6 +38,8 @@ def sizes_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
 
 def layers_table(found: Mapping[str, NeuronSet]) -> pd.DataFrame:
     """One row per method and layer, one column per language."""
+    for each in found.values():
+        check_apart(each.languages, ("method", "layer"))
     frames = {name: each.layer_counts() for name, each in found.items()}
     return pd.concat(frames, names=["method"]).reset_index().rename_axis(columns=None)
 

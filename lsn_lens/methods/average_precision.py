@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, check_shares
-from lsn_lens.methods.selection import DECIMALS, best_first, best_units
+from lsn_lens.methods.selection import DECIMALS, best_first, best_units, count_of
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.refusal import DoesNotApply
@@ -212,7 +212,7 @@ class AveragePrecision:
         """
         order = self.order(scores)
         total = sum(values[0].numel() for values in order.values())
-        count = self.count if self.count is not None else round(self.rate * total)
+        count = self.count if self.count is not None else count_of(self.rate, total)
         masks = best_units(order, [count] * len(scores.languages))
         precision, ranks, chosen = (
             torch.cat([each[basis] for basis in order], dim=-1) for each in (scores.values, order, masks)

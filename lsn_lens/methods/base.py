@@ -1,6 +1,6 @@
 """The protocol of a method: a frozen dataclass of hyper-parameters with three pure functions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
@@ -71,6 +71,26 @@ def order_of(method: Method, scores: NeuronScores) -> Mapping[str, Float[Tensor,
     """
     order = getattr(method, "order", None)
     return scores.values if order is None else order(scores)
+
+
+@runtime_checkable
+class ChecksModel(Protocol):
+    """A method with settings that name layers or units of the model."""
+
+    def check_model(self, layers: int, width: int) -> Any:
+        """Raise ValueError for a layer or unit of the residual stream that the model lacks."""
+        ...
+
+
+def check_methods(methods: Iterable[object], layers: int, width: int) -> None:
+    """Refuse methods that name layers or units which a model of this depth and width lacks.
+
+    Raises:
+        ValueError: The message has the range.
+    """
+    for each in methods:
+        if isinstance(each, ChecksModel):
+            each.check_model(layers, width)
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, check_shares
-from lsn_lens.methods.selection import DECIMALS, best_first, entropy, order_statistic
+from lsn_lens.methods.selection import DECIMALS, best_first, count_of, entropy, order_statistic
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import Statistic
@@ -84,7 +84,7 @@ class EntropyLambda:
 
     def _chosen(self, ranking: Float[Tensor, "layer unit"]) -> Bool[Tensor, "layer unit"]:
         chosen = torch.zeros(ranking.numel(), dtype=torch.bool)
-        chosen[best_first(ranking)[: round(self.rate * ranking.numel())]] = True
+        chosen[best_first(ranking)[: count_of(self.rate, ranking.numel())]] = True
         return chosen.view(ranking.shape)
 
     def select(self, scores: NeuronScores) -> NeuronSet:

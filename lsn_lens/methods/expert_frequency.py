@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages, check_shares
-from lsn_lens.methods.selection import highest_each
+from lsn_lens.methods.selection import count_of, highest_each
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.experts import ExpertAssignment, ExpertCounts
@@ -113,7 +113,7 @@ class ExpertFrequency:
     def select(self, scores: NeuronScores) -> NeuronSet:
         """All neurons of the highest-scoring exclusive experts per language; `notes` counts exclusive experts."""
         values = scores.values["mlp"]
-        budget = -(-round(self.rate * values[0].numel() / len(values)) // self.size)  # experts, rounded up
+        budget = -(-count_of(self.rate, values[0].numel(), len(values)) // self.size)  # experts, rounded up
         exclusive = [round(int(each.isfinite().sum()) / self.size) for each in values]
         notes = {"asked": budget, "exclusive": dict(zip(scores.languages, exclusive, strict=True))}  # experts
         return replace(highest_each(scores, "mlp", budget * self.size), notes=notes)

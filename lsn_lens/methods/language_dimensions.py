@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lsn_lens.methods.base import check_languages
-from lsn_lens.methods.selection import highest_each
+from lsn_lens.methods.selection import count_of, highest_each
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.statistics.needs import DocumentValues, Need, Statistic
@@ -81,6 +81,12 @@ class LanguageDimensions:
         """Sums of the residual stream after every layer, or means of single documents for "released"."""
         return (Statistic("resid_post", "sum"),) if self.variant == "output" else (INPUT, LAST)
 
+    def check_model(self, layers: int, width: int) -> None:
+        """Refuse a layer, or a dimension to leave out, that the model lacks."""
+        for layer in (self.layer, self.anchor_layer):
+            self._place(0 if layer is None else layer, layers)
+        self._excluded(width)
+
     def score(self, statistics: Statistics) -> NeuronScores:
         """|difference of means| in the chosen layer; -inf in other layers and where it is 0."""
         check_languages(statistics.languages)
@@ -117,4 +123,5 @@ class LanguageDimensions:
     def select(self, scores: NeuronScores) -> NeuronSet:
         """The highest scores of each language in the compared layer."""
         width = scores.values["resid"].shape[2]
-        return highest_each(scores, "resid", self.count if isinstance(self.count, int) else round(self.count * width))
+        count = self.count if isinstance(self.count, int) else count_of(self.count, width)
+        return highest_each(scores, "resid", count)

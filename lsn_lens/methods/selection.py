@@ -1,6 +1,7 @@
 """Functions that several methods share: entropies, order statistics, and rules that turn scores into sets."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -14,6 +15,19 @@ from lsn_lens.refusal import DoesNotApply
 from lsn_lens.statistics.sums import Statistics
 
 DECIMALS = 12  # entropies or shares equal to this many decimals are ties: later decimals are rounding error
+
+
+def count_of(share: float, units: int, languages: int = 1) -> int:
+    """A share of all units, divided evenly among languages and rounded, as a number; a warning says if it is 0."""
+    count = round(share * units / languages)
+    if not count:
+        among = f", divided among {languages} languages," if languages > 1 else ""
+        warnings.warn(
+            f"the share {share:g} of {units:,} units{among} rounds to 0 units, so the set is empty: a share above "
+            f"{languages / units / 2:.3g} gives one.",
+            stacklevel=3,
+        )
+    return count
 
 
 def order_statistic(values: Float[Tensor, "..."], share: float) -> Float[Tensor, ""]:
@@ -61,7 +75,7 @@ def highest_each(scores: NeuronScores, basis: str, count: int) -> NeuronSet:
 def highest_share(scores: NeuronScores, basis: str, rate: float) -> NeuronSet:
     """The highest scores per language: a share of all units, divided evenly among the languages and rounded."""
     values = scores.values[basis]
-    return highest_each(scores, basis, round(rate * values[0].numel() / len(values)))
+    return highest_each(scores, basis, count_of(rate, values[0].numel(), len(values)))
 
 
 def entropy(values: Float[Tensor, "language layer unit"]) -> Float[Tensor, "layer unit"]:
@@ -92,7 +106,7 @@ def select_lowest_entropy(scores: NeuronScores, rate: float, at_least: int) -> N
     """The share `rate` of all units with the lowest entropy; a unit belongs to each language with a finite score."""
     ranking, belongs = scores.rank("mlp"), scores.values["mlp"].isfinite().flatten(1)
     order = best_first(ranking)
-    count = asked = round(rate * ranking.numel())
+    count = asked = round(rate * ranking.numel()) if at_least else count_of(rate, ranking.numel())
     if at_least:
         reached = belongs[:, order].cumsum(1)
         eligible = dict(zip(scores.languages, belongs[:, order].sum(1).tolist(), strict=True))

@@ -35,45 +35,91 @@ SAID = (ValueError, KeyError, OSError, RuntimeError, ImportError, FloatingPointE
 
 
 @dataclass(frozen=True)
-class Text:
-    """The settings for the model and the text files.
+class Named:
+    """The name of a model.
 
     Attributes:
         model: "demo", a local folder or GGUF file, or a Hub id.
-        corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
-        out: Output folder.
-        languages: Languages in order, as en,fr; by default all of the corpus.
-        files: Glob that picks files of a corpus folder.
-        column: The field with the text, in tables and JSON.
-        png: Where there is a report: also draw its figures into figures/, a quarter of a second each.
-        processes: Processes that share the work, on a CPU under Linux.
     """
 
     model: str = "demo"
+
+
+@dataclass(frozen=True)
+class Weights(Named):
+    """The weights of a model.
+
+    Attributes:
+        dtype: Data type of the weights.
+        revision: Branch, tag or commit of a Hub model; by default its main branch.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded(Weights):
+    """A model that is loaded.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
+        backend: TransformerLens class of the model: HookedTransformer, TransformerBridge, or what can be had.
+    """
+
+    device: str | None = None
+    backend: Literal["auto", "hooked", "bridge"] = "auto"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text of languages.
+
+    Attributes:
+        corpus: "demo", a folder of `<language>.txt`, `.jsonl[.gz]` or `.parquet` files, or a preset ("wikipedia", ...).
+        languages: Languages in order, as en,fr; by default all of the corpus.
+        files: Glob that picks files of a corpus folder.
+        column: The field with the text, in tables and JSON.
+    """
+
     corpus: str = "demo"
-    out: Path = Path("runs")
     languages: tuple[str, ...] | None = None
     files: str = "*"
     column: str = "text"
-    png: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where results go, and who shares the work.
+
+    Attributes:
+        out: Output folder.
+        processes: Processes that share the work, on a CPU under Linux.
+    """
+
+    out: Path = Path("runs")
     processes: int = 1
 
 
 @dataclass(frozen=True)
-class Settings(Text):
-    """The settings of every script that loads one model.
+class Figures:
+    """The figures of a report.
 
     Attributes:
-        device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
-        dtype: Data type of the weights.
-        backend: TransformerLens class of the model: HookedTransformer, TransformerBridge, or what can be had.
-        revision: Branch, tag or commit of a Hub model; by default its main branch.
+        png: Also draw the report's figures into figures/, a quarter of a second each.
     """
 
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    backend: Literal["auto", "hooked", "bridge"] = "auto"
-    revision: str | None = None
+    png: bool = False
+
+
+@dataclass(frozen=True)
+class Collected(Work, Corpus, Loaded):
+    """The settings of what runs a model on text, and writes no report."""
+
+
+@dataclass(frozen=True)
+class Settings(Figures, Collected):
+    """The settings of a study of one model, which writes a report."""
 
 
 class Loader(yaml.SafeLoader):
@@ -172,7 +218,7 @@ def later(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-def load_model(settings: Settings) -> "Model":
+def load_model(settings: Loaded) -> "Model":
     """The model that the settings name."""
     import torch
 
@@ -184,7 +230,7 @@ def load_model(settings: Settings) -> "Model":
     )  # fmt: skip
 
 
-def load_text(settings: Text) -> "dict[str, LanguageCorpus]":
+def load_text(settings: Corpus) -> "dict[str, LanguageCorpus]":
     """The corpora that the settings name."""
     from lsn_lens.text.corpora import load_corpora
 

@@ -37,7 +37,7 @@ from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.report.page import Report
 from lsn_lens.runs.run import Run
 from lsn_lens.studies.pages.steering import page as steering_page
-from lsn_lens.studies.settings.steering import SteeringSettings
+from lsn_lens.studies.settings.steering import SteeringSettings, check_layer
 from lsn_lens.studies.study import Study, now, plain
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
@@ -86,13 +86,11 @@ def steering_run(
     """
     check_model(model)
     settings = settings or SteeringSettings()
+    check_layer(settings, model.cfg.n_layers)
     corpora = as_corpora(corpora)
     identifier(corpora, settings.identifier, ruled_out=settings.ruled_out)
     _texts(settings, model, corpora)
     loss_table(model, corpora, [], layout=_evaluation(settings), progress=progress)
-    layers = range(-model.cfg.n_layers, model.cfg.n_layers)
-    if settings.layer is not None and settings.layer not in layers:
-        raise ValueError(f"layer={settings.layer}: the model has the layers 0 to {layers[-1]}.")
     layout = Layout(kind="documents", max_tokens=settings.max_tokens)
     methods = [*METHODS, AS_RELEASED] if structure.has_site(model, "resid_mid") else METHODS  # none in parallel blocks
     return collect(model, corpora, methods, out, layout=layout, progress=progress)

@@ -146,9 +146,10 @@ def _remedy(found: str) -> str:
 
 
 def _lines(path: Path, column: str, parse: Callable[[str, str], Any]) -> Iterator[Any]:
-    with _opened(path) as lines:
+    # universal newlines, as of old Macs; latin-1 keeps every byte, so that each line can be judged by itself
+    with _opened(path) as file, io.TextIOWrapper(file, "latin-1", newline=None) as lines:
         for line in lines:
-            text = _decoded(line)
+            text = _cell(line)
             yield text if isinstance(text, Unreadable) or not text.strip() else parse(text, column)
 
 
@@ -182,7 +183,7 @@ def _json(path: Path, column: str) -> Iterator[Any]:
     """Records of a JSON list of texts or objects, or of a file with one object per line."""
     with _opened(path) as file:
         head = file.read(SAMPLE).removeprefix(codecs.BOM_UTF8).lstrip()
-    first = _decoded(head.split(b"\n", 1)[0])
+    first = _decoded(next(iter(head.splitlines()), b""))
     if not head.startswith(b"[") and not isinstance(_parsed(first), Unreadable):
         yield from _lines(path, column, _json_line)
         return

@@ -17,6 +17,7 @@ from lsn_lens.applications.finetuning.tuning import finetune
 from lsn_lens.controls.neutral import measured_neutral
 from lsn_lens.evaluation.baseline import held_out
 from lsn_lens.files import write_bytes
+from lsn_lens.labels import check_apart
 from lsn_lens.model.structure import Model, describe
 from lsn_lens.neurons.draws import generator_of
 from lsn_lens.neurons.sets import NeuronSet
@@ -65,6 +66,7 @@ class Bench:
     def _measure(self, model: Model, corpora: Corpora) -> dict[str, tuple[float, float]]:
         """Text -> loss (nats per token) and bits per byte; neutral text too."""
         text, quiet = held_out(model, corpora, self._layout(), progress=False), measured_neutral(model, progress=False)
+        check_apart(corpora, [] if quiet is None else quiet.clean)
         tables = [each.unchanged for each in (text, quiet) if each is not None]
         rows = pd.concat(tables).to_dict("records")
         return {row["evaluated"]: (row["nll"], row["bits_per_byte"]) for row in rows}

@@ -59,3 +59,13 @@ class SteeringSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1.")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate={self.rate}: expected a share of all units, more than 0 and at most 1.")
+
+
+def check_layer(settings: SteeringSettings, layers: int) -> None:  # no method: a script would take it for a subcommand
+    """Refuse a layer that a model of this depth lacks.
+
+    Raises:
+        ValueError: The message has the range.
+    """
+    if settings.layer is not None and not -layers <= settings.layer < layers:
+        raise ValueError(f"layer={settings.layer}: the model has the layers 0 to {layers - 1}; -1 is the last.")
