@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens.neurons.sets import NeuronSet
@@ -174,6 +175,29 @@ def test_caveats_name_lost_units_outliers_and_broken_texts():
         "fr: a few outlier units alone have more than half of the effect.", "fr: the model breaks on code.",
         "fr: not hurt most in the domain news.", "Not tested: one, as why.",
     ]  # fmt: skip
+
+
+def test_attention_units_of_a_mixture_of_experts_are_measured(hugging_face, load):
+    """No method needs to be named, and zero is what the edited output projection gives."""
+    texts = {"sw": ["Mvua kubwa ilinyesha milimani"] * 9, "ta": ["நேற்று மழை", "ஆற்றில் வெள்ளம்"] * 5}
+    texts = {label: [f"{text} {i}" for i, text in enumerate(each)] for label, each in texts.items()}
+    corpora = lsn.load_corpora(texts)
+    mask = torch.rand(2, 2, 32, generator=torch.Generator().manual_seed(0)) < 0.2
+    found = NeuronSet(("sw", "ta"), {"z": mask}, "drawn")
+    study = audit(found, load("mixtral"), corpora, replace(QUICK, length=16, evaluation_tokens=48), progress=False)
+    edited, losses = hugging_face("mixtral"), []
+    with torch.no_grad():
+        for layer, each in enumerate(edited.model.layers):
+            each.self_attn.o_proj.weight[:, mask[0, layer]] = 0
+        stream = [i for text in corpora["sw"].hold_out for i in (0, *tiny_tokenizer()(text)["input_ids"])]
+        blocks = torch.tensor(stream[:48]).view(-1, 16)
+        scored = blocks[:, 1:].flatten() != 0  # a separator is no target
+        for each in (edited, hugging_face("mixtral")):
+            logits = each(blocks).logits[:, :-1].flatten(0, 1)
+            losses.append(float(torch.nn.functional.cross_entropy(logits[scored], blocks[:, 1:].flatten()[scored])))
+    row = study["effects"].set_index("language").loc["sw"]
+    assert row["own_rise"] == pytest.approx(losses[0] - losses[1], abs=1e-4)
+    assert not {"set", "all"} & set(study["skipped"].loc[study["skipped"]["check"].eq("activity"), "set"])
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_measured(model, world, planted, monkeypatch):

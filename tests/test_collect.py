@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -294,6 +295,20 @@ def test_other_settings_are_refused_and_named(model, corpora, tmp_path):
     with pytest.raises(ValueError, match=r"settings: en, fr, zh: another text\."):
         lsn.collect(model, lsn.load_corpora(texts, hold_out=0.0), out=tmp_path / "run", layout=SMALL, progress=False)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_shards_without_a_description_are_nobodys(model, corpora, tmp_path):
+    """They may be of another model: they are never taken for this one's."""
+    lsn.collect(model, corpora, ["lape"], tmp_path, layout=SMALL, progress=False)
+    (tmp_path / "run.json").unlink()
+    for left in ("shards", "constants.safetensors"):
+        with pytest.raises(ValueError, match=r"has shards, but no run.json that says of which model"):
+            lsn.collect(model, corpora, ["lape"], tmp_path, layout=SMALL, progress=False)
+        assert not (tmp_path / "run.json").exists()
+        if left == "shards":
+            shutil.rmtree(tmp_path / "shards")
+    (tmp_path / "constants.safetensors").unlink()
+    assert lsn.collect(model, corpora, ["lape"], tmp_path, layout=SMALL, progress=False).path == tmp_path
 
 
 def test_full_disk_loses_nothing(model, corpora, whole, tmp_path, monkeypatch):

@@ -257,6 +257,45 @@ def test_runs_of_different_methods_merge_into_one(tmp_path):
         lsn.collection.merge_runs([tmp_path / "lape", other.path], tmp_path / "new")
 
 
+def test_merge_takes_output_folders_and_is_whole_or_not_at_all(folder, tmp_path, capsys, monkeypatch):
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for each in outputs:
+        shutil.copytree(folder / "run", each / "run")
+    runs = ",".join(map(str, outputs))
+    said(capsys, "merge", "--runs", runs, "--out", str(tmp_path / "both"))
+    assert lsn.load_run(tmp_path / "both").statistics.tokens.equal(lsn.load_run(folder / "run").statistics.tokens)
+    module, copied = sys.modules["lsn_lens.collection.merging"], []
+
+    def stopping(source, to):
+        copied.append(to)
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        Path(to).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(module.shutil, "copyfile", stopping)
+    assert main(["merge", "--runs", runs, "--out", str(tmp_path / "new")]) == 130
+    assert len(copied) == 3 and not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    capsys.readouterr()
+    told = said(capsys, "merge", "--runs", runs, "--out", str(tmp_path / "new"))
+    assert sum(row["missing"] for row in told["languages"]) == 0 and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_without_its_constants_or_with_half_a_description_is_named(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    (run / "constants.safetensors").unlink()
+    assert "constants.safetensors is missing or damaged" in said(capsys, "status", str(run))["found"]
+    with pytest.raises(SystemExit, match=r"has constants.safetensors whole, .* the command that began the run makes"):
+        main(["merge", "--runs", f"{run},{run}", "--out", str(tmp_path / "new")])
+    assert not list(tmp_path.glob("new*"))
+    told = said(capsys, "merge", "--runs", f"{run},{folder}", "--out", str(tmp_path / "new"))
+    assert told["found"].startswith("Complete")
+    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:300])
+    with pytest.raises(SystemExit, match=r"run.json is cut off or no JSON"):
+        main(["status", str(run)])
+
+
 def test_export_writes_every_format(folder, tmp_path, capsys):
     found = lsn.NeuronSet.load(folder / "neurons/lape")
     for name in ("set.csv", "set.json", "set.safetensors", "set.pth", "set.py", "checkpoint"):

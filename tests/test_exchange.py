@@ -267,6 +267,15 @@ def test_a_table_of_all_units_takes_a_count(tmp_path):
         import_set(paths, shapes, count=1000)
 
 
+def test_labels_and_a_count_that_a_set_does_not_take_are_refused(model, tmp_path):
+    path = made().save(tmp_path / "set.safetensors")
+    assert import_set(path, SHAPES, languages=LABELS[::-1]) == made()
+    with pytest.raises(ValueError, match=r"has the languages \['en', .* but \['en', 'fr', 'ja'\] were named"):
+        import_set(path, SHAPES, languages=("en", "fr", "ja"))
+    with pytest.raises(ValueError, match=r"count=3: .* of the format 'lsn_lens', which has chosen units"):
+        import_set(path, SHAPES, count=3)
+
+
 def test_plnd_dictionaries_count_keys_by_query_heads(model):
     size, group = model.cfg.d_head, 2  # four query heads share two of keys
     given = {"en": ({0: {1}}, {0: {2}}, {1: {5}}, {0: {2 * size + 3, 3 * size + 3}}, {0: {size - 1}}), "de": [{}] * 5}

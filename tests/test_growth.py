@@ -4,18 +4,22 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import pandas as pd
 import pytest
 import torch
-from conftest import SENTENCES, experiment, tiny_tokenizer
+from conftest import SENTENCES, experiment, page_of, tiny_tokenizer
+from tiny import checkpoint
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import lsn_lens as lsn
 from lsn_lens.applications.growth_checkpoints import checkpoints_in
 from lsn_lens.applications.growth_measuring import growth
+from lsn_lens.applications.growth_stages import find_stages
 from lsn_lens.studies import GrowthSettings, growth_study
 
 module = sys.modules["lsn_lens.applications.growth_measuring"]
@@ -174,6 +178,53 @@ def test_bad_input_is_refused_before_a_model_is_loaded(folder, corpora, tiny_mod
 
 SETTINGS = GrowthSettings(rate=0.1, length=16, max_tokens=160, evaluation_tokens=64, at_least=1, ratio=2.0, seeds=2,
                           replicates=5, switch="step-9")  # fmt: skip
+
+
+def test_one_place_twice_a_list_and_weights_alone_are_refused(folder, corpora, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are not checked for a user
+    twice = {"step-9": f"{folder / 'step-9'}", "step-10": f"{folder}/../{folder.name}/step-9/"}
+    with pytest.raises(ValueError, match="one checkpoint is there twice"):
+        growth(twice, corpora, "python", "step-10", **HOW)
+    with pytest.raises(ValueError, match="checkpoints is a list: expected a mapping of name to folder"):
+        growth([folder / "step-9", folder / "step-10"], corpora, "python", **HOW)
+    shutil.copytree(folder, tmp_path / "training")
+    (tmp_path / "training" / "step-200" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"\['step-200'\] have weights, but no config.json"):
+        checkpoints_in(tmp_path / "training")
+
+
+def test_checkpoints_without_a_working_language_are_left_out_of_stages(grown):
+    """Ten checkpoints of a rising score; at two of them no token is identified."""
+    names = tuple(f"step-{i}" for i in range(10))
+    losses = pd.DataFrame({"checkpoint": names, "language": "c++", "nll": [5 - 0.4 * i for i in range(10)]})
+    shares = [math.nan if i in (2, 7) else i / 10 for i in range(10)]
+    rows = [
+        {"checkpoint": name, "text": "c++", "layer": layer, "language": "c++", "share": share, "coverage": 0.5,
+         "unigram_share": 0.5}
+        for name, share in zip(names, shares, strict=True) for layer in range(3)
+    ]  # fmt: skip
+    made = replace(grown, checkpoints=names, losses=losses, layers=pd.DataFrame(rows))
+    kept = [name for name, share in zip(names, shares, strict=True) if not math.isnan(share)]
+    expected = find_stages(made.score("c++").loc[kept], made.own_system("c++").loc[kept])
+    pd.testing.assert_frame_equal(made.stages("c++"), expected)
+    assert made.stages("c++").set_index("stage").loc["translation", "observed"]
+
+
+def test_a_model_of_one_layer_has_a_report_that_names_no_stage(corpora, tmp_path):
+    for step, seed in (("step-1", 1), ("step-2", 2), ("step-3", 3)):
+        place = checkpoint("llama", tmp_path / step, num_hidden_layers=1)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(place)
+        with torch.no_grad():
+            for each in model.parameters():
+                each.add_(0.3 * each.std() * torch.randn_like(each))
+        model.save_pretrained(tmp_path / "training" / step)
+        tiny_tokenizer().save_pretrained(tmp_path / "training" / step)
+    settings = GrowthSettings("python", rate=0.1, length=16, max_tokens=160, evaluation_tokens=64, seeds=2,
+                              replicates=0, at_least=1, ratio=2.0)  # fmt: skip
+    study = growth_study(checkpoints_in(tmp_path / "training"), corpora, settings, progress=False)
+    assert study.growth.own_system("c++").isna().all() and study["calibration"]["checkpoints"].tolist() == [0]
+    assert "c++: no stage observed (0 checkpoints, fewer than the 6" in page_of(study).lead
 
 
 def test_the_study_reports(folder, corpora, grown, tmp_path):

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from lsn_lens.labels import check_label
 from lsn_lens.model.checkpoints import read_config, read_tokenizer, source_of
+from lsn_lens.refusal import check_kind
 from lsn_lens.text.documents import LanguageCorpus
 
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 SAMPLES = 3  # documents per language that all tokenizers must cut alike
 
 
@@ -47,9 +49,14 @@ def checkpoints_in(folder: Path | str) -> dict[str, Checkpoint]:
         Name of the subfolder -> checkpoint, in order of the numbers (names without a number first, by name).
 
     Raises:
-        ValueError: No subfolder has a model.
+        ValueError: No subfolder has a model, or one has weights without a configuration.
     """
     found = [each.parent for each in Path(folder).glob("*/config.json")]
+    weights = {each.parent for kind in WEIGHTS for each in Path(folder).glob(f"*/{kind}")}
+    if lacking := sorted(each.name for each in weights - set(found)):
+        raise ValueError(
+            f"{str(folder)!r}: {lacking} have weights, but no config.json. Add the file, or take the folders away."
+        )
     if not found:
         raise ValueError(f"{str(folder)!r} has no subfolder with a config.json: expected one per checkpoint.")
     return {each.name: Checkpoint(str(each)) for each in sorted(found, key=_order)}
@@ -77,12 +84,13 @@ def check_checkpoints(
         ValueError: Fewer than two checkpoints, a name that cannot be a folder's, one place twice, other shapes, or
             another tokenizer.
     """
+    check_kind("checkpoints", checkpoints, Mapping, "a mapping of name to folder, as checkpoints_in(folder) gives it")
     given = {check_label(name, "checkpoints"): _checkpoint(each) for name, each in checkpoints.items()}
     if len(given) < 2:
         raise ValueError(f"checkpoints={list(given)}: growth needs two or more checkpoints of one training.")
     if strange := [name for name in given if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name)]:
         raise ValueError(f"checkpoints={strange}: these names cannot be folders. Use letters, digits, '.', '-', '_'.")
-    if len(set(given.values())) < len(given):
+    if len({(Path(each.source).resolve(), each.revision) for each in given.values()}) < len(given):
         raise ValueError(f"checkpoints={given}: one checkpoint is there twice.")
     texts = {label: list(islice(each.hold_out, SAMPLES)) for label, each in corpora.items()}
     first, tokenizer, shapes = next(iter(given)), None, {}

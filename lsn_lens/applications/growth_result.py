@@ -82,10 +82,14 @@ class Growth:
     def stages(self, language: str, since: str | None = None, rule: StageRule | None = None) -> pd.DataFrame:
         """`find_stages` of a language's score and own system, from one checkpoint on.
 
+        Checkpoints without a working-language share are left out: none of their most probable tokens is identified, or
+        the model has one layer, so that none lies between embedding and output.
+
         Raises:
             KeyError: An unknown language or checkpoint.
         """
-        return find_stages(self.score(language, since), self.own_system(language, since), rule)
+        own = self.own_system(language, since).dropna()
+        return find_stages(self.score(language, since).loc[own.index], own, rule)
 
     def _curve(self, table: pd.DataFrame, column: str, language: str, value: str, since: str | None) -> pd.Series:
         if language not in self.languages:

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from lsn_lens.bars import tqdm
 from lsn_lens.files import write_bytes
-from lsn_lens.runs.run import layers_of, read_description, write_description
+from lsn_lens.runs.run import DESCRIPTION, layers_of, read_description, write_description
+from lsn_lens.runs.shards import CONSTANTS, shard_path
 from lsn_lens.text.plan import Plan
 
 SAID_FROM = 1e9  # bytes on disk from which a run announces its size
@@ -88,10 +89,15 @@ def claim(folder: Path, plan: Plan, settings: Settings) -> None:
     """Write the description of a new run; for an addition, write the added part's description until it is complete.
 
     Raises:
-        ValueError: Another addition was begun.
+        ValueError: Another addition was begun, or shards without a description, which may be of any model and text.
     """
     stored, last = read_description(folder), layers_of(settings)[-1]
     if stored is None:
+        if (folder / CONSTANTS).exists() or any(shard_path(folder, "").parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder} has shards, but no {DESCRIPTION} that says of which model and text they are. Copy the "
+                "description of their run into the folder, or give a new folder."
+            )
         write_description(folder, settings, _names(plan))
     elif stored["settings"] != settings:
         path = folder / last["folder"] / ADDING

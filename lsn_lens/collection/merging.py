@@ -7,10 +7,11 @@ from typing import Any
 
 from lsn_lens.collection.folders import differences
 from lsn_lens.runs.run import DESCRIPTION, Run, layers_of, load_run, read_description, write_description
-from lsn_lens.runs.shards import CONSTANTS, documents_path, shard_path
+from lsn_lens.runs.shards import CONSTANTS, documents_path, read_shard, shard_path
 from lsn_lens.runs.state import has_shard
 
 Part = tuple[dict[str, Any], list[Path]]  # a layer of the merged run, and the folders that have shards of it
+STAGING = ".partial"  # end of the name that the merged folder has until it is whole
 
 
 def merge_runs(folders: Iterable[Path | str], out: Path | str) -> Run:
@@ -22,7 +23,8 @@ def merge_runs(folders: Iterable[Path | str], out: Path | str) -> Run:
 
     Raises:
         FileExistsError: `out` is not empty.
-        ValueError: Fewer than two runs, a folder without a run, or runs of another model, text or layout.
+        ValueError: Fewer than two runs, a folder without a run, runs of another model, text or layout, or a run whose
+            constants no folder has whole. An interrupted call leaves no `out`; the same call begins again.
     """
     out, places = Path(out), [Path(each) for each in folders]
     if len(places) < 2:
@@ -34,20 +36,34 @@ def merge_runs(folders: Iterable[Path | str], out: Path | str) -> Run:
         if told := differences(stored[0]["settings"], each["settings"]):
             raise ValueError(f"{place} and {places[0]} are no parts of one run: {'; '.join(told)}.")
     parts = _parts(places, stored)
-    for layer, sources in parts:
+    fixed = [_constants(sources) for _, sources in parts]
+    staged = out.with_name(out.name + STAGING)
+    shutil.rmtree(staged, ignore_errors=True)
+    for (layer, sources), constants in zip(parts, fixed, strict=True):
         for names in stored[0]["shards"].values():
             for name in names:
-                _copy(name, sources, out / layer["folder"], layer["rows"])
-        fixed = next((each / CONSTANTS for each in sources if (each / CONSTANTS).is_file()), None)
-        if fixed is None:
-            raise ValueError(f"none of {list(map(str, sources))} has {CONSTANTS}, which the first shards come with.")
-        _copy_file(fixed, out / layer["folder"] / CONSTANTS)
-        costs = [file for source in sources for file in sorted(source.glob("costs-*.json"))]
+                _copy(name, sources, staged / layer["folder"], layer["rows"])
+        _copy_file(constants, staged / layer["folder"] / CONSTANTS)
+        costs = [file for source in dict.fromkeys(sources) for file in sorted(source.glob("costs-*.json"))]
         for place, file in enumerate(costs):
-            _copy_file(file, out / layer["folder"] / f"costs-{place}.json")
+            _copy_file(file, staged / layer["folder"] / f"costs-{place}.json")
     settings = _settings([each["settings"] for each in stored], [layer for layer, _ in parts])
-    write_description(out, settings, stored[0]["shards"])
+    write_description(staged, settings, stored[0]["shards"])
+    if out.is_dir():
+        out.rmdir()
+    staged.rename(out)
     return load_run(out)
+
+
+def _constants(sources: list[Path]) -> Path:
+    """The constants of a layer, from the first folder that has them whole."""
+    whole = next((each / CONSTANTS for each in sources if read_shard(each / CONSTANTS) is not None), None)
+    if whole is None:
+        raise ValueError(
+            f"none of {list(map(str, sources))} has {CONSTANTS} whole, which the first shards come with: the command "
+            "that began the run makes it again."
+        )
+    return whole
 
 
 def _described(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`lsn-lens plan`, `status` and `merge`: what a run will need, how far it is, and several as one."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -7,12 +8,12 @@ import torch
 
 from lsn_lens.collection.merging import merge_runs
 from lsn_lens.collection.planning import plan_run
-from lsn_lens.command.given import layout
+from lsn_lens.command.given import RUN, layout
 from lsn_lens.command.outcome import Outcome
 from lsn_lens.command.settings import MergeConfig, PlanConfig, StatusConfig
 from lsn_lens.methods.catalogue import METHODS
 from lsn_lens.runs.run import DESCRIPTION, Run
-from lsn_lens.runs.state import run_state
+from lsn_lens.runs.state import lost_constants, run_state
 from lsn_lens.studies.experiment import load_text
 
 
@@ -33,20 +34,24 @@ def plan(settings: PlanConfig) -> Outcome:
 
 def status(settings: StatusConfig) -> Outcome:
     """Shards done and missing, tokens, and the methods whose statistics the run has."""
-    inside = settings.run / "run"
-    folder = inside if not (settings.run / DESCRIPTION).is_file() and inside.is_dir() else settings.run
+    folder = _run_in(settings.run)
     table, described = run_state(folder)
     every, missing = (sum(map(int, table[key])) for key in ("shards", "missing"))
     usable = [name for name, each in METHODS.items() if name != "random" and not Run({}, described).lacks(each())]
-    said = (
-        f"Complete: {every} shards." if not missing
-        else f"{missing} of {every} shards are missing: the command that began the run goes on."
-    )  # fmt: skip
+    gaps = [f"{missing} of {every} shards are missing"] if missing else []
+    gaps += [f"{each} is missing or damaged" for each in lost_constants(folder, described)]
+    said = f"{'; '.join(gaps)}: the command that began the run goes on." if gaps else f"Complete: {every} shards."
     tables = {"languages": table, "methods": pd.DataFrame({"method": usable})}
     return Outcome(f"{said} Model: {described['model']['name']}.", tables, {"run": folder})
 
 
 def merge(settings: MergeConfig) -> Outcome:
     """Merge runs into a new folder."""
-    merge_runs(settings.runs, settings.out)
+    merge_runs(map(_run_in, settings.runs), settings.out)
     return status(StatusConfig(run=settings.out))
+
+
+def _run_in(folder: Path) -> Path:
+    """The folder of a run: as given, or inside the output folder of a subcommand."""
+    inside = folder / RUN
+    return inside if not (folder / DESCRIPTION).is_file() and inside.is_dir() else folder

@@ -254,7 +254,8 @@ class MergeConfig:
     """One run from several on the same model and text.
 
     Attributes:
-        runs: Folders of runs, as runs/a,runs/b: parts of one run, or runs of different methods.
+        runs: Folders of runs, or output folders that have them as `run`, as runs/a,runs/b: parts of one run, or runs
+            of different methods.
         out: A new folder.
     """
 

@@ -77,7 +77,7 @@ def import_set(
 
     Raises:
         ValueError: An unknown format, or one that the file does not tell; a damaged file, or one with objects other
-            than tensors and numbers; languages or shapes that do not fit.
+            than tensors and numbers; languages or shapes that do not fit; a count for units that are chosen already.
         KeyError: A unit of a language or basis that was not named.
     """
     paths = (path,) if isinstance(path, str | Path) else tuple(path)
@@ -89,6 +89,10 @@ def import_set(
     chosen = format_of(several[0]) if format is None else format
     if chosen not in IMPORTERS:
         raise ValueError(f"format={chosen!r}: expected one of {list(IMPORTERS)}.")
+    if count is not None and chosen != "expertise":
+        raise ValueError(
+            f"count={count}: {several[0]} is of the format {chosen!r}, which has chosen units. Leave count out."
+        )
     return IMPORTERS[chosen](source)
 
 
@@ -117,6 +121,7 @@ def format_of(path: Path) -> str:
 
 def _own(source: Source) -> NeuronSet:
     found = NeuronSet.load(source.file)
+    _same_labels(source, found.languages)
     shapes = units.shapes_of(source.shapes, found.masks)
     for basis, mask in found.masks.items():
         if tuple(mask.shape[1:]) != tuple(shapes[basis]):

@@ -237,12 +237,15 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     """Read the description of a run; None if the folder has none.
 
     Raises:
-        ValueError: A description of another version.
+        ValueError: A description that is cut off, or of another version.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8-sig"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path} is cut off or no JSON ({error}). Copy it again, or give another folder.") from None
     if stored.get("schema") != SCHEMA:
         raise ValueError(f"{folder} was written with schema {stored.get('schema')}, this version reads {SCHEMA}.")
     return stored

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.runs.run import DESCRIPTION, layers_of, read_description
-from lsn_lens.runs.shards import documents_path, is_finished, shard_path
+from lsn_lens.runs.shards import CONSTANTS, documents_path, is_finished, read_shard, shard_path
 
 
 def run_state(path: Path | str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -31,6 +31,12 @@ def run_state(path: Path | str) -> tuple[pd.DataFrame, dict[str, Any]]:
         tokens = settings["text"]["languages"][label]["tokens_used"]
         rows.append((label, len(names), done, len(names) - done, tokens))
     return pd.DataFrame(rows, columns=["language", "shards", "done", "missing", "tokens_used"]), settings
+
+
+def lost_constants(folder: Path, settings: dict[str, Any]) -> list[Path]:
+    """The files of constants that are missing or damaged; `collect` with the run's arguments makes them again."""
+    places = [folder / each["folder"] / CONSTANTS for each in layers_of(settings)]
+    return [each for each in places if read_shard(each) is None]
 
 
 def has_shard(part: Path, name: str, rows: bool) -> bool:

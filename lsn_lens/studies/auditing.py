@@ -81,7 +81,8 @@ def audit_run(
     bases = dict.fromkeys(basis for each in named.values() for basis in each.masks)
     layout = Layout("auto", settings.length, settings.separator, settings.max_tokens)
     extra = [Statistic(WRITE_SITE[basis], "squares") for basis in bases]
-    return collect(model, corpora, [again or "lape"], out, layout=layout, extra=extra, progress=progress)
+    simple = "lape" if "mlp" in bases else "diffmean"  # which every model can have, a mixture of experts too
+    return collect(model, corpora, [again or simple], out, layout=layout, extra=extra, progress=progress)
 
 
 def audit(

@@ -163,7 +163,7 @@ def _shares(grown: Growth, language: str, switch: str) -> pd.DataFrame:
 
 
 def _calibration(shares: pd.DataFrame, language: str) -> dict[str, Any]:
-    rows: Any = shares.loc[shares["language"].eq(language)] if len(shares) else shares
+    rows: Any = shares.loc[shares["language"].eq(language)].dropna() if len(shares) else shares
     if not len(rows):
         return {"language": language, "checkpoints": 0}
     rows = rows.set_index("checkpoint")

@@ -49,9 +49,14 @@ def lead(study: Any) -> str:
     for language, rows in study["stages"].groupby("language", sort=False):
         seen = list(rows.loc[rows["observed"].astype(bool), "stage"])
         missing = [each for each in rows["stage"] if each not in seen]
+        whys = list(rows["why"].unique())
+        rest = f", {', '.join(missing)} not observed. " if missing else ". "
         said.append(
-            f"{language}: {', '.join(seen) or 'no stage'} observed"
-            + (f", {', '.join(missing)} not observed. " if missing else ". ")
+            (
+                f"{language}: no stage observed ({whys[0].removeprefix('not observed: ')}). "
+                if len(whys) == 1  # too few checkpoints for any
+                else f"{language}: {', '.join(seen) or 'no stage'} observed{rest}"
+            )
             + decline_words(of(study["declines"], language=str(language)))
         )
     return " ".join(said)
