@@ -108,7 +108,7 @@ def responses(statistics: Statistics, name: str, found: NeuronSet) -> pd.DataFra
 
 
 def _alone_highest(values: Float[Tensor, "language layer unit"]) -> Bool[Tensor, "language layer unit"]:
-    """Where a language's value exceeds those of all others; nowhere for equal ones, as of a unit that is never active."""
+    """Where a language's value exceeds all others; nowhere among equal ones, as of a unit that is never active."""
     first, second = values.topk(2, dim=0).values
     return (values == first) & (first > second)
 
