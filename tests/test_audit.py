@@ -13,6 +13,7 @@ from conftest import tiny_tokenizer
 
 import lsn_lens as lsn
 from lsn_lens.neurons.sets import NeuronSet
+from lsn_lens.statistics.sums import Statistics
 from lsn_lens.studies import AuditSettings, audit, audit_run
 from lsn_lens.studies.auditing import _method
 from lsn_lens.studies.claims import VERDICTS, caveats, claims, responses
@@ -53,7 +54,7 @@ def test_three_sets_three_right_verdicts(audits):
     assert told == {"planted": "specific", "decoy": "responds, no effect shown", "random": "nothing shown"}
     assert audits["planted"]["claims"]["words"][0].startswith("Holds: without its units, each of the 4 languages")
     assert (
-        "100% of the units are most active in their own language (chance 25%" in audits["decoy"]["claims"]["words"][0]
+        "100% of the units are most active in their own language (chance 26%" in audits["decoy"]["claims"]["words"][0]
     )
     planted = audits["planted"]["effects"]
     assert planted["passes"].all() and (planted["percentile"] == 1).all() and (planted["own_rise"] > 0.05).all()
@@ -87,10 +88,39 @@ def test_responses_are_counted_by_hand(run, planted):
             for layer, unit in units
         ]
         own = list(run.statistics.languages).index(label)
-        assert table.at[label, "most_active"] == sum(max(range(4), key=each.__getitem__) == own for each in sizes)
+        alone = [all(each[own] > size for i, size in enumerate(each) if i != own) for each in sizes]
+        assert table.at[label, "most_active"] == sum(alone)
         assert table.at[label, "activity"] == pytest.approx(sum(each[own] for each in sizes) / len(units))
         others = sum(sum(each) - each[own] for each in sizes) / len(units) / 3
         assert table.at[label, "other_activity"] == pytest.approx(others)
+
+
+def made_statistics(sizes):
+    """Of languages whose units have these sizes `[language, layer, unit]`, one token each."""
+    squares = torch.tensor(sizes, dtype=torch.float64) ** 2
+    tokens = torch.ones(squares.shape[:2], dtype=torch.long)
+    labels = tuple("abcd"[: len(squares)])
+    return Statistics(labels, {"mlp_post.squares": squares}, tokens)
+
+
+def test_chance_is_the_share_of_the_same_layers_not_one_over_the_languages():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.rand(4, 2, 200, generator=generator)
+    sizes[0, 0, :160] = 2.0  # most units of one layer are most active in the first language
+    found = NeuronSet(("a",), {"mlp": torch.zeros(1, 2, 200, dtype=torch.bool)})
+    found.masks["mlp"][0, 0, torch.randperm(200, generator=generator)[:60]] = True
+    found.masks["mlp"][0, 1, torch.randperm(200, generator=generator)[:20]] = True
+    table = responses(made_statistics(sizes.tolist()), "x", found)
+    alone = (sizes.argmax(0) == 0).double().mean(1)
+    assert table["chance"][0] == pytest.approx(float(60 * alone[0] + 20 * alone[1]) / 80) and table["share"][0] > 0.5
+    row = claims(effects([("a", 80, 0.0, False, False, False)]), table).iloc[0]
+    assert row["verdict"] == "nothing shown" and row["chance"] == pytest.approx(table["chance"][0])
+
+
+def test_units_active_in_no_language_are_most_active_in_none():
+    found = NeuronSet(("a", "b"), {"mlp": torch.ones(2, 1, 4, dtype=torch.bool)})
+    table = responses(made_statistics([[[0, 0, 0, 1]], [[0, 0, 2, 1]], [[0, 0, 1, 0]]]), "x", found)
+    assert table["most_active"].tolist() == [0, 1] and table["chance"].tolist() == [0, 0.25]
 
 
 def test_the_method_finds_again_and_what_cannot_be_tested_is_named(audits, model, world, planted):
@@ -171,7 +201,7 @@ def test_caveats_name_lost_units_outliers_and_broken_texts():
         "skipped": pd.DataFrame({"set": ["x", "y"], "check": ["one", "two"], "reason": ["why.", "how."]}),
     }  # fmt: skip
     assert list(caveats(tables, "x")) == [
-        "fr: fewer than 10 neurons.", "fr: the method does not find the units again on romanised text.",
+        "fr: fewer than 10 neurons.", "fr: the method finds few of the units again on romanised text.",
         "fr: a few outlier units alone have more than half of the effect.", "fr: the model breaks on code.",
         "fr: not hurt most in the domain news.", "Not tested: one, as why.",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from conftest import experiment, page_of, refused
 
 import lsn_lens as lsn
-from lsn_lens.generation.groups import share_difference
+from lsn_lens.generation.groups import share_difference, share_of, wilson
 from lsn_lens.neurons.sets import NeuronSet
 from lsn_lens.studies import steering as study
 from lsn_lens.studies.pages import steering as section
@@ -175,7 +175,9 @@ def summary(warning="", **shares):
         }
         for name, share in sorted(shares.items(), key=lambda item: -item[1])
     ]
-    return {"summary": pd.DataFrame(rows)}
+    frame = pd.DataFrame(rows)
+    frame["low"], frame["high"] = zip(*map(wilson, frame["share"], frame["n"]), strict=True)
+    return {"summary": frame}
 
 
 @pytest.mark.parametrize(
@@ -299,5 +301,6 @@ def test_wrong_settings_end_in_one_line(wrong, message, script, prepared, tmp_pa
 
 
 def test_the_interval_of_a_difference_is_newcombes():
-    assert share_difference(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)  # his table II, example (a)
-    assert share_difference(0, 10, 0, 10) == pytest.approx((-0.2775, 0.2775), abs=5e-5)
+    found = share_difference(share_of(56, 70), share_of(48, 80))
+    assert found == pytest.approx((0.0524, 0.3339), abs=5e-5)  # his table II, example (a)
+    assert share_difference(share_of(0, 10), share_of(0, 10)) == pytest.approx((-0.2775, 0.2775), abs=5e-5)

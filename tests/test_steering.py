@@ -12,9 +12,9 @@ from oracles import loss_of, read_ids, wilson
 
 import lsn_lens as lsn
 from lsn_lens.evaluation.perplexity import loss_table
-from lsn_lens.generation.groups import is_larger
+from lsn_lens.generation.groups import is_larger, share_of
 from lsn_lens.generation.steering.deactivation import deactivate, deactivation_table, fallback_matrix
-from lsn_lens.generation.steering.tables import choose_doses, dose_response, steering_summary, steering_table
+from lsn_lens.generation.steering.tables import beats, choose_doses, dose_response, steering_summary, steering_table
 from lsn_lens.generation.steering.trials import Trial, _clean, beside, prompts_from, run_trials
 from lsn_lens.generation.steering.ways import (
     Steering,
@@ -607,6 +607,29 @@ def test_summary_by_hand():
     ]  # fmt: skip
     bare = steering_summary(one.drop(columns=["target_nll_change", "other_nll_change"]))
     assert "target_nll_change" not in bare and bare["warning"].tolist() == [""]
+
+
+def pairs_of(name, shares):
+    """Eight pairs of 300 texts and 56 of 5, of which each share is the mean."""
+    table = summary_rows(64, steering=name)
+    return table.assign(n=[300] * 8 + [5] * 56, share=shares)
+
+
+def test_the_interval_of_a_mean_over_pairs_counts_small_pairs_as_small():
+    alike = steering_summary(summary_rows(4, share=0.4)).iloc[0]
+    assert (alike["low"], alike["high"]) == pytest.approx(tuple(share_of(8, 20).values())[1:])
+    generator, covered = np.random.default_rng(0), []
+    counts = np.array([300] * 8 + [5] * 56)
+    for _ in range(300):
+        row = steering_summary(pairs_of("a", generator.binomial(counts, 0.5) / counts)).iloc[0]
+        covered.append(row["low"] <= 0.5 <= row["high"])
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_a_way_beats_another_by_more_than_its_small_pairs_can_tell():
+    tables = [pairs_of(name, share) for name, share in (("a", 0.54), ("b", 0.49), ("c", 0.3))]
+    one, two, three = (steering_summary(each).to_dict("records")[0] for each in tables)
+    assert beats(one, two) == 0 and beats(one, three) == 1 and beats(three, one) == -1
 
 
 @pytest.mark.parametrize(

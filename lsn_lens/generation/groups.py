@@ -1,12 +1,12 @@
 """Groups of rows, and shares with intervals."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, fisher_exact
+from scipy.stats import fisher_exact, norm
 
 
 def column_of(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -45,8 +45,18 @@ def share_of(count: int, n: int, level: float = 0.95) -> dict[str, float]:
     """`count` of `n` as `share`, and its Wilson interval, `low` and `high`; NaN for nothing of nothing."""
     if not n:
         return dict.fromkeys(("share", "low", "high"), math.nan)
-    interval = binomtest(count, n).proportion_ci(level, method="wilson")
-    return {"share": count / n, "low": float(interval.low), "high": float(interval.high)}
+    low, high = wilson(count / n, n, level)
+    return {"share": count / n, "low": low, "high": high}
+
+
+def wilson(share: float | int, n: float | int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of `n` independent texts; `n` need not be whole.
+
+    Source: Wilson 1927.
+    """
+    z = float(norm.ppf((1 + level) / 2))
+    middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, (middle - reach) / (1 + z**2 / n)), min(1.0, (middle + reach) / (1 + z**2 / n))
 
 
 def is_larger(count: int, n: int, other: int, m: int, level: float = 0.95) -> bool:
@@ -60,12 +70,11 @@ def is_larger(count: int, n: int, other: int, m: int, level: float = 0.95) -> bo
     return bool(test.pvalue <= (1 - level) / 2)
 
 
-def share_difference(count: int, n: int, other: int, m: int) -> tuple[float, float]:
-    """95 % interval of the share `count` of `n` minus `other` of `m`.
+def share_difference(one: Mapping[Any, Any], two: Mapping[Any, Any]) -> tuple[float, float]:
+    """95 % interval of a share minus another, from their `share`, `low` and `high`.
 
     Source: Newcombe 1998, method 10: from the two Wilson intervals.
     """
-    one, two = share_of(count, n), share_of(other, m)
     difference = one["share"] - two["share"]
     return (
         difference - math.hypot(one["share"] - one["low"], two["high"] - two["share"]),

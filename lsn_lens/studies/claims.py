@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Bool, Float
 from scipy.stats import binomtest
+from torch import Tensor
 
 from lsn_lens.controls.matched import activity, activity_measure
 from lsn_lens.evaluation import verdict
@@ -42,24 +44,24 @@ VERDICTS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
     ),
     (
         "hurts, but no more than random units", lambda row: row["surely"] == row["languages"],
-        "Not shown: each of the {languages} languages is surely hurt most without its own units, but random units "
-        "hurt it as much. Either the effect is not of these units, or the random units are needed too, as in a small "
-        "layer.",
+        "Not shown: each of the {languages} languages is surely hurt most without its own units, but none is shown to "
+        "be hurt more than by random units. Either the effect is not of these units, or the random units are needed "
+        "too, as in a small layer.",
     ),
     (
         "no effect shown", lambda row: math.isnan(row["responds"]),
-        "Nothing shown: no language is hurt more than by random units; activity was not measured.",
+        "Nothing shown: no language is shown to be hurt more than by random units; activity was not measured.",
     ),
     (
         "responds, no effect shown", lambda row: row["p_responds"] <= verdict.LEVEL,
         "Responds, without a shown effect: {responds:.0%} of the units are most active in their own language (chance "
-        "{chance:.0%}, p = {p_responds:.2g}), yet no language is hurt more than by random units (mean loss increase "
-        "{own_rise:+.3g} nats per token).",
+        "{chance:.0%}, p = {p_responds:.2g}), yet no language is shown to be hurt more than by random units (mean loss "
+        "increase {own_rise:+.3g} nats per token).",
     ),
     (
         "nothing shown", lambda row: True,
-        "Nothing shown: no language is hurt more than by random units, and no more of the units are most active in "
-        "their own language ({responds:.0%}) than by chance ({chance:.0%}, p = {p_responds:.2g}).",
+        "Nothing shown: no language is shown to be hurt more than by random units, nor are surely more of the units "
+        "most active in their own language ({responds:.0%}) than by chance ({chance:.0%}, p = {p_responds:.2g}).",
     ),
 )  # fmt: skip
 
@@ -69,9 +71,10 @@ def responses(statistics: Statistics, name: str, found: NeuronSet) -> pd.DataFra
 
     Returns:
         One row per language: `set`, `language`, `units`, `most_active` (units whose activity, see `controls.activity`,
-        is highest in this language), `share`, `chance` (one over the number of languages), `activity` and
+        is higher in this language than in every other; not those that are active in none), `share`, `chance` (the same
+        share of all units of the set's layers, each layer as often as the set has units there), `activity` and
         `other_activity` (means over the units, in the language and in all others; NaN for bases of different measures),
-        and `measure`.
+        and `measure`. Without units, both shares are NaN.
 
     Raises:
         DoesNotApply: The run has no activity of a basis.
@@ -80,23 +83,34 @@ def responses(statistics: Statistics, name: str, found: NeuronSet) -> pd.DataFra
     if lacking := [basis for basis, measure in measures.items() if measure is None]:
         raise DoesNotApply(f"the run has neither squares, firing counts nor sums of {lacking}.")
     values = activity(statistics, found.masks)
+    highest = {basis: _alone_highest(each) for basis, each in values.items()}
     rows = []
     for place, label in enumerate(found.languages):
         own = list(statistics.languages).index(label)
         units = {basis: values[basis][:, mask[place]] for basis, mask in found.masks.items()}
         count = sum(each.shape[1] for each in units.values())
-        most = sum(int((each.argmax(0) == own).sum()) for each in units.values())
+        most = sum(int(highest[basis][own][mask[place]].sum()) for basis, mask in found.masks.items())
+        expected = sum(
+            float((mask[place].sum(-1) * highest[basis][own].double().mean(-1)).sum())
+            for basis, mask in found.masks.items()
+        )
         alike = count and len(set(measures.values())) == 1
         sums: Any = sum(each.sum(1) for each in units.values()) if alike else None
         inside = float("nan") if sums is None else float(sums[own]) / count
         others = float("nan") if sums is None else float(sums.sum() - sums[own]) / count / (len(sums) - 1)
         rows.append({
             "set": name, "language": label, "units": count, "most_active": most,
-            "share": most / count if count else float("nan"), "chance": 1 / len(statistics.languages),
+            "share": most / count if count else math.nan, "chance": expected / count if count else math.nan,
             "activity": inside, "other_activity": others,
             "measure": ", ".join(sorted(map(str, set(measures.values())))),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _alone_highest(values: Float[Tensor, "language layer unit"]) -> Bool[Tensor, "language layer unit"]:
+    """Where a language's value exceeds all others; nowhere among equal ones, as of a unit that is never active."""
+    first, second = values.topk(2, dim=0).values
+    return (values == first) & (first > second)
 
 
 def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +124,8 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
         `set`, `languages` (with units), `units` (memberships), `pass`, `passing` (their labels), `above_random`,
         `unsure` (of these, languages with too few documents for the interval of the difference to every other),
         `surely` (languages that are surely hurt most), `own_rise` (mean, nats per token), `responds` (share of
-        units that are most active in their own language), `chance`, `p_responds` (binomial test), `verdict`, `words`.
+        units that are most active in their own language), `chance` (of as many units of the same layers), `p_responds`
+        (binomial test), `verdict`, `words`.
     """
     rows = []
     groups: Any = effects.groupby("set", sort=False)
@@ -118,7 +133,7 @@ def claims(effects: pd.DataFrame, responding: pd.DataFrame) -> pd.DataFrame:
         mine = every.loc[every["units"].gt(0)]
         active: Any = responding.loc[responding["set"].eq(name)] if len(responding) else responding
         total, most = (int(active[key].sum()) if len(active) else 0 for key in ("units", "most_active"))
-        chance = 1 / max(1, len(every)) if not len(active) else float(active["chance"].iloc[0])
+        chance = float((active["units"] * active["chance"]).sum()) / total if total else math.nan
         row: dict[str, Any] = {
             "set": name, "languages": len(mine), "units": int(mine["units"].sum()), "pass": int(mine["passes"].sum()),
             "passing": ", ".join(mine.loc[mine["passes"], "language"]),
@@ -144,7 +159,7 @@ def caveats(tables: Mapping[str, pd.DataFrame], name: str) -> Iterator[str]:
         for control, rows in tested.groupby("control", sort=False):
             lost = rows.loc[rows["survival"] < SURVIVES * rows["ceiling"], "language"]
             if len(lost):
-                yield f"{', '.join(lost)}: the method does not find the units again on {control} text."
+                yield f"{', '.join(lost)}: the method finds few of the units again on {control} text."
     if "outliers" in tables:
         loud = tables["outliers"].loc[lambda x: x["set"].eq(name) & x["outliers"].gt(0)]
         carried = loud.loc[

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lsn_lens.generation.groups import share_difference
+from lsn_lens.generation.groups import share_difference, wilson
 from lsn_lens.generation.steering.trials import beside, groups_by
 from lsn_lens.generation.steering.ways import NONE, NOTHING
 from lsn_lens.generation.texts.meaning import meaning_table
@@ -45,8 +45,9 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `pairs` of source and target, `n` texts; means over the pairs of `share`, `none_share`, `random_share`; `clear`
-        (for how many pairs the share is clearly above both); means of `und`, `repetition`, `none_repetition`,
-        `text_nll`, `none_text_nll` and, if present, of the loss increases; and `warning`, in words.
+        (for how many pairs the share is clearly above both, each pair by itself); means of `und`, `repetition`,
+        `none_repetition`, `text_nll`, `none_text_nll` and, if present, of the loss increases; `low` and `high`,
+        Wilson's 95 % interval of the mean share, which few texts of some pairs make wide; and `warning`, in words.
     """
     means = ["share", "none_share", "random_share", "und", "repetition", "none_repetition", "text_nll", "none_text_nll"]
     means += [name for name in ("target_nll_change", "other_nll_change") if name in table]
@@ -56,6 +57,9 @@ def steering_summary(table: pd.DataFrame) -> pd.DataFrame:
     frame.insert(1, "pairs", groups["share"].count())
     frame.insert(2, "n", groups["n"].sum())
     frame.insert(6, "clear", groups["clear"].sum())
+    alike = groups["n"].agg(lambda n: len(n) ** 2 / (1 / n).sum())  # the mean of shares varies as that of so many texts
+    bounds = [wilson(share, n) for share, n in zip(frame["share"], alike, strict=True)]
+    frame["low"], frame["high"] = zip(*bounds, strict=True)
     frame = frame.reset_index().sort_values("share", ascending=False, kind="stable", ignore_index=True)
     return frame.assign(warning=[_warning(row) for row in frame.to_dict("records")])
 
@@ -107,8 +111,7 @@ def beats(row: Mapping[Any, Any], other: Mapping[Any, Any]) -> int:
 
     0 if the 95 % interval of the difference contains 0; texts are taken as independent.
     """
-    counts = [part for each in (row, other) for part in (round(each["share"] * each["n"]), each["n"])]
-    low, high = share_difference(*counts)
+    low, high = share_difference(row, other)
     return int(low > 0) - int(high < 0)
 
 

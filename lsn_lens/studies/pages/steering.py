@@ -21,7 +21,8 @@ CUT = 110  # characters per sample shown
 HOW_TO_READ = (
     "Share: the share of texts identified as the target language, with a Wilson 95 % interval. The other columns give "
     "the share without steering and with random units (or a random direction of the same length) under the same "
-    "change. Clear: the share is above both by Fisher's exact test (95 %); three texts against three never suffice.",
+    "change. Clear: the share is above both by Fisher's exact test (95 %), each pair by itself: "
+    "no correction is made for their number. Three texts against three never suffice.",
     "The share alone can mislead: single words or broken text can fool the identifier. Check the other columns, too: "
     "repetition; the loss of the text under the unchanged model (text nll; compare with texts without steering); the "
     "loss increase on real text of the target (should be negative) and of other languages (should not be positive); "

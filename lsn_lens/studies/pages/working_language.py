@@ -77,8 +77,8 @@ def overview(study: Any, pivot: str, named: pd.DataFrame, most: str) -> Section:
         (
             "The residual stream after each layer is read as if the model ended there (logit lens). At each position "
             "of hold-out text, those of the most probable tokens count that belong to exactly one language. Shares are "
-            "means over positions, then over documents. Layer 0 is the embedding, read like all other layers; the last "
-            "layer is the model's output.",
+            "taken over these tokens of a document, then averaged over documents. Layer 0 is the embedding, "
+            "read like all other layers; the last layer is the model's output.",
             "A lens names some languages more often than others, whatever the text. The third figure shows this bias: "
             f"an even lens would give {1 / len(named):.2f} everywhere, as each language has the same share of the "
             f"texts. A language that stands out there, such as {most}, stands out in every other figure, too; that is "
