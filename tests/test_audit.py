@@ -169,7 +169,7 @@ CASES = {
         ("b", 2, 0.1, True, False, False),
     ],
     "needed, not specific": [("a", 2, 0.1, True, False, False), ("b", 2, 0.1, False, False, False)],
-    "hurts, but no more than random units": [("a", 2, 0.1, False, True, False), ("b", 2, 0.1, False, True, False)],
+    "hurts, not shown beyond random units": [("a", 2, 0.1, False, True, False), ("b", 2, 0.1, False, True, False)],
     "responds, no effect shown": [("a", 9, 0.0, False, False, False), ("b", 9, 0.0, False, True, False)],
     "nothing shown": [("a", 2, 0.0, False, False, False), ("b", 2, 0.0, False, False, False)],
     "no effect shown": [("a", 2, 0.0, False, False, False), ("b", 2, 0.0, False, False, False)],

@@ -83,6 +83,13 @@ def test_strong_units_are_stable_and_those_alike_are_not(run):
     assert table["corrected_jaccard"].between(0.2, 0.95).all()
 
 
+def test_the_interval_of_the_number_of_units_is_rounded_outwards(run, monkeypatch):
+    result = bootstrap(run, Lape(rate=0.3, filter_share=0.5, bar_share=0.5), replicates=20, progress=False)
+    monkeypatch.setattr("lsn_lens.controls.stability.percentile_interval", lambda *_: (6.7, 9.2))
+    table = stability_table(result)
+    assert (table["units_low"] == 6).all() and (table["units_high"] == 10).all()
+
+
 @pytest.mark.parametrize("method", [Lape(rate=0.2), Lap(rate=0.2)])
 def test_permuting_the_languages_permutes_the_result(run, method):
     one, two = (bootstrap(each, method, replicates=20, progress=False) for each in (run, subset(run, ["c", "a", "b"])))

@@ -1,5 +1,6 @@
 """Stability of a result under other draws of the text or without one language: from a run's shards, no model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -146,7 +147,7 @@ def stability_table(stability: Stability) -> pd.DataFrame:
                 "language": language,
                 "units": len(own),
                 "units_low": int(low),
-                "units_high": int(high),
+                "units_high": math.ceil(high),
                 "stable_units": stable,
                 "stable_share": stable / len(own) if len(own) else np.nan,
                 "mean_frequency": own.mean(),

@@ -43,7 +43,7 @@ VERDICTS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
         "units, but none of them surely more than every other language.",
     ),
     (
-        "hurts, but no more than random units", lambda row: row["surely"] == row["languages"],
+        "hurts, not shown beyond random units", lambda row: row["surely"] == row["languages"],
         "Not shown: each of the {languages} languages is surely hurt most without its own units, but none is shown to "
         "be hurt more than by random units. Either the effect is not of these units, or the random units are needed "
         "too, as in a small layer.",
