@@ -68,7 +68,7 @@ def sharing_study(
     tables = {
         "profile": profile(run.statistics, method),
         "activity": activity(run.statistics, method),
-        "contribution": contribution(run.statistics, down_norms(model)),
+        "contribution": contribution(run.statistics, down_norms(model), method),
     }
     if sibling is not None:
         change = compare_sharing(model, sibling, text, method, halvings=settings.halvings, progress=progress)
