@@ -1,7 +1,7 @@
-"""Errors for methods that do not apply, for arguments of another type, and for unknown parameters."""
+"""What is raised where something does not apply, reasons in words, and checks of arguments."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -10,6 +10,19 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 class DoesNotApply(ValueError):
     """A method or check cannot be computed on this model or text; the message says why."""
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Each reason once, without its full stop, and the names that it holds for, in their order."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why.rstrip("."), []).append(name)
+    return names
+
+
+def reasons_told(reasons: Mapping[str, str]) -> str:
+    """The reasons in words, each once behind its names: "lape, lap: no MLP; plnd: no documents"."""
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason(reasons).items())
 
 
 def check_kind(name: str, value: Any, kind: Any, expected: str) -> None:

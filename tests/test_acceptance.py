@@ -164,7 +164,7 @@ def test_the_sign_of_common_activations_is_the_gates(name, loaded):
         ("deepseek_v3", ("q", "k", "v", "z"), r"for a text of 7 tokens, expected \[1, 7, 4, 'd_head'\]"),
         ("qwen3_5", ("q",), r"hook_q shows \[1, 7, 8, 8\] for a text of 7 tokens, expected \[1, 7, 4, 'd_head'\]"),
         ("nemotron_h", ("mlp_pre",), "has no blocks.0.mlp.hook_pre. Expected a dense MLP"),
-        ("mamba", ("mlp_post",), "has no blocks.0.mlp.hook_post. Expected a dense MLP"),
+        ("mamba", ("mlp_post",), "the MLP: .* has no blocks.0.mlp.hook_pre. Expected a dense MLP"),
         ("mixtral", ("mlp_pre", "mlp_post"), "It is a mixture of experts"),
         ("qwen2_moe", ("mlp_pre", "mlp_post"), "It is a mixture of experts"),
     ],

@@ -94,7 +94,7 @@ def test_queries_and_keys_that_cannot_be_had_do_not_stop_the_others(name, tiny, 
     # 48 neurons are no experts of 32; where a norm follows the MLP, or attention is beside it, there are no writes
     assert set(whole) - {"expert_frequency"} == ({"transfer"} if name != "stablelm" else set())
     assert skipped.at["plnd", "bases"] == "q, k" and WHY[name] in skipped.at["plnd", "reason"]
-    assert "left out: plnd on q, k, layer 0" in repr(made)
+    assert "left out: plnd (q, k): layer 0" in repr(made)
 
 
 def test_what_was_asked_for_by_name_is_an_error(tiny, corpora):
@@ -163,6 +163,27 @@ def test_a_method_that_needs_an_mlp_is_refused_and_the_others_are_named(mixture,
         lsn.detect(run, "lape")
 
 
+def test_a_reason_is_said_once_for_all_methods_it_holds_for(mixture, compared, corpora):
+    model, run = mixture
+    every = [name for name in lsn.METHODS if name not in RESIDUAL]  # the control is one of them
+    for refused in (
+        lambda: lsn.collect(model, corpora, list(lsn.METHODS), layout=DOCUMENTS, progress=False),
+        lambda: lsn.compare(run, list(lsn.METHODS), progress=False),
+        lambda: lsn.compare(run, every, progress=False),
+    ):
+        with pytest.raises((DoesNotApply, KeyError)) as caught:
+            refused()
+        said = str(caught.value)
+        assert said.count("mixture of experts") == 1 and ", ".join(every) in said
+    (line,) = [line for line in repr(compared).splitlines() if "mixture of experts" in line]
+    names = ", ".join(name for name in every if name != "random")
+    assert line.startswith(f"left out: {names}, plnd (mlp), average_precision (mlp_pre, mlp_up): the MLP: ")
+    few = lsn.collect(model, corpora, ["diffmean"], layout=DOCUMENTS, progress=False)
+    expected = r"lape, random, lap: the run did not collect \['mlp_pre.positive'\]; lave: the run .*\]\. Collect again"
+    with pytest.raises(KeyError, match=expected):
+        lsn.compare(few, ["lape", "random", "lave", "lap"], progress=False)
+
+
 def test_a_mixture_of_experts_is_ablated_to_means_and_written_with(mixture, corpora):
     model, run = mixture
     found = lsn.detect(run, "diffmean", rate=0.2)
@@ -189,7 +210,9 @@ def test_methods_of_single_documents_are_not_had_from_blocks(tiny, corpora):
     assert {"plnd", "average_precision", "sharing"} <= set(why) and "into blocks" in why["plnd"]
     skipped = lsn.compare(run, progress=False).skipped.set_index("method")["reason"]
     assert all(why[name] == skipped[name] for name in why)
-    with pytest.raises(DoesNotApply, match=r"plnd does not apply: .*into blocks.*apply are \['lape', 'lap', 'lave'"):
+    with pytest.raises(
+        DoesNotApply, match=r"plnd does not apply: .*into blocks.*apply are \['lape', 'lap', 'lave'.*'random'\]"
+    ):
         lsn.collect(model, corpora, ["plnd"], layout=BLOCKS, progress=False)
 
 

@@ -201,13 +201,13 @@ document.body.append(Object.assign(document.createElement("pre"), {id: "taken", 
 def test_a_browser_copies_the_rows_that_it_shows(tmp_path):
     frame = pd.DataFrame(
         {
-            "method": ['b "1", x', "a", "c_d & 5 %\\~^{}<$#>", "e"],
-            "own_rise": [0.1234567891, 7.0, -2.5, np.nan],
-            "own_rise_low": [0.1, 2.0, -3.0, np.nan],
-            "units": [1234567, 2, 3, 4],
-            "cell": ["● 1", "○", "◕", "◔ x"],
-            "language": ["fr", "de", "fr", "fr"],
-            "warnings": ["of b", "of a", "", "a,b"],
+            "method": ['b "1", x', "a", "c_d & 5 %\\~^{}<$#>", "e", "[f] *", "**g [2]"],
+            "own_rise": [0.1234567891, 7.0, -2.5, np.nan, 9.0, 0.0],
+            "own_rise_low": [0.1, 2.0, -3.0, np.nan, 8.0, 0.0],
+            "units": [1234567, 2, 3, 4, 5, 6],
+            "cell": ["● 1", "○", "◕", "◔ x", "[", "*\nx"],
+            "language": ["fr", "de", "fr", "fr", "fr", "fr"],
+            "warnings": ["of b", "of a", "", "a,b", "[*]", ""],
         }
     )
     path = page.write_report(Report("", "", "", {}, (Section("s", tables={"Numbers": frame}),)), tmp_path)
@@ -219,11 +219,13 @@ def test_a_browser_copies_the_rows_that_it_shows(tmp_path):
     pd.testing.assert_frame_equal(
         pd.read_csv(io.StringIO(csv)).fillna({"warnings": ""}), expected.reset_index(drop=True)
     )
-    assert csv.count("\n") == 4
+    assert csv.count("\n") == 7  # one of them in a cell
     assert latex.splitlines() == [
         "% Numbers", r"\begin{tabular}{lrrrllp{0.4\linewidth}}", r"\toprule",
         r"method & in-language loss increase & in-language, low & units & cell & language & warnings \\", r"\midrule",
+        r"{[}f] * & +9.00 & +8.00 & 5 & [ & fr & [*] \\",
         r'b "1", x & +0.123 & +0.100 & 1,234,567 & $\bullet$ 1 & fr & of b \\',
+        r"{*}*g [2] & 0 & 0 & 6 & * x & fr &  \\",
         r"c\_d \& 5 \%\textbackslash{}\textasciitilde{}\textasciicircum{}\{\}\textless{}\$\#\textgreater{} "
         r"& $-$2.50 & $-$3.00 & 3 & $3/4$ & fr &  \\",
         r"e & n/a & n/a & 4 & $1/4$ x & fr & a,b \\", r"\bottomrule", r"\end{tabular}",

@@ -1,6 +1,7 @@
 """The study of sharing and its script, on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -86,3 +87,23 @@ def test_settings_and_text_that_cannot_be_meant(script, load):
     texts["en"][3], texts["de"][6] = " ", " "
     with pytest.raises(lsn.DoesNotApply, match=r"document 3 is not the same record.*\{'en': 4, 'de': 3\}"):
         lsn.studies.sharing_study(load("llama"), texts, progress=False)
+
+
+def test_text_that_does_not_look_parallel_is_taken_on_request(load):
+    ends = ("Then it rains.", "So it goes on.", "They went home.", "All is well.", "It is late.")
+    texts = {
+        label: [f"{place} {'b c ' * length}. {ends[place % 5]}" for place, length in enumerate(lengths)]
+        for label, lengths in {"en": range(13), "de": range(12, -1, -1)}.items()
+    }
+    texts["en"][9] = " "  # left out in one language alone
+    texts["de"].pop()
+    few = {"items": 7, "task_items": 5, "seeds": 1, "halvings": 2, "factors": (2.0,), "task_factors": (2.0,)}
+    model, settings = load("llama"), lsn.studies.SharingSettings(**few)
+    with pytest.raises(lsn.DoesNotApply, match=r"document 9 is not the same.*or give check_parallel=False"):
+        lsn.studies.sharing_study(model, texts, settings, progress=False)
+    texts = {label: [text for text in each if text.strip()][:12] for label, each in texts.items()}
+    with pytest.raises(lsn.DoesNotApply, match=r"7 items do not look parallel.*or give check_parallel=False"):
+        lsn.studies.sharing_study(model, texts, settings, progress=False)
+    settings = replace(settings, check_parallel=False)
+    study = lsn.studies.sharing_study(model, texts, settings, model, progress=False)
+    assert study.settings["check_parallel"] is False and {"task-raised", "siblings"} <= set(study.tables)

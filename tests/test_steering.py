@@ -26,6 +26,7 @@ from lsn_lens.generation.steering.ways import (
     steer,
     steering_losses,
 )
+from lsn_lens.generation.steering.wording import NAMES, instruction_words
 from lsn_lens.generation.texts.identifiers import identifier
 from lsn_lens.interventions.intervening import COLUMNS, Intervention
 from lsn_lens.interventions.values import language_medians
@@ -773,3 +774,32 @@ def test_shares_in_a_map():
     trace = plots.share_map(matrix, "title", "to", "from").plotly().data[0]
     assert (trace.zmin, trace.zmax) == (0, 1) and list(trace.x) == ["de", "en"] and list(trace.y) == ["fr"]
     assert np.array_equal(np.asarray(trace.z), matrix, equal_nan=True)
+
+
+def test_an_instruction_names_the_language():
+    made = instruction_words("In {language}: ", ["fr", "zh-Hant", "pt_BR", "php"], names={"php": "PHP", "fr": "F"})
+    expected = {"fr": "F", "zh-Hant": "Traditional Chinese", "pt_BR": "Brazilian Portuguese", "php": "PHP"}
+    assert made == {label: f"In {name}: " for label, name in expected.items()}
+    each = {"de": "Auf {language}, {x}: ", "xx": "Words. ", "fr": "{}"}
+    assert instruction_words(each, ["xx", "de"]) == {"xx": "Words. ", "de": "Auf German, {x}: "}
+    for label in ("xx", "sr-Latn"):  # not the language without its script
+        with pytest.raises(KeyError, match=rf"no name is known for the targets \['{label}'\]: give names={{'{label}'"):
+            instruction_words("In {language}: ", ["de", label])
+    with pytest.raises(KeyError, match=r"no template for the targets \['en'\]; there are templates for \['de'"):
+        instruction_words(each, ["de", "en"])
+    with pytest.raises(ValueError, match=r"is the same for all targets: put \{language\} where"):
+        instruction_words("Answer in French. ", ["fr"])
+    with pytest.raises(ValueError, match="targets='fr' is one string"):
+        instruction_words("In {language}: ", "fr")
+    assert all(label == label.lower() for label in NAMES) and len(set(NAMES.values())) == len(NAMES)
+
+
+def test_words_of_a_template_stand_in_front_of_the_prompt(load):
+    words = instruction_words("In {language}: ", ["de"])
+    by_hand = {"de": "In German: "}
+    texts = [
+        steer(load("llama"), [instruction(each)], {"en": ["The river"]}, ["de"], identifier(LANGUAGES), samples=0,
+              tokens=3, temperature=0.0, progress=False)
+        for each in (words, by_hand)
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(*texts)

@@ -1,5 +1,7 @@
 """The translation study on the embedded model: its table is that of its texts, and refusals come before it runs."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from conftest import experiment
@@ -82,6 +84,8 @@ def test_sentences_and_examples_by_hand():
     assert list(other["en"].hold_out) == ["Two.", "Three.", "Four."]
     with pytest.raises(DoesNotApply, match=r"document 1 is not the same record.*\{'en': 3, 'fr': 2\}"):
         study.parallel(other, settings, "hold_out", 1)
+    taken = study.parallel(other, replace(settings, check_parallel=False), "hold_out", 2)
+    assert taken == {"en": ["Two.", "Three."], "fr": ["Deux.", "Une."]}
 
 
 def test_what_cannot_run_is_refused_first(load, monkeypatch):

@@ -12,13 +12,10 @@ from lsn_lens.methods.catalogue import METHODS, named
 from lsn_lens.model import structure
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.sites import WRITE_SITE, get_site
-from lsn_lens.refusal import DoesNotApply
+from lsn_lens.refusal import DoesNotApply, by_reason
 from lsn_lens.statistics.needs import Need, Statistic, unique
 from lsn_lens.text.plan import Layout, Plan
 from lsn_lens.text.tokens import check_aligned
-
-ANYWAY = ", or give check_parallel=False if the documents are parallel anyway"
-CONTROL = "random"  # the method that is a control for others
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Fits:
             missing = {basis: why for _, _, reasons in fitting for basis, why in reasons.items()}
             had = tuple(fitted for _, fitted, _ in fitting if fitted is not None)
             if any(fitted is None and not need.optional for need, fitted, _ in fitting) or (asked and not had):
-                refused[name] = "; ".join(dict.fromkeys(missing.values()))
+                refused[name] = _together(missing)
                 continue
             needs[name] = had
             bases |= {need.key: reasons for need, _, reasons in fitting if reasons}
@@ -117,13 +114,18 @@ class Fits:
             if fitted is not None:
                 kept.append(fitted)
             elif not need.optional:
-                raise DoesNotApply("; ".join(dict.fromkeys(reasons.values())))
+                raise DoesNotApply(_together(reasons))
         return kept
 
 
+def _together(reasons: Mapping[str, str]) -> str:
+    """The reasons of one method's bases, each once."""
+    return "; ".join(by_reason(reasons))
+
+
 def every_method() -> dict[str, Method]:
-    """All methods but the control, with their defaults."""
-    return {name: make() for name, make in METHODS.items() if name != CONTROL}
+    """All methods, with their defaults."""
+    return {name: make() for name, make in METHODS.items()}
 
 
 def named_methods(methods: Iterable[str | Method] | str | Method | None) -> dict[str, Method]:
@@ -184,7 +186,7 @@ def refused_by_text(wanted: Wanted, plan: Plan) -> dict[str, str]:
             try:
                 if getattr(method, "check_parallel", False):
                     places = {label: each.places[: plan.rows[label]] for label, each in plan.tokens.items()}
-                    check_aligned(places, ANYWAY)
+                    check_aligned(places)
                 method.check_text(lengths)
             except DoesNotApply as error:
                 refused[name] = str(error)
@@ -202,7 +204,10 @@ def refuse(fits: Fits, refused: Mapping[str, str], layout: Layout, plan: Plan | 
     others = fits.wanted(every_method())
     others = others.without(refused_by_layout(others, layout))
     others = others if plan is None else others.without(refused_by_text(others, plan))
-    reasons = "; ".join(f"{name} does not apply: {why.rstrip('.')}" for name, why in refused.items())
+    reasons = "; ".join(
+        f"{', '.join(names)} {'does' if len(names) == 1 else 'do'} not apply: {why}"
+        for why, names in by_reason(refused).items()
+    )
     raise DoesNotApply(f"{reasons}. The methods that apply are {list(others.methods)}.")
 
 

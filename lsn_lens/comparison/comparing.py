@@ -35,7 +35,7 @@ from lsn_lens.model.entry import check_model
 from lsn_lens.model.structure import Model
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.refusal import DoesNotApply, check_kind, listing_parameters
+from lsn_lens.refusal import DoesNotApply, check_kind, listing_parameters, reasons_told
 from lsn_lens.runs.run import Run, check_run
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.documents import LanguageCorpus
@@ -209,7 +209,7 @@ def _methods(
     lacking = {name: run.lacks(method) for name, method in chosen.items()}
     reasons = {name: run.why_not(name) or f"the run did not collect {keys}" for name, keys in lacking.items() if keys}
     if reasons and methods is not None:
-        raise KeyError(f"{reasons}. Collect again with these methods, or leave them out.")
+        raise KeyError(f"{reasons_told(reasons)}. Collect again with these methods, or leave them out.")
     return {name: method for name, method in chosen.items() if name not in reasons}, reasons
 
 
@@ -243,7 +243,9 @@ def _detect(
             continue
         scores[name], seconds[name] = score, time.perf_counter() - started
     if not sets:
-        raise ValueError(f"no method can be used on this run: {skipped}. Collect with the methods to compare.")
+        raise ValueError(
+            f"no method can be used on this run: {reasons_told(skipped)}. Collect with the methods to compare."
+        )
     return scores, sets, seconds
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lsn_lens import sketches
 from lsn_lens.comparison import doubts
 from lsn_lens.comparison.tables import OF_MODEL, OF_SIZES, Tables
+from lsn_lens.refusal import by_reason
 
 # the first of these that a ranking has -> what it is
 SKETCHED = {
@@ -146,8 +147,9 @@ class Comparison(Tables):
         lines = [f"tables: {', '.join(self)}"]
         if absent := [name for name in (*OF_MODEL, *OF_SIZES) if name not in self and self.model is None]:
             lines.append(f"not measured: {', '.join(absent)}. Give compare a model and corpora.")
-        for row in self.skipped.to_dict("records"):
-            lines.append(f"left out: {row['method']}{row['bases'] and ' on ' + row['bases']}, {row['reason']}")
+        units = [f"{name} ({bases})" if bases else name for name, bases in self.skipped[["method", "bases"]].to_numpy()]
+        left_out = by_reason(dict(zip(units, self.skipped["reason"], strict=True)))
+        lines += [f"left out: {', '.join(names)}: {why}" for why, names in left_out.items()]
         lines += [f"{doubts.EVERY}: {words}" for words in [doubts.in_words(self.warnings, doubts.EVERY)] if words]
         return lines
 

@@ -17,6 +17,7 @@ from .steering.ways import forcing as forcing
 from .steering.ways import instruction as instruction
 from .steering.ways import steer as steer
 from .steering.ways import steering_losses as steering_losses
+from .steering.wording import instruction_words as instruction_words
 from .tasks.endings import ending_items as ending_items
 from .tasks.generated import evaluate_generated as evaluate_generated
 from .tasks.items import Item as Item

@@ -27,7 +27,7 @@ from lsn_lens.model.structure import Model
 from lsn_lens.neurons.identity import check_same_model
 from lsn_lens.neurons.scores import NeuronScores
 from lsn_lens.neurons.sets import NeuronSet
-from lsn_lens.refusal import DoesNotApply, check_kind
+from lsn_lens.refusal import DoesNotApply, check_kind, reasons_told
 from lsn_lens.runs.run import Run, check_run
 from lsn_lens.text.corpora import as_corpora
 from lsn_lens.text.plan import Layout
@@ -221,7 +221,7 @@ def _pages(
         tables = {"activity": activity.of(*unit), "effects": effect.table, "scores": scored.of(*unit)}
         notes = {**ABOUT, "effects": effect_note(effect, getattr(chosen, "name", str(action)))}
         notes["activity"] = _about_activity(tables["activity"], activity.few_shards)
-        left_out = "; ".join(f"{name}: {why}" for name, why in scored.without(unit[0]).items())
+        left_out = reasons_told(scored.without(unit[0]))
         notes["scores"] += f" Methods without scores: {left_out}." if left_out else ""
         for name, read in WEIGHTS.items():
             try:

@@ -115,8 +115,11 @@ def check_mlps(model: Any, seen: Seen) -> None:
         seen: The tensors from `probe` at the `mlp_sites` of every layer.
 
     Raises:
-        DoesNotApply: A layer fails the check.
+        DoesNotApply: A layer fails the check, or shows nothing at a site.
     """
+    names = [SITES[site].hook_name(layer) for site in mlp_sites(model) for layer in range(model.cfg.n_layers)]
+    if silent := [each for each in names if each not in seen]:
+        raise DoesNotApply(f"{named(model)}: {silent[0]} shows nothing when the model runs.")
     for layer in range(model.cfg.n_layers):
         widths = {SITES[site].hook: seen[SITES[site].hook_name(layer)].shape[-1] for site in mlp_sites(model)}
         weight = _down(model, layer)

@@ -104,20 +104,24 @@ def site_width(model: Model, name: str) -> int:
             the site's name says (as in mixtures of experts).
     """
     site, layers = get_site(name), range(model.cfg.n_layers)
-    read = dict.fromkeys([site.hook, *(SITES[each].hook for each in mlp_sites(model) if site.basis == "mlp")])
-    names = [f"blocks.{layer}.{hook}" for hook in read for layer in layers]
+    own = [site.hook_name(layer) for layer in layers]
+    whole = [SITES[each].hook_name(layer) for each in mlp_sites(model) for layer in layers if site.basis == "mlp"]
+    where = "the MLP" if whole else f"site {name!r}"  # the MLP first: what fails there fails at all its sites
+    has_values = device_of(model).type != "meta"  # without values there is nothing to check
     try:
-        check_hooks(model, names)
-        seen, logits = probe(model, names)
+        check_hooks(model, whole or own)
+        seen, logits = probe(model, [each for each in dict.fromkeys([*whole, *own]) if each in model.hook_dict])
+        if whole and has_values:
+            check_mlps(model, seen)
+        where = f"site {name!r}"
+        check_hooks(model, own)
         widths = {layer: _width(model, seen, site, layer) for layer in layers}
         if len(set(widths.values())) != 1:
             raise DoesNotApply(f"{named(model)} has layers of different widths: {widths}.")
-        if site.basis == "mlp" and device_of(model).type != "meta":  # without values there is nothing to check
-            check_mlps(model, seen)
-            if site.name == "mlp_post":  # the write site of the basis `mlp`
-                check_zero(model, seen, logits)
+        if site.name == "mlp_post" and has_values:  # the write site of the basis `mlp`
+            check_zero(model, seen, logits)
     except DoesNotApply as error:
-        raise DoesNotApply(f"site {name!r}: {error}") from error
+        raise DoesNotApply(f"{where}: {error}") from error
     return widths[0]
 
 

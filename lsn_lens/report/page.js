@@ -44,7 +44,9 @@
   const asLatex = table => {
     const heads = [...table.tHead.rows[0].cells], remark = table.dataset.remark, caption = table.dataset.caption.replace(/\s+/g, " ");
     const value = cell => isNumber(cell) ? latex(cell.textContent).replaceAll("-", "$-$") : latex(cell.textContent);
-    const line = (cells, last) => `${[...cells, ...(remark ? [latex(last)] : [])].join(" & ")} \\\\`;
+    const cellsOf = (cells, last) => [...cells, ...(remark ? [latex(last)] : [])].join(" & ");
+    // behind \\ and a rule, LaTeX reads a first "[" or "*" as an option
+    const line = (cells, last) => `${cellsOf(cells, last).replace(/^[[*]/, "{$&}")} \\\\`;
     const columns = heads.map(head => isNumber(head) ? "r" : "l").join("") + (remark ? "p{0.4\\linewidth}" : "");
     const body = seen(table).map(row => line([...row.rows[0].cells].map(value), remarkOf(row)));
     return [...(caption ? [`% ${caption}`] : []), `\\begin{tabular}{${columns}}`, "\\toprule",

@@ -1,6 +1,6 @@
 """The study of sharing: what neurons of each type do when they are off or raised, and how a sibling model differs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -63,18 +63,18 @@ def sharing_study(
     check_model(model)
     started, settings, corpora = now(), settings or SharingSettings(), as_corpora(corpora, hold_out=0.0)
     text, task = _split(corpora, settings)
-    layout = Layout("documents", equal=False)
-    run = collect(model, load_corpora(text, hold_out=0.0), [DEFAULT], layout=layout, progress=progress)
+    layout, method = Layout("documents", equal=False), replace(DEFAULT, check_parallel=settings.check_parallel)
+    run = collect(model, load_corpora(text, hold_out=0.0), [method], layout=layout, progress=progress)
     tables = {
-        "profile": profile(run.statistics),
-        "activity": activity(run.statistics),
-        "contribution": contribution(run.statistics, down_norms(model)),
+        "profile": profile(run.statistics, method),
+        "activity": activity(run.statistics, method),
+        "contribution": contribution(run.statistics, down_norms(model), method),
     }
     if sibling is not None:
-        change = compare_sharing(model, sibling, text, halvings=settings.halvings, progress=progress)
+        change = compare_sharing(model, sibling, text, method, halvings=settings.halvings, progress=progress)
         tables |= {"siblings": change.profiles, "agreement": change.agreement, "transitions": change.transitions,
                    "changed-units": change.units}  # fmt: skip
-    every: dict[str, Any] = {"seeds": settings.seeds, "progress": progress}
+    every: dict[str, Any] = {"method": method, "seeds": settings.seeds, "progress": progress}
     sizes = {"whole type": None, f"{settings.share:.0%} of a layer": settings.share}
     off = [type_losses(model, text, share=share, **every).table.assign(neurons=name) for name, share in sizes.items()]
     raised = type_losses(model, text, actions=strengths(settings.factors), types=[SHARED], **every).table
@@ -134,7 +134,8 @@ def _split(corpora: Any, settings: SharingSettings) -> tuple[dict[str, list[str]
     """The items of the losses, and behind them those of the task."""
     count = settings.items + settings.task_items
     text = {label: list(islice(corpus.find, count)) for label, corpus in corpora.items()}
-    check_aligned({label: corpus.find.places[:count] for label, corpus in corpora.items()})
+    if settings.check_parallel:
+        check_aligned({label: corpus.find.places[:count] for label, corpus in corpora.items()})
     few = {label: len(each) for label, each in text.items() if len(each) < count}
     if few:
         raise DoesNotApply(

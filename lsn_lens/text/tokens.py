@@ -177,12 +177,11 @@ def _places(documents: Iterable[str], kept: Sequence[int]) -> Sequence[int]:
     return kept if records is None else array("q", (records[number] for number in kept))
 
 
-def check_aligned(places: Mapping[str, Sequence[int]], otherwise: str = "") -> None:
+def check_aligned(places: Mapping[str, Sequence[int]]) -> None:
     """Refuse documents that are parallel in their sources, but of which some languages lack some.
 
     Args:
         places: By language, the record that each document was; as many documents as all languages have are compared.
-        otherwise: What else can be done, for the message.
 
     Raises:
         DoesNotApply: Document i is another record in one language than in another.
@@ -193,7 +192,7 @@ def check_aligned(places: Mapping[str, Sequence[int]], otherwise: str = "") -> N
                 f"document {number} is not the same record in every language: {dict(zip(places, each, strict=True))} "
                 "(from 0). Records that cannot be used, or repeated ones, were left out in some languages alone, and "
                 "the documents behind them moved up. Document i must be the same text in each language: leave such "
-                f"records out in every language{otherwise}."
+                "records out in every language, or give check_parallel=False if the documents are parallel anyway."
             )
 
 

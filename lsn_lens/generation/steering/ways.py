@@ -123,7 +123,10 @@ def dimensions(
 
 
 def instruction(words: Mapping[str, str], *, name: str = "prompt") -> Steering:
-    """No change of the model, only words in front of the prompt, by target: the baseline for interventions."""
+    """No change of the model, only words in front of the prompt, by target: the baseline for interventions.
+
+    `instruction_words` makes such words of a template, as "Answer in {language}. ".
+    """
 
     def make(source: str | None, target: str) -> Intervention:
         if target not in words:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lsn_lens.planted.roles import ROLES
+from lsn_lens.refusal import by_reason
 from lsn_lens.report import plots
 from lsn_lens.report.page import Report, Section
 from lsn_lens.report.sections.parts import of, origin_section
@@ -60,7 +61,7 @@ def roles_table() -> pd.DataFrame:
 
 def left_out(skipped: Mapping[str, str]) -> tuple[str, ...]:
     """The methods that were left out, with the reason."""
-    return tuple(f"Left out: {name} ({why})." for name, why in skipped.items())
+    return tuple(f"Left out: {', '.join(names)} ({why})." for why, names in by_reason(skipped).items())
 
 
 def lead(tables: Tables) -> str:

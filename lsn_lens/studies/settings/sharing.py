@@ -18,6 +18,7 @@ class SharingSettings:
         seeds: Random sets per item, type and control.
         halvings: With a sibling: random halvings of the items.
         sibling: Name or folder of a second model of the same shape, for example the instruct model.
+        check_parallel: Refuse items whose records or lengths contradict parallel text, see `lsn_lens.methods.Sharing`.
 
     Raises:
         ValueError: A number or factor that cannot be meant.
@@ -32,6 +33,7 @@ class SharingSettings:
     seeds: int = 3
     halvings: int = 20
     sibling: str | None = None
+    check_parallel: bool = True
 
     def __post_init__(self) -> None:
         if min(self.items, self.task_items) < 5 or self.choices < 2 or min(self.seeds, self.halvings) < 1:

@@ -21,6 +21,7 @@ class TranslationSettings:
         ruled_out: Languages that no text can be in.
         replicates: Bootstrap draws of sentences.
         max_tokens: Cap per language when finding units.
+        check_parallel: Refuse documents of which some languages lack a record.
 
     Raises:
         ValueError: No sentence, count, seed or token.
@@ -38,6 +39,7 @@ class TranslationSettings:
     ruled_out: tuple[str, ...] = ()
     replicates: int = 1000
     max_tokens: int | None = None
+    check_parallel: bool = True
 
     def __post_init__(self) -> None:
         for name in ("sentences", "shots", "seeds", "tokens", "longest"):
