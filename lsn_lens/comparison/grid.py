@@ -14,9 +14,9 @@ MARKS = {(True, True): "◕", (True, False): "◑", (False, True): "◔", (False
 CAPTION = "In-language loss increase of each method's own set, nats per token"
 READ = (
     "● the language passes, by the two conditions below; ◕ its own units hurt it most and more than random units, but "
-    "not surely; ◑ they hurt it most, but not more than random units; ◔ more than random units, but another language "
-    "is hurt as much; ○ neither. Point at a cell for its numbers. Choose a language at the top of the page to follow "
-    "it through all tables."
+    "not surely; ◑ they hurt it most, not shown to be more than random units do; ◔ more than random units, but another "
+    "language is hurt as much or more; ○ neither is shown. Point at a cell for its numbers. Choose a language at the "
+    "top of the page to follow it through all tables."
 )
 
 
