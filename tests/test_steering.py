@@ -792,14 +792,3 @@ def test_an_instruction_names_the_language():
     with pytest.raises(ValueError, match="targets='fr' is one string"):
         instruction_words("In {language}: ", "fr")
     assert all(label == label.lower() for label in NAMES) and len(set(NAMES.values())) == len(NAMES)
-
-
-def test_words_of_a_template_stand_in_front_of_the_prompt(load):
-    words = instruction_words("In {language}: ", ["de"])
-    by_hand = {"de": "In German: "}
-    texts = [
-        steer(load("llama"), [instruction(each)], {"en": ["The river"]}, ["de"], identifier(LANGUAGES), samples=0,
-              tokens=3, temperature=0.0, progress=False)
-        for each in (words, by_hand)
-    ]  # fmt: skip
-    pd.testing.assert_frame_equal(*texts)
